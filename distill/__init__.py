@@ -1,0 +1,1 @@
+"""large2small: a large-kernel teacher trains a small-kernel student."""

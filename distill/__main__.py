@@ -1,0 +1,7 @@
+"""`python -m distill` is the `distill` command."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,175 @@
+"""Write and read the checkpoint, side by side.
+
+In:  a network's weights with architecture, preprocessing, class names, metrics and lineage; or any .pth a user has.
+Out: `best.pth` (weights and what they mean) and `last.pth` (that, and all a resumed run needs); both load with
+     `torch.load(weights_only=True)`, so no code in a file is ever executed.
+Elsewhere: building the network (`distill.models.build`), what the trainer's state holds (distill.trainer).
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runtime import files
+from runtime.errors import ArtifactError, UsageError
+from runtime.preprocess import Preprocess
+
+SCHEMA = 1
+MARK = "large2small_checkpoint"
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+"""Keys under which other projects keep the weights, the averaged ones first."""
+
+
+@dataclass
+class Checkpoint:
+    """Weights and everything needed to use them."""
+
+    model: str
+    """Architecture name, as timm spells it."""
+    model_args: dict[str, Any]
+    """Keyword arguments of the architecture besides num_classes."""
+    state_dict: dict[str, torch.Tensor]
+    preprocess: Preprocess
+    class_names: list[str] | None
+    """None in a foreign file: its class order is not known."""
+    role: str = "student"
+    """teacher, student, control or plain."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """At the epoch these weights are from; top1 and top5 in percent, loss in nats."""
+    lineage: dict[str, Any] = field(default_factory=dict)
+    """Data specs and fingerprints, teacher's file and SHA-256, recipe, versions."""
+    state: dict[str, Any] | None = None
+    """What a resumed run needs; only in last.pth."""
+    path: str | None = None
+    """Where it was read from."""
+
+    @property
+    def num_classes(self) -> int | None:
+        return len(self.class_names) if self.class_names else None
+
+
+def save(checkpoint: Checkpoint, path: str | Path) -> None:
+    """Write atomically: a crash leaves the old file or the new one. Raises MissingError when the disk is full."""
+    values = {f.name: getattr(checkpoint, f.name) for f in fields(Checkpoint) if f.name != "path"}
+    values |= {MARK: SCHEMA, "preprocess": checkpoint.preprocess.to_dict()}
+    buffer = io.BytesIO()  # torch's own file writer hides why a disk write failed
+    torch.save(values, buffer)
+    files.write_bytes(path, buffer.getvalue())
+
+
+def load(path: str | Path) -> Checkpoint:
+    """Read a checkpoint of this project. Raises ArtifactError for anything else; see `load_any` for foreign files."""
+    values = read_file(path)
+    if MARK not in values:
+        raise ArtifactError(f"{path}: not a large2small checkpoint. Name its architecture: --model NAME")
+    if values[MARK] != SCHEMA:
+        raise ArtifactError(f"{path}: checkpoint schema {values[MARK]}; this version reads {SCHEMA}. "
+                            "Install the large2small that wrote it")
+    known = {f.name for f in fields(Checkpoint)} - {"preprocess", "path"}
+    try:
+        return Checkpoint(**{k: v for k, v in values.items() if k in known},
+                          preprocess=Preprocess.from_dict(values["preprocess"]), path=str(path))
+    except (TypeError, KeyError, UsageError) as error:
+        raise ArtifactError(f"{path}: damaged checkpoint ({error})") from error
+
+
+def load_any(path: str | Path, model: str | None = None, model_args: Mapping[str, Any] | None = None) -> Checkpoint:
+    """Read our checkpoint, or foreign weights (timm, torchvision, plain state dict, published .th) of architecture `model`.
+
+    Raises UsageError when a foreign file comes without `model`, ArtifactError when the architectures differ.
+    """
+    values = read_file(path)
+    if MARK in values:
+        checkpoint = load(path)
+        if model is not None and model != checkpoint.model:
+            raise ArtifactError(f"{path}: holds {checkpoint.model}, not {model}. Leave the name out, or give the right file")
+        return checkpoint
+    if model is None:
+        raise UsageError(f"{path}: weights without a description. Say which architecture: --model NAME")
+    from .models import preprocess_of  # here: models import timm, reading a file does not need it
+
+    state_dict, notes = unwrap(values, str(path))
+    return Checkpoint(model=model, model_args=dict(model_args or {}), state_dict=state_dict,
+                      preprocess=preprocess_of(model), class_names=None, role="plain",
+                      lineage={"converted": notes}, path=str(path))
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """The raw dict in a .pth, .pt, .th or .safetensors file; pickled code is refused, never run."""
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"{path}: no such checkpoint")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error) or "Unsupported global" in str(error) or "Unsupported class" in str(error):
+            raise ArtifactError(f"{path}: contains pickled code, which is never run. Save only the weights: "
+                                "torch.save(model.state_dict(), FILE)") from error
+        raise ArtifactError(f"{path}: truncated or not a checkpoint ({_short(error)})") from error
+    except Exception as error:  # zip, unicode, index and runtime errors, according to where the file is cut
+        raise ArtifactError(f"{path}: truncated or not a checkpoint ({_short(error)})") from error
+    if not isinstance(values, dict):
+        raise ArtifactError(f"{path}: holds a {type(values).__name__}; expected a dict of weights")
+    return values
+
+
+def unwrap(values: Mapping[str, Any], name: str) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Weights out of another project's wrapper, and a list of what was renamed for the user to read."""
+    notes = []
+    for wrapper in WRAPPERS:
+        if isinstance(values.get(wrapper), dict):
+            values = values[wrapper]
+            notes.append(f"taken from entry {wrapper!r}")
+            break
+    state_dict = {key: value for key, value in values.items() if isinstance(value, torch.Tensor)}
+    if not state_dict:
+        raise ArtifactError(f"{name}: holds no weights (entries: {', '.join(map(str, list(values)[:5]))})")
+    for prefix in ("module.", "_orig_mod."):
+        if all(key.startswith(prefix) for key in state_dict):
+            state_dict = {key[len(prefix):]: value for key, value in state_dict.items()}
+            notes.append(f"prefix {prefix!r} removed from {len(state_dict)} names")
+    return state_dict, notes
+
+
+def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    """Fill `model` from the checkpoint; every name and shape must match, or ArtifactError names the first that does not."""
+    expected, given = model.state_dict(), dict(checkpoint.state_dict)
+    for key in expected:
+        if key.endswith(".num_batches_tracked"):  # absent in files older than torch 0.4.1; only momentum=None uses it
+            given.setdefault(key, expected[key])
+    where = f"{checkpoint.path or 'checkpoint'}: does not fit {checkpoint.model}"
+    missing = [key for key in expected if key not in given]
+    extra = [key for key in given if key not in expected]
+    if missing or extra:
+        raise ArtifactError(f"{where}: {len(missing)} weights missing{_first(missing)}, {len(extra)} unknown{_first(extra)}. "
+                            "Give the architecture it was trained with")
+    for key, value in expected.items():
+        if value.shape != given[key].shape:
+            raise ArtifactError(f"{where}: {key} is {tuple(given[key].shape)} in the file, {tuple(value.shape)} in the network. "
+                                "Give the architecture and number of classes it was trained with")
+    model.load_state_dict(given)
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The checkpoint without its weights, as plain values."""
+    values = {f.name: getattr(checkpoint, f.name) for f in fields(Checkpoint) if f.name not in ("state_dict", "state")}
+    return values | {"preprocess": asdict(checkpoint.preprocess)}
+
+
+def _first(keys: list[str]) -> str:
+    return f" (first: {keys[0]})" if keys else ""
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__

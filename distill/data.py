@@ -1,0 +1,322 @@
+"""Images for training and evaluation as torch batches.
+
+In:  a data spec, a split, the student's `Preprocess`, the recipe's augmentation.
+Out: batches (images (N, C, H, W) float32, labels (N,), names of unreadable images), the same for the same seed, epoch and step,
+     whatever the number of workers.
+Elsewhere: folders, npz and digits without torch (runtime.images); evaluation's pixels (runtime.preprocess).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from timm.data import create_dataset, create_transform
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torchvision import transforms
+
+from runtime.env import usable_cores
+from runtime.errors import DataError, MissingError, UsageError
+from runtime.images import ImageSet, open_images
+from runtime.preprocess import Preprocess, open_rgb
+
+from .recipe import Recipe
+
+TIMM_PREFIXES = ("torch/", "hfds/", "wds/", "tfds/", "hfids/")
+STREAMED = ("wds/", "tfds/", "hfids/")
+RETRIES = 100
+"""Unreadable images in a row, with skip_bad_images, before the data set itself is called broken."""
+
+
+class Batch(NamedTuple):
+    """What a loader gives."""
+
+    images: torch.Tensor
+    """(N, C, H, W) float32, normalized for the student."""
+    labels: torch.Tensor
+    """(N,) int64."""
+    bad: list[str]
+    """Unreadable images, each "name: reason"."""
+
+
+def open_data(spec: str, split: str, num_classes: int = 0) -> ImageSet:
+    """Labelled images by name: what runtime.images reads, and what timm's create_dataset reads.
+
+    split: train or val. num_classes: only for streams. Raises DataError or UsageError when it cannot be used.
+    """
+    if not spec:
+        raise UsageError("no data given. Expected --data DIR (one sub-folder per class), npz:FILE, digits, or torch/NAME:DIR")
+    if spec.startswith(STREAMED):
+        return StreamSet(spec, split, num_classes)
+    if spec.startswith(TIMM_PREFIXES) or spec.endswith(".tar"):
+        return _timm_set(spec, split)
+    return open_images(spec, split)
+
+
+class TimmSet(ImageSet):
+    """A data set of timm with random access: torchvision's, the hub's, or a tar file."""
+
+    def __init__(self, spec: str, dataset: Any, class_names: Sequence[str], labels: np.ndarray) -> None:
+        super().__init__(spec, class_names, labels)
+        self.dataset = dataset
+
+    def image(self, index: int) -> Any:
+        reader = getattr(self.dataset, "reader", None)
+        try:  # timm's own __getitem__ goes on to the next image when one is broken, and only logs it
+            found = reader[index][0] if reader is not None else self.dataset[index][0]
+            return open_rgb(found.read() if hasattr(found, "read") else found)
+        except (OSError, SyntaxError, DataError) as error:
+            raise DataError(f"{self.item_name(index)}: not a readable image ({' '.join(str(error).split())})") from error
+
+    def item_name(self, index: int) -> str:
+        return self.dataset.filename(index) if hasattr(self.dataset, "filename") else super().item_name(index)
+
+
+class StreamSet(ImageSet):
+    """A data set of timm that can only be read from the front (webdataset, TFDS, hub streams); classes have no names."""
+
+    def __init__(self, spec: str, split: str, num_classes: int) -> None:
+        if num_classes < 2:
+            raise UsageError(f"{spec}: streamed data carries no class list. Give --num-classes")
+        self.split = split
+        super().__init__(spec, [str(i) for i in range(num_classes)], np.zeros(0, np.int64))
+        self.size = len(self.stream(0, 1).reader)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def fingerprint(self) -> str:
+        """Not known without reading everything."""
+        return ""
+
+    def stream(self, seed: int, batch: int) -> Any:
+        """timm's iterable data set of (PIL image, label)."""
+        name, _, root = self.name.partition(":")
+        return _create(name, root, self.split, self.name, is_training=self.split == "train", batch_size=batch, seed=seed)
+
+
+def _create(name: str, root: str, split: str, spec: str, **more: Any) -> Any:
+    try:
+        return create_dataset(name, root=root or None, split={"val": "validation"}.get(split, split), **more)
+    except ImportError as error:
+        raise MissingError(f"{spec} needs the package {error.name}. Install it: pip install {error.name}") from error
+    except Exception as error:  # each reader fails in its own way
+        raise DataError(f"{spec}: timm cannot open it ({' '.join(str(error).split())[:200] or type(error).__name__})") from error
+
+
+def _timm_set(spec: str, split: str) -> TimmSet:
+    if spec.endswith(".tar"):
+        if not Path(spec).is_file():
+            raise DataError(f"{spec}: no such file")
+        dataset = _create("", spec, split, spec)
+        classes = dataset.reader.class_to_idx
+        labels = np.array([dataset.reader[i][1] for i in range(len(dataset))])
+        names = sorted(classes, key=classes.get)
+    else:
+        name, _, root = spec.partition(":")
+        dataset = _create(name, root, split, spec)
+        names, labels = _names_and_labels(dataset, spec)
+    if len(names) < 2 or not len(labels):
+        raise DataError(f"{spec}: {len(labels)} images of {len(names)} classes; expected at least two classes")
+    return TimmSet(spec, dataset, names, labels)
+
+
+def _names_and_labels(dataset: Any, spec: str) -> tuple[list[str], np.ndarray]:
+    if hasattr(dataset, "reader"):  # the hub's
+        rows, key = dataset.reader.dataset, getattr(dataset.reader, "label_key", "label")
+        feature = rows.features[key]
+        return list(getattr(feature, "names", None) or map(str, range(max(rows[key]) + 1))), np.array(rows[key])
+    targets = next((getattr(dataset, name) for name in ("targets", "labels", "_labels") if hasattr(dataset, name)), None)
+    if targets is None:
+        raise DataError(f"{spec}: its labels cannot be listed. Export it to an image folder first")
+    labels = np.array(targets)
+    return list(map(str, getattr(dataset, "classes", None) or range(int(labels.max()) + 1))), labels
+
+
+def training_transform(recipe: Recipe, spec: Preprocess) -> Any:
+    """PIL image -> (C, H, W) float32 tensor, augmented by timm's transforms as the recipe says."""
+    stages = create_transform(
+        spec.input_size, is_training=True, scale=recipe.scale, ratio=recipe.ratio, hflip=recipe.hflip,
+        color_jitter=recipe.color_jitter, auto_augment=recipe.aa or None, interpolation=recipe.train_interpolation,
+        mean=spec.mean, std=spec.std, re_prob=recipe.reprob, re_mode=recipe.remode, separate=True)
+    first, second, last = stages
+    if recipe.crop_padding:
+        size = spec.input_size[1:]
+        first = [transforms.Resize(size)] + [transforms.RandomCrop(size, padding=recipe.crop_padding)]
+        first += [transforms.RandomHorizontalFlip(recipe.hflip)] if recipe.hflip else []
+        first = transforms.Compose(first)
+    return transforms.Compose([first, second, last])
+
+
+class TrainSet(Dataset):
+    """Augmented images by (epoch, index): what is drawn depends on seed, epoch and index alone, so any worker may draw it."""
+
+    def __init__(self, images: ImageSet, transform: Any, seed: int, skip_bad: bool) -> None:
+        self.images, self.transform, self.seed, self.skip_bad = images, transform, seed, skip_bad
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor | None, int, list[str]]:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[tuple[torch.Tensor | None, int, list[str]]]:
+        with own_random_state():
+            return [self._one(epoch, index) for epoch, index in keys]
+
+    def _one(self, epoch: int, index: int) -> tuple[torch.Tensor | None, int, list[str]]:
+        bad: list[str] = []
+        while True:
+            try:
+                image = self.images.image(index)
+                break
+            except DataError as error:
+                bad.append(str(error))
+                if not self.skip_bad or len(bad) >= min(RETRIES, len(self.images)):
+                    return None, -1, bad
+                index = (index + 1) % len(self.images)
+        seed_all(hash_seed(self.seed, epoch, index))
+        return self.transform(image), int(self.images.labels[index]), bad
+
+
+class EvalSet(Dataset):
+    """Images through `runtime.preprocess`, by index."""
+
+    def __init__(self, images: ImageSet, preprocess: Preprocess) -> None:
+        self.images, self.preprocess = images, preprocess
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor | None, int, list[str]]:
+        try:
+            return torch.from_numpy(self.preprocess(self.images.image(index))), int(self.images.labels[index]), []
+        except DataError as error:
+            return None, -1, [str(error)]
+
+
+class StreamItems(IterableDataset):
+    """A `StreamSet` through a transform; images come in the stream's own order."""
+
+    def __init__(self, images: StreamSet, transform: Any, seed: int, batch: int) -> None:
+        self.images, self.transform, self.seed, self.batch, self.epoch = images, transform, seed, batch, 0
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, int, list[str]]]:
+        stream = self.images.stream(self.seed, self.batch)
+        stream.set_epoch(self.epoch)
+        for index, (image, label) in enumerate(stream):
+            with own_random_state():
+                seed_all(hash_seed(self.seed, self.epoch, index))
+                yield self.transform(open_rgb(image)), int(label), []
+
+
+class EpochOrder:
+    """Batches of (epoch, index) in a seeded random order; `start` skips what a resumed run has already seen."""
+
+    def __init__(self, size: int, batch: int, seed: int) -> None:
+        self.size, self.batch, self.seed = size, batch, seed
+        self.epoch = self.start = 0
+
+    def __len__(self) -> int:
+        return self.size // self.batch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        generator = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch, -1))
+        order = torch.randperm(self.size, generator=generator).tolist()
+        for step in range(self.start, len(self)):
+            yield [(self.epoch, index) for index in order[step * self.batch:(step + 1) * self.batch]]
+
+
+class TrainLoader:
+    """`epoch(e, start)` gives the batches of epoch e from batch `start` on."""
+
+    def __init__(self, images: ImageSet, recipe: Recipe, preprocess: Preprocess, device: torch.device) -> None:
+        transform = training_transform(recipe, preprocess)
+        self.batches = len(images) // recipe.batch
+        if self.batches < recipe.grad_accum:
+            raise UsageError(f"{images.name}: {len(images)} training images are fewer than one step of {recipe.batch} x "
+                             f"{recipe.grad_accum}. Give a smaller --batch")
+        common = loader_settings(recipe.workers, device)
+        self.stream = isinstance(images, StreamSet)
+        if self.stream:
+            self.items = StreamItems(images, transform, recipe.seed, recipe.batch)
+            self.loader = DataLoader(self.items, batch_size=recipe.batch, drop_last=True,
+                                     **common | {"persistent_workers": False})
+        else:
+            self.order = EpochOrder(len(images), recipe.batch, recipe.seed)
+            self.loader = DataLoader(TrainSet(images, transform, recipe.seed, recipe.skip_bad_images),
+                                     batch_sampler=self.order, **common)
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Batches of one epoch. A stream has no random access: what was already seen is read again and dropped."""
+        if not self.stream:
+            self.order.epoch, self.order.start = epoch, start
+            yield from self.loader
+            return
+        self.items.epoch = epoch
+        for step, batch in enumerate(self.loader):
+            if start <= step < self.batches:
+                yield batch
+
+
+def eval_loader(images: ImageSet, preprocess: Preprocess, batch: int, workers: int, device: torch.device) -> DataLoader:
+    """Every image once, in order, through runtime.preprocess."""
+    common = loader_settings(workers, device)
+    if isinstance(images, StreamSet):
+        items: Any = StreamItems(images, lambda image: torch.from_numpy(preprocess(image)), 0, batch)
+        return DataLoader(items, batch_size=batch, **common | {"persistent_workers": False, "num_workers": 0})
+    return DataLoader(EvalSet(images, preprocess), batch_size=batch, shuffle=False, **common)
+
+
+def loader_settings(workers: int, device: torch.device) -> dict[str, Any]:
+    """Arguments for every DataLoader: pinned memory for a GPU, workers that leave Ctrl-C to the main process."""
+    if workers < 0:
+        workers = min(8, usable_cores()) if device.type == "cuda" else 0
+    return {"num_workers": workers, "pin_memory": device.type == "cuda", "persistent_workers": workers > 0,
+            "worker_init_fn": _worker_init, "collate_fn": collate,
+            "generator": torch.Generator().manual_seed(0)}  # its own, so that loading draws nothing from the global one
+
+
+def collate(samples: list[tuple[torch.Tensor | None, int, list[str]]]) -> Batch:
+    """Readable samples stacked; what could not be read is named."""
+    bad = [name for _, _, names in samples for name in names]
+    good = [(image, label) for image, label, _ in samples if image is not None]
+    images = torch.stack([image for image, _ in good]) if good else torch.zeros(0)
+    return Batch(images, torch.tensor([label for _, label in good], dtype=torch.int64), bad)
+
+
+def _worker_init(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)
+
+
+def hash_seed(seed: int, epoch: int, index: int) -> int:
+    """A 63-bit number that differs for every (seed, epoch, index); the same on every machine."""
+    words = np.random.SeedSequence([seed & 0xFFFFFFFF, epoch & 0xFFFFFFFF, index & 0xFFFFFFFF]).generate_state(2)
+    return int(words[0]) | int(words[1] & 0x7FFFFFFF) << 32
+
+
+def seed_all(seed: int) -> None:
+    """Seed python, numpy and torch: timm's and torchvision's transforms draw from all three."""
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.random.default_generator.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def own_random_state() -> Iterator[None]:
+    """Put the three generators back afterwards, so that reading images does not change the training's own draws."""
+    saved = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(saved[0])
+        np.random.set_state(saved[1])
+        torch.set_rng_state(saved[2])

@@ -1,0 +1,62 @@
+"""Networks by name: timm's registry plus this project's own families, and what a name says about preprocessing.
+
+In:  architecture name, keyword arguments, number of classes.
+Out: a torch module; the `Preprocess` its pretrained weights expect.
+Elsewhere: weights (distill.checkpoint), one family per file in this folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+from timm.data import resolve_data_config
+from torch import nn
+
+from runtime.errors import MissingError, UsageError
+from runtime.preprocess import Preprocess
+
+from . import cifar  # noqa: F401  (registers its models)
+
+
+def build(name: str, num_classes: int, model_args: Mapping[str, Any] | None = None, *, pretrained: bool = False,
+          **more: Any) -> nn.Module:
+    """A network with fresh weights, or timm's published ones. more: arguments left out where they are 0 (drop_path_rate).
+
+    Raises UsageError for an unknown name (nearest suggested) or argument, MissingError when weights cannot be fetched.
+    """
+    require_known(name)
+    arguments = dict(model_args or {}) | {k: v for k, v in more.items() if v}
+    try:
+        return timm.create_model(name, num_classes=num_classes, pretrained=pretrained, **arguments)
+    except Exception as error:  # every architecture complains in its own way
+        reason = " ".join(str(error).split())[:200]
+        if pretrained:
+            raise MissingError(f"published weights of {name} cannot be fetched ({reason}). Give them as a file") from error
+        raise UsageError(f"{name} cannot be built with {arguments} ({reason})") from error
+
+
+def require_known(name: str) -> None:
+    """Raise UsageError, with the nearest name, unless `name` is an architecture."""
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=1)
+        raise UsageError(f"no architecture called {name!r}" + (f"; did you mean {close[0]}?" if close else ".")
+                         + " All of timm's names work, and resnet20, resnet32, resnet44, resnet56 for 32 x 32 images")
+
+
+def size_argument(name: str, img_size: int) -> dict[str, int]:
+    """{'img_size': ...} for architectures that are built for one size (ViT, Swin), nothing for the others."""
+    config = timm.get_pretrained_cfg(name)
+    return {"img_size": img_size} if img_size and config is not None and config.fixed_input_size else {}
+
+
+def preprocess_of(name: str, img_size: int = 0) -> Preprocess:
+    """What the pretrained weights of `name` expect, from timm's data config; img_size in pixels replaces the size, 0 keeps it."""
+    require_known(name)
+    config = timm.get_pretrained_cfg(name)
+    resolved = resolve_data_config({}, pretrained_cfg=config.to_dict() if config else {})
+    size = (3, img_size, img_size) if img_size else tuple(resolved["input_size"])
+    return Preprocess(input_size=size, interpolation=resolved["interpolation"], crop_pct=resolved["crop_pct"],
+                      crop_mode=resolved["crop_mode"], mean=resolved["mean"], std=resolved["std"])

@@ -1,0 +1,89 @@
+"""What a person sees while something runs: a live display on a terminal, plain lines otherwise; always on stderr.
+
+In:  counts and figures as they come.
+Out: nothing; stdout stays free for results.
+Elsewhere: what is kept of the figures (distill.trainer writes summary.csv and metrics.jsonl).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PLAIN_EVERY_S = 20.0
+"""Seconds between plain lines."""
+
+
+def console() -> Console:
+    """Rich's console on stderr."""
+    return Console(stderr=True)
+
+
+@contextlib.contextmanager
+def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yield advance(done so far). A bar on a terminal, silence elsewhere."""
+    screen = console()
+    if not screen.is_terminal:
+        yield lambda done: None
+        return
+    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                  console=screen, transient=True) as bars:
+        task = bars.add_task(what, total=total)
+        yield lambda done: bars.update(task, completed=done)
+
+
+class TrainingDisplay:
+    """Two bars (run and epoch) with loss, images/s, teacher's share of the step time and the time left."""
+
+    def __init__(self, name: str, epochs: int, steps_per_epoch: int, steps_done: int) -> None:
+        self.name, self.epochs, self.steps = name, epochs, steps_per_epoch
+        self.first = steps_done
+        self.began = self.last_line = time.monotonic()
+        screen = console()
+        self.bars: Progress | None = None
+        if screen.is_terminal:
+            self.bars = Progress(TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(),
+                                 TextColumn("{task.fields[figures]}"), TimeElapsedColumn(), TextColumn("left"),
+                                 TimeRemainingColumn(), console=screen)
+            self.run = self.bars.add_task(name, total=epochs * steps_per_epoch, completed=steps_done, figures="")
+            self.epoch = self.bars.add_task("epoch", total=steps_per_epoch, figures="")
+
+    def __enter__(self) -> TrainingDisplay:
+        if self.bars:
+            self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bars:
+            self.bars.stop()
+
+    def step(self, epoch: int, step: int, loss: float, images_per_s: float, teacher_share: float | None) -> None:
+        """After optimizer step `step` (1-based) of `epoch` (0-based)."""
+        figures = f"loss {loss:.4f}  {images_per_s:,.0f} images/s"
+        if teacher_share is not None:
+            figures += f"  teacher {teacher_share:.0%} of the step"
+        done = epoch * self.steps + step
+        if self.bars:
+            self.bars.update(self.run, completed=done)
+            self.bars.update(self.epoch, completed=step, description=f"epoch {epoch + 1}/{self.epochs}", figures=figures)
+        elif time.monotonic() - self.last_line >= PLAIN_EVERY_S:
+            self.last_line = time.monotonic()
+            self.say(f"{self.name}: epoch {epoch + 1}/{self.epochs} step {step}/{self.steps}  {figures}  "
+                     f"left {self._left(done)}")
+
+    def say(self, line: str) -> None:
+        """One line that stays."""
+        if self.bars:
+            self.bars.console.print(line, highlight=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def _left(self, done: int) -> str:
+        rate = (time.monotonic() - self.began) / max(done - self.first, 1)
+        seconds = int(rate * (self.epochs * self.steps - done))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"

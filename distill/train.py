@@ -1,0 +1,213 @@
+"""The command `distill train`: from flags to a run folder with a student, and a control if asked.
+
+In:  a `TrainOptions`.
+Out: RUN/ (student), RUN/control/ (the same without the teacher), RUN/result.json.
+Elsewhere: the training itself (distill.trainer).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from runtime import commands, files
+from runtime.artifact import require_same_classes
+from runtime.errors import UsageError
+
+from . import recipe as recipes
+from .recipe import Recipe
+
+DESCRIPTION = """Train a small student from a large-kernel teacher; --teacher none trains from the labels alone.
+
+examples:
+  distill train --teacher convnext_tiny --teacher-ckpt teacher.pth --student resnet18 --data DIR --output runs/student
+  distill train --recipe cifar10-cpu --teacher resnet56 --teacher-ckpt resnet56.th --data npz:cifar10 --control
+  distill train --resume runs/student"""
+
+
+@dataclass(frozen=True)
+class TrainOptions(Recipe):
+    """Flags of `distill train`: a Recipe, and where the run goes."""
+
+    recipe: Annotated[str, tyro.conf.arg(aliases=["-c", "--config"])] = ""
+    """Start from a shipped recipe (paper, demo, cifar10-cpu) or a YAML file; flags override it."""
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
+    """Run folder; default: runs/STUDENT."""
+    resume: str = ""
+    """Continue this run folder (or its last.pth) bit for bit; its recipe is used."""
+    overwrite: bool = False
+    """Replace an existing run folder."""
+    control: bool = False
+    """Afterwards train the same student for the same budget and seed without the teacher, into RUN/control."""
+    json: bool = False
+    """One JSON object with the result on stdout."""
+
+
+def parse(argv: Sequence[str], prog: str = "distill train") -> TrainOptions:
+    """Flags over the resumed run's args.yaml, or over --recipe, or over the defaults."""
+    commands.check_flags(TrainOptions, argv, prog)
+    base = TrainOptions()
+    saved = _run_folder(_value_of(argv, "--resume")) / "args.yaml" if _value_of(argv, "--resume") else None
+    if saved is not None and saved.is_file():
+        base = _with_file(base, str(saved))
+    for flag in ("--recipe", "--config", "-c"):
+        if _value_of(argv, flag):
+            base = _with_file(base, _value_of(argv, flag))
+    return commands.parse(TrainOptions, argv, prog, DESCRIPTION, base)
+
+
+def run(options: TrainOptions) -> None:
+    """Train, save, print what the teacher bought."""
+    folder = _prepare_folder(options)
+    import torch
+
+    from . import teacher as teachers
+    from . import trainer
+    from .evaluate import evaluate, pick_device
+
+    torch.set_float32_matmul_precision("high")
+    device = pick_device(options.device)
+    train, val, train_spec, val_spec = open_splits(options)
+    preprocess = _student_preprocess(options)
+    teacher = teachers.load(options, train.class_names, preprocess, device)
+    files.write_text(folder / "args.yaml", recipes.to_yaml(_as_recipe(options)) + f"control: {str(options.control).lower()}\n")
+    result: dict[str, Any] = {"run": str(folder), "student": options.student, "teacher": None, "control": None}
+    if teacher:
+        _say(f"teacher: {teacher.about['model']} from {teacher.about['file'] or 'published weights'} in {teacher.about['dtype']}")
+        result["teacher"] = teacher.about | {"top1_percent": _teacher_top1(folder, teacher, val, options, device, evaluate)}
+        _say(f"teacher: top-1 {result['teacher']['top1_percent']:.2f} % on {len(val) or 'the'} validation images")
+    roles = [("student" if teacher else "plain", folder, teacher)]
+    if options.control and teacher:
+        roles.append(("control", folder / "control", None))
+    recipe = _as_recipe(options)
+    for role, where, its_teacher in roles:
+        where.mkdir(parents=True, exist_ok=True)
+        mine = recipe if its_teacher or not teacher else replace(recipe, teacher="none", teacher_ckpt="")
+        run_ = trainer.Trainer(mine, where, train, val, its_teacher, device, preprocess, role,
+                               trainer.lineage(mine, train, val, train_spec, val_spec, its_teacher))
+        if options.resume and (where / "last.pth").is_file():
+            run_.resume(where / "last.pth")
+            _say(f"{role}: resumed at epoch {run_.epoch + 1}, step {run_.updates}"
+                 if run_.epoch < recipe.epochs else f"{role}: finished already")
+        best = run_.fit()
+        key = "control" if role == "control" else "best"
+        result[key] = {"checkpoint": str(where / "best.pth"), "top1_percent": best["val_top1_percent"], "epoch": best["epoch"],
+                       "loss_nats": best["val_loss_nats"], "images": best["val_images"]}
+    if result["control"]:
+        result["gain_points"] = result["best"]["top1_percent"] - result["control"]["top1_percent"]
+    files.write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result) if options.json else _summary(result))
+
+
+def open_splits(recipe: Recipe) -> tuple[Any, Any, str, str]:
+    """Training and validation images and the specs to find them again; classes and their order must agree."""
+    from runtime.images import has_own_split
+
+    from .data import TIMM_PREFIXES, open_data
+
+    train_spec = _absolute(recipe.data)
+    val_spec = _absolute(recipe.val_data) if recipe.val_data else train_spec
+    train = open_data(train_spec, "train", recipe.num_classes)
+    splittable = train_spec.startswith(TIMM_PREFIXES) or (not train_spec.endswith(".tar") and has_own_split(train_spec, "val"))
+    if not recipe.val_data and not splittable:
+        raise UsageError(f"{recipe.data}: has no validation images apart from the training images. "
+                         "Expected a val/ folder in it, or --val-data")
+    val = open_data(val_spec, "val", recipe.num_classes)
+    require_same_classes(train.class_names, f"training images {train_spec}", val.class_names, f"validation images {val_spec}")
+    return train, val, train_spec, val_spec
+
+
+def _teacher_top1(folder: Path, teacher: Any, val: Any, options: TrainOptions, device: Any, evaluate: Any) -> float:
+    """The teacher's own accuracy on its own preprocessing: shows a wrong file or normalization before any training."""
+    from .data import eval_loader
+
+    loader = eval_loader(val, teacher.preprocess, options.eval_batch, options.workers, device)
+    return evaluate(teacher.forward, loader, device, amp_dtype=teacher.dtype, channels_last=options.channels_last,
+                    skip_bad=options.skip_bad_images).top1
+
+
+def _student_preprocess(options: Recipe) -> Any:
+    from . import checkpoint as checkpoints
+    from . import models
+
+    if options.student_ckpt and not options.img_size:
+        return checkpoints.load_any(options.student_ckpt, options.student).preprocess
+    return models.preprocess_of(options.student, options.img_size)
+
+
+def _prepare_folder(options: TrainOptions) -> Path:
+    if options.resume:
+        folder = _run_folder(options.resume)
+        if not (folder / "args.yaml").is_file() and not options.data:
+            raise UsageError(f"{options.resume}: no run to resume (no args.yaml). Give the folder that --output named")
+        files.remove_leftovers(folder)
+        return folder
+    if not options.data:
+        raise UsageError("no data given. Expected --data DIR (with train/ and val/), npz:FILE, digits or torch/NAME:DIR")
+    folder = Path(options.output or f"runs/{options.student}")
+    if (folder / "args.yaml").exists() and not options.overwrite:
+        raise UsageError(f"{folder} holds a run already. Continue it: --resume {folder}; replace it: --overwrite; or choose another --output")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: is a file. Choose another --output")
+    if options.overwrite:
+        for name in ("last.pth", "best.pth", "summary.csv", "metrics.jsonl", "result.json"):
+            for place in (folder, folder / "control"):
+                (place / name).unlink(missing_ok=True)
+    return folder
+
+
+def _run_folder(path: str) -> Path:
+    return Path(path).parent if path.endswith(".pth") else Path(path)
+
+
+def _with_file(base: TrainOptions, name: str) -> TrainOptions:
+    import yaml
+
+    control = base.control
+    if Path(name).is_file():  # args.yaml also says whether a control was asked for
+        text = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+        if isinstance(text, dict) and "control" in text:
+            control = bool(text.pop("control"))
+            return replace(recipes.from_dict(text, name, base), control=control)
+    return recipes.load(name, base)
+
+
+def _as_recipe(options: TrainOptions) -> Recipe:
+    return Recipe(**{f.name: getattr(options, f.name) for f in fields(Recipe)})
+
+
+def _value_of(argv: Sequence[str], flag: str) -> str:
+    for index, word in enumerate(argv):
+        if word == flag and index + 1 < len(argv):
+            return argv[index + 1]
+        if word.startswith(f"{flag}="):
+            return word.split("=", 1)[1]
+    return ""
+
+
+def _absolute(spec: str) -> str:
+    """Paths made absolute, so that export finds the images from another folder."""
+    if spec.startswith("npz:"):
+        return f"npz:{Path(spec[4:]).absolute()}"
+    return str(Path(spec).absolute()) if spec and Path(spec).exists() and spec != "digits" else spec
+
+
+def _summary(result: dict[str, Any]) -> str:
+    best = result["best"]
+    lines = [f"{best['checkpoint']}: top-1 {best['top1_percent']:.2f} % at epoch {best['epoch']} (n={best['images']})"]
+    if result["teacher"]:
+        lines[0] += f", teacher {result['teacher']['top1_percent']:.2f} %"
+    if result["control"]:
+        lines.append(f"{result['control']['checkpoint']}: control top-1 {result['control']['top1_percent']:.2f} %; "
+                     f"the teacher bought {result['gain_points']:+.2f} points (one seed)")
+    return "\n".join(lines)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

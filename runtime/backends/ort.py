@@ -1,0 +1,83 @@
+"""ONNX Runtime: run an .onnx file on the provider asked for, and on no other.
+
+In:  path, provider name, thread count.
+Out: `OrtBackend.run((N, C, H, W) float32) -> (N, K) float32`; input and output names and shapes; the file's metadata map.
+Elsewhere: what the numbers mean (runtime.predictor).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import ArtifactError, MissingError, UsageError
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class OrtBackend:
+    """An open ONNX Runtime session. `run` may be called from many threads at once."""
+
+    engine = "onnxruntime"
+
+    def __init__(self, path: str | Path, device: str = "cpu", threads: int | None = None) -> None:
+        try:
+            import onnxruntime as ort
+        except ImportError:
+            extra = "gpu" if device.startswith("cuda") else "cpu"
+            raise MissingError(f'{path} needs ONNX Runtime. Install it: pip install "large2small[{extra}]"') from None
+        self.path = Path(path)
+        self.provider, options = _provider(device, ort.get_available_providers())
+        self.session = _open(ort, self.path, self.provider, options, threads)
+        active = self.session.get_providers()[0]
+        if active != self.provider:
+            raise MissingError(f"{path}: asked for {self.provider}, ONNX Runtime uses {active}. "
+                               "Its libraries did not load here; choose another --device")
+        self.session.disable_fallback()
+        self.version = ort.__version__
+        self.threads = threads
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
+            found = ", ".join(f"{i.name}: {i.type} {i.shape}" for i in inputs)
+            raise ArtifactError(f"{path}: inputs are {found}; expected one float input (N, C, H, W)")
+        self.input_name = inputs[0].name
+        self.input_shape = [size if isinstance(size, int) else None for size in inputs[0].shape]
+        self.output_name = outputs[0].name
+        self._output_names = [self.output_name]
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        """(N, C, H, W) float32 -> first output, (N, K) float32."""
+        return self.session.run(self._output_names, {self.input_name: batch})[0]
+
+    def metadata_map(self) -> Mapping[str, str]:
+        """The file's `metadata_props`."""
+        return self.session.get_modelmeta().custom_metadata_map
+
+
+def _provider(device: str, available: list[str]) -> tuple[str, dict[str, str]]:
+    kind, _, index = device.partition(":")
+    if kind not in PROVIDERS or (index and not index.isdigit()):
+        raise UsageError(f"device {device!r}: expected cpu, cuda or cuda:INDEX")
+    provider = PROVIDERS[kind]
+    if provider not in available:
+        raise MissingError(f"device {device!r} needs {provider}; this ONNX Runtime has {', '.join(available)}. "
+                           'Install it: pip install "large2small[gpu]" (it replaces the cpu package)')
+    return provider, {"device_id": index} if index else {}
+
+
+def _open(ort, path: Path, provider: str, options: dict[str, str], threads: int | None):
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads {threads}: expected 1 or more")
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3  # errors only: what matters is raised
+    settings.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or 0
+    try:
+        return ort.InferenceSession(str(path), settings, providers=[(provider, options)])
+    except Exception as error:  # onnxruntime's exception classes share no public base
+        reason = " ".join(str(error).split())
+        raise ArtifactError(f"{path}: ONNX Runtime {ort.__version__} cannot open it ({reason[:300]})") from error

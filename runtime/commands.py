@@ -1,0 +1,145 @@
+"""From a command line to an options dataclass, and from an error to one line and an exit code.
+
+In:  a frozen dataclass whose fields are the flags (default, type, docstring below each), and argv.
+Out: an instance; or exit 2 with one line that names the nearest flag.
+Elsewhere: what a command does. Imported by command modules only: `import runtime` does not pay for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from .errors import Large2SmallError, MissingError, UsageError
+
+T = TypeVar("T")
+INTERNAL_ERROR = 70
+
+
+def parse(options: type[T], argv: Sequence[str], prog: str, description: str = "", default: T | None = None) -> T:
+    """An instance of the dataclass `options` from `argv`; flags override `default`.
+
+    `--help` prints and exits 0. Raises UsageError with one line for anything that cannot be parsed.
+    """
+    import tyro
+
+    check_flags(options, argv, prog)
+    complaint = io.StringIO()
+    wide = os.environ.get("COLUMNS")
+    asks_help = any(word in ("-h", "--help") for word in argv)
+    try:
+        if asks_help:
+            return tyro.cli(options, prog=prog, description=description, args=list(argv), default=default)
+        os.environ["COLUMNS"] = "1000"  # so that the complaint is not broken into lines
+        with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(complaint):
+            return tyro.cli(options, prog=prog, description=description, args=list(argv), default=default)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(f"{_unboxed(complaint.getvalue())}. See {prog} --help") from None
+    finally:
+        os.environ.pop("COLUMNS", None)
+        if wide is not None:
+            os.environ["COLUMNS"] = wide
+
+
+def check_flags(options: type, argv: Sequence[str], prog: str) -> None:
+    """Raise UsageError naming the nearest flag for the first `--word` that `options` does not have."""
+    names = [field.name.replace("_", "-") for field in fields(options)]
+    known = {f"--{name}" for name in names} | {f"--no-{name}" for name in names} | {"--help", "--"}
+    known |= {alias for field in fields(options) for alias in _aliases(options, field.name)}
+    for word in argv:
+        flag = word.split("=", 1)[0]
+        if flag.startswith("--") and flag.replace("_", "-") not in known:
+            raise UsageError(f"unknown flag {flag}{nearest(flag, known)} See {prog} --help")
+
+
+def nearest(word: str, known: Sequence[str] | set[str]) -> str:
+    """'; did you mean X?' for the closest of `known`, or a full stop."""
+    close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else "."
+
+
+def _aliases(options: type, name: str) -> list[str]:
+    import typing
+
+    hint = typing.get_type_hints(options, include_extras=True)[name]
+    found = []
+    for extra in getattr(hint, "__metadata__", ()):
+        found += [alias for alias in getattr(extra, "aliases", None) or () if alias.startswith("--")]
+    return found
+
+
+def _unboxed(text: str) -> str:
+    """The first block of sentences in tyro's complaint, on one line; its title and its help text are left out."""
+    lines = [line.strip(" │|") for line in text.splitlines() if line.strip() and not line.startswith(("╭", "╰"))]
+    blocks: list[list[str]] = [[]]
+    for line in lines:
+        if re.fullmatch(r"[─-]+", line):
+            blocks.append([])
+        else:
+            blocks[-1].append(line)
+    if "╭" not in text and len(blocks) > 1:  # without box characters the title is a block of its own
+        blocks.pop(0)
+    return re.sub(r"\s+", " ", " ".join(blocks[0])).strip().rstrip(".") or "the command line cannot be read"
+
+
+def run(command: Callable[[], int | None], as_json: bool = False) -> int:
+    """Run a command; every failure becomes one line on stderr (with as_json also an object on stdout) and an exit code."""
+    try:
+        return command() or 0
+    except Large2SmallError as error:
+        return _report(str(error), error.exit_code, as_json)
+    except KeyboardInterrupt:
+        return _report("interrupted", 130, as_json)
+    except BrokenPipeError:  # `distill ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except ImportError as error:
+        if os.environ.get("L2S_TRACEBACK") or not error.name:
+            traceback.print_exc()
+        extra = _extra_for(error.name or "")
+        if extra:
+            missing = MissingError(f'this command needs {error.name}. Install it: pip install "large2small[{extra}]"')
+            return _report(str(missing), missing.exit_code, as_json)
+        return _report(f"internal error: {error}", INTERNAL_ERROR, as_json)
+    except OSError as error:
+        if error.errno == 28:  # ENOSPC, raised outside of runtime.files
+            return _report(f"no space left on the disk ({error}). Free space or choose another --output",
+                           MissingError.exit_code, as_json)
+        return _internal(error, as_json)
+    except Exception as error:
+        return _internal(error, as_json)
+
+
+def _extra_for(module: str) -> str | None:
+    root = module.split(".")[0]
+    if root in ("torch", "timm", "torchvision", "yaml"):
+        return "train"
+    if root in ("onnx", "onnxscript", "onnxslim", "onnxruntime"):
+        return "export"
+    return {"sklearn": "demo", "tensorboard": "tensorboard", "webdataset": "webdataset"}.get(root)
+
+
+def _internal(error: BaseException, as_json: bool) -> int:
+    if os.environ.get("L2S_TRACEBACK"):
+        traceback.print_exc()
+    text = " ".join(str(error).split())
+    return _report(f"internal error: {type(error).__name__}: {text[:500]}. "
+                   "Set L2S_TRACEBACK=1 for the traceback and report it", INTERNAL_ERROR, as_json)
+
+
+def _report(message: str, code: int, as_json: bool) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": message, "exit_code": code}))
+    return code

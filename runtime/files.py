@@ -1,0 +1,92 @@
+"""Write a file whole or not at all, and hash it.
+
+In:  a path and bytes.
+Out: the file, or the old one untouched; SHA-256 hex digests.
+Elsewhere: what is inside the files (runtime.artifact, distill.checkpoint).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import MissingError, UsageError
+
+TEMPORARY_MARK = ".tmp-"
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Replace `path` by `content`: temporary file beside it, fsync, rename, fsync of the folder.
+
+    A crash at any moment leaves either the old file or the new one. Raises MissingError when the disk is full.
+    """
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(content)
+
+
+def write_text(path: str | Path, content: str) -> None:
+    """`write_bytes` for UTF-8 text."""
+    write_bytes(path, content.encode())
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; on success it becomes `path`, on any failure it is removed."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}{TEMPORARY_MARK}{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _explained(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _explained(error: OSError, path: Path) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return MissingError(f"{path}: no space left to write it ({error.strerror}). Free space or choose another --output")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        return UsageError(f"{path}: cannot be written ({error.strerror}). Choose another --output")
+    return error
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows cannot open a folder to sync it
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Delete temporary files that a killed process left in `folder`; returns what was deleted."""
+    leftovers = sorted(folder.glob(f".*{TEMPORARY_MARK}*"))
+    for leftover in leftovers:
+        leftover.unlink(missing_ok=True)
+    return leftovers
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file as 64 hex digits, read in 1 MiB blocks."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def refuse_existing(path: str | Path, overwrite: bool) -> None:
+    """Raise UsageError when `path` exists and `overwrite` is False."""
+    if Path(path).exists() and not overwrite:
+        raise UsageError(f"{path} exists already. Add --overwrite to replace it, or choose another --output")

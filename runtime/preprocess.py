@@ -1,0 +1,165 @@
+"""Image -> (C, H, W) float32: the only definition, used by evaluation, calibration and prediction.
+
+In:  a path, encoded bytes, a PIL image or a uint8 array (H, W, 3) or (H, W), and a `Preprocess` spec.
+Out: float32 array (C, H, W), equal bit for bit to timm's evaluation transform (`create_transform(is_training=False)`).
+Elsewhere: training augmentation (distill.data).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from .errors import DataError, UsageError
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+CROP_MODES = ("center", "squash", "border")
+
+Image = Any  # a path (str, os.PathLike), encoded bytes, a PIL.Image.Image, or a uint8 array
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What is done to an image before the network sees it; travels with every checkpoint and artifact."""
+
+    input_size: tuple[int, int, int] = (3, 224, 224)
+    """Channels, height, width in pixels; channels is 3."""
+    interpolation: str = "bicubic"
+    """Resampling filter of the resize, one of INTERPOLATIONS; antialiased, as Pillow does."""
+    crop_pct: float = 0.875
+    """Side of the crop divided by the side resized to, above 0."""
+    crop_mode: str = "center"
+    """center: shorter side resized, centre cropped; squash: both sides; border: longer side, padded with the mean colour."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Subtracted per channel after division by 255."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Divided by per channel, above 0."""
+
+    def __post_init__(self) -> None:
+        for name in ("input_size", "mean", "std"):  # lists come from JSON and YAML
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if len(self.input_size) != 3 or self.input_size[0] != 3 or min(self.input_size) < 1:
+            raise UsageError(f"input_size {self.input_size}: expected (3, height, width) in pixels")
+        if self.interpolation not in INTERPOLATIONS:
+            raise UsageError(f"interpolation {self.interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}")
+        if self.crop_mode not in CROP_MODES:
+            raise UsageError(f"crop_mode {self.crop_mode!r}: expected one of {', '.join(CROP_MODES)}")
+        if not self.crop_pct > 0 or len(self.mean) != 3 or len(self.std) != 3 or not min(self.std) > 0:
+            raise UsageError(f"crop_pct {self.crop_pct}, mean {self.mean}, std {self.std}: expected crop_pct > 0, "
+                             "three means, three stds > 0")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
+        """Read the spec from a plain mapping; unknown keys raise UsageError."""
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise UsageError(f"preprocessing keys {sorted(unknown)} are unknown to this version")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    def __call__(self, image: Image) -> np.ndarray:
+        """(C, H, W) float32 of one image. Raises DataError when it cannot be decoded."""
+        return self.normalize(self.pixels(image))
+
+    def pixels(self, image: Image) -> np.ndarray:
+        """Decoded, resized and cropped: (H, W, 3) uint8."""
+        return np.asarray(_crop(_resize(open_rgb(image), self), self), dtype=np.uint8)
+
+    def normalize(self, pixels: np.ndarray) -> np.ndarray:
+        """(..., H, W, 3) uint8 -> (..., 3, H, W) float32, in the order of operations that torchvision uses."""
+        scaled = np.moveaxis(pixels, -1, -3).astype(np.float32, order="C") / np.float32(255)
+        shape = (3, 1, 1)
+        return (scaled - np.reshape(np.float32(self.mean), shape)) / np.reshape(np.float32(self.std), shape)
+
+    def batch(self, images: Iterable[Image]) -> np.ndarray:
+        """(N, C, H, W) float32 of N images."""
+        return self.normalize(np.stack([self.pixels(image) for image in images]))
+
+
+def open_rgb(image: Image) -> Any:
+    """A PIL image in mode RGB from any accepted form. Orientation tags are not applied, as timm and torchvision do not.
+
+    Raises DataError naming the file when it is missing or broken, UsageError for an array of another dtype or shape.
+    """
+    from PIL import Image as pil  # here, so that `import runtime` does not pay for it
+
+    if isinstance(image, pil.Image):
+        return image if image.mode == "RGB" else image.convert("RGB")
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
+            raise UsageError(f"array of {image.dtype} {image.shape}: expected uint8 (height, width, 3). "
+                             "For preprocessed float batches use logits()")
+        return pil.fromarray(image.squeeze(2) if image.ndim == 3 and image.shape[2] == 1 else image).convert("RGB")
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return _decode(pil, io.BytesIO(image), f"{len(image)} bytes")
+    if isinstance(image, (str, os.PathLike)):
+        return _decode(pil, image, os.fspath(image))
+    raise UsageError(f"image of type {type(image).__name__}: expected a path, bytes, a PIL image or a uint8 array")
+
+
+def _decode(pil: Any, source: Any, name: str) -> Any:
+    try:
+        with pil.open(source) as opened:
+            return opened.convert("RGB")
+    except FileNotFoundError:
+        raise DataError(f"{name}: no such image") from None
+    except (OSError, SyntaxError, ValueError, EOFError, pil.DecompressionBombError) as error:
+        raise DataError(f"{name}: not a readable image ({' '.join(str(error).split())})") from error
+
+
+def _resize(image: Any, spec: Preprocess) -> Any:
+    height, width = spec.input_size[1:]
+    target = (math.floor(height / spec.crop_pct), math.floor(width / spec.crop_pct))
+    size = _resized_size((image.height, image.width), target, spec.crop_mode)
+    if size == (image.height, image.width):
+        return image
+    return image.resize((size[1], size[0]), getattr(_resampling(), spec.interpolation.upper()))
+
+
+def _resized_size(size: tuple[int, int], target: tuple[int, int], crop_mode: str) -> tuple[int, int]:
+    """(height, width) after the resize, rounded as torchvision (square targets) and timm (others) do."""
+    height, width = size
+    if crop_mode == "squash":
+        return target
+    ratios = (height / target[0], width / target[1])
+    if crop_mode == "border":
+        # timm blends the two ratios with weights 1 and 0; adding 0 * x changes no finite value
+        return round(height / max(ratios)), round(width / max(ratios))
+    if target[0] != target[1]:
+        return round(height / min(ratios)), round(width / min(ratios))
+    if width <= height:
+        return int(target[0] * height / width), target[0]
+    return target[0], int(target[0] * width / height)
+
+
+def _crop(image: Any, spec: Preprocess) -> Any:
+    height, width = spec.input_size[1:]
+    if image.width < width or image.height < height:
+        fill = tuple(round(255 * v) for v in spec.mean) if spec.crop_mode == "border" else (0, 0, 0)
+        image = _pad(image, height, width, fill)
+    top = round((image.height - height) / 2)
+    left = round((image.width - width) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def _pad(image: Any, height: int, width: int, fill: tuple[int, int, int]) -> Any:
+    from PIL import Image as pil
+
+    canvas = pil.new("RGB", (max(width, image.width), max(height, image.height)), fill)
+    canvas.paste(image, (max(width - image.width, 0) // 2, max(height - image.height, 0) // 2))
+    return canvas
+
+
+def _resampling() -> Any:
+    from PIL import Image as pil
+
+    return pil.Resampling
