@@ -148,9 +148,8 @@ def training_transform(recipe: Recipe, spec: Preprocess) -> Any:
     first, second, last = stages
     if recipe.crop_padding:
         size = spec.input_size[1:]
-        first = [transforms.Resize(size)] + [transforms.RandomCrop(size, padding=recipe.crop_padding)]
-        first += [transforms.RandomHorizontalFlip(recipe.hflip)] if recipe.hflip else []
-        first = transforms.Compose(first)
+        first = transforms.Compose([transforms.Resize(size), transforms.RandomCrop(size, padding=recipe.crop_padding),
+                                    transforms.RandomHorizontalFlip(recipe.hflip)])
     return transforms.Compose([first, second, last])
 
 

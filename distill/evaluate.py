@@ -86,7 +86,7 @@ def pick_device(name: str) -> torch.device:
     if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
         raise UsageError(f"device {name!r}: expected auto, cpu, cuda or cuda:INDEX")
     if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
-        raise MissingError(f"device {name!r}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs here. Use --device cpu")
+        raise MissingError(f"device {name!r}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs. Use --device cpu")
     return torch.device(name)
 
 
@@ -97,7 +97,7 @@ class EvalOptions:
     checkpoint: tyro.conf.Positional[str]
     """best.pth, or a file of timm, torchvision or the authors (then with --model)."""
     data: Annotated[str, tyro.conf.arg(aliases=["--data-dir"])] = ""
-    """Labelled images: a folder, npz:FILE, digits, torch/NAME:DIR; default: the validation images the checkpoint was trained with."""
+    """Labelled images: a folder, npz:FILE, digits, torch/NAME:DIR; default: those the checkpoint was validated with."""
     split: str = "val"
     """val or train, where the data has both."""
     model: str = ""

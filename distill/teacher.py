@@ -30,7 +30,8 @@ class Teacher:
     """`teacher(images)` -> Outputs. The same image the student sees, resized and normalized again for the teacher."""
 
     def __init__(self, model: nn.Module, preprocess: Preprocess, student_preprocess: Preprocess, device: torch.device,
-                 dtype: str = "fp32", channels_last: bool = True, compile: bool = False, about: dict[str, Any] | None = None) -> None:
+                 dtype: str = "fp32", channels_last: bool = True, compile: bool = False,
+                 about: dict[str, Any] | None = None) -> None:
         self.model = model.to(device).eval().requires_grad_(False)
         if channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
@@ -80,7 +81,7 @@ def load(recipe: Recipe, class_names: list[str], student_preprocess: Preprocess,
                  "converted": found.lineage.get("converted")}
         preprocess = found.preprocess
     else:
-        model = models.build(name, 0 or len(class_names), model_args, pretrained=True)
+        model = models.build(name, len(class_names), model_args, pretrained=True)
         preprocess = models.preprocess_of(name)
         config = getattr(model, "pretrained_cfg", {})
         if config.get("num_classes") != len(class_names):
@@ -88,4 +89,5 @@ def load(recipe: Recipe, class_names: list[str], student_preprocess: Preprocess,
                              f"{len(class_names)}. Train it on your data first (--teacher none), then give --teacher-ckpt")
         about = {"model": name, "file": None, "sha256": None, "converted": None}
     dtype = (recipe.amp_dtype if recipe.amp else "fp32") if recipe.teacher_dtype == "auto" else recipe.teacher_dtype
-    return Teacher(model, preprocess, student_preprocess, device, dtype, recipe.channels_last, recipe.compile, about | {"dtype": dtype})
+    return Teacher(model, preprocess, student_preprocess, device, dtype, recipe.channels_last, recipe.compile,
+                   about | {"dtype": dtype})

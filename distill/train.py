@@ -152,7 +152,8 @@ def _prepare_folder(options: TrainOptions) -> Path:
         raise UsageError("no data given. Expected --data DIR (with train/ and val/), npz:FILE, digits or torch/NAME:DIR")
     folder = Path(options.output or f"runs/{options.student}")
     if (folder / "args.yaml").exists() and not options.overwrite:
-        raise UsageError(f"{folder} holds a run already. Continue it: --resume {folder}; replace it: --overwrite; or choose another --output")
+        raise UsageError(f"{folder} holds a run already. Continue it: --resume {folder}; replace it: --overwrite; "
+                         "or choose another --output")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file. Choose another --output")
     if options.overwrite:

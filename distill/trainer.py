@@ -96,9 +96,12 @@ class Trainer:
         self._build_optimizer()
         self.amp_dtype = DTYPES[recipe.amp_dtype] if recipe.amp else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp and recipe.amp_dtype == "fp16")
-        self.ema = ModelEmaV3(self.model, decay=recipe.model_ema_decay, use_warmup=recipe.model_ema_warmup) if recipe.model_ema else None
-        self.mixup = Mixup(recipe.mixup, recipe.cutmix, prob=recipe.mixup_prob, switch_prob=recipe.mixup_switch_prob,
-                           label_smoothing=recipe.smoothing, num_classes=len(self.class_names)) if recipe.mixup or recipe.cutmix else None
+        self.ema = self.mixup = None
+        if recipe.model_ema:
+            self.ema = ModelEmaV3(self.model, decay=recipe.model_ema_decay, use_warmup=recipe.model_ema_warmup)
+        if recipe.mixup or recipe.cutmix:
+            self.mixup = Mixup(recipe.mixup, recipe.cutmix, prob=recipe.mixup_prob, switch_prob=recipe.mixup_switch_prob,
+                               label_smoothing=recipe.smoothing, num_classes=len(self.class_names))
         self.kd_loss = losses.create(recipe.kd_loss, **recipe.kd_settings()) if teacher else None
         self.epoch = self.step_in_epoch = self.updates = 0
         self.tally = Tally()
@@ -119,20 +122,21 @@ class Trainer:
         except (ValueError, AssertionError, RuntimeError, KeyError) as error:
             raise UsageError(f"optimizer {r.opt!r} with schedule {r.sched!r}: {' '.join(str(error).split())[:200]}") from error
         if self.scheduler is None:
-            raise UsageError(f"schedule {r.sched!r}: unknown to timm. Expected cosine, linear, poly, step or plateau's kin")
+            raise UsageError(f"schedule {r.sched!r}: unknown to timm. Expected cosine, tanh, step, multistep or poly")
         self.scheduler.step_update(0)
 
     # one step
 
     def step(self, batches: list[Batch]) -> None:
         """One optimizer step over `grad_accum` batches. Losses stay on the device until `flush`."""
+        for batch in batches:  # before any computation, so that a step is done whole or not at all
+            require_readable(batch.bad, self.recipe.skip_bad_images)
+            if len(batch.labels) < self.recipe.batch:
+                raise DataError(f"{len(batch.bad)} images in a row cannot be read (last: {batch.bad[-1]}). Check the data set")
+            self.tally.bad_images += len(batch.bad)
         self.forward.train()
         self.optimizer.zero_grad(set_to_none=True)
         for batch in batches:
-            require_readable(batch.bad, self.recipe.skip_bad_images)
-            self.tally.bad_images += len(batch.bad)
-            if not len(batch.labels):
-                raise DataError(f"{len(batch.bad)} images in a row cannot be read (last: {batch.bad[-1]}). Check the data set")
             images = batch.images.to(self.device, non_blocking=True).contiguous(memory_format=self.memory_format)
             labels = batch.labels.to(self.device, non_blocking=True)
             if self.mixup:
@@ -168,7 +172,7 @@ class Trainer:
         return total, distill_loss, task_loss
 
     def flush(self) -> float:
-        """Bring the pending losses to the host and add them up; returns the last. Raises GateError at the first that is not finite."""
+        """Bring the pending losses to the host and add them up; returns the last. Raises GateError when one is not finite."""
         if not self._pending:
             return self.tally.loss / max(self.tally.steps, 1)
         accum = self.recipe.grad_accum
@@ -177,8 +181,9 @@ class Trainer:
         first = self.updates - len(values) + 1
         for update, (loss, distill_loss, task_loss) in enumerate(values, start=first):
             if not math.isfinite(loss):
-                raise GateError(f"loss is {loss} at step {update} (epoch {self.epoch + 1}; distillation {distill_loss:.4g}, cross-entropy "
-                                f"{task_loss:.4g}). Try a lower --lr, --clip-grad 1, a longer warm-up, or --amp-dtype bf16")
+                raise GateError(f"loss is {loss} at step {update} (epoch {self.epoch + 1}; distillation {distill_loss:.4g}, "
+                                f"cross-entropy {task_loss:.4g}). Try a lower --lr, --clip-grad 1, a longer warm-up, "
+                                "or --amp-dtype bf16")
             self.tally.steps += 1
             self.tally.loss += loss
             self.tally.distill_loss += distill_loss
@@ -208,7 +213,8 @@ class Trainer:
             while self.step_in_epoch < self.steps_per_epoch:
                 group = [batch for _, batch in zip(range(accum), batches, strict=False)]
                 if len(group) < accum:
-                    raise DataError(f"the data ended after {self.step_in_epoch} of {self.steps_per_epoch} steps of epoch {self.epoch + 1}")
+                    raise DataError(f"the data ended in epoch {self.epoch + 1} after {self.step_in_epoch} of "
+                                    f"{self.steps_per_epoch} steps")
                 self.step(group)
                 self.step_in_epoch += 1
                 now = time.monotonic()
@@ -259,8 +265,9 @@ class Trainer:
 
     def _best_checkpoint(self) -> checkpoints.Checkpoint:
         weights = (self.ema.module if self.ema else self.model).state_dict()
-        metrics = {"top1": self.best["val_top1_percent"], "top5": self.best["val_top5_percent"], "loss": self.best["val_loss_nats"],
-                   "epoch": self.best["epoch"], "images": self.best["val_images"], "weights": "ema" if self.ema else "raw"}
+        best = self.best
+        metrics = {"top1": best["val_top1_percent"], "top5": best["val_top5_percent"], "loss": best["val_loss_nats"],
+                   "epoch": best["epoch"], "images": best["val_images"], "weights": "ema" if self.ema else "raw"}
         return self._checkpoint(weights, metrics)
 
     def _checkpoint(self, weights: dict[str, Tensor], metrics: dict[str, Any]) -> checkpoints.Checkpoint:
@@ -273,7 +280,8 @@ class Trainer:
         self.flush()
         last = self._checkpoint(self.model.state_dict(), {})
         last.state = {
-            "recipe": recipes.to_dict(self.recipe), "epoch": self.epoch, "step_in_epoch": self.step_in_epoch, "updates": self.updates,
+            "recipe": recipes.to_dict(self.recipe),
+            "epoch": self.epoch, "step_in_epoch": self.step_in_epoch, "updates": self.updates,
             "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None, "random": random_state(),
             "tally": dataclasses.asdict(self.tally), "history": self.history, "best": self.best,
@@ -394,7 +402,8 @@ def write_records(folder: Path, history: list[dict[str, Any]]) -> None:
     files.write_text(folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in history))
 
 
-def lineage(recipe: Recipe, train: ImageSet, val: ImageSet, train_spec: str, val_spec: str, teacher: Teacher | None) -> dict[str, Any]:
+def lineage(recipe: Recipe, train: ImageSet, val: ImageSet, train_spec: str, val_spec: str,
+            teacher: Teacher | None) -> dict[str, Any]:
     """Where a checkpoint comes from: data with fingerprints, teacher with SHA-256, recipe and versions."""
     return {
         "data": {"train_spec": train_spec, "val_spec": val_spec, "train_images": len(train), "val_images": len(val),

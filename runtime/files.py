@@ -48,7 +48,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise _explained(error, path) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder that is not there or not ours has its own error above
+            temporary.unlink()
 
 
 def _explained(error: OSError, path: Path) -> Exception:

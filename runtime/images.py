@@ -97,6 +97,13 @@ class ArraySet(ImageSet):
     def item_bytes(self, index: int) -> bytes:
         return self.x[index].tobytes()
 
+    def fingerprint(self) -> str:
+        """SHA-256 over class names, labels and pixels."""
+        digest = hashlib.sha256("\0".join(self.class_names).encode())
+        digest.update(self.labels.tobytes())
+        digest.update(np.ascontiguousarray(self.x).data)
+        return digest.hexdigest()
+
 
 def open_images(spec: str, split: str) -> ImageSet:
     """The labelled images that `spec` names.
@@ -180,7 +187,10 @@ def _npz_file(location: str, split: str) -> Path:
 
 
 def _digits(split: str) -> ArraySet:
-    """1,797 handwritten digits of 8 x 8 pixels (UCI, bundled with scikit-learn), enlarged to 32 x 32; every fourth of a class is val."""
+    """1,797 handwritten digits of 8 x 8 pixels (UCI, bundled with scikit-learn), enlarged to 32 x 32.
+
+    Every fourth image of a class is val: 1,352 for training, 445 for validation.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError:

@@ -1,0 +1,99 @@
+"""Numbers for people and for programs: short forms, one console, one JSON object, the conditions.
+
+In:  plain values; None where nothing was measured.
+Out: short strings; text on stdout.
+Elsewhere: measuring (bench.latency, bench.accuracy), what a table's columns are (bench.table).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+UNKNOWN = "–"
+"""What is shown for None: not measured, not known."""
+
+PIPE_WIDTH = 100
+"""Columns of output that goes to a file or a pipe, where rich would assume 80."""
+
+
+def count(value: int | None) -> str:
+    """Parameters and MACs: 12345 -> 12.3k, 4500000 -> 4.5M."""
+    return UNKNOWN if value is None else _scaled(value, ("", "k", "M", "G", "T"))
+
+
+def size(value: int | None) -> str:
+    """Bytes in decimal units, as file managers show them: 1234567 -> 1.2 MB."""
+    return UNKNOWN if value is None else _scaled(value, (" B", " kB", " MB", " GB", " TB"))
+
+
+def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
+    """Fixed decimals, with a sign when it is a difference."""
+    return UNKNOWN if value is None else f"{value:{'+' if sign else ''}.{digits}f}"
+
+
+def significant(value: float | None) -> str:
+    """Milliseconds and the like, with the digits that count: 0.012, 1.91, 12.3, 1234."""
+    return number(value, 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3) if value is not None else UNKNOWN
+
+
+def rate(value: float | None) -> str:
+    """Images per second: 1.91, 1234, 12.3k."""
+    return count(round(value)) if value is not None and value >= 10_000 else significant(value)
+
+
+def _scaled(value: float, units: tuple[str, ...]) -> str:
+    power = 0
+    while round(value, 1 if value < 100 else 0) >= 1000 and power < len(units) - 1:  # rounded: 999,999 is 1.0M, not 1000k
+        value, power = value / 1000, power + 1
+    return f"{value:.{1 if power and value < 100 else 0}f}{units[power]}"
+
+
+def console(stderr: bool = False) -> Any:
+    """A rich console that keeps tables readable when the output is not a terminal."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else PIPE_WIDTH, highlight=False)
+
+
+def table(title: str, left: Sequence[str], right: Sequence[str]) -> Any:
+    """An empty rich table without lines between columns, names to the left and numbers to the right."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in left:
+        made.add_column(heading, overflow="fold")
+    for heading in right:
+        made.add_column(heading, justify="right", no_wrap=True)
+    return made
+
+
+def with_notes(table: Any, notes: Sequence[str]) -> Any:
+    """The table with its conditions below, each note in the full width of the console."""
+    from rich.console import Group
+    from rich.text import Text
+
+    return Group(table, *(Text(note) for note in notes))
+
+
+def print_json(values: dict[str, Any]) -> None:
+    """One JSON object on stdout, nothing else. NaN is a bug here, so it raises instead of becoming invalid JSON."""
+    print(to_json(values), end="")
+
+
+def to_json(values: dict[str, Any]) -> str:
+    """The object as indented text with a final newline."""
+    return json.dumps(values, indent=2, allow_nan=False) + "\n"
+
+
+def machine(fingerprint: dict[str, Any]) -> str:
+    """The conditions of `runtime.env.fingerprint()` on one line."""
+    packages = fingerprint["packages"]
+    engine = next((f"{name} {packages[name]}" for name in ("onnxruntime-gpu", "onnxruntime") if name in packages), None)
+    parts = [fingerprint["cpu"] or "unknown CPU", f"{fingerprint['cores']} cores", fingerprint["gpu"], engine,
+             f"Python {fingerprint['python']}", fingerprint["system"]]
+    return ", ".join(part for part in parts if part)

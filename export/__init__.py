@@ -1,0 +1,1 @@
+"""A checkpoint becomes an artifact that needs no torch: merged, exported, quantized, verified, then written."""

@@ -1,0 +1,76 @@
+"""Which real images an export looks at: a stratified, seeded choice, and proof that calibration and evaluation are apart.
+
+In:  an `ImageSet`, a size, a seed.
+Out: indices; preprocessed batches, streamed; the list of [name, SHA-256] for the metadata.
+Elsewhere: opening images (runtime.images), pixels to floats (runtime.preprocess).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import PurePath
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from runtime.errors import UsageError
+from runtime.images import ImageSet
+from runtime.preprocess import Preprocess
+
+PIXELS_PER_BATCH = 2**18
+"""A batch holds about so many pixels: 5 images of 224 x 224, at most 32; bounds the memory for activations."""
+
+
+def choose(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """Indices of `size` images (all, if there are fewer), as many of each class as possible, by chance but reproducible.
+
+    labels (N,) int. A class with too few images gives what it has, the others fill up.
+    """
+    random = np.random.default_rng(seed)
+    shuffled = random.permutation(len(labels))
+    turn = np.empty(len(labels), dtype=np.int64)  # how many of its class come before it
+    for label in np.unique(labels):
+        members = shuffled[labels[shuffled] == label]
+        turn[members] = np.arange(len(members))
+    order = shuffled[np.argsort(turn[shuffled], kind="stable")]
+    return np.sort(order[:size])
+
+
+def batches(images: ImageSet, indices: Sequence[int], preprocess: Preprocess, size: int | None = None,
+            about: str = "") -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Preprocessed (n, C, H, W) float32 and labels (n,) of the chosen images, `size` at a time, one batch in memory.
+
+    A progress bar titled `about` is drawn on a terminal. Raises DataError naming an image that cannot be read.
+    """
+    _, height, width = preprocess.input_size
+    size = size or max(1, min(32, PIXELS_PER_BATCH // (height * width)))
+    starts = range(0, len(indices), size)
+    for start in progress(starts, about) if about else starts:
+        chosen = [int(i) for i in indices[start:start + size]]
+        yield preprocess.batch(images.image(i) for i in chosen), images.labels[chosen]
+
+
+def progress(steps: Sequence[int], about: str) -> Iterator[int]:
+    """`steps` with a progress bar on stderr when that is a terminal."""
+    console = Console(stderr=True)
+    yield from track(steps, about, console=console, disable=not console.is_terminal, transient=True)
+
+
+def listing(images: ImageSet, indices: Sequence[int]) -> list[list[str]]:
+    """[name, SHA-256] of the chosen images; names start at the data set's own folder, not at the root of this disk."""
+    folder = PurePath(images.name).name
+    return [[folder + images.item_name(int(i)).removeprefix(images.name), images.item_sha256(int(i))] for i in indices]
+
+
+def require_apart(calibration: ImageSet, indices: Sequence[int], held_out: ImageSet) -> None:
+    """Raise UsageError naming an image that is in both: accuracy on it would be flattered.
+
+    All of held_out is compared with the chosen calibration images, by content.
+    """
+    chosen = {calibration.item_sha256(int(i)): int(i) for i in indices}
+    for index in progress(range(len(held_out)), "comparing calibration and evaluation images"):
+        twin = chosen.get(held_out.item_sha256(index))
+        if twin is not None:
+            raise UsageError(f"{calibration.item_name(twin)} is a calibration image and also in --data "
+                             f"({held_out.item_name(index)}). Calibrate on training images that are not evaluated: --calib DIR")

@@ -1,0 +1,166 @@
+"""Top-1, top-5, loss and agreement, on models whose logits are worked out by hand."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+import runtime
+from bench import accuracy, cli
+from runtime import ArtifactError, DataError
+from runtime.images import ArraySet, open_images
+
+WRONG_RED = [[0, 0, 1], [0, 1, 0], [0, 1, 0]]
+"""Red images get logits 0, 0, 0: a tie, which the lowest class (blue) wins."""
+
+
+def evaluate(path, images, **changes):
+    with runtime.load(path) as predictor:
+        return accuracy.evaluate(predictor, images, **changes)
+
+
+def test_all_right_is_100_percent_and_the_loss_is_the_formula(student, photos):
+    result = evaluate(student, open_images(str(photos), "val"))
+    # brightness b of the label's class, 0 for the others: loss = log(e^b + 2) - b
+    levels = np.array([255, 229, 204, 178]) / 255      # 255 * (1, 0.9, 0.8, 0.7), rounded down
+    by_hand = sum(math.log(math.exp(b) + 2) - b for b in levels) / 4
+    assert (result.top1, result.top5, result.n) == (100.0, 100.0, 12)
+    assert result.loss == pytest.approx(by_hand, abs=1e-6)
+    assert result.logits.shape == (12, 3)
+
+
+def test_a_tie_goes_to_the_lower_class(tiny, photos, tmp_path):
+    path = tiny.write(tmp_path / "w.onnx", WRONG_RED, tiny.metadata())
+    images = open_images(str(photos), "val")
+    result = evaluate(path, images)
+    assert result.top1 == pytest.approx(100 * 8 / 12)
+    with runtime.load(path) as predictor:      # the same answer as the application gets
+        assert predictor.classify(images.image(11))[0][0].label == "blue"
+
+
+def test_ranks_and_top5_by_hand():
+    logits = np.array([[9, 8, 7, 6, 5, 4], [9, 8, 7, 6, 5, 4], [1, 1, 1, 1, 1, 1]], np.float32)
+    assert accuracy.ranks(logits, np.array([4, 5, 2])).tolist() == [4, 5, 2]      # places 4 and 2 count for top-5, 5 does not
+
+
+def test_cross_entropy_by_hand():
+    logits = np.array([[0, math.log(3)], [1000, 0]], np.float32)
+    expected = (math.log(4 / 3) + 1000) / 2      # and no overflow at 1000
+    assert accuracy.cross_entropy(logits, np.array([1, 1])) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("batch", [1, 5, 12, 64])
+def test_the_batch_size_changes_nothing(student, photos, batch):
+    images = open_images(str(photos), "val")
+    np.testing.assert_array_equal(evaluate(student, images, batch=batch).logits, evaluate(student, images, batch=12).logits)
+
+
+def test_a_fixed_batch_is_filled_up_and_the_filling_is_not_counted(tiny, student, photos, tmp_path):
+    images = open_images(str(photos), "val")
+    fixed = evaluate(tiny.write(tmp_path / "five.onnx", meta=tiny.metadata(), batch=5), images, batch=64)
+    assert fixed.n == 12
+    np.testing.assert_array_equal(fixed.logits, evaluate(student, images).logits)
+
+
+def test_a_limit_is_spread_over_the_classes(student, photos):
+    result = evaluate(student, open_images(str(photos), "val"), limit=3)
+    assert result.labels.tolist() == [0, 1, 2]
+    assert accuracy.spread(10, 4).tolist() == [0, 2, 5, 7]
+    assert len(accuracy.spread(3, 10)) == 3
+
+
+def test_an_unreadable_image_stops_and_is_named(student, photos):
+    (photos / "green" / "1.png").write_bytes(b"junk")
+    with pytest.raises(DataError, match=r"green.1\.png"):
+        evaluate(student, open_images(str(photos), "val"))
+
+
+@pytest.mark.parametrize("batch", [1, 5, 64])
+def test_skipped_images_are_counted_and_labels_stay_with_their_images(student, photos, batch):
+    for name in ("blue/0.png", "green/1.png"):
+        (photos / name).write_bytes(b"junk")
+    result = evaluate(student, open_images(str(photos), "val"), skip_bad=True, batch=batch)
+    assert (result.n, result.top1, len(result.skipped)) == (10, 100.0, 2)
+    assert [name[-11:] for name in result.skipped] == ["/blue/0.png", "green/1.png"]
+    assert result.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 4
+
+
+def test_nothing_readable_is_an_error_even_when_skipping(student, photos):
+    for path in photos.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="none of 12 images"):
+        evaluate(student, open_images(str(photos), "val"), skip_bad=True)
+
+
+def test_another_class_order_is_refused(tiny, photos, tmp_path):
+    path = tiny.write(tmp_path / "s.onnx", meta=tiny.metadata(class_names=["red", "green", "blue"]))
+    with pytest.raises(ArtifactError, match="class 0 is 'red' here and 'blue' there"):
+        evaluate(path, open_images(str(photos), "val"))
+
+
+def test_another_number_of_classes_is_refused_when_names_are_unknown(tiny, photos, tmp_path):
+    path = tiny.write(tmp_path / "s.onnx", np.zeros((4, 3)), tiny.metadata(class_names=None))
+    with pytest.warns(UserWarning, match="class_names"), pytest.raises(ArtifactError, match="4 scores per image"):
+        evaluate(path, open_images(str(photos), "val"))
+
+
+def test_nan_is_an_error_and_not_a_right_answer(tiny, photos, tmp_path):
+    path = tiny.write(tmp_path / "s.onnx", bias=[0, math.nan, 0], meta=tiny.metadata())
+    with pytest.raises(ArtifactError, match=r"blue.0\.png are not finite"):
+        evaluate(path, open_images(str(photos), "val"))
+
+
+def test_without_preprocessing_accuracy_is_refused(tiny, photos, tmp_path, capsys):
+    argv = ["accuracy", "--engine", str(tiny.write(tmp_path / "f.onnx")), "--data", str(photos)]
+    assert cli.main(argv) == 4
+    assert "how images are preprocessed" in capsys.readouterr().err
+
+
+def test_progress_counts_every_image_once(student, photos):
+    done = []
+    evaluate(student, open_images(str(photos), "val"), batch=5, progress=done.append)
+    assert done == [5, 5, 2]
+
+
+def test_the_reference_gives_agreement_and_the_largest_difference(tiny, student, photos, tmp_path, capsys):
+    reference = tiny.write(tmp_path / "ref.onnx", WRONG_RED, tiny.metadata(role="teacher"))
+    argv = ["accuracy", "--engine", str(student), "--reference", str(reference), "--data", str(photos), "--json"]
+    assert cli.main(argv) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["agreement_percent"] == pytest.approx(100 * 8 / 12)      # all but the four red ones
+    assert found["reference_top1_percent"] == pytest.approx(100 * 8 / 12)
+    assert found["top1_difference_points"] == pytest.approx(100 * 4 / 12)
+    assert found["max_abs_logit_difference"] == pytest.approx(1.0)         # pure green, or pure red: 1 against 0
+    assert found["reference"]["role"] == "teacher"
+
+
+def test_without_a_reference_its_values_are_null(student, photos, capsys):
+    assert cli.main(["accuracy", "--engine", str(student), "--data", str(photos), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["top1_percent"], found["n"], found["skipped"]) == (100.0, 12, 0)
+    assert found["reference"] is found["agreement_percent"] is found["max_abs_logit_difference"] is None
+
+
+def test_the_command_skips_only_when_asked(student, photos, capsys):
+    (photos / "red" / "3.png").write_bytes(b"junk")
+    argv = ["accuracy", "--engine", str(student), "--data", str(photos)]
+    assert cli.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert "3.png" in err
+    assert cli.main([*argv, "--skip-bad-images"]) == 0
+    assert "1 unreadable images left out" in " ".join(capsys.readouterr().out.split())      # the line may be wrapped
+
+
+def test_the_data_may_be_arrays(student):
+    x = np.zeros((2, 8, 8, 3), np.uint8)
+    x[0, ..., 2] = x[1, ..., 0] = 255
+    images = ArraySet("arrays", x, np.array([0, 2]), ["blue", "green", "red"])
+    assert evaluate(student, images).top1 == 100.0
+
+
+def test_results_of_different_images_are_not_compared(student, photos):
+    images = open_images(str(photos), "val")
+    with pytest.raises(ValueError, match="different images"):
+        accuracy.compare(evaluate(student, images), evaluate(student, images, limit=3))

@@ -1,0 +1,116 @@
+"""export.graph: from a torch network to an fp32 ONNX graph."""
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from torch import nn
+
+from export import graph
+from runtime.artifact import Metadata, read_map
+from runtime.errors import GateError
+
+
+def run(model, batch):
+    return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"images": batch})[0]
+
+
+class Tiny(nn.Module):
+    """A convolution and batch norm with one channel, then the mean: every number can be worked out by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 1, 1, bias=False)
+        self.bn = nn.BatchNorm2d(1, eps=0.0)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        with torch.no_grad():
+            self.conv.weight.fill_(2.0)
+            self.bn.running_mean.fill_(3.0)
+            self.bn.running_var.fill_(4.0)
+            self.bn.weight.fill_(5.0)
+            self.bn.bias.fill_(7.0)
+
+    def forward(self, x):
+        return self.pool(self.bn(self.conv(x))).flatten(1)
+
+
+@pytest.fixture(scope="module")
+def tiny_onnx():
+    return graph.to_onnx(graph.merge(Tiny()), (3, 4, 4))
+
+
+def test_batch_norm_is_folded_into_the_weight_worked_out_by_hand(tiny_onnx):
+    assert not any(node.op_type == "BatchNormalization" for node in tiny_onnx.graph.node)
+    weight, bias = (onnx.numpy_helper.to_array(t) for name in (".weight", "")
+                    for t in tiny_onnx.graph.initializer if t.data_type == 1 and (t.name == "conv.weight") == bool(name))
+    assert weight.ravel() == pytest.approx([2 * 5 / 2] * 3)  # weight x gamma / sqrt(variance)
+    assert bias.ravel() == pytest.approx([7 - 3 * 5 / 2])    # beta - mean x gamma / sqrt(variance)
+
+
+def test_interface_is_named_fixed_in_size_and_dynamic_in_batch(tiny_onnx):
+    (images,), (logits,) = tiny_onnx.graph.input, tiny_onnx.graph.output
+    assert [d.dim_param or d.dim_value for d in images.type.tensor_type.shape.dim] == ["batch", 3, 4, 4]
+    assert (images.name, logits.name) == ("images", "logits")
+    assert [e.version for e in tiny_onnx.opset_import] == [19]
+    for n in (1, 5):
+        assert run(tiny_onnx, np.ones((n, 3, 4, 4), np.float32)) == pytest.approx(np.full((n, 1), (6 - 3) / 2 * 5 + 7))
+
+
+def test_pooling_takes_no_detour_over_the_batch(convnext_onnx):
+    kinds = {node.op_type for node in convnext_onnx.graph.node}
+    assert not kinds & {"Gather", "Range", "Shape"}  # the exporter's form of AdaptiveAvgPool2d before a LayerNorm
+
+
+def test_merged_branches_compute_the_same_with_fewer_layers(repvgg):
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    merged = graph.merge(repvgg)
+    with torch.inference_mode():
+        assert torch.allclose(merged(images), repvgg(images), atol=1e-3 * float(repvgg(images).abs().max()))
+    assert any(isinstance(m, nn.BatchNorm2d) for m in repvgg.modules())  # the original is untouched
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in merged.modules())
+    assert sum(isinstance(m, nn.Conv2d) for m in merged.modules()) == 22
+
+
+def test_layers_are_named_after_their_module_and_uniquely(student_onnx, convnext_onnx):
+    names = [node.name for node in student_onnx.graph.node]
+    assert {"conv1", "layer1.0.conv1", "layer3.2.conv2", "linear"} <= set(names) and len(set(names)) == len(names)
+    assert "stages.0.blocks.0.mlp.fc2" in [node.name for node in convnext_onnx.graph.node]  # layer scale folded into it
+
+
+def test_parameters_and_macs_of_resnet20_equal_the_published_and_the_counted():
+    from distill import models
+
+    pixels = {16: 32 * 32, 32: 16 * 16, 64: 8 * 8}
+    layers = ((3, 16), *[(16, 16)] * 6, (16, 32), *[(32, 32)] * 5, (32, 64), *[(64, 64)] * 5)
+    by_hand = sum(9 * inputs * outputs * pixels[outputs] for inputs, outputs in layers) + 64 * 10
+    assert graph.count(models.build("resnet20", 10).eval(), (3, 32, 32)) == (269_722, by_hand)
+
+
+def test_export_is_the_same_bytes_every_time(tiny_onnx):
+    again = graph.to_onnx(graph.merge(Tiny()), (3, 4, 4))
+    assert again.SerializeToString(deterministic=True) == tiny_onnx.SerializeToString(deterministic=True)
+
+
+def test_metadata_reads_back_and_replaces_what_was_there(tiny_onnx):
+    model = onnx.ModelProto()
+    model.CopyFrom(tiny_onnx)
+    graph.write_metadata(model, Metadata(model="old"))
+    content = graph.write_metadata(model, Metadata(model="new", macs=12))
+    found = {entry.key: entry.value for entry in onnx.load_from_string(content).metadata_props}
+    assert read_map(found, "tiny").model == "new" and read_map(found, "tiny").macs == 12
+
+
+def test_nothing_is_printed(capfd):
+    graph.to_onnx(graph.merge(Tiny()), (3, 4, 4))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_network_that_cannot_be_exported_gives_one_line():
+    class Unexportable(nn.Module):
+        def forward(self, x):
+            return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
+
+    with pytest.raises(GateError, match="Unexportable cannot be exported at opset 19") as error:
+        graph.to_onnx(Unexportable(), (3, 4, 4))
+    assert "\n" not in str(error.value)

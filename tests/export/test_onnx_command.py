@@ -1,0 +1,223 @@
+"""`distill export onnx`: the whole way, on a small trained student and real digits; and every way it may refuse."""
+
+import dataclasses
+import hashlib
+import json
+import tempfile
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import runtime
+from distill import checkpoint
+from export import cli, graph, onnx_command
+from export.onnx_command import OnnxOptions, parse_model_args
+from runtime.errors import UsageError
+from runtime.images import open_images
+
+INT8 = ("--int8", "--calib-size", "64", "--accuracy-size", "200", "--verify-size", "32")
+
+
+def export(*words) -> int:
+    return cli.main(["onnx", *map(str, words)])
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """The only folder in which temporary files can appear."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.fixture
+def exported(student_onnx, monkeypatch):
+    """The exporter's result without its seconds: the network is always the same."""
+    def to_onnx(*_args, **_more):
+        model = onnx.ModelProto()
+        model.CopyFrom(student_onnx)
+        return model
+    monkeypatch.setattr(graph, "to_onnx", to_onnx)
+
+
+@pytest.fixture
+def digits_npz(tmp_path):
+    """The evaluation digits as a file; names in the order given."""
+    def write(names=tuple("0123456789"), split="val"):
+        digits = open_images("digits", split)
+        path = tmp_path / f"{split}.npz"
+        np.savez(path, x=digits.x[:200], y=digits.labels[:200], class_names=np.array(names))
+        return f"npz:{path}"
+    return write
+
+
+def test_fp32_and_int8_of_one_student(student_file, tmp_path, temporary, capsys):
+    fp32, int8 = tmp_path / "best.onnx", tmp_path / "best.int8.onnx"
+    copy = tmp_path / "best.pth"
+    copy.write_bytes(student_file.read_bytes())
+    assert export(copy, "--verify-size", 32) == 0  # data from the checkpoint's lineage, output beside it
+    assert capsys.readouterr().out.startswith(f"{fp32}: top-1 agreement with torch 100.00 % on 32 images")
+    assert export(copy, *INT8) == 0
+    printed = capsys.readouterr().out
+    assert "drop, points" in printed and f"{int8}: top-1 agreement with fp32" in printed.replace("\n", "")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.int8.onnx", "best.onnx", "best.pth", "temporary"]
+    assert not list(temporary.iterdir())
+
+    with runtime.load(fp32) as a, runtime.load(int8) as b:
+        digits = open_images("digits", "val")
+        images = [digits.image(i) for i in range(60)]
+        right = [sum(guess[0].label == str(label) for guess, label in zip(p.classify(images), digits.labels[:60], strict=True))
+                 for p in (a, b)]
+        assert right[0] > 45 and abs(right[0] - right[1]) <= 3
+        first, second = a.metadata, b.metadata
+    assert (first.precision, second.precision) == ("fp32", "int8")
+    assert first.model == "resnet20" and first.role == "student" and first.parameters == 269_722
+    assert first.class_names == [str(i) for i in range(10)] and first.preprocess.input_size == (3, 32, 32)
+    assert first.training["metrics"]["top1"] == 90.0 and first.lineage["teacher"]["sha256"] == "ab" * 32
+    assert first.lineage["checkpoint"] == {"file": "best.pth", "sha256": hashlib.sha256(copy.read_bytes()).hexdigest()}
+    assert first.quantization is None and first.versions["onnx"] == onnx.__version__
+    assert second.lineage["fp32_onnx"]["sha256"] == hashlib.sha256(fp32.read_bytes()).hexdigest()
+    how = second.quantization
+    assert (how["method"], how["placement"], how["int8_layers"], how["tensors"]) == ("percentile", "tensorrt", 19, 21)
+    assert how["scales"] == 21 + 7 * 16 + 6 * 32 + 6 * 64  # one a tensor and one an output channel
+    assert len(how["images"]) == 64 and how["float_layers"] == {"linear": "makes the logits"}
+    checks = second.verification["int8"]
+    assert checks["images"] == 200 and checks["fp32_top1"] > 75 and checks["drop"] <= 1.0
+
+
+def test_a_drop_above_the_budget_exits_1_and_leaves_no_file(student_file, tmp_path, temporary, exported, capsys):
+    out = tmp_path / "out" / "student.onnx"
+    assert export(student_file, *INT8, "--percentile", 51, "--output", out) == 1
+    assert "points below fp32's" in capsys.readouterr().err
+    assert not out.parent.exists() and not list(temporary.iterdir())
+
+
+def test_an_export_that_computes_something_else_exits_1_and_leaves_no_file(student_file, tmp_path, temporary, exported,
+                                                                           monkeypatch, capsys):
+    wrong = graph.to_onnx()
+    bias = next(t for t in wrong.graph.initializer if t.name == "linear.bias")
+    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(0.01), "linear.bias"))
+    monkeypatch.setattr(graph, "to_onnx", lambda *_: wrong)
+    assert export(student_file, "--verify-size", 32, "--output", tmp_path / "student.onnx") == 1
+    error = capsys.readouterr().err
+    assert "ONNX against torch at batch 1: largest logit difference 0.01" in error and error.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["temporary"] and not list(temporary.iterdir())
+
+
+def test_a_failed_check_keeps_the_old_file(student_file, tmp_path, exported):
+    out = tmp_path / "student.onnx"
+    out.write_bytes(b"old")
+    assert export(student_file, *INT8, "--percentile", 51, "--output", out, "--overwrite") == 1
+    assert out.read_bytes() == b"old"
+
+
+def test_random_calibration_is_refused(student_file, tmp_path, capsys):
+    assert export(student_file, *INT8, "--calib", "random", "--output", tmp_path / "a.onnx") == 2
+    assert capsys.readouterr().err.strip() == ("error: --calib random: random data gives ranges that no real image has. "
+                                               "Give training images: --calib DIR")
+
+
+def test_calibrating_on_evaluation_images_is_refused_by_name(student_file, tmp_path, digits_npz, capsys):
+    assert export(student_file, *INT8, "--calib", digits_npz(), "--output", tmp_path / "a.onnx") == 2
+    error = capsys.readouterr().err
+    assert "val.npz[" in error and "(digits:val[" in error and "also in --data" in error
+
+
+@pytest.mark.parametrize("flag", ["--data", "--calib"])
+def test_another_class_order_exits_4_with_the_first_difference(student_file, tmp_path, digits_npz, capsys, flag):
+    spec = digits_npz(names="0132456789", split="train")
+    assert export(student_file, *INT8, flag, spec, "--output", tmp_path / "a.onnx") == 4
+    assert "class 2 is '2' here and '3' there" in capsys.readouterr().err
+
+
+def test_an_unreadable_calibration_image_is_named(student_file, tmp_path, exported, capsys):
+    digits = open_images("digits", "train")
+    for i in range(40):
+        folder = tmp_path / "train" / str(digits.labels[i])
+        folder.mkdir(parents=True, exist_ok=True)
+        digits.image(i).save(folder / f"{i}.png")
+    (tmp_path / "train" / "5" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n cut short")
+    assert export(student_file, *INT8, "--calib", tmp_path / "train", "--output", tmp_path / "a.onnx") == 2
+    assert "broken.png: not a readable image" in capsys.readouterr().err
+    assert not (tmp_path / "a.onnx").exists()
+
+
+def test_foreign_weights_take_class_names_from_the_data_and_json_is_one_object(student, tmp_path, digits_npz, exported, capsys):
+    path = tmp_path / "foreign.th"
+    torch.save({"state_dict": {f"module.{k}": v for k, v in student.state_dict().items()}}, path)
+    assert export(path, "--model", "resnet20", "--data", digits_npz(), *INT8, "--calib", "digits", "--max-drop", 100,
+                  "--placement", "onnxruntime", "--exclude", "layer1.0.*", "--json") == 0
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert "no class names; taken from npz:" in err and "--exclude layer1.0.*: matched 2 nodes" in err
+    assert result["output"] == str(tmp_path / "foreign.int8.onnx") and result["precision"] == "int8"
+    assert result["sha256"] == hashlib.sha256((tmp_path / "foreign.int8.onnx").read_bytes()).hexdigest()
+    assert result["images"] == 200 and result["drop_points"] == pytest.approx(
+        result["fp32_top1_percent"] - result["int8_top1_percent"])
+    with runtime.load(tmp_path / "foreign.int8.onnx") as predictor:
+        assert predictor.class_names == [str(i) for i in range(10)]
+        assert predictor.metadata.quantization["float_layers"]["layer1.0.conv1"] == "excluded"
+
+
+def test_json_of_a_failure_is_one_object_too(tmp_path, capsys):
+    assert export(tmp_path / "none.pth", "--json") == 2
+    assert json.loads(capsys.readouterr().out) == {"error": f"{tmp_path}/none.pth: no such checkpoint", "exit_code": 2}
+
+
+def test_foreign_weights_without_a_name_or_data_say_what_to_give(student, tmp_path, capsys):
+    path = tmp_path / "foreign.th"
+    torch.save(student.state_dict(), path)
+    assert export(path) == 2 and "--model NAME" in capsys.readouterr().err
+    assert export(path, "--model", "resnet20") == 2 and "--data DIR" in capsys.readouterr().err
+
+
+def test_recorded_data_that_is_gone_names_the_flag(student_file, tmp_path, capsys):
+    moved = dataclasses.replace(checkpoint.load(student_file), lineage={"data": {"val_spec": "/gone"}})
+    checkpoint.save(moved, tmp_path / "moved.pth")
+    assert export(tmp_path / "moved.pth") == 2
+    assert "own val images cannot be opened here" in (error := capsys.readouterr().err) and "--data DIR" in error
+    assert export(tmp_path / "moved.pth", "--data", "digits", "--int8") == 2
+    assert "--calib DIR" in capsys.readouterr().err
+
+
+def test_an_existing_file_is_kept(student_file, tmp_path, capsys):
+    (tmp_path / "a.onnx").write_bytes(b"old")
+    assert export(student_file, "--output", tmp_path / "a.onnx") == 2
+    assert "--overwrite" in capsys.readouterr().err and (tmp_path / "a.onnx").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (("--opset", "17"), "expected 18 to 21"),
+    (("--opset", "18", "--int8"), "expected 19 to 21"),
+    (("--int8", "--percentile", "0.5"), "above 50"),
+    (("--int8", "--calib-size", "0"), "expected 1 or more"),
+    (("--calib", "digits"), "only read with --int8"),
+    (("--output", "a.plan"), "ends in .onnx"),
+    (("--model-args", "kernel"), "expected key=value"),
+    (("--placement", "dla"), "dla"),
+])
+def test_settings_that_cannot_be_are_refused_before_anything_is_read(student_file, tmp_path, capsys, words, said):
+    extra = () if "--output" in words else ("--output", tmp_path / "a.onnx")
+    assert export(student_file, *extra, *words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_exclude_without_a_match_is_an_error(student_file, tmp_path, exported, capsys):
+    assert export(student_file, *INT8, "--output", tmp_path / "a.onnx", "--exclude", "layer9.*") == 2
+    assert "--exclude layer9.*: matched 0 of" in capsys.readouterr().err
+
+
+def test_model_args_are_json_or_words():
+    assert parse_model_args(["kernel_sizes=[51,13]", "k=13", "name=lite", "x=true"]) == {
+        "kernel_sizes": [51, 13], "k": 13, "name": "lite", "x": True}
+    with pytest.raises(UsageError):
+        parse_model_args(["=3"])
+
+
+def test_image_size_replaces_the_checkpoints(student_file, tmp_path):
+    options = OnnxOptions(checkpoint=student_file, img_size=48)
+    found, held_out = onnx_command.open_inputs(options)
+    assert found.preprocess.input_size == (3, 48, 48) and held_out.name == "digits:val"

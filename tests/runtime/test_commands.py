@@ -1,0 +1,126 @@
+"""Flags from a dataclass, and every failure as one line with an exit code."""
+
+from __future__ import annotations
+
+import errno
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import tyro
+
+from runtime import ArtifactError, DataError, GateError, MissingError, UsageError, commands
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of the test."""
+
+    engine: Path
+    """A file."""
+    batch: Annotated[int, tyro.conf.arg(aliases=["-b", "--batch-size"])] = 1
+    """Images."""
+    img_size: str | None = None
+    """Pixels."""
+    json: bool = False
+    """JSON."""
+
+
+def parse(*argv: str) -> Options:
+    return commands.parse(Options, argv, "tool run")
+
+
+@pytest.mark.parametrize("argv", [("-b", "3"), ("--batch", "3"), ("--batch-size", "3"), ("--batch=3",), ("--batch_size=3",)])
+def test_aliases_and_both_spellings_set_the_field(argv):
+    assert parse("--engine", "x", *argv) == Options(Path("x"), 3)
+
+
+def test_flags_override_the_default_given():
+    assert commands.parse(Options, ["--batch", "5"], "tool", default=Options(Path("y"), 2, "8")) == Options(Path("y"), 5, "8")
+
+
+def test_a_switch_can_be_turned_on_and_off():
+    assert parse("--engine", "x", "--json").json
+    assert not parse("--engine", "x", "--no-json").json
+
+
+@pytest.mark.parametrize(("argv", "words"), [
+    (("--engin", "x"), "unknown flag --engin; did you mean --engine?"),
+    (("--engine", "x", "--batchsize=3"), "unknown flag --batchsize; did you mean --batch-size?"),
+    (("--qqqqqq",), "unknown flag --qqqqqq. "),
+])
+def test_an_unknown_flag_names_the_nearest(argv, words):
+    with pytest.raises(UsageError) as found:
+        parse(*argv)
+    assert str(found.value).startswith(words)
+    assert str(found.value).endswith("See tool run --help")
+
+
+@pytest.mark.parametrize(("argv", "words"), [
+    ((), "--engine"),
+    (("--engine",), "Missing value for argument '--engine'"),
+    (("--engine", "x", "--batch", "two"), "'two'"),
+    (("--engine", "x", "stray"), "stray"),
+])
+def test_what_cannot_be_parsed_is_said_on_one_line(argv, words, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")      # a narrow terminal must not break the line
+    with pytest.raises(UsageError) as found:
+        parse(*argv)
+    assert words in str(found.value)
+    assert "\n" not in str(found.value)
+    assert str(found.value).endswith("See tool run --help")
+
+
+def test_help_has_every_flag_and_exits_0(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+    assert not stop.value.code
+    out = capsys.readouterr().out
+    for words in ("--engine", "--batch-size", "--img-size", "Pixels."):
+        assert words in out
+
+
+def test_the_terminals_width_is_as_before(monkeypatch):
+    import os
+
+    monkeypatch.setenv("COLUMNS", "77")
+    parse("--engine", "x")
+    assert os.environ["COLUMNS"] == "77"
+    monkeypatch.delenv("COLUMNS")
+    parse("--engine", "x")
+    assert "COLUMNS" not in os.environ
+
+
+def failing(error: BaseException):
+    def command():
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(("error", "code"), [
+    (GateError("g"), 1), (UsageError("u"), 2), (DataError("d"), 2), (MissingError("m"), 3), (ArtifactError("a"), 4),
+    (KeyboardInterrupt(), 130), (OSError(errno.ENOSPC, "full"), 3), (ModuleNotFoundError("no torch", name="torch"), 3),
+    (ValueError("two\nlines"), 70), (OSError(errno.EIO, "i/o"), 70)])
+def test_a_failure_is_one_line_on_stderr_and_its_exit_code(error, code, capsys):
+    assert commands.run(failing(error)) == code
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert err.startswith("error: ")
+
+
+def test_a_missing_package_names_the_extra(capsys):
+    commands.run(failing(ModuleNotFoundError("no", name="torch.nn")))
+    assert 'pip install "large2small[train]"' in capsys.readouterr().err
+
+
+def test_with_json_a_failure_is_one_object_on_stdout(capsys):
+    assert commands.run(failing(ArtifactError("a.onnx: broken")), as_json=True) == 4
+    assert json.loads(capsys.readouterr().out) == {"error": "a.onnx: broken", "exit_code": 4}
+
+
+def test_a_command_that_returns_nothing_succeeds():
+    assert commands.run(lambda: None) == 0
+    assert commands.run(lambda: 1) == 1

@@ -1,0 +1,231 @@
+"""`runtime.load` and `Predictor`: answers worked out by hand, threads, wrong input, files of other origins."""
+
+import math
+import threading
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import runtime
+from runtime import ArtifactError, DataError, MissingError, Prediction, UsageError
+from runtime.preprocess import Preprocess
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def solid(colour, size=(10, 8)):
+    return Image.new("RGB", size, colour)
+
+
+def test_classify_gives_the_probabilities_worked_out_by_hand(student):
+    with runtime.load(student) as predictor:
+        (guesses,) = predictor.classify(solid(RED))
+    e = math.e      # logits of pure red are 0, 0, 1 for blue, green, red
+    assert [guess.label for guess in guesses] == ["red", "blue", "green"]      # the tie keeps the lower class first
+    assert [guess.index for guess in guesses] == [2, 0, 1]
+    assert [guess.probability for guess in guesses] == pytest.approx([e / (e + 2), 1 / (e + 2), 1 / (e + 2)])
+    assert isinstance(guesses[0], Prediction)
+
+
+def test_top_limits_the_guesses_and_may_exceed_the_classes(student):
+    with runtime.load(student) as predictor:
+        assert [len(predictor.classify(solid(RED), top=top)[0]) for top in (1, 2, 9)] == [1, 2, 3]
+
+
+def test_every_form_of_image_alone_or_in_a_list_gets_the_same_answer(student, tmp_path):
+    solid(BLUE).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    forms = [str(tmp_path / "a.png"), tmp_path / "a.png", data, bytearray(data), solid(BLUE), np.asarray(solid(BLUE))]
+    with runtime.load(student) as predictor:
+        answers = [predictor.classify(form) for form in forms] + [predictor.classify([form]) for form in forms]
+        assert len(predictor.classify(forms)) == 6
+        assert len(predictor.classify(np.stack([np.asarray(solid(RED))] * 3))) == 3      # (N, H, W, 3)
+        assert predictor.classify([]) == []
+    assert all(answer == answers[0] for answer in answers)
+    assert answers[0][0][0].label == "blue"
+
+
+def test_logits_equal_the_matrix_product(tiny, tmp_path):
+    weights = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
+    x = np.random.default_rng(1).standard_normal((4, 3, 8, 8)).astype(np.float32)
+    path = tiny.write(tmp_path / "m.onnx", weights, tiny.metadata(class_names=list("abcde")), bias=[1, 2, 3, 4, 5])
+    with runtime.load(path) as predictor:
+        found = predictor.logits(x)
+    np.testing.assert_allclose(found, x.mean((2, 3)) @ weights.T + [1, 2, 3, 4, 5], rtol=1e-5, atol=1e-5)
+    assert (found.shape, found.dtype) == ((4, 5), np.float32)
+
+
+def test_eight_threads_get_the_same_results_as_one(student):
+    batches = [np.random.default_rng(i).standard_normal((2, 3, 8, 8)).astype(np.float32) for i in range(8)]
+    wrong, errors = [], []
+    with runtime.load(student) as predictor:
+        expected = [predictor.logits(batch) for batch in batches]
+        start = threading.Barrier(8)
+
+        def work(i):
+            try:
+                start.wait()
+                for _ in range(100):
+                    if not np.array_equal(predictor.logits(batches[i]), expected[i]):
+                        wrong.append(i)
+            except Exception as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert (wrong, errors) == ([], [])
+
+
+def test_closing_while_threads_predict_ends_in_results_or_a_usage_error(student):
+    batch = np.zeros((1, 3, 8, 8), np.float32)
+    predictor, others = runtime.load(student), []
+
+    def work():
+        try:
+            while True:
+                predictor.logits(batch)
+        except UsageError:
+            pass
+        except Exception as error:
+            others.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    predictor.close()
+    for thread in threads:
+        thread.join(10)
+    assert others == []
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_closed_predictor_says_so_and_may_be_closed_again(student):
+    predictor = runtime.load(student)
+    predictor.close()
+    predictor.close()
+    for call in (lambda: predictor.logits(np.zeros((1, 3, 8, 8), np.float32)), lambda: predictor.classify(solid(RED))):
+        with pytest.raises(UsageError, match=r"student\.onnx: closed"):
+            call()
+
+
+@pytest.mark.parametrize("batch", [
+    np.zeros((1, 3, 8, 8)), np.zeros((1, 3, 8, 8), np.uint8), np.zeros((3, 8, 8), np.float32), np.zeros((0, 3, 8, 8), np.float32),
+    np.zeros((1, 8, 8, 3), np.float32), np.zeros((1, 3, 8, 9), np.float32), [[1.0]], None],
+    ids=["float64", "uint8", "no batch", "empty batch", "channels last", "another size", "a list", "None"])
+def test_a_wrong_batch_is_refused_with_what_was_expected(student, batch):
+    with runtime.load(student) as predictor, pytest.raises(UsageError, match=r"expected float32 \(N, 3, 8, 8\)"):
+        predictor.logits(batch)
+
+
+def test_an_unreadable_image_among_others_is_named(student, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"junk")
+    with runtime.load(student) as predictor, pytest.raises(DataError, match=r"bad\.jpg"):
+        predictor.classify([solid(RED), tmp_path / "bad.jpg"])
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "", "cpu:one"])
+def test_an_unknown_device_is_refused(student, device):
+    with pytest.raises(UsageError, match="expected cpu, cuda or cuda:INDEX"):
+        runtime.load(student, device)
+
+
+def test_cuda_without_cuda_is_an_error_and_never_the_cpu(student):
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("CUDA is here")
+    with pytest.raises(MissingError, match=r"needs CUDAExecutionProvider.*large2small\[gpu\]"):
+        runtime.load(student, "cuda")
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_a_thread_count_below_one_is_refused(student, threads):
+    with pytest.raises(UsageError, match="threads"):
+        runtime.load(student, threads=threads)
+
+
+def test_what_runs_is_reported(student):
+    with runtime.load(student, threads=1) as predictor:
+        assert (predictor.provider, predictor.threads) == ("CPUExecutionProvider", 1)
+        assert predictor.engine.startswith("onnxruntime ")
+        assert predictor.input_shape == [None, 3, 8, 8]
+        assert predictor.metadata.role == "student"
+        assert predictor.unknown == []
+
+
+def test_a_file_without_metadata_runs_and_says_what_is_unknown(tiny, tmp_path):
+    path = tiny.write(tmp_path / "foreign.onnx")
+    with pytest.warns(UserWarning, match=r"foreign\.onnx: carries no preprocess and no class_names"):
+        predictor = runtime.load(path)
+    assert predictor.unknown == ["preprocess", "class_names"]
+    assert predictor.logits(np.ones((1, 3, 8, 8), np.float32)).tolist() == [[1, 1, 1]]
+    with pytest.raises(ArtifactError, match="preprocessing unknown"):
+        predictor.classify(solid(RED))
+
+
+def test_the_caller_may_say_what_a_file_does_not(tiny, tmp_path):
+    path = tiny.write(tmp_path / "foreign.onnx")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predictor = runtime.load(path, preprocess=tiny.PLAIN, class_names=("b", "g", "r"))
+    assert predictor.classify(solid(RED))[0][0].label == "r"
+
+
+def test_without_class_names_the_labels_are_numbers(tiny, tmp_path):
+    path = tiny.write(tmp_path / "m.onnx", meta=tiny.metadata(class_names=None))
+    with pytest.warns(UserWarning, match="class_names"):
+        assert runtime.load(path).classify(solid(RED))[0][0].label == "class 2"
+
+
+def test_a_missing_file_is_a_usage_error(tmp_path):
+    for name in ("no.onnx", "no.plan"):
+        with pytest.raises(UsageError, match="no such file"):
+            runtime.load(tmp_path / name)
+
+
+def test_another_kind_of_file_names_the_command_that_makes_one(tmp_path):
+    (tmp_path / "best.pth").write_bytes(b"")
+    with pytest.raises(UsageError, match="distill export onnx"):
+        runtime.load(tmp_path / "best.pth")
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: b"junk" * 100, lambda data: data[: len(data) // 2]],
+                         ids=["empty", "junk", "truncated"])
+def test_a_damaged_file_is_an_artifact_error_on_one_line(student, damage):
+    student.write_bytes(damage(student.read_bytes()))
+    with pytest.raises(ArtifactError, match=r"student\.onnx: ONNX Runtime .* cannot open it") as found:
+        runtime.load(student)
+    assert "\n" not in str(found.value)
+
+
+def test_metadata_of_a_newer_schema_is_refused(tiny, tmp_path):
+    path = tiny.write(tmp_path / "new.onnx", meta=tiny.metadata(schema=99))
+    with pytest.raises(ArtifactError, match="metadata schema 99"):
+        runtime.load(path)
+
+
+def test_a_preprocessing_spec_of_a_newer_version_is_refused(tiny, tmp_path):
+    class Newer(Preprocess):
+        def to_dict(self):
+            return super().to_dict() | {"gamma": 2.2}
+
+    path = tiny.write(tmp_path / "new.onnx", meta=tiny.metadata(preprocess=Newer()))
+    with pytest.raises(ArtifactError, match=r"new\.onnx.*gamma"):
+        runtime.load(path)
+
+
+def test_a_network_that_takes_no_image_is_refused(tmp_path):
+    import onnx
+    from onnx import TensorProto, helper
+
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g",
+                              [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3])],
+                              [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3])])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), str(tmp_path / "m.onnx"))
+    with pytest.raises(ArtifactError, match="expected one float input"):
+        runtime.load(tmp_path / "m.onnx")
