@@ -25,6 +25,10 @@ SCHEMA = 1
 MARK = "large2small_checkpoint"
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Keys under which other projects keep the weights, the averaged ones first."""
+CODE = ("GLOBAL", "call reduce", "create new object", "Can only build")
+"""Words of torch's weights-only reader when it meets a function or class it will not call."""
+KINDS = {"model": str, "model_args": dict, "state_dict": dict, "class_names": (list, type(None)), "metrics": dict, "lineage": dict}
+"""What the entries of our file are."""
 
 
 @dataclass
@@ -74,16 +78,20 @@ def load(path: str | Path) -> Checkpoint:
                             "Install the large2small that wrote it")
     known = {f.name for f in fields(Checkpoint)} - {"preprocess", "path"}
     try:
+        for name, kind in KINDS.items():
+            if name in values and not isinstance(values[name], kind):
+                raise TypeError(f"{name} is a {type(values[name]).__name__}")
         return Checkpoint(**{k: v for k, v in values.items() if k in known},
                           preprocess=Preprocess.from_dict(values["preprocess"]), path=str(path))
     except (TypeError, KeyError, UsageError) as error:
         raise ArtifactError(f"{path}: damaged checkpoint ({error})") from error
 
 
-def load_any(path: str | Path, model: str | None = None, model_args: Mapping[str, Any] | None = None) -> Checkpoint:
+def load_any(path: str | Path, model: str | None = None, model_args: Mapping[str, Any] | None = None,
+             flag: str = "--model") -> Checkpoint:
     """Read our checkpoint, or foreign weights (timm, torchvision, plain state dict, published .th) of architecture `model`.
 
-    Raises UsageError when a foreign file comes without `model`, ArtifactError when the architectures differ.
+    flag: what the user calls `model`, for the message. Raises UsageError when a foreign file comes without `model`, ArtifactError when the architectures differ.
     """
     values = read_file(path)
     if MARK in values:
@@ -92,7 +100,7 @@ def load_any(path: str | Path, model: str | None = None, model_args: Mapping[str
             raise ArtifactError(f"{path}: holds {checkpoint.model}, not {model}. Leave the name out, or give the right file")
         return checkpoint
     if model is None:
-        raise UsageError(f"{path}: weights without a description. Say which architecture: --model NAME")
+        raise UsageError(f"{path}: weights without a description. Say which architecture: {flag} NAME")
     from .models import preprocess_of  # here: models import timm, reading a file does not need it
 
     state_dict, notes = unwrap(values, str(path))
@@ -113,7 +121,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
             return dict(load_file(path))
         values = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error) or "Unsupported global" in str(error) or "Unsupported class" in str(error):
+        if any(words in str(error) for words in CODE):  # torch's text names weights_only for a cut file too
             raise ArtifactError(f"{path}: contains pickled code, which is never run. Save only the weights: "
                                 "torch.save(model.state_dict(), FILE)") from error
         raise ArtifactError(f"{path}: truncated or not a checkpoint ({_short(error)})") from error
@@ -132,10 +140,10 @@ def unwrap(values: Mapping[str, Any], name: str) -> tuple[dict[str, torch.Tensor
             values = values[wrapper]
             notes.append(f"taken from entry {wrapper!r}")
             break
-    state_dict = {key: value for key, value in values.items() if isinstance(value, torch.Tensor)}
+    state_dict = {key: value for key, value in values.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
     if not state_dict:
         raise ArtifactError(f"{name}: holds no weights (entries: {', '.join(map(str, list(values)[:5]))})")
-    for prefix in ("module.", "_orig_mod."):
+    for prefix in ("module.", "_orig_mod.", "module."):  # wrapped in parallel, compiled, or both in either order
         if all(key.startswith(prefix) for key in state_dict):
             state_dict = {key[len(prefix):]: value for key, value in state_dict.items()}
             notes.append(f"prefix {prefix!r} removed from {len(state_dict)} names")
@@ -172,4 +180,6 @@ def _first(keys: list[str]) -> str:
 
 
 def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    """The reason without the advice that torch wraps around it (to load with weights_only=False)."""
+    text = str(error).rpartition("WeightsUnpickler error:")[2].partition("Check the documentation")[0]
+    return " ".join(text.split())[:160] or type(error).__name__

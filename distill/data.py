@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from timm.data import create_dataset, create_transform
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 from torchvision import transforms
 
 from runtime.env import usable_cores
@@ -115,8 +115,7 @@ def _timm_set(spec: str, split: str) -> TimmSet:
         if not Path(spec).is_file():
             raise DataError(f"{spec}: no such file")
         dataset = _create("", spec, split, spec)
-        classes = dataset.reader.class_to_idx
-        labels = np.array([dataset.reader[i][1] for i in range(len(dataset))])
+        classes, labels = dataset.reader.class_name_to_idx, np.array(dataset.reader.targets)
         names = sorted(classes, key=classes.get)
     else:
         name, _, root = spec.partition(":")
@@ -198,17 +197,18 @@ class EvalSet(Dataset):
 
 
 class StreamItems(IterableDataset):
-    """A `StreamSet` through a transform; images come in the stream's own order."""
+    """A `StreamSet` through a transform; images come in the stream's own order, which depends on the number of workers."""
 
     def __init__(self, images: StreamSet, transform: Any, seed: int, batch: int) -> None:
         self.images, self.transform, self.seed, self.batch, self.epoch = images, transform, seed, batch, 0
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, int, list[str]]]:
-        stream = self.images.stream(self.seed, self.batch)
+        stream = self.images.stream(hash_seed(self.seed, self.epoch, -1) & 0x7FFFFFFF, self.batch)
         stream.set_epoch(self.epoch)
+        worker = get_worker_info()
         for index, (image, label) in enumerate(stream):
             with own_random_state():
-                seed_all(hash_seed(self.seed, self.epoch, index))
+                seed_all(hash_seed(self.seed, self.epoch, index * worker.num_workers + worker.id if worker else index))
                 yield self.transform(open_rgb(image)), int(label), []
 
 
@@ -259,6 +259,7 @@ class TrainLoader:
             yield from self.loader
             return
         self.items.epoch = epoch
+        self.loader.generator.manual_seed(hash_seed(self.items.seed, epoch, -1))  # the workers' seeds are drawn from it
         for step, batch in enumerate(self.loader):
             if start <= step < self.batches:
                 yield batch

@@ -181,12 +181,15 @@ class Recipe:
         for name in ("epochs", "batch", "grad_accum", "eval_batch", "lr_base_size"):
             need(getattr(self, name) >= 1, name, "1 or more")
         for name in ("distill_loss_weight", "task_loss_weight", "weight_decay", "mixup", "cutmix", "crop_padding",
-                     "warmup_epochs", "min_lr", "warmup_lr", "img_size", "checkpoint_minutes"):
+                     "warmup_epochs", "min_lr", "warmup_lr", "img_size", "num_classes", "checkpoint_minutes"):
             need(getattr(self, name) >= 0, name, "0 or more")
         for name in ("hflip", "reprob", "mixup_prob", "mixup_switch_prob", "drop", "drop_path", "model_ema_decay"):
             need(0 <= getattr(self, name) <= 1, name, "0 to 1")
         need(0 <= self.smoothing < 1, "smoothing", "0 to below 1")
         need(self.kd_temperature is None or self.kd_temperature > 0, "kd_temperature", "above 0")
+        need(self.kd_gamma is None or self.kd_gamma >= 0, "kd_gamma", "0 or more")
+        need(0 < self.scale[0] <= self.scale[1] <= 1, "scale", "two shares above 0, at most 1, the smaller first")
+        need(0 < self.ratio[0] <= self.ratio[1], "ratio", "two ratios above 0, the smaller first")
         need(self.lr is None or (self.lr > 0 and math.isfinite(self.lr)), "lr", "above 0")
         need(self.lr_base > 0, "lr_base", "above 0")
         need(self.clip_grad is None or self.clip_grad > 0, "clip_grad", "above 0")

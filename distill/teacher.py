@@ -73,7 +73,7 @@ def load(recipe: Recipe, class_names: list[str], student_preprocess: Preprocess,
     name = None if recipe.teacher == "auto" else recipe.teacher
     model_args = key_values(recipe.teacher_args)
     if recipe.teacher_ckpt:
-        found = checkpoints.load_any(recipe.teacher_ckpt, name, model_args)
+        found = checkpoints.load_any(recipe.teacher_ckpt, name, model_args, "--teacher")
         require_same_classes(found.class_names, f"teacher {recipe.teacher_ckpt}", class_names, "data")
         model = models.build(found.model, len(class_names), found.model_args)
         checkpoints.load_weights(model, found)

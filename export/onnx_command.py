@@ -105,9 +105,9 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 def export_onnx(options: OnnxOptions) -> dict[str, Any]:
     """Export, verify, write; returns what was measured. Raises GateError, and leaves no file, when a check fails."""
+    check(options)
     from . import graph, verify
 
-    check(options)
     checkpoint, held_out = open_inputs(options)
     calibration = choose_calibration(options, checkpoint, held_out) if options.int8 else None
     student = build(checkpoint)

@@ -44,6 +44,14 @@ def test_ranks_and_top5_by_hand():
     assert accuracy.ranks(logits, np.array([4, 5, 2])).tolist() == [4, 5, 2]      # places 4 and 2 count for top-5, 5 does not
 
 
+def test_top1_and_top5_of_a_set_by_hand(tiny, tmp_path):
+    names = list("abcdefg")
+    path = tiny.write(tmp_path / "m.onnx", np.zeros((7, 3)), tiny.metadata(class_names=names), bias=[7, 6, 5, 4, 3, 2, 1])
+    images = ArraySet("arrays", np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 4, 5, 6]), names)      # places 1, 5, 6, 7
+    result = evaluate(path, images)
+    assert (result.top1, result.top5) == (25.0, 50.0)
+
+
 def test_cross_entropy_by_hand():
     logits = np.array([[0, math.log(3)], [1000, 0]], np.float32)
     expected = (math.log(4 / 3) + 1000) / 2      # and no overflow at 1000

@@ -110,6 +110,7 @@ def test_the_rich_table_fits_in_100_columns(capsys):
     report.console().print(table.to_rich(Table(table.with_differences(typical), CONDITIONS)))
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 100
+    assert "…" not in out      # nothing was cut to make it fit
     for words in ("teacher fp32", "123.45x", "1234", "12.3k", "28.6M", "control.onnx", "-up"):
         assert words in out
 

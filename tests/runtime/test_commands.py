@@ -61,7 +61,7 @@ def test_an_unknown_flag_names_the_nearest(argv, words):
 @pytest.mark.parametrize(("argv", "words"), [
     ((), "--engine"),
     (("--engine",), "Missing value for argument '--engine'"),
-    (("--engine", "x", "--batch", "two"), "'two'"),
+    (("--engine", "x", "--batch", "/a/long/path" * 9), "/a/long/path" * 9),
     (("--engine", "x", "stray"), "stray"),
 ])
 def test_what_cannot_be_parsed_is_said_on_one_line(argv, words, monkeypatch):

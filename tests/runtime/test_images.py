@@ -60,13 +60,15 @@ def test_the_sub_folder_of_a_split_is_used_where_there_is_one(tmp_path, split):
         assert open_images(str(root / name), split).class_names == ["a", "b"]
 
 
-def test_the_fingerprint_changes_when_an_image_is_added_or_relabelled(tree):
+def test_the_fingerprint_changes_when_an_image_is_added_renamed_or_relabelled(tree):
     before = open_images(str(tree), "val").fingerprint()
     assert open_images(str(tree), "val").fingerprint() == before
     touch(tree / "zebra" / "2.png")
     added = open_images(str(tree), "val").fingerprint()
-    (tree / "zebra" / "2.png").rename(tree / "class10" / "2.png")
-    assert len({before, added, open_images(str(tree), "val").fingerprint()}) == 3
+    (tree / "zebra" / "2.png").rename(tree / "zebra" / "3.png")
+    renamed = open_images(str(tree), "val").fingerprint()
+    (tree / "zebra" / "3.png").rename(tree / "class10" / "3.png")
+    assert len({before, added, renamed, open_images(str(tree), "val").fingerprint()}) == 4
 
 
 def test_the_hash_of_an_item_is_the_hash_of_its_file(tree):

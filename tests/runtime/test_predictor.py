@@ -34,6 +34,12 @@ def test_top_limits_the_guesses_and_may_exceed_the_classes(student):
         assert [len(predictor.classify(solid(RED), top=top)[0]) for top in (1, 2, 9)] == [1, 2, 3]
 
 
+def test_of_many_equal_scores_the_lower_class_comes_first(student):
+    with runtime.load(student, class_names=[str(i) for i in range(100)]) as predictor:
+        (guesses,) = predictor.predictions(np.tile(np.float32([0, 1]), 50)[None], top=100)
+    assert [guess.index for guess in guesses] == [*range(1, 100, 2), *range(0, 100, 2)]
+
+
 def test_every_form_of_image_alone_or_in_a_list_gets_the_same_answer(student, tmp_path):
     solid(BLUE).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()

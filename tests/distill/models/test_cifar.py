@@ -12,8 +12,8 @@ from distill.models.cifar import Shortcut
 from runtime.errors import UsageError
 
 PARAMETERS = {20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018}  # of the published files
-RIGHT_OF_1000 = {20: 907, 32: 916, 44: 927, 56: 935}
-"""Test images recognized, of the first 1,000: counted with the network written out in torch functions from the raw weights."""
+RIGHT_OF_400 = {20: 356, 32: 370, 44: 361, 56: 369}
+"""Test images recognized, of the first 400: counted with the network written out in torch functions from the raw weights."""
 FILES = {20: "resnet20-12fca82f.th", 32: "resnet32-d509ac18.th", 44: "resnet44-014dd654.th", 56: "resnet56-4bfd9763.th"}
 
 
@@ -102,8 +102,8 @@ def test_all_families_are_known_to_timm_by_name():
 
 
 def test_an_unknown_architecture_is_answered_with_the_nearest():
-    with pytest.raises(UsageError, match="no architecture called 'resnet2O'.*did you mean resnet20"):
-        models.build("resnet2O", 10)
+    with pytest.raises(UsageError, match="no architecture called 'resnt20'.*did you mean resnet20"):
+        models.build("resnt20", 10)
 
 
 def test_an_argument_the_architecture_does_not_have_is_one_line():
@@ -123,7 +123,7 @@ def tiles(path: Path, count: int) -> np.ndarray:
 @pytest.mark.slow
 @pytest.mark.parametrize("depth", PARAMETERS)
 def test_the_published_weights_recognize_what_they_should(shared, depth):
-    """On the first 1,000 of 8,000 test images; the whole set gives 91.60, 92.48, 93.08 and 93.44 %."""
+    """On the first 400 of 8,000 test images; the whole set gives 91.60, 92.48, 93.08 and 93.44 %."""
     file = shared / "data" / "weights" / FILES[depth]
     found = checkpoint.load_any(file, f"resnet{depth}")
     assert found.class_names is None
@@ -132,12 +132,11 @@ def test_the_published_weights_recognize_what_they_should(shared, depth):
     model = models.build(f"resnet{depth}", 10)
     checkpoint.load_weights(model, found)
     model.eval()
-    x = tiles(shared / "data" / "cifar10" / "test.webp", 1000)
-    labels = np.load(shared / "data" / "cifar10" / "labels.npz")["y_test"][:1000]
-    plain = (x / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)  # the README's own normalization
+    x = tiles(shared / "data" / "cifar10" / "test.webp", 400)
+    labels = np.load(shared / "data" / "cifar10" / "labels.npz")["y_test"][:400]
+    plain = (x / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)  # the normalization its authors name
+    assert np.allclose(found.preprocess.batch(list(x[:8])), plain[:8].transpose(0, 3, 1, 2), atol=1e-5)
     with torch.inference_mode():
         logits = model(torch.from_numpy(plain.transpose(0, 3, 1, 2)).float())
-        ours = model(torch.from_numpy(found.preprocess.batch(list(x))))
-    assert torch.allclose(logits, ours, atol=1e-3)
     right = int((logits.argmax(1).numpy() == labels).sum())
-    assert right == RIGHT_OF_1000[depth]
+    assert right == RIGHT_OF_400[depth]

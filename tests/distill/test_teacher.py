@@ -1,0 +1,176 @@
+"""The teacher: frozen, on its own preprocessing and precision, refused when its classes are not the data's."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from distill import checkpoint as checkpoints
+from distill import models
+from distill import teacher as teachers
+from distill.checkpoint import Checkpoint
+from distill.recipe import Recipe
+from distill.teacher import Teacher
+from runtime.errors import ArtifactError, MissingError, UsageError
+from runtime.preprocess import Preprocess
+
+CPU = torch.device("cpu")
+OURS = Preprocess((3, 16, 16), "bilinear", 1.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+HALVES = Preprocess((3, 16, 16), "bilinear", 1.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.25, 0.125))
+NAMES = ["ant", "bee", "cat", "dog"]
+
+
+class Echo(nn.Module):
+    """Gives back what it was fed."""
+
+    def forward(self, x):
+        self.fed = x
+        return x.flatten(1)
+
+
+def test_pixels_are_normalized_again_as_the_teachers_own_preprocessing_would():
+    pixels = [np.random.default_rng(i).integers(0, 256, (16, 16, 3)).astype(np.uint8) for i in range(3)]
+    echo = Echo()
+    Teacher(echo, HALVES, OURS, CPU)(torch.from_numpy(OURS.batch(pixels)))
+    assert np.abs(echo.fed.numpy() - HALVES.batch(pixels)).max() < 1e-5
+
+
+def test_the_same_preprocessing_changes_nothing():
+    echo, images = Echo(), torch.randn(2, 3, 16, 16)
+    teacher = Teacher(echo, OURS, OURS, CPU)
+    assert torch.equal(teacher(images).logits, images.flatten(1))
+    assert teachers.renormalization(OURS, OURS, CPU) == (None, None)
+
+
+@pytest.mark.parametrize("size", [(3, 32, 32), (3, 8, 8), (3, 24, 12)])
+def test_a_teacher_of_another_size_is_fed_its_own(size):
+    echo = Echo()
+    images = torch.randn(2, 3, 16, 16)
+    Teacher(echo, Preprocess(size, mean=OURS.mean, std=OURS.std), OURS, CPU)(images)
+    assert tuple(echo.fed.shape[1:]) == size
+    assert torch.allclose(echo.fed, F.interpolate(images, size[1:], mode="bicubic", antialias=True, align_corners=False))
+
+
+def test_a_constant_image_stays_constant_at_another_size():
+    echo = Echo()
+    white = np.full((16, 16, 3), 255, np.uint8)
+    bigger = Preprocess((3, 24, 24), mean=HALVES.mean, std=HALVES.std)
+    Teacher(echo, bigger, OURS, CPU)(torch.from_numpy(OURS.batch([white])))
+    assert torch.allclose(echo.fed, torch.from_numpy(bigger.batch([np.full((24, 24, 3), 255, np.uint8)])), atol=1e-4)
+
+
+def test_carries_no_gradient_and_leaves_no_trace(teacher):
+    frozen = teacher()
+    assert not any(p.requires_grad for p in frozen.model.parameters())
+    images = torch.randn(4, 3, 16, 16, requires_grad=True)
+    logits = frozen(images).logits
+    assert not logits.requires_grad and not logits.is_inference()
+    weight = torch.ones(4, requires_grad=True)
+    (logits * weight).sum().backward()  # may stand in a loss
+    assert torch.allclose(weight.grad, logits.sum(0))
+    assert images.grad is None
+
+
+def test_stays_in_evaluation_and_its_statistics_stand_still(teacher, same_weights):
+    frozen = teacher()
+    before = {key: value.clone() for key, value in frozen.model.state_dict().items()}
+    for _ in range(3):
+        frozen(torch.randn(4, 3, 16, 16) + 5)
+    assert not any(module.training for module in frozen.model.modules())
+    same_weights(frozen.model.state_dict(), before)
+
+
+def test_an_image_gets_the_same_logits_in_any_batch(teacher):
+    frozen, images = teacher(), torch.randn(4, 3, 16, 16)
+    assert torch.allclose(frozen(images).logits[1:2], frozen(images[1:2]).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_computes_in_its_own_precision_and_answers_in_float32(dtype, expected):
+    seen = []
+
+    class Watched(nn.Linear):
+        def forward(self, x):
+            y = super().forward(x.flatten(1))
+            seen.append(y.dtype)
+            return y
+
+    answer = Teacher(Watched(3 * 16 * 16, 4), OURS, OURS, CPU, dtype)(torch.randn(2, 3, 16, 16)).logits
+    assert seen == [expected]
+    assert answer.dtype == torch.float32
+
+
+@pytest.fixture
+def file(tmp_path):
+    """file(names, **more) -> a teacher's best.pth."""
+    def make(names=NAMES, preprocess=HALVES):
+        torch.manual_seed(3)
+        model = models.build("resnet20", len(names), {"width": 0.25})
+        path = tmp_path / "teacher.pth"
+        checkpoints.save(Checkpoint("resnet20", {"width": 0.25}, model.state_dict(), preprocess, list(names)), path)
+        return str(path)
+    return make
+
+
+def load(path, names=NAMES, **settings):
+    return teachers.load(Recipe(teacher_ckpt=path, **settings), list(names), OURS, CPU)
+
+
+def test_is_built_from_what_its_file_says(file, same_weights):
+    import hashlib
+
+    path = file()
+    found = load(path)
+    same_weights(found.model.state_dict(), checkpoints.load(path).state_dict)
+    assert found.preprocess == HALVES
+    with open(path, "rb") as content:
+        assert found.about["sha256"] == hashlib.sha256(content.read()).hexdigest()
+    assert (found.about["model"], found.about["file"], found.about["dtype"]) == ("resnet20", path, "fp32")
+
+
+@pytest.mark.parametrize(("settings", "expected"), [
+    ({}, "fp32"), ({"amp": True}, "bf16"), ({"amp": True, "amp_dtype": "fp16"}, "fp16"),
+    ({"amp": True, "teacher_dtype": "fp32"}, "fp32"), ({"teacher_dtype": "bf16"}, "bf16")])
+def test_its_precision_is_the_students_unless_given(file, settings, expected):
+    assert load(file(), **settings).about["dtype"] == expected
+
+
+def test_another_class_order_is_refused_with_the_first_difference(file):
+    with pytest.raises(ArtifactError, match=r"class order differs.*'?bee'?.*'?cat'?"):
+        load(file(), names=["ant", "cat", "bee", "dog"])
+
+
+def test_another_number_of_classes_is_refused(file):
+    with pytest.raises(ArtifactError, match="class"):
+        load(file(), names=NAMES[:3])
+
+
+def test_another_architecture_than_its_file_is_refused(file):
+    with pytest.raises(ArtifactError, match="holds resnet20, not resnet32"):
+        load(file(), teacher="resnet32")
+
+
+def test_foreign_weights_need_the_architectures_name(tmp_path):
+    torch.save(models.build("resnet20", 4).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UsageError, match="which architecture") as caught:
+        load(str(tmp_path / "w.pth"))
+    assert "--teacher" in str(caught.value)
+    assert load(str(tmp_path / "w.pth"), teacher="resnet20").about["file"] == str(tmp_path / "w.pth")
+
+
+def test_foreign_weights_of_another_number_of_classes_are_refused(tmp_path):
+    torch.save(models.build("resnet20", 10).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ArtifactError, match=r"linear.weight is \(10, 64\) in the file, \(4, 64\)"):
+        load(str(tmp_path / "w.pth"), teacher="resnet20")
+
+
+def test_no_teacher_is_none():
+    assert teachers.load(Recipe(teacher="none"), NAMES, OURS, CPU) is None
+    assert teachers.load(Recipe(), NAMES, OURS, CPU) is None
+
+
+def test_a_teacher_without_published_weights_asks_for_a_file():
+    with pytest.raises((MissingError, UsageError)) as caught:
+        teachers.load(Recipe(teacher="resnet20"), NAMES, OURS, CPU)
+    assert "file" in str(caught.value) or "--teacher-ckpt" in str(caught.value)
