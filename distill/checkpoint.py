@@ -27,7 +27,8 @@ WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Keys under which other projects keep the weights, the averaged ones first."""
 CODE = ("GLOBAL", "call reduce", "create new object", "Can only build")
 """Words of torch's weights-only reader when it meets a function or class it will not call."""
-KINDS = {"model": str, "model_args": dict, "state_dict": dict, "class_names": (list, type(None)), "metrics": dict, "lineage": dict}
+KINDS = {"model": str, "model_args": dict, "state_dict": dict, "class_names": (list, type(None)), "metrics": dict,
+         "lineage": dict}
 """What the entries of our file are."""
 
 
@@ -91,7 +92,8 @@ def load_any(path: str | Path, model: str | None = None, model_args: Mapping[str
              flag: str = "--model") -> Checkpoint:
     """Read our checkpoint, or foreign weights (timm, torchvision, plain state dict, published .th) of architecture `model`.
 
-    flag: what the user calls `model`, for the message. Raises UsageError when a foreign file comes without `model`, ArtifactError when the architectures differ.
+    flag: what the user calls `model`, for the message. Raises UsageError when a foreign file comes without `model`,
+    ArtifactError when the architectures differ.
     """
     values = read_file(path)
     if MARK in values:

@@ -139,11 +139,18 @@ def _names_and_labels(dataset: Any, spec: str) -> tuple[list[str], np.ndarray]:
 
 
 def training_transform(recipe: Recipe, spec: Preprocess) -> Any:
-    """PIL image -> (C, H, W) float32 tensor, augmented by timm's transforms as the recipe says."""
-    stages = create_transform(
-        spec.input_size, is_training=True, scale=recipe.scale, ratio=recipe.ratio, hflip=recipe.hflip,
-        color_jitter=recipe.color_jitter, auto_augment=recipe.aa or None, interpolation=recipe.train_interpolation,
-        mean=spec.mean, std=spec.std, re_prob=recipe.reprob, re_mode=recipe.remode, separate=True)
+    """PIL image -> (C, H, W) float32 tensor, augmented by timm's transforms as the recipe says.
+
+    Raises UsageError for a policy that timm does not know.
+    """
+    try:
+        stages = create_transform(
+            spec.input_size, is_training=True, scale=recipe.scale, ratio=recipe.ratio, hflip=recipe.hflip,
+            color_jitter=recipe.color_jitter, auto_augment=recipe.aa or None, interpolation=recipe.train_interpolation,
+            mean=spec.mean, std=spec.std, re_prob=recipe.reprob, re_mode=recipe.remode, separate=True)
+    except (AssertionError, ValueError, KeyError, IndexError) as error:  # timm's, while it takes the policy apart
+        raise UsageError(f"aa {recipe.aa!r}: timm cannot read this policy ({error}). Expected for example "
+                         "rand-m9-mstd0.5-inc1") from error
     first, second, last = stages
     if recipe.crop_padding:
         size = spec.input_size[1:]

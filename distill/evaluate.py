@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -98,7 +98,7 @@ class EvalOptions:
     """best.pth, or a file of timm, torchvision or the authors (then with --model)."""
     data: Annotated[str, tyro.conf.arg(aliases=["--data-dir"])] = ""
     """Labelled images: a folder, npz:FILE, digits, torch/NAME:DIR; default: those the checkpoint was validated with."""
-    split: str = "val"
+    split: Literal["val", "train"] = "val"
     """val or train, where the data has both."""
     model: str = ""
     """Architecture of a foreign file, for example resnet20."""
@@ -118,6 +118,10 @@ class EvalOptions:
     """Leave unreadable images out and count them."""
     json: bool = False
     """One JSON object on stdout."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.workers < -1:
+            raise UsageError(f"batch {self.batch}, workers {self.workers}: expected batch 1 or more, workers -1 or more")
 
 
 def run(options: EvalOptions) -> None:

@@ -36,6 +36,8 @@ class Recipe:
     """Validation images when --data does not hold them: the same forms."""
     img_size: Annotated[int, _flag("--imgsz")] = 0
     """Side of the student's input, pixels; 0 takes what the student's architecture declares."""
+    crop_pct: float = 0.0
+    """Validation crops this share of the side it resizes to; 0 takes what the architecture declares (1 with --crop-padding)."""
     num_classes: int = 0
     """Number of classes; only needed for streamed data (wds, hfids, tfds), whose classes have no names."""
     skip_bad_images: bool = False
@@ -187,6 +189,7 @@ class Recipe:
             need(0 <= getattr(self, name) <= 1, name, "0 to 1")
         need(0 <= self.smoothing < 1, "smoothing", "0 to below 1")
         need(self.kd_temperature is None or self.kd_temperature > 0, "kd_temperature", "above 0")
+        need(0 <= self.crop_pct <= 1, "crop_pct", "0 to 1")
         need(self.kd_gamma is None or self.kd_gamma >= 0, "kd_gamma", "0 or more")
         need(0 < self.scale[0] <= self.scale[1] <= 1, "scale", "two shares above 0, at most 1, the smaller first")
         need(0 < self.ratio[0] <= self.ratio[1], "ratio", "two ratios above 0, the smaller first")
@@ -220,22 +223,27 @@ def load(name_or_file: str, base: Recipe | None = None) -> Recipe:
 
     Raises UsageError for an unknown name, an unknown key (nearest suggested) or a value of the wrong type.
     """
+    return from_dict(read(name_or_file), name_or_file, base or Recipe())
+
+
+def read(name_or_file: str) -> dict[str, Any]:
+    """The keys and values of a shipped recipe or a YAML file, unchecked. Raises UsageError when there are none to read."""
     import yaml
 
-    if name_or_file in named():
-        text = resources.files("distill.recipes").joinpath(f"{name_or_file}.yaml").read_text(encoding="utf-8")
-    elif Path(name_or_file).is_file():
-        text = Path(name_or_file).read_text(encoding="utf-8")
-    else:
-        raise UsageError(f"no recipe {name_or_file!r}{nearest(name_or_file, set(named()))} "
-                         f"Shipped: {', '.join(named())}; or give a YAML file")
     try:
+        if name_or_file in named():
+            text = resources.files("distill.recipes").joinpath(f"{name_or_file}.yaml").read_text(encoding="utf-8")
+        elif Path(name_or_file).is_file():
+            text = Path(name_or_file).read_text(encoding="utf-8")
+        else:
+            raise UsageError(f"no recipe {name_or_file!r}{nearest(name_or_file, set(named()))} "
+                             f"Shipped: {', '.join(named())}; or give a YAML file")
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{name_or_file}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise UsageError(f"{name_or_file}: expected lines of `key: value`")
-    return from_dict(values, name_or_file, base or Recipe())
+    return values
 
 
 def from_dict(values: dict[str, Any], name: str, base: Recipe) -> Recipe:

@@ -65,6 +65,8 @@ def parse(argv: Sequence[str], prog: str = "distill train") -> TrainOptions:
 def run(options: TrainOptions) -> None:
     """Train, save, print what the teacher bought."""
     folder = _prepare_folder(options)
+    paths = {name: _absolute(getattr(options, name)) for name in ("data", "val_data", "teacher_ckpt", "student_ckpt")}
+    options = replace(options, **paths)
     import torch
 
     from . import teacher as teachers
@@ -76,7 +78,6 @@ def run(options: TrainOptions) -> None:
     train, val, train_spec, val_spec = open_splits(options)
     preprocess = _student_preprocess(options)
     teacher = teachers.load(options, train.class_names, preprocess, device)
-    files.write_text(folder / "args.yaml", recipes.to_yaml(_as_recipe(options)) + f"control: {str(options.control).lower()}\n")
     result: dict[str, Any] = {"run": str(folder), "student": options.student, "teacher": None, "control": None}
     if teacher:
         _say(f"teacher: {teacher.about['model']} from {teacher.about['file'] or 'published weights'} in {teacher.about['dtype']}")
@@ -87,7 +88,6 @@ def run(options: TrainOptions) -> None:
         roles.append(("control", folder / "control", None))
     recipe = _as_recipe(options)
     for role, where, its_teacher in roles:
-        where.mkdir(parents=True, exist_ok=True)
         mine = recipe if its_teacher or not teacher else replace(recipe, teacher="none", teacher_ckpt="")
         run_ = trainer.Trainer(mine, where, train, val, its_teacher, device, preprocess, role,
                                trainer.lineage(mine, train, val, train_spec, val_spec, its_teacher))
@@ -95,6 +95,9 @@ def run(options: TrainOptions) -> None:
             run_.resume(where / "last.pth")
             _say(f"{role}: resumed at epoch {run_.epoch + 1}, step {run_.updates}"
                  if run_.epoch < recipe.epochs else f"{role}: finished already")
+        if role != "control":  # not earlier: a refused resume leaves the run as it was, a refused setting no run at all
+            args = recipes.to_yaml(_as_recipe(options)) + f"control: {str(options.control).lower()}\n"
+            files.write_text(folder / "args.yaml", args)
         best = run_.fit()
         key = "control" if role == "control" else "best"
         result[key] = {"checkpoint": str(where / "best.pth"), "top1_percent": best["val_top1_percent"], "epoch": best["epoch"],
@@ -112,7 +115,7 @@ def open_splits(recipe: Recipe) -> tuple[Any, Any, str, str]:
     from .data import TIMM_PREFIXES, open_data
 
     train_spec = _absolute(recipe.data)
-    val_spec = _absolute(recipe.val_data) if recipe.val_data else train_spec
+    val_spec = _absolute(recipe.val_data) or train_spec
     train = open_data(train_spec, "train", recipe.num_classes)
     splittable = train_spec.startswith(TIMM_PREFIXES) or (not train_spec.endswith(".tar") and has_own_split(train_spec, "val"))
     if not recipe.val_data and not splittable:
@@ -138,7 +141,10 @@ def _student_preprocess(options: Recipe) -> Any:
 
     if options.student_ckpt and not options.img_size:
         return checkpoints.load_any(options.student_ckpt, options.student).preprocess
-    return models.preprocess_of(options.student, options.img_size)
+    preprocess = models.preprocess_of(options.student, options.img_size)
+    # random crops of a padded image show it at its own scale, and so must validation
+    crop_pct = options.crop_pct or (1.0 if options.crop_padding else preprocess.crop_pct)
+    return replace(preprocess, crop_pct=crop_pct)
 
 
 def _prepare_folder(options: TrainOptions) -> Path:
@@ -146,7 +152,8 @@ def _prepare_folder(options: TrainOptions) -> Path:
         folder = _run_folder(options.resume)
         if not (folder / "args.yaml").is_file() and not options.data:
             raise UsageError(f"{options.resume}: no run to resume (no args.yaml). Give the folder that --output named")
-        files.remove_leftovers(folder)
+        for place in (folder, folder / "control"):
+            files.remove_leftovers(place)
         return folder
     if not options.data:
         raise UsageError("no data given. Expected --data DIR (with train/ and val/), npz:FILE, digits or torch/NAME:DIR")
@@ -168,15 +175,11 @@ def _run_folder(path: str) -> Path:
 
 
 def _with_file(base: TrainOptions, name: str) -> TrainOptions:
-    import yaml
-
-    control = base.control
-    if Path(name).is_file():  # args.yaml also says whether a control was asked for
-        text = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
-        if isinstance(text, dict) and "control" in text:
-            control = bool(text.pop("control"))
-            return replace(recipes.from_dict(text, name, base), control=control)
-    return recipes.load(name, base)
+    values = recipes.read(name)
+    control = values.pop("control", base.control)  # args.yaml also says whether a control was asked for
+    if not isinstance(control, bool):
+        raise UsageError(f"{name}: control is {control!r}; expected true or false")
+    return replace(recipes.from_dict(values, name, base), control=control)
 
 
 def _as_recipe(options: TrainOptions) -> Recipe:
@@ -193,10 +196,13 @@ def _value_of(argv: Sequence[str], flag: str) -> str:
 
 
 def _absolute(spec: str) -> str:
-    """Paths made absolute, so that export finds the images from another folder."""
-    if spec.startswith("npz:"):
-        return f"npz:{Path(spec[4:]).absolute()}"
-    return str(Path(spec).absolute()) if spec and Path(spec).exists() and spec != "digits" else spec
+    """Paths made absolute, so that a resumed run, eval and export find the files from another folder."""
+    if not spec or spec == "digits":
+        return spec
+    if Path(spec).exists():
+        return str(Path(spec).absolute())
+    kind, _, path = spec.partition(":")  # npz:FILE, torch/NAME:DIR
+    return f"{kind}:{Path(path).absolute()}" if path and (kind == "npz" or Path(path).exists()) else spec
 
 
 def _summary(result: dict[str, Any]) -> str:

@@ -289,7 +289,7 @@ class Trainer:
         checkpoints.save(last, self.folder / "last.pth")
 
     def resume(self, path: Path) -> None:
-        """Continue from last.pth bit for bit. Raises UsageError when the recipe differs in a setting that changes the weights."""
+        """Continue from last.pth bit for bit. Raises UsageError when the images or a setting that changes the weights differ."""
         last = checkpoints.load(path)
         if last.state is None:
             raise UsageError(f"{path}: holds weights only. Resume from the run's last.pth")
@@ -299,6 +299,10 @@ class Trainer:
             key = changed[0]
             raise UsageError(f"--{key.replace('_', '-')} is {now[key]!r}, the run to resume has {then.get(key)!r}. "
                              "A resumed run keeps its recipe; start another one with a new --output")
+        before, today = (about.get("data", {}).get("train_sha256") for about in (last.lineage, self.lineage))
+        if before and today and before != today:
+            raise UsageError(f"{path}: the training images are not those the run began with. Put them back (a broken one may "
+                             "stay, with --skip-bad-images), or start another run with a new --output")
         state = last.state
         checkpoints.load_weights(self.model, last)
         self.optimizer.load_state_dict(state["optimizer"])

@@ -80,7 +80,6 @@ def to_onnx(merged: nn.Module, input_size: tuple[int, int, int], opset: int = 19
 
 def write_metadata(model: ModelProto, metadata: Metadata) -> bytes:
     """The file's content: the model with `metadata` in its `metadata_props`, in place of any it had."""
-    del model.metadata_props[:]
     onnx.helper.set_model_props(model, metadata.to_map())
     return model.SerializeToString(deterministic=True)
 

@@ -78,7 +78,7 @@ def test_the_commands_of_the_guide_run(workshop):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (SHARED / "data" / "cifar10").exists(), reason="CIFAR-10 and the published weights are not part of the project")
+@pytest.mark.skipif(not (SHARED / "data" / "cifar10").exists(), reason="CIFAR-10 is not part of the project")
 def test_the_commands_of_the_cifar10_page_run_on_a_few_of_its_images(tmp_path):
     sys.path.insert(0, str(ROOT / "docs"))
     from cifar10_npz import tiles

@@ -34,7 +34,8 @@ def test_imports_only_point_downwards(folder):
 @pytest.mark.parametrize("folder", ["runtime", "bench"])
 def test_what_runs_on_the_edge_names_no_training_package(folder):
     allowed = {("runtime/images.py", "sklearn")}  # the demo's digits, imported when asked for
-    wrong = {(str(file.relative_to(ROOT)), name) for file in (ROOT / folder).rglob("*.py") for name in imports(file) if name in HEAVY}
+    wrong = {(str(file.relative_to(ROOT)), name) for file in (ROOT / folder).rglob("*.py") for name in imports(file)
+             if name in HEAVY}
     assert wrong <= allowed
 
 
@@ -54,7 +55,8 @@ def test_every_package_folder_is_shipped():
     import tomllib
 
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    present = {str(file.parent.relative_to(ROOT)).replace("/", ".") for folder in ARROWS for file in (ROOT / folder).rglob("__init__.py")}
+    present = {str(file.parent.relative_to(ROOT)).replace("/", ".") for folder in ARROWS
+               for file in (ROOT / folder).rglob("__init__.py")}
     assert listed == present
 
 

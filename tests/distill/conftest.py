@@ -1,4 +1,4 @@
-"""What the tests of `distill` share: golden losses, small image sets, tiny trainings. Helpers are fixtures that give functions."""
+"""What the tests of `distill` share: golden losses, small image sets, tiny trainings. Helpers are fixtures giving functions."""
 
 import os
 from pathlib import Path

@@ -179,8 +179,8 @@ def test_foreign_weights_need_an_architecture(model, tmp_path):
         checkpoints.load_any(tmp_path / "foreign.pth", "resnt20")
 
 
-@pytest.mark.parametrize("values", [{}, {"epoch": 3}, {"state_dict": {}}, {1: torch.zeros(1)}, {"state_dict": {0: torch.zeros(1)}},
-                                    [torch.zeros(1)], torch.zeros(3)])
+@pytest.mark.parametrize("values", [{}, {"epoch": 3}, {"state_dict": {}}, {1: torch.zeros(1)},
+                                    {"state_dict": {0: torch.zeros(1)}}, [torch.zeros(1)], torch.zeros(3)])
 def test_a_file_without_weights_is_refused_with_one_line(tmp_path, values):
     torch.save(values, tmp_path / "x.pth")
     with pytest.raises(ArtifactError) as caught:

@@ -1,4 +1,4 @@
-"""Batches: the same for every number of workers, continued where they stopped, evaluated on runtime's pixels, broken files named."""
+"""Batches: the same for any number of workers, continued where they stopped, on runtime's pixels; broken files are named."""
 
 import io
 import json

@@ -146,7 +146,8 @@ NAN = float("nan")
 
 
 @pytest.mark.parametrize(("name", "value"), [
-    ("epochs", 0), ("batch", 0), ("grad_accum", 0), ("eval_batch", -1), ("lr", 0.0), ("lr", -1.0), ("lr", float("inf")), ("lr", NAN),
+    ("epochs", 0), ("batch", 0), ("grad_accum", 0), ("eval_batch", -1), ("lr", 0.0), ("lr", -1.0), ("lr", float("inf")),
+    ("lr", NAN),
     ("lr_base", 0.0), ("weight_decay", -0.1), ("weight_decay", NAN), ("smoothing", 1.0), ("smoothing", -0.1), ("drop_path", 1.5),
     ("kd_temperature", 0.0), ("kd_temperature", NAN), ("kd_gamma", -1.0), ("distill_loss_weight", -1.0), ("mixup", -1.0),
     ("hflip", 2.0), ("reprob", -0.5), ("clip_grad", 0.0), ("layer_decay", 0.0), ("layer_decay", 1.1), ("workers", -2),
@@ -172,7 +173,8 @@ def test_no_teacher_and_a_teachers_file_contradict():
 
 
 @pytest.mark.parametrize(("pair", "expected"), [
-    ("width=0.5", {"width": 0.5}), ("dims=[16,32]", {"dims": [16, 32]}), ("gap=true", {"gap": True}), ("name=a=b", {"name": "a=b"})])
+    ("width=0.5", {"width": 0.5}), ("dims=[16,32]", {"dims": [16, 32]}), ("gap=true", {"gap": True}),
+    ("name=a=b", {"name": "a=b"})])
 def test_key_value_pairs_are_read_as_yaml(pair, expected):
     assert recipes.key_values((pair,)) == expected
 

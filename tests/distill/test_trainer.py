@@ -34,7 +34,7 @@ def without_timings(history):
 @pytest.mark.parametrize(("grad_accum", "clip", "smoothing"), [(1, None, 0.0), (2, None, 0.1), (1, 0.1, 0.0), (2, 0.05, 0.0)])
 def test_three_steps_equal_a_hand_written_loop(trainer, teacher, images, grad_accum, clip, smoothing):
     """KL at T = 4 with weight 0.9 and cross-entropy with 0.1; SGD with Nesterov momentum, decay on matrices only, cosine rate."""
-    lr, decay, epochs = 0.05, 0.01, 2
+    lr, decay, epochs = 0.01, 0.01, 2
     mine = trainer(teacher=teacher(), grad_accum=grad_accum, clip_grad=clip, smoothing=smoothing, lr=lr, weight_decay=decay,
                    epochs=epochs, distill_loss_weight=0.9, task_loss_weight=0.1, train=images(48), min_lr=0.001)
     student, frozen = models.build("resnet20", 4, {"width": 0.25}), teacher().model
@@ -66,7 +66,6 @@ def test_three_steps_equal_a_hand_written_loop(trainer, teacher, images, grad_ac
                 velocity[name] = grad if step == 0 else 0.9 * velocity[name] + grad
                 p -= rate * (grad + 0.9 * velocity[name])
     for (name, ours), (_, by_hand) in zip(mine.model.named_parameters(), student.named_parameters(), strict=True):
-        print(name,(ours-by_hand).abs().max().item(), ours.abs().max().item())
         assert torch.allclose(ours, by_hand, atol=2e-6), name
     assert mine.updates == 3
 
@@ -136,7 +135,8 @@ def test_dropout_and_drop_path_reach_the_network(trainer):
 
 
 @pytest.mark.parametrize(("settings", "words"), [
-    ({"opt": "adamww"}, "optimizer 'adamww'"), ({"sched": "cosin"}, "schedule 'cosin'"), ({"student": "resnt20"}, "did you mean")])
+    ({"opt": "adamww"}, "optimizer 'adamww'"),
+    ({"sched": "cosin"}, "schedule 'cosin'"), ({"student": "resnt20"}, "did you mean")])
 def test_what_timm_does_not_know_is_named(trainer, settings, words):
     with pytest.raises(UsageError, match=words):
         trainer(**settings)
@@ -283,10 +283,6 @@ def test_the_step_is_named_even_when_losses_are_looked_at_later(trainer):
 # resuming
 
 
-class Stop(Exception):
-    """Stands for SIGTERM after a step."""
-
-
 def stop_after(trainer, step):
     """Make the trainer believe that SIGTERM arrived during optimizer step `step`."""
     plain = trainer.step
@@ -299,8 +295,8 @@ def stop_after(trainer, step):
     trainer.step = watched
 
 
-EVERYTHING = {"epochs": 3, "grad_accum": 2, "batch": 4, "mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1, "drop_path": 0.2, "drop": 0.1,
-              "reprob": 0.5, "aa": "rand-m9-mstd0.5-inc1", "train_interpolation": "random", "model_ema": True,
+EVERYTHING = {"epochs": 3, "grad_accum": 2, "batch": 4, "mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1, "drop_path": 0.2,
+              "drop": 0.1, "reprob": 0.5, "aa": "rand-m9-mstd0.5-inc1", "train_interpolation": "random", "model_ema": True,
               "model_ema_decay": 0.9, "opt": "adamw", "lr": 3e-3, "weight_decay": 0.05, "clip_grad": 1.0, "warmup_epochs": 1.0}
 """Every setting that draws random numbers or keeps something between steps."""
 
@@ -448,7 +444,8 @@ def test_an_unreadable_image_stops_the_run_which_can_go_on_once_it_is_repaired(t
     from runtime.images import open_images
 
     root, file = broken
-    settings = {"train": open_images(str(root), "train"), "val": open_images(str(root), "val"), "epochs": 2, "batch": 2}
+    settings = {"train": open_images(str(root), "train"), "val": open_images(str(root), "val"), "epochs": 2, "batch": 2,
+                "seed": 1}  # with which it comes in the sixth step
     run = trainer("run", **settings)
     with pytest.raises(DataError, match=r"bee/3\.png: not a readable image.*--skip-bad-images"):
         run.fit()
@@ -456,7 +453,7 @@ def test_an_unreadable_image_stops_the_run_which_can_go_on_once_it_is_repaired(t
     file.write_bytes((good / "train" / "bee" / "3.png").read_bytes())
     again = trainer("run", **settings)
     again.resume(run.folder / "last.pth")
-    assert 0 < again.updates < 8
+    assert again.updates == 5
     again.fit()
     never = trainer("never", **settings)
     never.fit()
@@ -489,8 +486,9 @@ def test_the_control_starts_from_the_same_weights_and_sees_the_same_batches(tmp_
             return super().losses(images, labels)
 
     teacher = models.build("resnet20", 4, {"width": 0.25})
-    checkpoints.save(checkpoints.Checkpoint("resnet20", {"width": 0.25}, teacher.state_dict(), models.preprocess_of("resnet20", 16),
-                                            ["ant", "bee", "cat", "dog"]), tmp_path / "teacher.pth")
+    saved = checkpoints.Checkpoint("resnet20", {"width": 0.25}, teacher.state_dict(), models.preprocess_of("resnet20", 16),
+                                   ["ant", "bee", "cat", "dog"])
+    checkpoints.save(saved, tmp_path / "teacher.pth")
     monkeypatch.setattr(trainers, "Trainer", Watched)
     train.run(train.parse(["--data", npz(), "--student", "resnet20", "--student-args", "width=0.25", "--img-size", "16",
                            "--teacher-ckpt", str(tmp_path / "teacher.pth"), "--control", "--epochs", "2", "--batch", "8",

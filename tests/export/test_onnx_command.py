@@ -221,3 +221,12 @@ def test_image_size_replaces_the_checkpoints(student_file, tmp_path):
     options = OnnxOptions(checkpoint=student_file, img_size=48)
     found, held_out = onnx_command.open_inputs(options)
     assert found.preprocess.input_size == (3, 48, 48) and held_out.name == "digits:val"
+
+
+def test_the_final_bytes_are_opened_before_they_are_written(student_file, tmp_path, exported, monkeypatch):
+    from export import verify
+
+    monkeypatch.setattr(graph, "write_metadata", lambda model, meta, write=graph.write_metadata: write(
+        model, meta if not meta.verification else dataclasses.replace(meta, model="something else")))
+    assert export(student_file, "--verify-size", 16, "--output", tmp_path / "a.onnx") == verify.GateError.exit_code
+    assert not (tmp_path / "a.onnx").exists()

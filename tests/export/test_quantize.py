@@ -169,6 +169,7 @@ def test_quantized_graph_equals_the_float_graph_on_rounded_numbers():
     step = np.abs(w).max(1, keepdims=True) / 127
     expected = np.einsum("kc,nchw->nkhw", w2 @ (np.round(w / step) * step), x)
     assert found == pytest.approx(expected, abs=1e-4)
+    assert {t.name for t in result.graph.initializer if t.data_type == 1} == {"w2", "images_scale", "w_scale"}  # fp32 w is gone
 
 
 # ---- whole networks

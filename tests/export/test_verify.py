@@ -50,8 +50,10 @@ def test_another_best_class_fails_however_close():
 
 
 def test_scale_is_at_least_1():
+    reference = np.array([[0.001, 0.0]])
+    assert verify.require_equal(reference, reference + 0.00005, 1e-4, "test").logit_scale == 1
     with pytest.raises(GateError):
-        verify.require_equal(np.array([[0.001, 0.0]]), np.array([[0.0012, 0.0]]), 1e-4, "test")
+        verify.require_equal(reference, reference + 0.0002, 1e-4, "test")
 
 
 def test_parity_looks_at_every_batch_size(images, tmp_path):

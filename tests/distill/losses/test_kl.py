@@ -92,12 +92,12 @@ def test_logits_of_one_image_need_a_batch_axis():
 
 
 def test_an_unknown_loss_is_answered_with_the_nearest():
-    with pytest.raises(UsageError, match="no loss called 'nkdd'.*did you mean nkd"):
+    with pytest.raises(UsageError, match=r"no loss called 'nkdd'.*did you mean nkd\?"):
         losses.create("nkdd")
 
 
 def test_an_unknown_setting_is_answered_with_the_nearest():
-    with pytest.raises(UsageError, match="kl has no setting 'temprature'.*did you mean temperature"):
+    with pytest.raises(UsageError, match=r"kl has no setting 'temprature'.*did you mean temperature\?"):
         losses.create("kl", temprature=2.0)
     with pytest.raises(UsageError, match="kl has no setting 'gamma'"):
         losses.create("kl", gamma=1.0)

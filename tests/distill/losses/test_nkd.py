@@ -111,5 +111,5 @@ def test_different_shapes_are_refused():
 
 
 def test_an_unknown_setting_is_answered_with_the_nearest():
-    with pytest.raises(UsageError, match="nkd has no setting 'gama'.*did you mean gamma"):
+    with pytest.raises(UsageError, match=r"nkd has no setting 'gama'.*did you mean gamma\?"):
         losses.create("nkd", gama=1.0)
