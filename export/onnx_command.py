@@ -23,7 +23,7 @@ import tyro
 from runtime import commands, env, files
 from runtime.artifact import Metadata, require_same_classes
 from runtime.errors import DataError, UsageError
-from runtime.images import ImageSet, open_images
+from runtime.images import ImageSet
 
 if TYPE_CHECKING:
     from distill.checkpoint import Checkpoint
@@ -79,9 +79,9 @@ class OnnxOptions:
     """At most so many labelled images for that check, stratified."""
     exclude: tuple[str, ...] = ()
     """Layers to leave float: glob patterns on node names, such as 'layer1.*'."""
-    placement: Literal["tensorrt", "cpu", "onnxruntime"] = "tensorrt"
-    """Where Q/DQ stands: for NVIDIA's engines; with outputs quantized too; or for ONNX Runtime's CPU kernels (uint8
-    activations, which TensorRT refuses)."""
+    placement: Literal["tensorrt", "cpu"] = "tensorrt"
+    """Where Q/DQ stands: for NVIDIA's engines, or for ONNX Runtime's integer CPU kernels (uint8 activations, outputs too;
+    TensorRT refuses those)."""
     verify_size: int = 256
     """Real images on which ONNX is compared with torch."""
     atol: float = 1e-4
@@ -181,8 +181,13 @@ def open_or_say(spec: str | None, split: str, flag: str, is_recorded: bool) -> I
     """Open a spec; when it came from the checkpoint and cannot be opened here, the error names the flag to give."""
     if spec is None:
         raise UsageError(f"the checkpoint does not say which {split} images it knows. Give real images: {flag} DIR")
+    from distill.data import open_data
+
     try:
-        return open_images(spec, split)
+        images = open_data(spec, split)
+        if not len(images.labels):
+            raise UsageError(f"{spec}: a stream cannot be sampled. Give an image folder: {flag} DIR")
+        return images
     except DataError as error:
         if not is_recorded:
             raise

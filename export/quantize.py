@@ -37,12 +37,11 @@ class Placement:
 
 PLACEMENTS = {
     "tensorrt": Placement(outputs=False, unsigned=False),
-    "cpu": Placement(outputs=True, unsigned=False),
-    "onnxruntime": Placement(outputs=True, unsigned=True),
+    "cpu": Placement(outputs=True, unsigned=True),
 }
-"""tensorrt: NVIDIA's recommendations. cpu: outputs too, still legal for TensorRT; ONNX Runtime then has integer kernels for
-layers without ReLU. onnxruntime: it merges a ReLU into an integer kernel only where the zero point is the smallest code, so
-all layers become integer; TensorRT refuses the zero points."""
+"""tensorrt: NVIDIA's recommendations; runs everywhere. cpu: for ONNX Runtime's CPU engine, which has integer kernels only where
+outputs are quantized too, and merges a ReLU into one only where the zero point is the smallest code (measured on a ResNet-20:
+int8 with zero points of 0 makes 9 of 19 convolutions integer, uint8 all); TensorRT refuses the zero points."""
 
 LARGEST = 127
 """Largest int8 step; -128 is left unused by weights, so that the grid is symmetric."""
