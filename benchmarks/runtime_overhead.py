@@ -71,6 +71,7 @@ def overhead(path: Path, threads: int | None, calls: int) -> dict[str, float]:
 
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
+    settings.add_session_config_entry("session.force_spinning_stop", "1")  # as the runtime does
     settings.intra_op_num_threads = threads or env.usable_cores()
     session = ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name

@@ -42,7 +42,7 @@ class DemoOptions:
     """Of all three trainings."""
     teacher_epochs: int = 16
     """Passes of the teacher over the 1,352 training digits."""
-    epochs: int = 4
+    epochs: int = 5
     """Passes of student and control."""
     iterations: int = 300
     """Timed calls per artifact in the table."""
@@ -56,7 +56,7 @@ def commands_of(options: DemoOptions) -> list[list[str]]:
     files = {name: str(out / f"{name}.onnx") for name in ("teacher", "control", "student", "student.int8")}
     return [
         ["train", "--recipe", "demo", "--teacher", "none", "--student", "convnext_atto", "--student-args", "kernel_sizes=13",
-         "depths=[1,1,2,1]", "dims=[16,32,64,128]", "patch_size=1", "ls_init_value=1.0",
+         "depths=[1,1,2,1]", "dims=[32,64,128,256]", "patch_size=1", "ls_init_value=1.0",
          "norm_layer=batchnorm2d", "conv_mlp=true", "--epochs", str(options.teacher_epochs),
          "--lr", "5e-3", "--output", str(teacher), *seed],
         ["train", "--recipe", "demo", "--teacher-ckpt", str(teacher / "best.pth"), "--control", "--epochs", str(options.epochs),
