@@ -47,6 +47,6 @@ def _dispatch(words: list[str], prog: str) -> int:
         return 0 if words else UsageError.exit_code
     name, rest = words[0], words[1:]
     if name not in COMMANDS:
-        raise UsageError(f"no {prog} command called {name!r}{commands.nearest(name, set(COMMANDS))}. "
+        raise UsageError(f"no {prog} command called {name!r}{commands.nearest(name, set(COMMANDS))} "
                          f"Commands: {', '.join(COMMANDS)}. See {prog} --help")
     return importlib.import_module(COMMANDS[name][0]).main(rest, f"{prog} {name}")

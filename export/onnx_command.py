@@ -7,7 +7,6 @@ Elsewhere: each step has its module; this one is the order of the steps and what
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import sys
@@ -52,7 +51,7 @@ class OnnxOptions:
     model: str | None = None
     """Architecture of foreign weights, as timm spells it."""
     model_args: tuple[str, ...] = ()
-    """Arguments of that architecture as key=value; the value is JSON or a word."""
+    """Arguments of that architecture as KEY=VALUE, for example width=0.5 or dims=[16,32]."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """File to write; beside the checkpoint as NAME.onnx or NAME.int8.onnx when not given."""
     overwrite: bool = False
@@ -148,8 +147,9 @@ def check(options: OnnxOptions) -> None:
 def open_inputs(options: OnnxOptions) -> tuple[Checkpoint, ImageSet]:
     """The checkpoint, with class names and input size settled, and the labelled images to verify on."""
     from distill.checkpoint import load_any
+    from distill.recipe import key_values
 
-    checkpoint = load_any(options.checkpoint, options.model, parse_model_args(options.model_args))
+    checkpoint = load_any(options.checkpoint, options.model, key_values(options.model_args))
     held_out = open_or_say(options.data or recorded(checkpoint, "val_spec"), "val", "--data", options.data is None)
     require_same_classes(checkpoint.class_names, str(options.checkpoint), held_out.class_names, held_out.name)
     if checkpoint.class_names is None:
@@ -319,19 +319,6 @@ def recorded(checkpoint: Checkpoint, key: str) -> str | None:
     """A data spec from the checkpoint's lineage, or None."""
     value = (checkpoint.lineage.get("data") or {}).get(key)
     return value if isinstance(value, str) and value else None
-
-
-def parse_model_args(pairs: Sequence[str]) -> dict[str, Any]:
-    """{"kernel_sizes": 13} from ("kernel_sizes=13",). Values are JSON where they can be, else text. Raises UsageError."""
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        key, separator, text = pair.partition("=")
-        if not separator or not key.isidentifier():
-            raise UsageError(f"--model-args {pair}: expected key=value, such as drop_path_rate=0.1")
-        found[key] = text
-        with contextlib.suppress(ValueError):
-            found[key] = json.loads(text)
-    return found
 
 
 def note(text: str) -> None:

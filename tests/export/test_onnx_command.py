@@ -13,8 +13,7 @@ import torch
 import runtime
 from distill import checkpoint
 from export import cli, graph, onnx_command
-from export.onnx_command import OnnxOptions, parse_model_args
-from runtime.errors import UsageError
+from export.onnx_command import OnnxOptions
 from runtime.images import open_images
 
 INT8 = ("--int8", "--calib-size", "64", "--accuracy-size", "200", "--verify-size", "32")
@@ -196,7 +195,7 @@ def test_an_existing_file_is_kept(student_file, tmp_path, capsys):
     (("--int8", "--calib-size", "0"), "expected 1 or more"),
     (("--calib", "digits"), "only read with --int8"),
     (("--output", "a.plan"), "ends in .onnx"),
-    (("--model-args", "kernel"), "expected key=value"),
+    (("--model-args", "kernel"), "expected KEY=VALUE"),
     (("--placement", "dla"), "dla"),
 ])
 def test_settings_that_cannot_be_are_refused_before_anything_is_read(student_file, tmp_path, capsys, words, said):
@@ -208,13 +207,6 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_read(student_fil
 def test_exclude_without_a_match_is_an_error(student_file, tmp_path, exported, capsys):
     assert export(student_file, *INT8, "--output", tmp_path / "a.onnx", "--exclude", "layer9.*") == 2
     assert "--exclude layer9.*: matched 0 of" in capsys.readouterr().err
-
-
-def test_model_args_are_json_or_words():
-    assert parse_model_args(["kernel_sizes=[51,13]", "k=13", "name=lite", "x=true"]) == {
-        "kernel_sizes": [51, 13], "k": 13, "name": "lite", "x": True}
-    with pytest.raises(UsageError):
-        parse_model_args(["=3"])
 
 
 def test_image_size_replaces_the_checkpoints(student_file, tmp_path):
