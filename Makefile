@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean setup
+.PHONY: demo test lint clean setup
 
 setup: .venv/.installed
 

@@ -206,17 +206,30 @@ class EvalSet(Dataset):
 class StreamItems(IterableDataset):
     """A `StreamSet` through a transform; images come in the stream's own order, which depends on the number of workers."""
 
-    def __init__(self, images: StreamSet, transform: Any, seed: int, batch: int) -> None:
-        self.images, self.transform, self.seed, self.batch, self.epoch = images, transform, seed, batch, 0
+    def __init__(self, images: StreamSet, transform: Any, seed: int, batch: int, skip_bad: bool) -> None:
+        self.images, self.transform, self.seed, self.batch, self.skip_bad = images, transform, seed, batch, skip_bad
+        self.epoch = 0
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, int, list[str]]]:
+    def __iter__(self) -> Iterator[tuple[torch.Tensor | None, int, list[str]]]:
+        bad: list[str] = []
         stream = self.images.stream(hash_seed(self.seed, self.epoch, -1) & 0x7FFFFFFF, self.batch)
         stream.set_epoch(self.epoch)
         worker = get_worker_info()
         for index, (image, label) in enumerate(stream):
+            try:
+                rgb = open_rgb(image)
+                rgb.load()
+            except (OSError, SyntaxError, DataError) as error:
+                bad.append(f"{self.images.name}, image {index} of the stream: {' '.join(str(error).split())}")
+                if not self.skip_bad:
+                    yield None, -1, bad
+                continue
             with own_random_state():
                 seed_all(hash_seed(self.seed, self.epoch, index * worker.num_workers + worker.id if worker else index))
-                yield self.transform(open_rgb(image)), int(label), []
+                yield self.transform(rgb), int(label), bad
+            bad = []
+        if bad:
+            yield None, -1, bad
 
 
 class EpochOrder:
@@ -248,7 +261,7 @@ class TrainLoader:
         common = loader_settings(recipe.workers, device)
         self.stream = isinstance(images, StreamSet)
         if self.stream:
-            self.items = StreamItems(images, transform, recipe.seed, recipe.batch)
+            self.items = StreamItems(images, transform, recipe.seed, recipe.batch, recipe.skip_bad_images)
             self.loader = DataLoader(self.items, batch_size=recipe.batch, drop_last=True,
                                      **common | {"persistent_workers": False})
         else:
@@ -276,7 +289,7 @@ def eval_loader(images: ImageSet, preprocess: Preprocess, batch: int, workers: i
     """Every image once, in order, through runtime.preprocess."""
     common = loader_settings(workers, device)
     if isinstance(images, StreamSet):
-        items: Any = StreamItems(images, lambda image: torch.from_numpy(preprocess(image)), 0, batch)
+        items: Any = StreamItems(images, lambda image: torch.from_numpy(preprocess(image)), 0, batch, skip_bad=True)
         return DataLoader(items, batch_size=batch, **common | {"persistent_workers": False, "num_workers": 0})
     return DataLoader(EvalSet(images, preprocess), batch_size=batch, shuffle=False, **common)
 
@@ -300,7 +313,7 @@ def collate(samples: list[tuple[torch.Tensor | None, int, list[str]]]) -> Batch:
 
 def _worker_init(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to the whole group; the main process ends its workers itself
     torch.set_num_threads(1)
 
 

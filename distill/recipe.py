@@ -103,7 +103,7 @@ class Recipe:
     clip_grad: float | None = None
     """Largest norm of all gradients together; None: no clipping."""
     sched: str = "cosine"
-    """Schedule, by timm's name."""
+    """Schedule, by timm's name: cosine, poly, tanh; step (every third of the run) or multistep (at half and three quarters)."""
     warmup_epochs: float = 5.0
     """Epochs of linear warm-up."""
     warmup_lr: float = 1e-6

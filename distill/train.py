@@ -73,11 +73,15 @@ def run(options: TrainOptions) -> None:
     from . import trainer
     from .evaluate import evaluate, pick_device
 
-    torch.set_float32_matmul_precision("high")
     device = pick_device(options.device)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 for what runs in fp32
     train, val, train_spec, val_spec = open_splits(options)
     preprocess = _student_preprocess(options)
     teacher = teachers.load(options, train.class_names, preprocess, device)
+    if options.control and not teacher:
+        raise UsageError("--control trains the student once more without its teacher, and there is no teacher here. "
+                         "Give --teacher-ckpt, or leave --control out")
     result: dict[str, Any] = {"run": str(folder), "student": options.student, "teacher": None, "control": None}
     if teacher:
         _say(f"teacher: {teacher.about['model']} from {teacher.about['file'] or 'published weights'} in {teacher.about['dtype']}")
@@ -95,6 +99,8 @@ def run(options: TrainOptions) -> None:
             run_.resume(where / "last.pth")
             _say(f"{role}: resumed at epoch {run_.epoch + 1}, step {run_.updates}"
                  if run_.epoch < recipe.epochs else f"{role}: finished already")
+        if role != "control" and options.overwrite and not options.resume:
+            _remove_old_run(folder)
         if role != "control":  # not earlier: a refused resume leaves the run as it was, a refused setting no run at all
             args = recipes.to_yaml(_as_recipe(options)) + f"control: {str(options.control).lower()}\n"
             files.write_text(folder / "args.yaml", args)
@@ -139,12 +145,14 @@ def _student_preprocess(options: Recipe) -> Any:
     from . import checkpoint as checkpoints
     from . import models
 
-    if options.student_ckpt and not options.img_size:
-        return checkpoints.load_any(options.student_ckpt, options.student).preprocess
-    preprocess = models.preprocess_of(options.student, options.img_size)
+    if options.student_ckpt:
+        preprocess = checkpoints.load_any(options.student_ckpt, options.student).preprocess
+    else:
+        preprocess = models.preprocess_of(options.student)
+    size = (3, options.img_size, options.img_size) if options.img_size else preprocess.input_size
     # random crops of a padded image show it at its own scale, and so must validation
     crop_pct = options.crop_pct or (1.0 if options.crop_padding else preprocess.crop_pct)
-    return replace(preprocess, crop_pct=crop_pct)
+    return replace(preprocess, input_size=size, crop_pct=crop_pct)
 
 
 def _prepare_folder(options: TrainOptions) -> Path:
@@ -163,11 +171,13 @@ def _prepare_folder(options: TrainOptions) -> Path:
                          "or choose another --output")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file. Choose another --output")
-    if options.overwrite:
-        for name in ("last.pth", "best.pth", "summary.csv", "metrics.jsonl", "result.json"):
-            for place in (folder, folder / "control"):
-                (place / name).unlink(missing_ok=True)
     return folder
+
+
+def _remove_old_run(folder: Path) -> None:
+    for name in ("last.pth", "best.pth", "summary.csv", "metrics.jsonl", "result.json"):
+        for place in (folder, folder / "control"):
+            (place / name).unlink(missing_ok=True)
 
 
 def _run_folder(path: str) -> Path:

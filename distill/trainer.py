@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import importlib
 import io
 import json
 import math
@@ -30,6 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from runtime import files
+from runtime.artifact import require_same_classes
 from runtime.env import versions
 from runtime.errors import DataError, GateError, Interrupted, UsageError
 from runtime.images import ImageSet
@@ -79,6 +81,8 @@ class Trainer:
         seed_all(recipe.seed)
         if device.type == "cuda":
             torch.cuda.manual_seed_all(recipe.seed)
+        if recipe.tensorboard:
+            importlib.import_module("torch.utils.tensorboard")  # a missing package is named now, not after an epoch
         self.recipe, self.folder, self.device, self.role = recipe, folder, device, role
         self.class_names, self.preprocess, self.teacher, self.lineage = train.class_names, preprocess, teacher, lineage
         self.model_args = models.size_argument(recipe.student, preprocess.input_size[1]) | key_values(recipe.student_args)
@@ -86,6 +90,7 @@ class Trainer:
                              drop_rate=recipe.drop, drop_path_rate=recipe.drop_path)
         if recipe.student_ckpt:
             start = checkpoints.load_any(recipe.student_ckpt, recipe.student, self.model_args)
+            require_same_classes(start.class_names, recipe.student_ckpt, self.class_names, "data")
             checkpoints.load_weights(model, start)
         self.memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.model = model.to(device, memory_format=self.memory_format)
@@ -118,7 +123,9 @@ class Trainer:
                                                  momentum=r.momentum, layer_decay=r.layer_decay)
             self.scheduler, _ = create_scheduler_v2(
                 self.optimizer, sched=r.sched, num_epochs=r.epochs, warmup_epochs=min(r.warmup_epochs, r.epochs - 1e-6),
-                warmup_lr=r.warmup_lr, min_lr=r.min_lr, step_on_epochs=False, updates_per_epoch=self.steps_per_epoch)
+                warmup_lr=r.warmup_lr, min_lr=r.min_lr, step_on_epochs=False, updates_per_epoch=self.steps_per_epoch,
+                decay_milestones=[r.epochs // 2, r.epochs * 3 // 4],
+                **({"decay_epochs": max(1, r.epochs // 3)} if r.sched == "step" else {}))
         except (ValueError, AssertionError, RuntimeError, KeyError) as error:
             raise UsageError(f"optimizer {r.opt!r} with schedule {r.sched!r}: {' '.join(str(error).split())[:200]}") from error
         if self.scheduler is None:
@@ -200,6 +207,7 @@ class Trainer:
                 while self.epoch < self.recipe.epochs:
                     self._train_epoch(display)
                     self._end_epoch(display)
+                    self._check_stop()
             except (DataError, Interrupted):
                 self.save()
                 raise
@@ -217,10 +225,11 @@ class Trainer:
                                     f"{self.steps_per_epoch} steps")
                 self.step(group)
                 self.step_in_epoch += 1
+                due = self.step_in_epoch % every == 0 or self.step_in_epoch == self.steps_per_epoch or bool(self._stop_signal)
+                loss = self.flush() if due else math.nan  # waits for the GPU, so it comes before the clock is read
                 now = time.monotonic()
                 self.tally.seconds, began = self.tally.seconds + now - began, now
-                if self.step_in_epoch % every == 0 or self.step_in_epoch == self.steps_per_epoch or self._stop_signal:
-                    loss = self.flush()
+                if due:
                     display.step(self.epoch, self.step_in_epoch, loss, self.tally.images_per_s, self.tally.teacher_share)
                 self._check_stop()
                 if now - last_save >= 60 * self.recipe.checkpoint_minutes:
@@ -303,6 +312,10 @@ class Trainer:
         if before and today and before != today:
             raise UsageError(f"{path}: the training images are not those the run began with. Put them back (a broken one may "
                              "stay, with --skip-bad-images), or start another run with a new --output")
+        teachers = [(about.get("teacher") or {}).get("sha256") for about in (last.lineage, self.lineage)]
+        if teachers[0] != teachers[1]:
+            raise UsageError(f"{path}: the teacher's file is not the one the run began with. Put it back, "
+                             "or start another run with a new --output")
         state = last.state
         checkpoints.load_weights(self.model, last)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -339,8 +352,9 @@ class Trainer:
 
     def _check_stop(self) -> None:
         if self._stop_signal:
+            run = self.folder.parent if self.role == "control" else self.folder
             raise Interrupted(f"stopped by {signal.Signals(self._stop_signal).name} after step {self.updates}. "
-                              f"Continue: distill train --resume {self.folder}")
+                              f"Continue: distill train --resume {run}")
 
 
 class _Stopwatch:

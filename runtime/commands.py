@@ -105,7 +105,7 @@ def run(command: Callable[[], int | None], as_json: bool = False) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ImportError as error:
-        if os.environ.get("L2S_TRACEBACK") or not error.name:
+        if os.environ.get("L2S_TRACEBACK"):
             traceback.print_exc()
         extra = _extra_for(error.name or "")
         if extra:
@@ -118,6 +118,9 @@ def run(command: Callable[[], int | None], as_json: bool = False) -> int:
                            MissingError.exit_code, as_json)
         return _internal(error, as_json)
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's; torch itself is not imported here
+            return _report("out of GPU memory. Give a smaller --batch (in training with --grad-accum for the same step)",
+                           MissingError.exit_code, as_json)
         return _internal(error, as_json)
 
 
@@ -125,9 +128,9 @@ def _extra_for(module: str) -> str | None:
     root = module.split(".")[0]
     if root in ("torch", "timm", "torchvision", "yaml"):
         return "train"
-    if root in ("onnx", "onnxscript", "onnxslim", "onnxruntime"):
+    if root in ("onnx", "onnxscript", "onnxslim"):
         return "export"
-    return {"sklearn": "demo", "tensorboard": "tensorboard", "webdataset": "webdataset"}.get(root)
+    return {"onnxruntime": "cpu", "sklearn": "demo", "tensorboard": "tensorboard", "webdataset": "webdataset"}.get(root)
 
 
 def _internal(error: BaseException, as_json: bool) -> int:

@@ -60,7 +60,8 @@ class ImageSet:
 
 
 class FolderSet(ImageSet):
-    """`ROOT/CLASS/**/image.jpg`; classes in natural order (2 before 10), as timm sorts them."""
+    """`ROOT/CLASS/image.jpg`, at any depth: an image's class is the folder it lies in, classes in natural order (2 before 10),
+    both as timm reads them. Raises DataError for an image beside the class folders."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
@@ -69,7 +70,10 @@ class FolderSet(ImageSet):
         if not files:
             raise DataError(f"{root}: no images found ({', '.join(EXTENSIONS)}). Expected {root}/CLASS/image.jpg")
         self.files = sorted(files, key=lambda path: natural_key(str(path)))
-        names = [file.parent.name if file.parent != self.root else "" for file in self.files]
+        loose = next((file for file in self.files if file.parent == self.root), None)
+        if loose:
+            raise DataError(f"{loose}: lies in no class folder. Expected {root}/CLASS/image.jpg")
+        names = [file.parent.name for file in self.files]
         class_names = sorted(set(names), key=natural_key)
         index = {name: i for i, name in enumerate(class_names)}
         super().__init__(str(root), class_names, np.array([index[name] for name in names]))
@@ -143,7 +147,11 @@ def _split_folder(root: Path, split: str) -> Path:
         raise DataError(f"{root}: no such folder. Expected an image folder with one sub-folder per class, npz:FILE, or digits")
     if not root.is_dir():
         raise DataError(f"{root}: not a folder. Expected an image folder, npz:FILE, or digits")
-    return next((root / name for name in SPLIT_FOLDERS[split] if (root / name).is_dir()), root)
+    found = {each: next((root / name for name in names if (root / name).is_dir()), None) for each, names in SPLIT_FOLDERS.items()}
+    if found[split] is None and any(found.values()):  # else the whole root would mix both splits
+        raise DataError(f"{root}: has a folder of {'val' if split == 'train' else 'training'} images but none for {split}. "
+                        f"Expected one of {', '.join(SPLIT_FOLDERS[split])} in it, or a folder of class folders")
+    return found[split] or root
 
 
 def _npz(location: str, split: str) -> ArraySet:

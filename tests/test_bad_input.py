@@ -130,6 +130,7 @@ CASES = {
     # data
     "no data": (lambda p: ["train", *STUDENT, "--teacher", "none"], 2, ["no data given", "--data DIR"]),
     "missing folder": (train(lambda p: p.root / "nothing"), 2, ["nothing: no such folder", "one sub-folder per class"]),
+    "a control without a teacher": (train(Place.images, "--control"), 2, ["--control", "Give --teacher-ckpt"]),
     "a file for a folder": (train(Place.text), 2, ["text.txt: not a folder"]),
     "empty folder": (train(Place.empty), 2, ["no images found", "CLASS/image.jpg"]),
     "one class": (train(lambda p: p.images(classes=("ant",))), 2, ["one class ('ant')", "at least two"]),

@@ -47,7 +47,7 @@ TIMINGS = {"train_images_per_s", "teacher_share_of_step", "train_seconds"}
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
+def workspace(tmp_path_factory):
     """A folder with a small data set in it."""
     root = tmp_path_factory.mktemp("kill")
     (root / "set").mkdir()
@@ -60,8 +60,8 @@ def workplace(tmp_path_factory):
 class Run:
     """A `distill train` in a process of its own."""
 
-    def __init__(self, forker, workplace, argv):
-        self.forker, self.stdout, self.stderr = forker, workplace / "stdout", workplace / "stderr"
+    def __init__(self, forker, workspace, argv):
+        self.forker, self.stdout, self.stderr = forker, workspace / "stdout", workspace / "stderr"
         request = {"argv": ["train", *argv], "stdout": str(self.stdout), "stderr": str(self.stderr)}
         print(json.dumps(request), file=forker.stdin, flush=True)
         self.process = int(forker.stdout.readline())
@@ -75,20 +75,20 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def start(workplace):
+def start(workspace):
     """start(argv) -> a running `distill train`."""
     forker = subprocess.Popen([sys.executable, "-c", FORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                               env=os.environ | {"OMP_NUM_THREADS": "1"})
-    yield lambda *argv: Run(forker, workplace, [str(word) for word in argv])
+    yield lambda *argv: Run(forker, workspace, [str(word) for word in argv])
     forker.stdin.close()
     forker.wait()
 
 
 @pytest.fixture(scope="module")
-def whole(workplace, start):
+def whole(workspace, start):
     """The run that nobody stopped."""
-    folder = workplace / "whole"
-    assert start("--data", f"npz:{workplace / 'set'}", *TINY, "--output", folder).wait() == 0
+    folder = workspace / "whole"
+    assert start("--data", f"npz:{workspace / 'set'}", *TINY, "--output", folder).wait() == 0
     return folder
 
 
@@ -119,11 +119,11 @@ def assert_same_result(folder, whole):
     assert not list(folder.glob(".*"))  # no temporary files are left
 
 
-def test_ten_kills_at_random_moments_change_nothing(workplace, start, whole):
-    flags = ["--data", f"npz:{workplace / 'set'}", *TINY]
+def test_ten_kills_at_random_moments_change_nothing(workspace, start, whole):
+    flags = ["--data", f"npz:{workspace / 'set'}", *TINY]
     dice, kills, done = random.Random(0), 0, []
     for number in range(20):  # another run when one ends before the tenth kill
-        folder = workplace / f"killed{number}"
+        folder = workspace / f"killed{number}"
         steps = 0
         while True:
             run = start("--resume", folder, *flags)  # works when nothing has started yet, too
@@ -146,11 +146,11 @@ def test_ten_kills_at_random_moments_change_nothing(workplace, start, whole):
 
 
 @pytest.mark.parametrize("steps", [1, 30])
-def test_killed_while_writing_a_checkpoint(workplace, start, whole, steps):
+def test_killed_while_writing_a_checkpoint(workspace, start, whole, steps):
     """The temporary file is there at the moment of the kill: it must not matter, and it goes with the next start."""
-    folder = workplace / f"writing{steps}"
+    folder = workspace / f"writing{steps}"
     for _ in range(20):
-        run = start("--resume", folder, "--data", f"npz:{workplace / 'set'}", *TINY)
+        run = start("--resume", folder, "--data", f"npz:{workspace / 'set'}", *TINY)
         wait_for(lambda: updates(folder) >= steps)
         wait_for(lambda: any(folder.glob(".last.pth.tmp-*")))
         run.send(signal.SIGKILL)
@@ -158,14 +158,14 @@ def test_killed_while_writing_a_checkpoint(workplace, start, whole, steps):
         updates(folder)
         if any(folder.glob(".last.pth.tmp-*")):
             break  # killed in time; otherwise once more
-    assert start("--resume", folder, "--data", f"npz:{workplace / 'set'}", *TINY).wait() == 0
+    assert start("--resume", folder, "--data", f"npz:{workspace / 'set'}", *TINY).wait() == 0
     assert_same_result(folder, whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(workplace, start, whole, number):
-    folder = workplace / f"stopped{number}"
-    run = start("--data", f"npz:{workplace / 'set'}", *TINY[:-1], "60", "--output", folder)  # not saved by the clock
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(workspace, start, whole, number):
+    folder = workspace / f"stopped{number}"
+    run = start("--data", f"npz:{workspace / 'set'}", *TINY[:-1], "60", "--output", folder)  # not saved by the clock
     wait_for(lambda: (folder / "last.pth").exists())  # the first epoch is over
     time.sleep(0.1)
     run.send(number)
@@ -182,11 +182,11 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(workplace, start
     assert_same_result(folder, whole)
 
 
-def test_python_m_distill_from_start_to_kill_to_end(workplace, whole):
-    folder = workplace / "real"
+def test_python_m_distill_from_start_to_kill_to_end(workspace, whole):
+    folder = workspace / "real"
     command = [sys.executable, "-m", "distill", "train"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*command, "--data", f"npz:{workplace / 'set'}", *TINY, "--output", str(folder)],
+    process = subprocess.Popen([*command, "--data", f"npz:{workspace / 'set'}", *TINY, "--output", str(folder)],
                                env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(lambda: updates(folder) >= 20, seconds=120)
     process.kill()

@@ -120,6 +120,30 @@ def test_overwrite_leaves_nothing_of_the_old_run(run, teacher_file, tmp_path):
         assert len(list(csv.DictReader(file))) == 1
 
 
+def test_overwrite_keeps_the_old_run_until_the_new_one_can_start(run, tmp_path):
+    assert run("--teacher", "none")[0] == 0
+    before = (tmp_path / "run" / "best.pth").read_bytes()
+    assert run("--teacher", "none", "--overwrite", "--data", str(tmp_path / "typo"))[0] == 2
+    assert (tmp_path / "run" / "best.pth").read_bytes() == before
+
+
+def test_resume_with_another_teacher_in_the_same_file_is_refused(run, teacher_file, tmp_path):
+    assert run("--teacher-ckpt", teacher_file)[0] == 0
+    assert run("--teacher", "none", "--seed", "6", output="other")[0] == 0
+    (tmp_path / "other" / "best.pth").replace(teacher_file)
+    code, _, err = run("--teacher-ckpt", teacher_file, "--resume", str(tmp_path / "run"))
+    assert code == 2 and "teacher's file is not the one" in err
+
+
+def test_weights_to_start_from_must_know_the_same_classes(run, tmp_path):
+    assert run("--teacher", "none")[0] == 0
+    found = checkpoints.load(tmp_path / "run" / "best.pth")
+    found.class_names = found.class_names[::-1]
+    checkpoints.save(found, tmp_path / "swapped.pth")
+    code, _, err = run("--teacher", "none", "--student-ckpt", str(tmp_path / "swapped.pth"), output="second")
+    assert code == 4 and "class order differs" in err
+
+
 def test_a_setting_that_was_refused_can_be_corrected_with_the_same_output(run):
     assert run("--teacher", "none", "--batch", "64")[0] == 2  # more than the 32 training images
     assert run("--teacher", "none", "--opt", "adamww")[0] == 2
