@@ -206,9 +206,9 @@ def build(checkpoint: Checkpoint) -> Any:
 
 def describe(checkpoint: Checkpoint, held_out: ImageSet, parameters: int, macs: int) -> Metadata:
     """What the artifact will say about itself, as far as it is known before the checks."""
-    recorded_lineage = checkpoint.lineage
+    recorded_lineage = without_folders(checkpoint.lineage)
     data = dict(recorded_lineage.get("data") or {})
-    data["held_out"] = {"spec": held_out.name, "images": len(held_out), "sha256": held_out.fingerprint()}
+    data["held_out"] = {"spec": without_folders(held_out.name), "images": len(held_out), "sha256": held_out.fingerprint()}
     source = Path(checkpoint.path or "")
     return Metadata(
         model=checkpoint.model, role=checkpoint.role, preprocess=checkpoint.preprocess, class_names=checkpoint.class_names,
@@ -217,6 +217,22 @@ def describe(checkpoint: Checkpoint, held_out: ImageSet, parameters: int, macs: 
         lineage={"checkpoint": {"file": source.name, "sha256": files.sha256(source)}, "data": data,
                  "teacher": recorded_lineage.get("teacher"), "converted": recorded_lineage.get("converted")},
         versions={**(recorded_lineage.get("versions") or {}), **env.versions(PACKAGES)})
+
+
+def without_folders(value: Any) -> Any:
+    """`value` with every absolute path in it cut to its last part: an artifact is given away, this disk's folders are not.
+
+    What a file or data set was is told by the SHA-256 beside its name. `npz:` and the like before a path stay.
+    """
+    if isinstance(value, dict):
+        return {key: without_folders(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_folders(each) for each in value]
+    if isinstance(value, str):
+        prefix, colon, path = value.rpartition(":")
+        if Path(path).is_absolute():
+            return f"{prefix}{colon}{Path(path).name}"
+    return value
 
 
 def checked_fp32(model: Any, meta: Metadata, student: Any, merged: Any, held_out: ImageSet, options: OnnxOptions,

@@ -222,3 +222,13 @@ def test_the_final_bytes_are_opened_before_they_are_written(student_file, tmp_pa
         model, meta if not meta.verification else dataclasses.replace(meta, model="something else")))
     assert export(student_file, "--verify-size", 16, "--output", tmp_path / "a.onnx") == verify.GateError.exit_code
     assert not (tmp_path / "a.onnx").exists()
+
+
+def test_an_artifact_keeps_no_folder_of_this_disk():
+    from export.onnx_command import without_folders
+
+    lineage = {"data": {"train_spec": "npz:/home/ann/cifar10", "val_spec": "/data/photos", "train_images": 3}, "teacher": None,
+               "recipe": {"data": "torch/cifar10:/data/sets", "student_args": ["dims=[1,2]"], "lr": 0.1, "teacher_ckpt": "t.pth"}}
+    assert without_folders(lineage) == {
+        "data": {"train_spec": "npz:cifar10", "val_spec": "photos", "train_images": 3}, "teacher": None,
+        "recipe": {"data": "torch/cifar10:sets", "student_args": ["dims=[1,2]"], "lr": 0.1, "teacher_ckpt": "t.pth"}}
