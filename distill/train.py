@@ -71,7 +71,7 @@ def run(options: TrainOptions) -> None:
 
     from . import teacher as teachers
     from . import trainer
-    from .evaluate import evaluate, pick_device
+    from .evaluate import pick_device
 
     device = pick_device(options.device)
     if device.type == "cuda":
@@ -85,7 +85,7 @@ def run(options: TrainOptions) -> None:
     result: dict[str, Any] = {"run": str(folder), "student": options.student, "teacher": None, "control": None}
     if teacher:
         _say(f"teacher: {teacher.about['model']} from {teacher.about['file'] or 'published weights'} in {teacher.about['dtype']}")
-        result["teacher"] = teacher.about | {"top1_percent": _teacher_top1(folder, teacher, val, options, device, evaluate)}
+        result["teacher"] = teacher.about | {"top1_percent": _teacher_top1(teacher, val, options, device)}
         _say(f"teacher: top-1 {result['teacher']['top1_percent']:.2f} % on {len(val) or 'the'} validation images")
     roles = [("student" if teacher else "plain", folder, teacher)]
     if options.control and teacher:
@@ -132,9 +132,10 @@ def open_splits(recipe: Recipe) -> tuple[Any, Any, str, str]:
     return train, val, train_spec, val_spec
 
 
-def _teacher_top1(folder: Path, teacher: Any, val: Any, options: TrainOptions, device: Any, evaluate: Any) -> float:
+def _teacher_top1(teacher: Any, val: Any, options: TrainOptions, device: Any) -> float:
     """The teacher's own accuracy on its own preprocessing: shows a wrong file or normalization before any training."""
     from .data import eval_loader
+    from .evaluate import evaluate
 
     loader = eval_loader(val, teacher.preprocess, options.eval_batch, options.workers, device)
     return evaluate(teacher.forward, loader, device, amp_dtype=teacher.dtype, channels_last=options.channels_last,

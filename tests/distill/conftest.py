@@ -163,3 +163,12 @@ def same_weights():
         different = [key for key in a if not torch.equal(a[key], b[key])]
         assert not different, f"{len(different)} of {len(a)} tensors differ, first {different[0]}"
     return check
+
+
+@pytest.fixture
+def broken(tree):
+    """An image folder whose file train/bee/3.png is cut."""
+    root = tree(per_class=8)
+    file = root / "train" / "bee" / "3.png"
+    file.write_bytes(file.read_bytes()[:60])
+    return root, file

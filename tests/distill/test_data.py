@@ -117,15 +117,6 @@ def test_crop_padding_shifts_within_the_padding(images, recipe):
 # broken images
 
 
-@pytest.fixture
-def broken(tree):
-    """An image folder whose file train/bee/3.png is cut."""
-    root = tree(per_class=8)
-    file = root / "train" / "bee" / "3.png"
-    file.write_bytes(file.read_bytes()[:60])
-    return root, file
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_unreadable_image_is_named(broken, recipe, workers):
     root, file = broken

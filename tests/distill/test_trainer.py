@@ -431,15 +431,6 @@ def test_random_states_come_back_through_a_file(tmp_path):
 # bad images
 
 
-@pytest.fixture
-def broken(tree):
-    """A folder whose file train/bee/3.png is cut."""
-    root = tree(per_class=8)
-    file = root / "train" / "bee" / "3.png"
-    file.write_bytes(file.read_bytes()[:60])
-    return root, file
-
-
 def test_an_unreadable_image_stops_the_run_which_can_go_on_once_it_is_repaired(trainer, broken, tree, same_weights):
     from runtime.images import open_images
 
