@@ -91,10 +91,13 @@ def run(options: TrainOptions) -> None:
     if options.control and teacher:
         roles.append(("control", folder / "control", None))
     recipe = _as_recipe(options)
+    lineage = trainer.lineage(recipe, train, val, train_spec, val_spec, teacher)  # once: it hashes the data
     for role, where, its_teacher in roles:
-        mine = recipe if its_teacher or not teacher else replace(recipe, teacher="none", teacher_ckpt="")
-        run_ = trainer.Trainer(mine, where, train, val, its_teacher, device, preprocess, role,
-                               trainer.lineage(mine, train, val, train_spec, val_spec, its_teacher))
+        mine, its_lineage = recipe, lineage
+        if role == "control":
+            mine = replace(recipe, teacher="none", teacher_ckpt="")
+            its_lineage = lineage | {"teacher": None, "recipe": recipes.to_dict(mine)}
+        run_ = trainer.Trainer(mine, where, train, val, its_teacher, device, preprocess, role, its_lineage)
         if options.resume and (where / "last.pth").is_file():
             run_.resume(where / "last.pth")
             _say(f"{role}: resumed at epoch {run_.epoch + 1}, step {run_.updates}"

@@ -11,9 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
+from distill.progress import progress_bar
 from runtime.errors import UsageError
 from runtime.images import ImageSet
 from runtime.preprocess import Preprocess
@@ -53,8 +52,10 @@ def batches(images: ImageSet, indices: Sequence[int], preprocess: Preprocess, si
 
 def progress(steps: Sequence[int], about: str) -> Iterator[int]:
     """`steps` with a progress bar on stderr when that is a terminal."""
-    console = Console(stderr=True)
-    yield from track(steps, about, console=console, disable=not console.is_terminal, transient=True)
+    with progress_bar(about, len(steps)) as advance:
+        for done, step in enumerate(steps, start=1):
+            yield step
+            advance(done)
 
 
 def listing(images: ImageSet, indices: Sequence[int]) -> list[list[str]]:
