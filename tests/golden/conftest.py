@@ -69,7 +69,8 @@ def read():
 def uniform(key: str, size: int, salt: int) -> np.ndarray:
     """`size` numbers in [0, 1), float64: splitmix64 seeded by the CRC-32 of `key` and by `salt`."""
     with np.errstate(over="ignore"):
-        z = np.uint64(zlib.crc32(key.encode()) + salt * 2**32) + np.arange(1, size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        seed, index = np.uint64(zlib.crc32(key.encode()) + salt * 2**32), np.arange(1, size + 1, dtype=np.uint64)
+        z = seed + index * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z = z ^ (z >> np.uint64(31))
@@ -83,6 +84,12 @@ def noise():
         return ((2 * uniform(key, int(np.prod(shape)), salt) - 1) * np.sqrt(3)).reshape(shape).astype(np.float32)
 
     return noise_
+
+
+@pytest.fixture(scope="session")
+def golden_uniform():
+    """uniform(key, size, salt): numbers in [0, 1)."""
+    return uniform
 
 
 @pytest.fixture(scope="session")
