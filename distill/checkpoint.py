@@ -3,11 +3,13 @@
 In:  a network's weights with architecture, preprocessing, class names, metrics and lineage; or any .pth a user has.
 Out: `best.pth` (weights and what they mean) and `last.pth` (that, and all a resumed run needs); both load with
      `torch.load(weights_only=True)`, so no code in a file is ever executed.
-Elsewhere: building the network (`distill.models.build`), what the trainer's state holds (distill.trainer).
+Elsewhere: building the network (`distill.models.build`), older names of published weights (distill.models.convert), what the
+trainer's state holds (distill.trainer).
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import pickle
 from collections.abc import Mapping
@@ -92,8 +94,9 @@ def load_any(path: str | Path, model: str | None = None, model_args: Mapping[str
              flag: str = "--model") -> Checkpoint:
     """Read our checkpoint, or foreign weights (timm, torchvision, plain state dict, published .th) of architecture `model`.
 
-    flag: what the user calls `model`, for the message. Raises UsageError when a foreign file comes without `model`,
-    ArtifactError when the architectures differ.
+    flag: what the user calls `model`, for the message. What was changed on the way stands in lineage["converted"], and arguments
+    that a foreign file shows (kernels, merged or not) are in model_args. Raises UsageError when a foreign file comes without
+    `model`, ArtifactError when the architectures differ.
     """
     values = read_file(path)
     if MARK in values:
@@ -103,12 +106,13 @@ def load_any(path: str | Path, model: str | None = None, model_args: Mapping[str
         return checkpoint
     if model is None:
         raise UsageError(f"{path}: weights without a description. Say which architecture: {flag} NAME")
-    from .models import preprocess_of  # here: models import timm, reading a file does not need it
+    from .models import convert, preprocess_of  # here: models import timm, reading a file does not need it
 
     state_dict, notes = unwrap(values, str(path))
-    return Checkpoint(model=model, model_args=dict(model_args or {}), state_dict=state_dict,
-                      preprocess=preprocess_of(model), class_names=None, role="plain",
-                      lineage={"converted": notes}, path=str(path))
+    preprocess = preprocess_of(model)
+    state_dict, arguments, more = convert.convert(model, model_args or {}, state_dict)
+    return Checkpoint(model=model, model_args=arguments, state_dict=state_dict, preprocess=preprocess, class_names=None,
+                      role="plain", lineage={"converted": notes + more}, path=str(path))
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
@@ -121,7 +125,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return dict(load_file(path))
-        values = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # plain settings, which many keep beside the weights
+            values = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if any(words in str(error) for words in CODE):  # torch's text names weights_only for a cut file too
             raise ArtifactError(f"{path}: contains pickled code, which is never run. Save only the weights: "
@@ -162,8 +167,10 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     missing = [key for key in expected if key not in given]
     extra = [key for key in given if key not in expected]
     if missing or extra:
+        advice = ("It is merged for inference: build the network with deploy=true, or train from the unmerged file"
+                  if checkpoint.model_args.get("deploy") else "Give the architecture it was trained with")
         raise ArtifactError(f"{where}: {len(missing)} weights missing{_first(missing)}, {len(extra)} unknown{_first(extra)}. "
-                            "Give the architecture it was trained with")
+                            f"{advice}")
     for key, value in expected.items():
         if value.shape != given[key].shape:
             raise ArtifactError(f"{where}: {key} is {tuple(given[key].shape)} in the file, {tuple(value.shape)} in the network. "

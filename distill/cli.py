@@ -21,6 +21,7 @@ and tabulates accuracy against latency.
 commands:
   train           train a student from a teacher (or plainly, with --teacher none)
   eval            top-1, top-5 and loss of a checkpoint
+  erf             effective receptive fields: area ratios and heat maps
   export onnx     checkpoint to a verified .onnx file, with --int8 quantized
   bench latency   percentiles and throughput of an artifact
   bench accuracy  top-1, top-5 and agreement of an artifact on labelled images
@@ -82,6 +83,17 @@ def _eval(argv: list[str]) -> int:
     return commands.run(command, "--json" in argv)
 
 
+def _erf(argv: list[str]) -> int:
+    from runtime import commands
+
+    def command() -> None:
+        from . import erf_command
+
+        erf_command.run(commands.parse(erf_command.ErfOptions, argv, "distill erf", erf_command.DESCRIPTION))
+
+    return commands.run(command, "--json" in argv)
+
+
 def _demo(argv: list[str]) -> int:
     from runtime import commands
 
@@ -106,7 +118,7 @@ def _bench(argv: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "train": _train, "eval": _eval, "export": _export, "bench": _bench, "demo": _demo,
+    "train": _train, "eval": _eval, "erf": _erf, "export": _export, "bench": _bench, "demo": _demo,
 }
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import torch
@@ -39,6 +39,13 @@ class Accuracy:
     images: int
     skipped: int
     """Unreadable images left out."""
+    classes: torch.Tensor = field(repr=False, compare=False)
+    """(images,) predicted class of each, in order."""
+
+
+def agreement(one: torch.Tensor, other: torch.Tensor) -> float | None:
+    """Percent of images on which two networks predict the same class; None when they did not see the same images."""
+    return 100 * (one == other).double().mean().item() if one.shape == other.shape else None
 
 
 @torch.inference_mode()
@@ -49,6 +56,7 @@ def evaluate(model: nn.Module | Callable, loader: Iterable[Batch], device: torch
         model.eval()
     right1 = right5 = images = skipped = 0
     loss = 0.0
+    classes = []
     for batch in loader:
         require_readable(batch.bad, skip_bad)
         skipped += len(batch.bad)
@@ -62,14 +70,16 @@ def evaluate(model: nn.Module | Callable, loader: Iterable[Batch], device: torch
             logits = model(inputs)
         logits = logits.float()
         loss += F.cross_entropy(logits, labels, reduction="sum").double().item()
-        hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        hits = best == labels[:, None]
+        classes.append(best[:, 0].cpu())
         right1 += int(hits[:, 0].sum())
         right5 += int(hits.sum())
         images += len(labels)
         after_batch(images)
     if not images:
         raise DataError("no readable image to evaluate on")
-    return Accuracy(100 * right1 / images, 100 * right5 / images, loss / images, images, skipped)
+    return Accuracy(100 * right1 / images, 100 * right5 / images, loss / images, images, skipped, torch.cat(classes))
 
 
 def require_readable(bad: list[str], skip_bad: bool) -> None:

@@ -7,6 +7,7 @@ Elsewhere: what the settings do (distill.data, distill.trainer); flags (runtime.
 
 from __future__ import annotations
 
+import json
 import math
 import typing
 from dataclasses import asdict, dataclass, fields, replace
@@ -62,14 +63,28 @@ class Recipe:
     """Precision the teacher computes in; auto: the student's --amp-dtype with --amp, else fp32."""
 
     # losses
-    kd_loss: Literal["kl", "nkd"] = "kl"
-    """Distillation loss: kl (Hinton) or nkd."""
+    kd_loss: Literal["kl", "nkd", "dkd", "dist", "lskd", "lskd_dkd", "mlkd", "ofa", "binary_kl", "deit_soft", "deit_hard",
+                     "none"] = "kl"
+    """Distillation loss on the logits (kl is Hinton's); none: only --feature-loss."""
     kd_temperature: float | None = None
-    """Softens both networks' classes, above 0; None takes the loss's own default (kl 4, nkd 1)."""
+    """Softens both networks' classes, above 0; None takes the loss's own default (kl 4, nkd 1). Losses without one ignore it."""
     kd_gamma: float | None = None
-    """NKD's weight of the other classes, 0 or more; None: 1.5."""
+    """Weight of NKD's other classes or of DIST's columns, 0 or more; None: the loss's own (nkd 1.5). Other losses ignore it."""
+    kd_args: tuple[str, ...] = ()
+    """Any other setting of the loss as KEY=VALUE, for example alpha=1 beta=8 (dkd) or mixed_labels=both (nkd, dkd, ofa)."""
     distill_loss_weight: float = 1.0
-    """Weight of the distillation loss, 0 or more."""
+    """Weight of --kd-loss, 0 or more."""
+    feature_loss: Literal["none", "fitnets", "at", "rkd", "reviewkd", "fd", "mgd", "srrl", "ofa_stages"] = "none"
+    """Distillation loss on feature maps, beside --kd-loss."""
+    feature_weight: float = 1.0
+    """Its weight, 0 or more. Scales differ much between losses: see `distill.losses` for what their papers used."""
+    feature_stages: str = ""
+    """Which stages it compares: last, all, or pairs STUDENT:TEACHER as in 2:3,4:4; empty: what the loss's paper does."""
+    feature_args: tuple[str, ...] = ()
+    """Its settings as KEY=VALUE, for example target_norm=map (fd)."""
+    losses: tuple[str, ...] = ()
+    """Several losses at once, in place of the flags above: NAME:KEY=VALUE,... with weight (1) and stages among the keys, for
+    example nkd:temperature=1 fd:weight=0.5,stages=last. In YAML a list of mappings with name, weight and settings will do."""
     task_loss_weight: float = 1.0
     """Weight of the cross-entropy with the labels beside a teacher, 0 or more; without a teacher it is 1."""
     smoothing: float = 0.0
@@ -151,6 +166,18 @@ class Recipe:
     model_ema_warmup: bool = True
     """Let the decay grow from 0 in early steps."""
 
+    # dynamic sparsity, as SLaK's teachers are trained
+    sparsity: float = 0.0
+    """Share of the weights that stays 0 while training, 0 (off) to below 1; which ones changes now and then. SLaK takes 0.4."""
+    sparse_update_every: int = 2000
+    """Optimizer steps between changes (SLaK-T 2000; S and B 100)."""
+    sparse_prune_rate: float = 0.5
+    """Share of a layer's weights exchanged at the first change, 0 to 1; falls along a cosine to 0.005 (S and B begin at 0.3)."""
+    sparse_growth: Literal["random", "gradient"] = "random"
+    """New weights by chance, or where the gradient is largest (RigL)."""
+    sparse_only_large: bool = False
+    """Mask large depthwise kernels alone."""
+
     # machine
     device: str = "auto"
     """cpu, cuda, cuda:INDEX; auto: cuda where there is one."""
@@ -182,11 +209,14 @@ class Recipe:
 
         for name in ("epochs", "batch", "grad_accum", "eval_batch", "lr_base_size"):
             need(getattr(self, name) >= 1, name, "1 or more")
-        for name in ("distill_loss_weight", "task_loss_weight", "weight_decay", "mixup", "cutmix", "crop_padding",
-                     "warmup_epochs", "min_lr", "warmup_lr", "img_size", "num_classes", "checkpoint_minutes"):
+        for name in ("distill_loss_weight", "feature_weight", "task_loss_weight", "weight_decay", "mixup", "cutmix",
+                     "crop_padding", "warmup_epochs", "min_lr", "warmup_lr", "img_size", "num_classes", "checkpoint_minutes"):
             need(getattr(self, name) >= 0, name, "0 or more")
-        for name in ("hflip", "reprob", "mixup_prob", "mixup_switch_prob", "drop", "drop_path", "model_ema_decay"):
+        for name in ("hflip", "reprob", "mixup_prob", "mixup_switch_prob", "drop", "drop_path", "model_ema_decay",
+                     "sparse_prune_rate"):
             need(0 <= getattr(self, name) <= 1, name, "0 to 1")
+        need(0 <= self.sparsity < 1, "sparsity", "0 to below 1")
+        need(self.sparse_update_every >= 1, "sparse_update_every", "1 or more")
         need(0 <= self.smoothing < 1, "smoothing", "0 to below 1")
         need(self.kd_temperature is None or self.kd_temperature > 0, "kd_temperature", "above 0")
         need(0 <= self.crop_pct <= 1, "crop_pct", "0 to 1")
@@ -198,6 +228,9 @@ class Recipe:
         need(self.clip_grad is None or self.clip_grad > 0, "clip_grad", "above 0")
         need(self.layer_decay is None or 0 < self.layer_decay <= 1, "layer_decay", "above 0, at most 1")
         need(self.workers >= -1, "workers", "-1 or more")
+        need(not self.losses or self.feature_loss == "none", "feature_loss", "none beside --losses: name it there")
+        need(self.kd_loss != "none" or self.feature_loss != "none" or bool(self.losses), "kd_loss",
+             "a loss, because there is no --feature-loss")
         need(self.teacher != "none" or not self.teacher_ckpt, "teacher", "a name or auto, because --teacher-ckpt is given")
         need(not (self.mixup or self.cutmix) or self.batch % 2 == 0, "batch", "an even number with mixup or cutmix")
 
@@ -205,11 +238,6 @@ class Recipe:
     def peak_lr(self) -> float:
         """The learning rate at the top of the schedule."""
         return self.lr if self.lr is not None else self.lr_base * self.batch * self.grad_accum / self.lr_base_size
-
-    def kd_settings(self) -> dict[str, float]:
-        """Settings for `losses.create`, only those that were given."""
-        given = {"temperature": self.kd_temperature, "gamma": self.kd_gamma if self.kd_loss == "nkd" else None}
-        return {key: value for key, value in given.items() if value is not None}
 
 
 def named() -> list[str]:
@@ -254,6 +282,8 @@ def from_dict(values: dict[str, Any], name: str, base: Recipe) -> Recipe:
         plain = str(key).replace("-", "_")
         if plain not in hints:
             raise UsageError(f"{name}: unknown key {key!r}{nearest(plain, set(hints))}")
+        if plain == "losses" and isinstance(value, list):
+            value = [_loss_as_text(entry, f"{name}: {key}") for entry in value]
         checked[plain] = _typed(value, hints[plain], f"{name}: {key}")
     return replace(base, **checked)
 
@@ -286,6 +316,16 @@ def key_values(pairs: tuple[str, ...]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise UsageError(f"{pair!r}: the value cannot be read ({' '.join(str(error).split())})") from error
     return result
+
+
+def _loss_as_text(entry: Any, where: str) -> Any:
+    """{name: fd, weight: 0.5} -> fd:weight=0.5, the form that the flag has; text stays as it is."""
+    if not isinstance(entry, dict):
+        return entry
+    if not isinstance(entry.get("name"), str):
+        raise UsageError(f"{where} has an entry {entry!r}; expected a name in it, as in {{name: fd, weight: 0.5}}")
+    settings = ",".join(f"{key}={json.dumps(value)}" for key, value in entry.items() if key != "name")
+    return entry["name"] + (f":{settings}" if settings else "")
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:

@@ -1,12 +1,14 @@
 """The teacher as the trainer sees it: a frozen network that reads the student's batch.
 
 In:  the student's batch, normalized for the student.
-Out: teacher logits (N, K) float32, computed in eval mode, in the teacher's own precision, on its own preprocessing.
+Out: teacher logits (N, K) float32 and feature maps, computed in eval mode, in the teacher's own precision, on its own
+     preprocessing.
 Elsewhere: where its weights come from (distill.checkpoint), what is made of its logits (distill.losses).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,12 +17,13 @@ from torch.nn import functional as F
 
 from runtime import files
 from runtime.artifact import require_same_classes
-from runtime.errors import UsageError
+from runtime.errors import GateError, UsageError
 from runtime.preprocess import Preprocess
 
 from . import checkpoint as checkpoints
 from . import models
 from .losses import Outputs
+from .models.merge import reparameterize, require_equal
 from .recipe import Recipe, key_values
 
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -40,21 +43,24 @@ class Teacher:
         self.device = device
         self.dtype = DTYPES[dtype]
         self.about = about or {}
+        self.taps: Callable[[Tensor], Outputs] | None = None
+        """What also gives feature maps, where a loss asks for them (distill.objective sets it)."""
         self.size = None if preprocess.input_size == student_preprocess.input_size else preprocess.input_size[1:]
         self.scale, self.shift = renormalization(student_preprocess, preprocess, device)
 
     @torch.inference_mode()
-    def _logits(self, images: Tensor) -> Tensor:
+    def _outputs(self, images: Tensor) -> Outputs:
         if self.scale is not None:
             images = torch.addcmul(self.shift, images, self.scale)
         if self.size is not None:
             images = F.interpolate(images, self.size, mode="bicubic", antialias=True, align_corners=False)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            return self.forward(images).float()
+            return self.taps(images) if self.taps else Outputs(self.forward(images))
 
     def __call__(self, images: Tensor) -> Outputs:
-        """images (N, 3, H, W) float32, normalized for the student. The logits carry no gradient."""
-        return Outputs(self._logits(images).clone())  # a clone outside inference mode, which autograd may keep
+        """images (N, 3, H, W) float32, normalized for the student. Logits and features carry no gradient."""
+        out = self._outputs(images)  # cloned outside inference mode, so that autograd may keep them
+        return Outputs(out.logits.float().clone(), tuple(feature.clone() for feature in out.features))
 
 
 def renormalization(source: Preprocess, target: Preprocess, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
@@ -88,6 +94,20 @@ def load(recipe: Recipe, class_names: list[str], student_preprocess: Preprocess,
             raise UsageError(f"teacher {name}: its published weights know {config.get('num_classes')} classes, the data has "
                              f"{len(class_names)}. Train it on your data first (--teacher none), then give --teacher-ckpt")
         about = {"model": name, "file": None, "sha256": None, "converted": None}
+    model, about["merged"] = _merge(model, preprocess)
     dtype = (recipe.amp_dtype if recipe.amp else "fp32") if recipe.teacher_dtype == "auto" else recipe.teacher_dtype
     return Teacher(model, preprocess, student_preprocess, device, dtype, recipe.channels_last, recipe.compile,
                    about | {"dtype": dtype})
+
+
+def _merge(model: nn.Module, preprocess: Preprocess) -> tuple[nn.Module, str]:
+    """The network with its parallel branches and batch norms merged, which is the same and faster, and a line that says so.
+
+    One that does not come out the same (a network that amplifies rounding) is used as it is.
+    """
+    merged = reparameterize(model)
+    try:
+        difference = require_equal(model, merged, preprocess.input_size)
+    except GateError as error:
+        return model, f"not merged: {error}"
+    return merged, f"merged for inference, largest difference {difference:.0e} of the spread"

@@ -83,10 +83,15 @@ def run(options: TrainOptions) -> None:
         raise UsageError("--control trains the student once more without its teacher, and there is no teacher here. "
                          "Give --teacher-ckpt, or leave --control out")
     result: dict[str, Any] = {"run": str(folder), "student": options.student, "teacher": None, "control": None}
+    teacher_classes = None
     if teacher:
         _say(f"teacher: {teacher.about['model']} from {teacher.about['file'] or 'published weights'} in {teacher.about['dtype']}")
-        result["teacher"] = teacher.about | {"top1_percent": _teacher_top1(teacher, val, options, device)}
-        _say(f"teacher: top-1 {result['teacher']['top1_percent']:.2f} % on {len(val) or 'the'} validation images")
+        for note in [*(teacher.about["converted"] or []), teacher.about["merged"]]:
+            _say(f"teacher: {note}")
+        accuracy = _teacher_accuracy(teacher, val, options, device)
+        result["teacher"] = teacher.about | {"top1_percent": accuracy.top1}
+        teacher_classes = accuracy.classes
+        _say(f"teacher: top-1 {accuracy.top1:.2f} % on {len(val) or 'the'} validation images")
     roles = [("student" if teacher else "plain", folder, teacher)]
     if options.control and teacher:
         roles.append(("control", folder / "control", None))
@@ -97,7 +102,8 @@ def run(options: TrainOptions) -> None:
         if role == "control":
             mine = replace(recipe, teacher="none", teacher_ckpt="")
             its_lineage = lineage | {"teacher": None, "recipe": recipes.to_dict(mine)}
-        run_ = trainer.Trainer(mine, where, train, val, its_teacher, device, preprocess, role, its_lineage)
+        run_ = trainer.Trainer(mine, where, train, val, its_teacher, device, preprocess, role, its_lineage,
+                               teacher_classes)
         if options.resume and (where / "last.pth").is_file():
             run_.resume(where / "last.pth")
             _say(f"{role}: resumed at epoch {run_.epoch + 1}, step {run_.updates}"
@@ -110,7 +116,8 @@ def run(options: TrainOptions) -> None:
         best = run_.fit()
         key = "control" if role == "control" else "best"
         result[key] = {"checkpoint": str(where / "best.pth"), "top1_percent": best["val_top1_percent"], "epoch": best["epoch"],
-                       "loss_nats": best["val_loss_nats"], "images": best["val_images"]}
+                       "loss_nats": best["val_loss_nats"], "images": best["val_images"],
+                       "teacher_agreement_percent": best["val_teacher_agreement_percent"]}
     if result["control"]:
         result["gain_points"] = result["best"]["top1_percent"] - result["control"]["top1_percent"]
     files.write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
@@ -135,14 +142,14 @@ def open_splits(recipe: Recipe) -> tuple[Any, Any, str, str]:
     return train, val, train_spec, val_spec
 
 
-def _teacher_top1(teacher: Any, val: Any, options: TrainOptions, device: Any) -> float:
+def _teacher_accuracy(teacher: Any, val: Any, options: TrainOptions, device: Any) -> Any:
     """The teacher's own accuracy on its own preprocessing: shows a wrong file or normalization before any training."""
     from .data import eval_loader
     from .evaluate import evaluate
 
     loader = eval_loader(val, teacher.preprocess, options.eval_batch, options.workers, device)
     return evaluate(teacher.forward, loader, device, amp_dtype=teacher.dtype, channels_last=options.channels_last,
-                    skip_bad=options.skip_bad_images).top1
+                    skip_bad=options.skip_bad_images)
 
 
 def _student_preprocess(options: Recipe) -> Any:
@@ -227,6 +234,10 @@ def _summary(result: dict[str, Any]) -> str:
     if result["control"]:
         lines.append(f"{result['control']['checkpoint']}: control top-1 {result['control']['top1_percent']:.2f} %; "
                      f"the teacher bought {result['gain_points']:+.2f} points (one seed)")
+    if best["teacher_agreement_percent"] is not None:
+        beside = result["control"] and result["control"]["teacher_agreement_percent"]
+        lines.append(f"student and teacher choose the same class on {best['teacher_agreement_percent']:.2f} % of the images"
+                     + (f"; control and teacher on {beside:.2f} %" if beside is not None else ""))
     return "\n".join(lines)
 
 

@@ -19,7 +19,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,17 +38,33 @@ from runtime.images import ImageSet
 from runtime.preprocess import Preprocess
 
 from . import checkpoint as checkpoints
-from . import losses, models
+from . import models
 from . import recipe as recipes
 from .data import Batch, TrainLoader, eval_loader, seed_all
-from .evaluate import Accuracy, evaluate, require_readable
+from .evaluate import Accuracy, agreement, evaluate, require_readable
 from .losses import Outputs
+from .objective import Objective
 from .progress import TrainingDisplay
 from .recipe import Recipe, key_values
+from .sparsity import SparseTraining
 from .teacher import DTYPES, Teacher
 
 FREE_ON_RESUME = {"workers", "device", "checkpoint_minutes", "eval_batch", "tensorboard", "skip_bad_images"}
 """Settings that a resumed run may change: none of them changes the weights."""
+FINAL_PRUNE_RATE = 0.005
+"""Where the prune rate of sparse training ends, as in SLaK's published code."""
+
+
+class StepLosses(NamedTuple):
+    """What one batch gave: scalars on the device."""
+
+    total: Tensor
+    distill: Tensor
+    """Weighted sum of the distillation losses; its share of `total`."""
+    task: Tensor
+    """Cross-entropy, nats per image, without its weight."""
+    each: list[Tensor]
+    """The distillation losses, without their weights."""
 
 
 @dataclasses.dataclass
@@ -59,6 +75,8 @@ class Tally:
     loss: float = 0.0
     distill_loss: float = 0.0
     task_loss: float = 0.0
+    each: list[float] = dataclasses.field(default_factory=list)
+    """Every distillation loss by itself, without its weight."""
     images: int = 0
     seconds: float = 0.0
     teacher_seconds: float = 0.0
@@ -74,10 +92,14 @@ class Tally:
 
 
 class Trainer:
-    """One student, one budget, one seed. `fit()` runs to the end, or saves and raises Interrupted."""
+    """One student, one budget, one seed. `fit()` runs to the end, or saves and raises Interrupted.
+
+    teacher_classes (images,) are what the teacher predicts on the validation images: a control has them too, to compare.
+    """
 
     def __init__(self, recipe: Recipe, folder: Path, train: ImageSet, val: ImageSet, teacher: Teacher | None,
-                 device: torch.device, preprocess: Preprocess, role: str, lineage: dict[str, Any]) -> None:
+                 device: torch.device, preprocess: Preprocess, role: str, lineage: dict[str, Any],
+                 teacher_classes: Tensor | None = None) -> None:
         seed_all(recipe.seed)
         if device.type == "cuda":
             torch.cuda.manual_seed_all(recipe.seed)
@@ -85,6 +107,7 @@ class Trainer:
             importlib.import_module("torch.utils.tensorboard")  # a missing package is named now, not after an epoch
         self.recipe, self.folder, self.device, self.role = recipe, folder, device, role
         self.class_names, self.preprocess, self.teacher, self.lineage = train.class_names, preprocess, teacher, lineage
+        self.teacher_classes = teacher_classes
         self.model_args = models.size_argument(recipe.student, preprocess.input_size[1]) | key_values(recipe.student_args)
         model = models.build(recipe.student, len(self.class_names), self.model_args,
                              drop_rate=recipe.drop, drop_path_rate=recipe.drop_path)
@@ -98,6 +121,9 @@ class Trainer:
         self.train_loader = TrainLoader(train, recipe, preprocess, device)
         self.val_loader = eval_loader(val, preprocess, recipe.eval_batch, recipe.workers, device)
         self.steps_per_epoch = len(self.train_loader) // recipe.grad_accum
+        self.objective = Objective(recipe, self.model, self.forward, teacher, preprocess.input_size, len(self.class_names),
+                                   device) if teacher else None
+        self.trained = [*self.model.parameters(), *(self.objective.parameters() if self.objective else ())]
         self._build_optimizer()
         self.amp_dtype = DTYPES[recipe.amp_dtype] if recipe.amp else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp and recipe.amp_dtype == "fp16")
@@ -107,12 +133,18 @@ class Trainer:
         if recipe.mixup or recipe.cutmix:
             self.mixup = Mixup(recipe.mixup, recipe.cutmix, prob=recipe.mixup_prob, switch_prob=recipe.mixup_switch_prob,
                                label_smoothing=recipe.smoothing, num_classes=len(self.class_names))
-        self.kd_loss = losses.create(recipe.kd_loss, **recipe.kd_settings()) if teacher else None
+        self.sparse = None
+        if recipe.sparsity:
+            self.sparse = SparseTraining(
+                self.model, self.optimizer, total_updates=recipe.epochs * self.steps_per_epoch, sparsity=recipe.sparsity,
+                update_every=recipe.sparse_update_every, prune_rate=recipe.sparse_prune_rate,
+                final_prune_rate=min(FINAL_PRUNE_RATE, recipe.sparse_prune_rate), growth=recipe.sparse_growth,
+                only_large=recipe.sparse_only_large, seed=recipe.seed, ema=self.ema.module if self.ema else None)
         self.epoch = self.step_in_epoch = self.updates = 0
         self.tally = Tally()
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
-        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._pending: list[StepLosses] = []
         self._watch = _Stopwatch(device)
         self._stop_signal: int | None = None
 
@@ -121,6 +153,10 @@ class Trainer:
         try:
             self.optimizer = create_optimizer_v2(self.model, opt=r.opt, lr=r.peak_lr, weight_decay=r.weight_decay,
                                                  momentum=r.momentum, layer_decay=r.layer_decay)
+            projectors = self.objective.parameters() if self.objective else []
+            for decay, matrices in ((r.weight_decay, True), (0.0, False)):
+                if group := [p for p in projectors if (p.ndim > 1) == matrices]:
+                    self.optimizer.add_param_group({"params": group, "weight_decay": decay})
             self.scheduler, _ = create_scheduler_v2(
                 self.optimizer, sched=r.sched, num_epochs=r.epochs, warmup_epochs=min(r.warmup_epochs, r.epochs - 1e-6),
                 warmup_lr=r.warmup_lr, min_lr=r.min_lr, step_on_epochs=False, updates_per_epoch=self.steps_per_epoch,
@@ -148,45 +184,49 @@ class Trainer:
             labels = batch.labels.to(self.device, non_blocking=True)
             if self.mixup:
                 images, labels = self.mixup(images, labels)
-            loss, distill_loss, task_loss = self.losses(images, labels)
-            self.scaler.scale(loss / len(batches)).backward()
-            self._pending.append((loss.detach(), distill_loss.detach(), task_loss.detach()))
+            found = self.losses(images, labels)
+            self.scaler.scale(found.total / len(batches)).backward()
+            self._pending.append(StepLosses(*(value.detach() for value in found[:3]), [each.detach() for each in found.each]))
             self.tally.images += len(labels)
+        if self.sparse:
+            self.sparse.before_step(self.updates + 1)
         if self.recipe.clip_grad:
             self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
+            torch.nn.utils.clip_grad_norm_(self.trained, self.recipe.clip_grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.updates += 1
         if self.ema:
             self.ema.update(self.model, step=self.updates)
+        if self.sparse:
+            self.sparse.after_step(self.updates)
         self.scheduler.step_update(self.updates)
 
-    def losses(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(weighted sum, distillation loss, cross-entropy) of one batch; labels are (N,) or mixed (N, K)."""
+    def losses(self, images: Tensor, labels: Tensor) -> StepLosses:
+        """Losses of one batch; labels are (N,) or mixed (N, K)."""
         teacher_out = None
         if self.teacher:
             with self._watch:
                 teacher_out = self.teacher(images)
         with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
-            logits = self.forward(images)
+            student_out = self.objective.student(images) if self.objective else Outputs(self.forward(images))
         smoothing = 0.0 if labels.ndim == 2 else self.recipe.smoothing  # mixed labels are smoothed already
-        task_loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        task_loss = F.cross_entropy(student_out.logits.float(), labels, label_smoothing=smoothing)
         if teacher_out is None:
-            return task_loss, task_loss.new_zeros(()), task_loss
-        distill_loss = self.kd_loss(Outputs(logits), teacher_out, labels)
-        total = self.recipe.distill_loss_weight * distill_loss + self.recipe.task_loss_weight * task_loss
-        return total, distill_loss, task_loss
+            return StepLosses(task_loss, task_loss.new_zeros(()), task_loss, [])
+        distill_loss, each = self.objective(student_out, teacher_out, labels)
+        return StepLosses(distill_loss + self.recipe.task_loss_weight * task_loss, distill_loss, task_loss, each)
 
     def flush(self) -> float:
         """Bring the pending losses to the host and add them up; returns the last. Raises GateError when one is not finite."""
         if not self._pending:
             return self.tally.loss / max(self.tally.steps, 1)
         accum = self.recipe.grad_accum
-        values = torch.stack([torch.stack(parts) for parts in self._pending]).double().cpu().view(-1, accum, 3).mean(1).tolist()
+        values = torch.stack([torch.stack([*found[:3], *found.each]) for found in self._pending])
+        values = values.double().cpu().view(len(self._pending) // accum, accum, -1).mean(1).tolist()
         self._pending.clear()
         first = self.updates - len(values) + 1
-        for update, (loss, distill_loss, task_loss) in enumerate(values, start=first):
+        for update, (loss, distill_loss, task_loss, *each) in enumerate(values, start=first):
             if not math.isfinite(loss):
                 raise GateError(f"loss is {loss} at step {update} (epoch {self.epoch + 1}; distillation {distill_loss:.4g}, "
                                 f"cross-entropy {task_loss:.4g}). Try a lower --lr, --clip-grad 1, a longer warm-up, "
@@ -195,6 +235,7 @@ class Trainer:
             self.tally.loss += loss
             self.tally.distill_loss += distill_loss
             self.tally.task_loss += task_loss
+            self.tally.each = [a + b for a, b in zip(self.tally.each or [0.0] * len(each), each, strict=True)]
         self.tally.teacher_seconds += self._watch.take()
         return values[-1][0]
 
@@ -204,6 +245,9 @@ class Trainer:
         """Train to the last epoch; returns the best epoch's record. Raises Interrupted after Ctrl-C or SIGTERM, having saved."""
         with self._signals(), TrainingDisplay(self.role, self.recipe.epochs, self.steps_per_epoch, self.updates) as display:
             try:
+                if self.sparse and not self.sparse.masks:
+                    self._start_sparse()
+                    display.say(f"{self.role}: {self.sparse.describe()}")
                 while self.epoch < self.recipe.epochs:
                     self._train_epoch(display)
                     self._end_epoch(display)
@@ -212,6 +256,15 @@ class Trainer:
                 self.save()
                 raise
         return self.best
+
+    def _start_sparse(self) -> None:
+        """First masks, from the gradients of the first batch's cross-entropy."""
+        with contextlib.closing(self.train_loader.epoch(0)) as batches:
+            batch = next(batches)
+        require_readable(batch.bad, self.recipe.skip_bad_images)
+        images = batch.images.to(self.device).contiguous(memory_format=self.memory_format)
+        self.model.train()
+        self.sparse.start(lambda: F.cross_entropy(self.model(images), batch.labels.to(self.device)))
 
     def _train_epoch(self, display: TrainingDisplay) -> None:
         accum, every = self.recipe.grad_accum, 1 if self.device.type == "cpu" else 20
@@ -243,8 +296,11 @@ class Trainer:
         record = {
             "epoch": self.epoch + 1, "step": self.updates, "lr": max(group["lr"] for group in self.optimizer.param_groups),
             "train_loss": t.loss / steps, "train_distill_loss": t.distill_loss / steps if self.teacher else None,
-            "train_task_loss": t.task_loss / steps, "val_top1_percent": accuracy.top1, "val_top5_percent": accuracy.top5,
-            "val_loss_nats": accuracy.loss, "val_images": accuracy.images, "train_images_per_s": t.images_per_s,
+            "train_task_loss": t.task_loss / steps,
+            **{f"train_{name}_loss": value / steps for name, value in zip(self._loss_names(), t.each, strict=True)},
+            "val_top1_percent": accuracy.top1, "val_top5_percent": accuracy.top5,
+            "val_loss_nats": accuracy.loss, "val_images": accuracy.images,
+            "val_teacher_agreement_percent": self._agreement(accuracy), "train_images_per_s": t.images_per_s,
             "teacher_share_of_step": t.teacher_share, "train_seconds": t.seconds, "bad_images": t.bad_images + accuracy.skipped,
         }
         self.history.append(record)
@@ -270,6 +326,12 @@ class Trainer:
         return evaluate(model, self.val_loader, self.device, amp_dtype=self.amp_dtype, channels_last=self.recipe.channels_last,
                         skip_bad=self.recipe.skip_bad_images, after_batch=after_batch)
 
+    def _loss_names(self) -> list[str]:
+        return self.objective.names if self.objective else []
+
+    def _agreement(self, accuracy: Accuracy) -> float | None:
+        return None if self.teacher_classes is None else agreement(accuracy.classes, self.teacher_classes)
+
     # files
 
     def _best_checkpoint(self) -> checkpoints.Checkpoint:
@@ -292,7 +354,9 @@ class Trainer:
             "recipe": recipes.to_dict(self.recipe),
             "epoch": self.epoch, "step_in_epoch": self.step_in_epoch, "updates": self.updates,
             "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-            "ema": self.ema.module.state_dict() if self.ema else None, "random": random_state(),
+            "ema": self.ema.module.state_dict() if self.ema else None,
+            "sparse": self.sparse.state_dict() if self.sparse else None,
+            "projectors": self.objective.state_dict() if self.objective else {}, "random": random_state(),
             "tally": dataclasses.asdict(self.tally), "history": self.history, "best": self.best,
         }
         checkpoints.save(last, self.folder / "last.pth")
@@ -302,11 +366,12 @@ class Trainer:
         last = checkpoints.load(path)
         if last.state is None:
             raise UsageError(f"{path}: holds weights only. Resume from the run's last.pth")
-        now, then = recipes.to_dict(self.recipe), last.state["recipe"]
-        changed = [key for key in now if key not in FREE_ON_RESUME and now[key] != then.get(key)]
+        now = recipes.to_dict(self.recipe)
+        then = recipes.to_dict(Recipe()) | last.state["recipe"]  # a setting the run's version did not know has its default
+        changed = [key for key in now if key not in FREE_ON_RESUME and now[key] != then[key]]
         if changed:
             key = changed[0]
-            raise UsageError(f"--{key.replace('_', '-')} is {now[key]!r}, the run to resume has {then.get(key)!r}. "
+            raise UsageError(f"--{key.replace('_', '-')} is {now[key]!r}, the run to resume has {then[key]!r}. "
                              "A resumed run keeps its recipe; start another one with a new --output")
         before, today = (about.get("data", {}).get("train_sha256") for about in (last.lineage, self.lineage))
         if before and today and before != today:
@@ -322,6 +387,10 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])
+        if self.sparse:
+            self.sparse.load_state_dict(state["sparse"])
+        if self.objective:
+            self.objective.load_state_dict(state["projectors"])
         self.epoch, self.step_in_epoch, self.updates = state["epoch"], state["step_in_epoch"], state["updates"]
         self.scheduler.step_update(self.updates)
         self.tally, self.history, self.best = Tally(**state["tally"]), state["history"], state["best"]

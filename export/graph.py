@@ -17,10 +17,10 @@ import onnx
 import onnxslim
 import torch
 from onnx import ModelProto
-from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from distill.models.merge import reparameterize
 from runtime.artifact import Metadata
 from runtime.errors import GateError
 
@@ -37,10 +37,11 @@ class GlobalMean(nn.Module):
 
 
 def merge(student: nn.Module) -> nn.Module:
-    """A copy for inference: re-parameterizable blocks (every module with timm's `fuse`, `reparameterize` or
-    `switch_to_deploy`) become single convolutions. Batch norm that follows a convolution is folded by `to_onnx`.
+    """A copy for inference: re-parameterizable blocks (ours and timm's) become single convolutions.
+
+    Batch norm that follows a convolution stays here and is folded by `to_onnx`, so that `count` gives the published parameters.
     """
-    merged = reparameterize_model(student.eval(), inplace=False)
+    merged = reparameterize(student.eval(), fold_batch_norm=False)
     for parent in list(merged.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size in (1, (1, 1)):

@@ -1,7 +1,7 @@
 """Distillation losses by name: `create("nkd", temperature=1.0)(student, teacher, target)`.
 
 In:  a name and the loss's own settings.
-Out: a callable (student Outputs, teacher Outputs, target) -> scalar tensor.
+Out: a callable (student Outputs, teacher Outputs, target) -> scalar tensor; warnings where a loss degenerates.
 Elsewhere: the formulas, one file per loss; how they are weighed against the labels (distill.trainer).
 """
 
@@ -9,35 +9,142 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
+import typing
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
 from runtime.commands import nearest
 from runtime.errors import UsageError
 
-from . import kl, nkd
-from .base import Outputs
+from . import binary_kl, deit, dist, dkd, feature, kl, lskd, mlkd, nkd, ofa, rkd
+from .at import AT
+from .base import Outputs, cross_entropy
+from .fd import FD
+from .feature import FeatureLoss
+from .fitnets import FitNets
+from .mgd import MGD
+from .ofa_stages import OFAStages
+from .reviewkd import ReviewKD
+from .srrl import SRRL
 
-LOSSES = {"kl": kl.loss, "nkd": nkd.loss}
+LOGIT: dict[str, Callable[..., Tensor]] = {
+    "kl": kl.loss,
+    "nkd": nkd.loss,
+    "dkd": dkd.loss,
+    "dist": dist.loss,
+    "lskd": lskd.loss,
+    "lskd_dkd": lskd.dkd_loss,
+    "mlkd": mlkd.loss,
+    "ofa": ofa.loss,
+    "binary_kl": binary_kl.loss,
+    "deit_soft": deit.soft,
+    "deit_hard": deit.hard,
+}
+"""Losses of the logits: functions (student, teacher, target, *, settings) -> scalar."""
 
-__all__ = ["LOSSES", "Outputs", "create", "settings_of"]
+FEATURE: dict[str, type[FeatureLoss]] = {
+    "fitnets": FitNets,
+    "at": AT,
+    "rkd": rkd.RKD,
+    "reviewkd": ReviewKD,
+    "fd": FD,
+    "mgd": MGD,
+    "srrl": SRRL,
+    "ofa_stages": OFAStages,
+}
+"""Losses of feature maps: called with their settings (keyword only), they give a module (student, teacher, target) -> scalar."""
+
+DEGENERATE: dict[str, Callable[[int, int, Tensor | None, dict[str, Any]], list[str]]] = {
+    "nkd": nkd.degenerate,
+    "dkd": dkd.degenerate,
+    "dist": dist.degenerate,
+    "lskd": lskd.degenerate,
+    "lskd_dkd": lskd.degenerate,
+    "mlkd": mlkd.degenerate,
+    "fitnets": feature.one_image,
+    "rkd": rkd.degenerate,
+    "reviewkd": feature.one_image,
+    "srrl": feature.one_image,
+    "ofa_stages": feature.one_image,
+}
+"""Where a loss has nothing to teach: (num_classes, batch, logits or None, settings) -> warnings; raises UsageError."""
+
+POSITIVE = {"temperature", "temperatures", "eps"}
+"""Settings that must be above 0; other numbers are 0 or more."""
+
+__all__ = ["DEGENERATE", "FEATURE", "LOGIT", "Outputs", "check", "create", "cross_entropy", "settings_of"]
 
 
-def settings_of(name: str) -> dict[str, float]:
+def settings_of(name: str) -> dict[str, Any]:
     """The settings of loss `name` with their defaults. Raises UsageError for an unknown name."""
-    if name not in LOSSES:
-        raise UsageError(f"no loss called {name!r}{nearest(name, set(LOSSES))} Known: {', '.join(LOSSES)}")
-    parameters = inspect.signature(LOSSES[name]).parameters.values()
+    parameters = inspect.signature(_find(name)).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def create(name: str, **settings: float) -> Callable[[Outputs, Outputs, Tensor], Tensor]:
-    """The loss `name` with its settings fixed. Raises UsageError for an unknown name, setting or a temperature <= 0."""
-    known = settings_of(name)
-    for key, value in settings.items():
+def create(name: str, **settings: Any) -> Callable[[Outputs, Outputs, Tensor], Tensor]:
+    """The loss `name` with its settings fixed.
+
+    Numbers may come as text, tuples as lists (YAML's forms). Raises UsageError for an unknown name or setting, or a value of
+    another kind or out of range.
+    """
+    found, checked = _find(name), _checked(name, settings)
+    return functools.partial(found, **checked) if name in LOGIT else found(**checked)
+
+
+def check(name: str, num_classes: int, batch: int, logits: Tensor | None = None, **settings: Any) -> list[str]:
+    """To be called once before training: one line for everything in which loss `name` degenerates, and what to use instead.
+
+    batch is images per forward pass; logits (N, K), when given, are the student's on a first batch, before training.
+    Raises UsageError when training with the loss would be meaningless.
+    """
+    full = settings_of(name) | _checked(name, settings)
+    if num_classes < 2:
+        raise UsageError(f"{name} with {num_classes} class: there is nothing to tell apart. Expected 2 or more classes")
+    return DEGENERATE[name](num_classes, batch, logits, full) if name in DEGENERATE else []
+
+
+def _find(name: str) -> Callable[..., Any]:
+    known = LOGIT | FEATURE
+    if name not in known:
+        raise UsageError(f"no loss called {name!r}{nearest(name, set(known))} Known: {', '.join(known)}")
+    return known[name]
+
+
+def _checked(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings in their declared types. Raises UsageError."""
+    known, found = settings_of(name), _find(name)
+    hints = typing.get_type_hints(found.__init__ if isinstance(found, type) else found)
+    for key in settings:
         if key not in known:
-            raise UsageError(f"loss {name} has no setting {key!r}{nearest(key, set(known))} It has: {', '.join(known)}")
-        if key == "temperature" and not value > 0:
-            raise UsageError(f"temperature {value}: expected above 0")
-    return functools.partial(LOSSES[name], **settings)
+            has = f"It has: {', '.join(known)}" if known else "It has none"
+            raise UsageError(f"loss {name} has no setting {key!r}{nearest(key, set(known))} {has}")
+    return {key: _typed(key, value, hints[key]) for key, value in settings.items()}
+
+
+def _typed(key: str, value: Any, hint: Any) -> Any:
+    options = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        if value not in options:
+            raise UsageError(f"{key} {value!r}: expected {' or '.join(map(str, options))}{nearest(str(value), set(options))}")
+        return value
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)) or not value:
+            raise UsageError(f"{key} {value!r}: expected a list of one number or more")
+        return tuple(_typed(key, item, options[0]) for item in value)
+    if hint is bool and not isinstance(value, bool):
+        raise UsageError(f"{key} {value!r}: expected true or false")
+    return _number(key, value, hint) if hint in (int, float) else value
+
+
+def _number(key: str, value: Any, kind: type) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or number < 0 or (number == 0 and key in POSITIVE) or kind(number) != number:
+        whole = "a whole number" if kind is int else "a number"
+        raise UsageError(f"{key} {value!r}: expected {whole} {'above 0' if key in POSITIVE else 'of 0 or more'}")
+    return kind(number)

@@ -18,7 +18,7 @@ from torch import nn
 from runtime.errors import MissingError, UsageError
 from runtime.preprocess import Preprocess
 
-from . import cifar  # noqa: F401  (registers its models)
+from . import cifar, replknet, slak, unireplknet  # noqa: F401  (they register their models)
 
 
 def build(name: str, num_classes: int, model_args: Mapping[str, Any] | None = None, *, pretrained: bool = False,
@@ -43,7 +43,8 @@ def require_known(name: str) -> None:
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=1)
         raise UsageError(f"no architecture called {name!r}" + (f"; did you mean {close[0]}?" if close else ".")
-                         + " All of timm's names work, and resnet20, resnet32, resnet44, resnet56 for 32 x 32 images")
+                         + " All of timm's names work, and slak_tiny, slak_small, slak_base, replknet_31b, replknet_31l, "
+                           "replknet_xl, unireplknet_a to unireplknet_xl, and for 32 x 32 images resnet20 to resnet56")
 
 
 def size_argument(name: str, img_size: int) -> dict[str, int]:

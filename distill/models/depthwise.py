@@ -29,8 +29,8 @@ from torch.nn import functional as F
 
 Algorithm = Literal["auto", "conv2d", "direct", "fft"]
 ALGORITHMS = ("auto", "conv2d", "direct", "fft")
-SMALL = 49
-"""Kernels of at most this many taps are left to torch."""
+SMALL = 3
+"""Kernels of at most this side are left to torch, which has vector code for their gradients too."""
 FORWARD_TAPS_PER_POINT, WEIGHT_TAPS_PER_POINT = 360, 160
 """Multiply-adds of the direct way that take as long as one point of the padded map by FFT, for the output and for the
 kernel's gradient. From `benchmarks/large_kernel.py --rule` on one core with AVX-512: about 30 multiply-adds a nanosecond
@@ -147,9 +147,10 @@ def _grad_weight(x: Tensor, grad: Tensor, weight: Tensor, algorithm: Algorithm) 
     wide = torch.promote_types(x.dtype, torch.float32)
     if algorithm == "direct":
         n, c = x.shape[:2]
-        maps, kernels = (t.to(wide).permute(2, 3, 0, 1).contiguous().view(1, *size, n * c).permute(0, 3, 1, 2) for t in (x, grad))
+        held = x.dtype if x.dtype == torch.bfloat16 else wide  # one image's sum fits bfloat16's range, not float16's
+        maps, kernels = (t.to(held).permute(2, 3, 0, 1).contiguous().view(1, *size, n * c).permute(0, 3, 1, 2) for t in (x, grad))
         inner = F.conv2d(maps, kernels.transpose(0, 1), padding=(kernel[0] // 2, kernel[1] // 2), groups=n * c)
-        inner = inner.view(n, c, *kernel).sum(0)
+        inner = inner.view(n, c, *kernel).sum(0, dtype=wide)
     else:
         points = tuple(_fft_size(n, k // 2) for n, k in zip(size, kernel, strict=True))
         inner = torch.empty(len(weight), *kernel, dtype=wide, device=x.device)
@@ -209,5 +210,5 @@ def _format(x: Tensor) -> torch.memory_format:
 
 def _leave_to_torch(x: Tensor, weight: Tensor) -> bool:
     """Other devices have their own kernels, exporters want a plain convolution, and small kernels are fast already."""
-    return (x.device.type != "cpu" or weight.shape[2] * weight.shape[3] <= SMALL or torch.compiler.is_compiling()
+    return (x.device.type != "cpu" or max(weight.shape[2:]) <= SMALL or torch.compiler.is_compiling()
             or torch.onnx.is_in_onnx_export())

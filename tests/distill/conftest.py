@@ -1,6 +1,5 @@
-"""What the tests of `distill` share: golden losses, small image sets, tiny trainings. Helpers are fixtures giving functions."""
+"""What the tests of `distill` share: small image sets, tiny trainings. Helpers are fixtures giving functions."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -33,35 +32,6 @@ def shared():
     if not SHARED.is_dir():
         pytest.skip("no shared data beside the repository")
     return SHARED
-
-
-@pytest.fixture(scope="session")
-def golden():
-    """[(case, {key: array})]: the small copy that is always here, and every file of GOLDEN_DIR or the shared folder."""
-    copy = dict(np.load(HERE / "data" / "golden_kl_nkd.npz", allow_pickle=False))
-    cases = sorted({key.split("/", 1)[0] for key in copy})
-    found = [(f"copy of {case}", {key.split("/", 1)[1]: value for key, value in copy.items() if key.startswith(f"{case}/")})
-             for case in cases]
-    folder = Path(os.environ.get("GOLDEN_DIR") or SHARED / "golden" / "logits")
-    return found + [(file.stem, dict(np.load(file, allow_pickle=False))) for file in sorted(folder.glob("*.npz"))]
-
-
-@pytest.fixture(scope="session")
-def agrees_with_golden(golden):
-    """agrees_with_golden(loss, config): loss and gradient of every case within the golden files' own tolerances."""
-    from distill.losses import Outputs
-
-    def check(loss, config, soft):
-        for case, arrays in golden:
-            student = torch.tensor(arrays["logits_student"], requires_grad=True)
-            target = torch.tensor(arrays["label_soft" if soft else "label"])
-            value = loss(Outputs(student), Outputs(torch.tensor(arrays["logits_teacher"])), target)
-            value.backward()
-            loss64, grad64 = float(arrays[f"{config}/loss64"]), arrays[f"{config}/grad64"]
-            assert abs(value.item() - loss64) <= 5e-5 + 5e-5 * abs(loss64), case
-            assert np.abs(student.grad.numpy() - grad64).max() <= 1e-4 * np.abs(grad64).max() + 2e-6, case
-        assert len(golden) >= 5
-    return check
 
 
 def made_pixels(count: int, size: int = 16, classes: int = 4, seed: int = 0):

@@ -1,12 +1,13 @@
 """Recipes: the shipped ones say what they claim, YAML comes back the same, flags win, and wrong keys and values are named."""
 
+import typing
 from dataclasses import fields, replace
 
 import pytest
 import yaml
 
+from distill import losses, train
 from distill import recipe as recipes
-from distill import train
 from distill.recipe import Recipe
 from runtime.errors import UsageError
 
@@ -31,7 +32,7 @@ def test_the_papers_recipe_has_the_papers_values():
     assert (paper.mixup, paper.cutmix, paper.mixup_prob, paper.mixup_switch_prob) == (0.8, 1.0, 1.0, 0.5)
     assert (paper.smoothing, paper.drop_path) == (0.1, 0.1)
     assert (paper.kd_loss, paper.task_loss_weight, paper.distill_loss_weight) == ("nkd", 0.0, 1.0)
-    assert paper.kd_settings() == {"temperature": 1.0, "gamma": 1.0}
+    assert (paper.kd_temperature, paper.kd_gamma, paper.feature_loss) == (1.0, 1.0, "none")
 
 
 def test_a_recipe_comes_back_from_yaml_the_same(tmp_path):
@@ -118,7 +119,10 @@ def test_an_unknown_flag_is_answered_with_the_nearest():
     ("weight_decay: [1]", r"weight_decay is \[1\]"),
     ("amp: 1", "amp is 1; expected true or false"),
     ("amp: 'yes'", "amp is 'yes'; expected true or false"),
-    ("kd_loss: dkd", "kd_loss is 'dkd'; expected one of kl, nkd"),
+    ("kd_loss: dkt", "kd_loss is 'dkt'; expected one of kl, nkd, dkd"),
+    ("losses: nkd", "losses is 'nkd'; expected a list"),
+    ("losses: [{weight: 1}]", "losses has an entry {'weight': 1}; expected a name in it"),
+    ("losses: [5]", "losses is 5; expected str"),
     ("student: 5", "student is 5; expected str"),
     ("student_args: width=1", "student_args is 'width=1'; expected a list"),
     ("scale: [0.1]", r"scale is \[0.1\]; expected a list"),
@@ -187,6 +191,29 @@ def test_a_pair_that_is_none_is_shown(pair):
     assert "\n" not in str(caught.value)
 
 
-def test_gamma_is_kept_from_a_loss_that_has_none():
-    assert Recipe(kd_loss="kl", kd_gamma=2.0, kd_temperature=3.0).kd_settings() == {"temperature": 3.0}
-    assert Recipe().kd_settings() == {}
+def test_losses_may_be_mappings_in_yaml(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("losses:\n- {name: nkd, temperature: 2.0}\n- {name: fd, weight: 0.5, stages: '2:3,4:4', target_norm: map}\n"
+                    "- at:weight=1000\n- rkd\n")
+    expected = ("nkd:temperature=2.0", 'fd:weight=0.5,stages="2:3,4:4",target_norm="map"', "at:weight=1000", "rkd")
+    mine = recipes.load(str(file))
+    assert mine.losses == expected
+    saved = tmp_path / "args.yaml"
+    saved.write_text(recipes.to_yaml(mine))
+    assert recipes.load(str(saved)) == mine
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    ({"losses": ("nkd",), "feature_loss": "fd"}, "feature-loss 'fd': expected none beside --losses"),
+    ({"kd_loss": "none"}, "kd-loss 'none': expected a loss, because there is no --feature-loss"),
+    ({"feature_weight": -1.0}, "feature-weight -1.0: expected 0 or more"),
+])
+def test_losses_that_do_not_go_together_are_refused(settings, words):
+    with pytest.raises(UsageError, match=words):
+        Recipe(**settings)
+
+
+def test_the_flags_name_every_loss_there_is():
+    hints = typing.get_type_hints(Recipe)
+    assert set(typing.get_args(hints["kd_loss"])) - {"none"} == set(losses.LOGIT)
+    assert set(typing.get_args(hints["feature_loss"])) - {"none"} == set(losses.FEATURE)

@@ -1,5 +1,7 @@
 """The teacher: frozen, on its own preprocessing and precision, refused when its classes are not the data's."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -117,16 +119,37 @@ def load(path, names=NAMES, **settings):
     return teachers.load(Recipe(teacher_ckpt=path, **settings), list(names), OURS, CPU)
 
 
-def test_is_built_from_what_its_file_says(file, same_weights):
+def test_is_built_from_what_its_file_says(file):
     import hashlib
 
     path = file()
     found = load(path)
-    same_weights(found.model.state_dict(), checkpoints.load(path).state_dict)
+    plain = models.build("resnet20", len(NAMES), {"width": 0.25}).eval()
+    plain.load_state_dict(checkpoints.load(path).state_dict)
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.allclose(found.model(images), plain(images), atol=1e-5)
     assert found.preprocess == HALVES
     with open(path, "rb") as content:
         assert found.about["sha256"] == hashlib.sha256(content.read()).hexdigest()
     assert (found.about["model"], found.about["file"], found.about["dtype"]) == ("resnet20", path, "fp32")
+
+
+def test_its_batch_norms_are_merged_and_it_says_so(file):
+    found = load(file())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in found.model.modules())
+    assert found.about["merged"].startswith("merged for inference, largest difference")
+
+
+def test_a_teacher_that_merges_into_another_network_stays_as_it_is(file, monkeypatch):
+    def wrong(model):
+        merged = copy.deepcopy(model)
+        merged.conv1.weight.data[0] += 1
+        return merged
+
+    monkeypatch.setattr(teachers, "reparameterize", wrong)
+    found = load(file())
+    assert any(isinstance(module, nn.BatchNorm2d) for module in found.model.modules())
+    assert found.about["merged"].startswith("not merged: merged CifarResNet is not the same network")
 
 
 @pytest.mark.parametrize(("settings", "expected"), [

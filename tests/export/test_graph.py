@@ -72,6 +72,42 @@ def test_merged_branches_compute_the_same_with_fewer_layers(repvgg):
     assert sum(isinstance(m, nn.Conv2d) for m in merged.modules()) == 22
 
 
+@pytest.fixture(scope="module")
+def unireplknet():
+    """A tiny UniRepLKNet in which nothing is at its initial value, so that a wrong merge shows."""
+    from distill import models
+
+    arguments = {"depths": (1, 1), "dims": (8, 12), "kernel_sizes": (3, 13), "stem_stride": 2}
+    network, generator = models.build("unireplknet_a", 5, arguments), torch.Generator().manual_seed(0)
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point():
+            low, high = (0.5, 2.0) if name.endswith("running_var") else (-0.5, 0.5)
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
+    return network.eval()
+
+
+def test_a_large_kernel_becomes_one_plain_convolution_that_computes_the_same(unireplknet):
+    model = graph.to_onnx(graph.merge(unireplknet), (3, 32, 32))
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        wanted = unireplknet(images).numpy()
+    assert np.abs(run(model, images.numpy()) - wanted).max() <= 1e-4 * np.abs(wanted).max()
+    kernels = {node.name: next(list(a.ints) for a in node.attribute if a.name == "kernel_shape")
+               for node in model.graph.node if node.op_type == "Conv"}
+    assert {name: k[0] for name, k in kernels.items() if name.startswith("stages") and ".se." not in name} == {
+        "stages.0.0.dwconv": 3, "stages.1.0.dwconv.lk_origin": 13}
+    assert not {node.op_type for node in model.graph.node} & {"BatchNormalization", "DFT", "Gather"}
+
+
+def test_batch_norm_stays_for_the_count_of_parameters_until_the_graph_is_made(unireplknet):
+    from distill import models
+
+    student = models.build("resnet20", 10)
+    assert graph.count(graph.merge(student), (3, 32, 32))[0] == 269_722
+    merged = graph.count(graph.merge(unireplknet), (3, 32, 32))[0]
+    assert merged < sum(p.numel() for p in unireplknet.parameters()) - 12 * (5 * 5 + 7 * 7 + 3 * 3 * 3)  # no dilated branches
+
+
 def test_layers_are_named_after_their_module_and_uniquely(student_onnx, convnext_onnx):
     names = [node.name for node in student_onnx.graph.node]
     assert {"conv1", "layer1.0.conv1", "layer3.2.conv2", "linear"} <= set(names) and len(set(names)) == len(names)

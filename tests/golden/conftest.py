@@ -8,6 +8,7 @@ tests/golden/data, which has the same form). A test that asks for `logit_case`, 
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import zlib
@@ -120,3 +121,35 @@ def fill():
         return model
 
     return fill_
+
+
+NAMES = {"SLaK": "slak_tiny", "SLaK_tiny": "slak_tiny", "SLaK_small": "slak_small", "SLaK_base": "slak_base",
+         "SLaK_large": "slak_large", "RepLKNet": "replknet_31b", "create_RepLKNet31B": "replknet_31b",
+         "create_RepLKNet31L": "replknet_31l", "create_RepLKNetXL": "replknet_xl"}
+"""{constructor of an original: our name for it}; UniRepLKNet's and ConvNeXt's are called the same here."""
+RENAMED = {"layers": "depths", "large_kernel_sizes": "kernel_sizes", "in_channels": "in_chans", "small_kernel_merged": "deploy",
+           "Decom": "decomposed"}
+WITHOUT_EFFECT = {"use_checkpoint", "use_sync_bn", "attempt_use_lk_impl"}
+"""Arguments of the originals about memory, processes and kernels: the numbers are the same."""
+
+
+@pytest.fixture(scope="session")
+def ours():
+    """ours(constructor) -> (name for timm.create_model, its arguments), from the text of a call such as "SLaK_tiny(bn=False)"."""
+    def ours_(text):
+        call = ast.parse(text.partition(" then ")[0].strip(), mode="eval").body
+        while isinstance(call.func, ast.Attribute):  # "RepLKNet(...).structural_reparam()"
+            call = call.func.value
+        original = call.func.id
+        name = NAMES.get(original, original)
+        if name == original and not name.startswith(("unireplknet_", "convnext_")):
+            pytest.skip(f"{text}: no network here is called {original}")
+        assert not call.args, f"{text}: arguments without a name"
+        given = {RENAMED.get(k.arg, k.arg): ast.literal_eval(k.value) for k in call.keywords if k.arg not in WITHOUT_EFFECT}
+        if name.startswith("slak"):
+            given = {"kernel_size": [51, 49, 47, 13, 5], "width_factor": 1.0, "decomposed": False} | given  # the original's
+            *given["kernel_sizes"], given["small_kernel"] = given.pop("kernel_size")
+            given["decomposed"] = bool(given["decomposed"])
+        return name, given
+
+    return ours_

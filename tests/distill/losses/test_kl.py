@@ -1,15 +1,11 @@
-"""KL: worked out by hand, equal to the published implementation, finite wherever logits are, and named errors."""
+"""KL: worked out by hand, and its gradient by its closed form."""
 
 import math
 
 import pytest
 import torch
 
-from distill import losses
 from distill.losses import Outputs, kl
-from runtime.errors import UsageError
-
-LABEL = torch.tensor([1])
 
 
 def value_and_grad(student, teacher, **settings):
@@ -49,13 +45,6 @@ def test_equal_logits_cost_nothing():
     assert grad.abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("temperature", [1, 4])
-def test_equals_the_published_implementation(agrees_with_golden, temperature):
-    loss = losses.create("kl", temperature=float(temperature))
-    agrees_with_golden(loss, f"kl_T{temperature}", soft=False)
-    agrees_with_golden(loss, f"kl_T{temperature}", soft=True)  # the labels are not used, mixed or not
-
-
 @pytest.mark.parametrize("teacher", [[50.0, -50, -50], [-50.0, 50, 50], [100.0, 0, 0], [0.0, 0, 0]])
 @pytest.mark.parametrize("student", [[50.0, -50, -50], [-50.0, 50, -50], [0.0, 0, 0]])
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
@@ -75,40 +64,3 @@ def test_half_precision_logits_are_computed_in_float32(dtype):
     assert value.dtype == torch.float32
     assert grad.dtype == dtype
     assert value.item() == pytest.approx(value_and_grad(student.double(), teacher.double())[0].item(), rel=1e-5)
-
-
-def test_double_precision_stays_double():
-    assert value_and_grad(torch.zeros(1, 2).double(), torch.ones(1, 2).double())[0].dtype == torch.float64
-
-
-def test_different_shapes_are_refused_with_both_shapes():
-    with pytest.raises(UsageError, match=r"\(4, 10\).*\(4, 100\)"):
-        kl.loss(Outputs(torch.zeros(4, 10)), Outputs(torch.zeros(4, 100)), LABEL)
-
-
-def test_logits_of_one_image_need_a_batch_axis():
-    with pytest.raises(UsageError, match="N, K"):
-        kl.loss(Outputs(torch.zeros(10)), Outputs(torch.zeros(10)), LABEL)
-
-
-def test_an_unknown_loss_is_answered_with_the_nearest():
-    with pytest.raises(UsageError, match=r"no loss called 'nkdd'.*did you mean nkd\?"):
-        losses.create("nkdd")
-
-
-def test_an_unknown_setting_is_answered_with_the_nearest():
-    with pytest.raises(UsageError, match=r"kl has no setting 'temprature'.*did you mean temperature\?"):
-        losses.create("kl", temprature=2.0)
-    with pytest.raises(UsageError, match="kl has no setting 'gamma'"):
-        losses.create("kl", gamma=1.0)
-
-
-@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
-def test_a_temperature_that_is_not_above_0_is_refused(temperature):
-    with pytest.raises(UsageError, match="temperature"):
-        losses.create("kl", temperature=temperature)
-
-
-def test_the_defaults_are_those_the_recipe_names():
-    assert losses.settings_of("kl") == {"temperature": 4.0}
-    assert losses.settings_of("nkd") == {"temperature": 1.0, "gamma": 1.5}

@@ -1,0 +1,399 @@
+"""UniRepLKNet (Ding et al. 2023, arXiv:2311.15599): 13 x 13 kernels with dilated 3 x 3, 5 x 5 and 7 x 7 beside them.
+
+In:  (N, 3, H, W), any size; on images of 32 x 32 take stem_stride 1 or 2.
+Out: logits (N, num_classes). State-dict names are those of the published files, in training and in merged form.
+Elsewhere: the large depthwise convolution (distill.models.depthwise), merging a whole network (distill.models.merge).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from timm.layers import DropPath, LayerNorm2d, trunc_normal_
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from runtime.errors import UsageError
+
+from .depthwise import DepthwiseConv2d
+from .merge import assign, folded
+
+DILATED = {17: ((5, 1), (9, 2), (3, 4), (3, 5), (3, 7)),
+           15: ((5, 1), (7, 2), (3, 3), (3, 5), (3, 7)),
+           13: ((5, 1), (7, 2), (3, 3), (3, 4), (3, 5)),
+           11: ((5, 1), (5, 2), (3, 3), (3, 4), (3, 5)),
+           9: ((5, 1), (5, 2), (3, 3), (3, 4)),
+           7: ((5, 1), (3, 2), (3, 3)),
+           5: ((3, 1), (3, 2))}
+"""{large kernel: (kernel, dilation) of the branches beside it}; none reaches further than the large kernel."""
+
+
+class Permute(nn.Module):
+    """Another order of the axes; a place in a Sequential, so that the layers beside it keep their published numbers."""
+
+    def __init__(self, *order: int) -> None:
+        super().__init__()
+        self.order = order
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(self.order)
+
+
+class GlobalResponseNorm(nn.Module):
+    """Scale every channel by its share of the energy of the map (ConvNeXt V2, arXiv:2301.00808); x is (N, H, W, C)."""
+
+    def __init__(self, channels: int, bias: bool = True) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1, 1, 1, channels))
+        self.register_parameter("beta", nn.Parameter(torch.zeros(1, 1, 1, channels)) if bias else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        energy = x.norm(p=2, dim=(1, 2), keepdim=True)
+        y = x * (1 + self.gamma * energy / (energy.mean(-1, keepdim=True) + 1e-6))
+        return y if self.beta is None else y + self.beta
+
+
+class SqueezeExcite(nn.Module):
+    """Gates in (0, 1) for every channel from the mean of the map (arXiv:1709.01507), reduced to a quarter in between."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(channels, channels // 4, 1)
+        self.up = nn.Conv2d(channels // 4, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.up(F.relu(self.down(x.mean((2, 3), keepdim=True)))).sigmoid()
+
+
+class DilatedReparamBlock(nn.Module):
+    """A K x K depthwise convolution plus dilated small ones, each with batch norm; one K x K convolution after `reparameterize`.
+
+    kernel_size: one of DILATED. deploy: build the merged form. Raises UsageError for another kernel size.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, deploy: bool = False) -> None:
+        super().__init__()
+        if kernel_size not in DILATED:
+            raise UsageError(f"kernel size {kernel_size} has no dilated branches; expected one of {sorted(DILATED)}")
+        self.lk_origin = (DepthwiseConv2d(channels, kernel_size, bias=deploy) if kernel_size >= 7
+                          else nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=deploy))
+        self.origin_bn = None if deploy else nn.BatchNorm2d(channels)
+        self.branches = () if deploy else DILATED[kernel_size]
+        for k, dilation in self.branches:
+            padding = dilation * (k - 1) // 2
+            self.add_module(f"dil_conv_k{k}_{dilation}", nn.Conv2d(channels, channels, k, padding=padding, dilation=dilation,
+                                                                   groups=channels, bias=False))
+            self.add_module(f"dil_bn_k{k}_{dilation}", nn.BatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.lk_origin(x)
+        if self.origin_bn is None:
+            return y
+        y = self.origin_bn(y)
+        for k, dilation in self.branches:
+            y = y + getattr(self, f"dil_bn_k{k}_{dilation}")(getattr(self, f"dil_conv_k{k}_{dilation}")(x))
+        return y
+
+    @torch.no_grad()
+    def reparameterize(self) -> None:
+        """Merge in place: a k x k kernel of dilation r is a (r (k - 1) + 1) square one with zeros between its values."""
+        if self.origin_bn is None:
+            return
+        weight, bias = folded(self.lk_origin.weight, self.lk_origin.bias, self.origin_bn)
+        for k, dilation in self.branches:
+            conv, bn = (getattr(self, f"dil_{kind}_k{k}_{dilation}") for kind in ("conv", "bn"))
+            small, shift = folded(conv.weight, None, bn)
+            first = (weight.shape[-1] - dilation * (k - 1)) // 2
+            places = slice(first, first + dilation * (k - 1) + 1, dilation)
+            weight[:, :, places, places] += small
+            bias += shift
+            delattr(self, f"dil_conv_k{k}_{dilation}")
+            delattr(self, f"dil_bn_k{k}_{dilation}")
+        assign(self.lk_origin, weight, bias)
+        self.origin_bn, self.branches = None, ()
+
+
+class Block(nn.Module):
+    """Depthwise convolution, batch norm, gates, and an MLP of 4 times the width with global response norm; a shortcut around.
+
+    kernel_size 3 or 5 is a plain convolution, larger ones have dilated branches. layer_scale_init_value: 0 leaves it out.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, drop_path: float = 0.0, layer_scale_init_value: float = 1e-6,
+                 deploy: bool = False) -> None:
+        super().__init__()
+        if kernel_size in (3, 5):
+            self.dwconv = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=deploy)
+        else:
+            self.dwconv = DilatedReparamBlock(channels, kernel_size, deploy)
+        self.norm = nn.Identity() if deploy else nn.BatchNorm2d(channels)
+        self.se = SqueezeExcite(channels)
+        self.pwconv1 = nn.Sequential(Permute(0, 2, 3, 1), nn.Linear(channels, 4 * channels))
+        self.act = nn.Sequential(nn.GELU(), GlobalResponseNorm(4 * channels, bias=not deploy))
+        self.pwconv2 = nn.Sequential(nn.Linear(4 * channels, channels, bias=deploy), Permute(0, 3, 1, 2))
+        if not deploy:
+            self.pwconv2.append(nn.BatchNorm2d(channels))
+        scaled = layer_scale_init_value and not deploy
+        self.gamma = nn.Parameter(torch.full((channels,), layer_scale_init_value)) if scaled else None
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.se(self.norm(self.dwconv(x)))
+        y = self.pwconv2(self.act(self.pwconv1(y)))
+        if self.gamma is not None:
+            y = y * self.gamma.view(-1, 1, 1)
+        return x + self.drop_path(y)
+
+    @torch.no_grad()
+    def reparameterize(self) -> None:
+        """Merge in place, as the authors do: into the depthwise convolution its norm; into the last linear layer the bias of
+        the response norm before it, its batch norm and the layer scale."""
+        if isinstance(self.norm, nn.Identity):
+            return
+        conv = self.dwconv
+        if isinstance(conv, DilatedReparamBlock):
+            conv.reparameterize()
+            conv = conv.lk_origin
+        assign(conv, *folded(conv.weight, conv.bias, self.norm))
+        self.norm = nn.Identity()
+        (linear, order, bn), response = self.pwconv2, self.act[1]
+        weight, bias = folded(linear.weight, linear.weight.double() @ response.beta.double().flatten(), bn)
+        if self.gamma is not None:
+            weight, bias = weight * self.gamma.double().view(-1, 1), bias * self.gamma.double()
+        assign(linear, weight, bias)
+        self.pwconv2, response.beta, self.gamma = nn.Sequential(linear, order), None, None
+
+
+class UniRepLKNet(nn.Module):
+    """Stages of blocks, each after a 3 x 3 convolution of stride 2 (the first: two of them, of stride stem_stride together).
+
+    depths, dims: blocks and channels of every stage (dims divisible by 4). kernel_sizes: for every stage one size, or a pattern
+    that its blocks repeat: (3, 13, (13, 3), 13). drop_rate is before the classifier, drop_path_rate is reached in the last block.
+    layer_scale_init_value: 0 leaves layer scale out. stem_stride: 4, or 2 and 1 for small images. deploy: the merged form.
+    Raises UsageError for sizes that do not fit together.
+    """
+
+    def __init__(self, in_chans: int = 3, num_classes: int = 1000, global_pool: str = "avg",
+                 depths: Sequence[int] = (3, 3, 18, 3), dims: Sequence[int] = (80, 160, 320, 640),
+                 kernel_sizes: Sequence[int | Sequence[int]] = (3, 13, (13, 3), 13), drop_rate: float = 0.0,
+                 drop_path_rate: float = 0.0, layer_scale_init_value: float = 1e-6, stem_stride: int = 4,
+                 deploy: bool = False) -> None:
+        super().__init__()
+        kernels = _kernels(depths, dims, kernel_sizes)
+        if stem_stride not in (1, 2, 4):
+            raise UsageError(f"stem_stride {stem_stride}: expected 4, or 2 or 1 for small images")
+        self.num_classes, self.in_chans, self.global_pool, self.drop_rate = num_classes, in_chans, global_pool, drop_rate
+        self.num_features = self.head_hidden_size = dims[-1]
+        self.grad_checkpointing = False
+        self.feature_info = [{"num_chs": c, "reduction": stem_stride * 2**i, "module": f"stages.{i}"} for i, c in enumerate(dims)]
+
+        first, second = {1: (1, 1), 2: (2, 1), 4: (2, 2)}[stem_stride]
+        self.downsample_layers = nn.ModuleList([nn.Sequential(
+            nn.Conv2d(in_chans, dims[0] // 2, 3, first, 1), LayerNorm2d(dims[0] // 2), nn.GELU(),
+            nn.Conv2d(dims[0] // 2, dims[0], 3, second, 1), LayerNorm2d(dims[0]))])
+        for inputs, channels in pairwise(dims):
+            self.downsample_layers.append(nn.Sequential(nn.Conv2d(inputs, channels, 3, 2, 1), LayerNorm2d(channels)))
+        # on the CPU also where the network is built on the meta device
+        rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
+        self.stages = nn.ModuleList(
+            nn.Sequential(*[Block(channels, k, next(rates), layer_scale_init_value, deploy) for k in sizes])
+            for channels, sizes in zip(dims, kernels, strict=True))
+        self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
+        self.head = nn.Linear(dims[-1], num_classes) if num_classes else nn.Identity()
+        self.apply(_init)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Parameters in the order of depth, for layer-wise learning rates; a stage's first convolution is in its first block."""
+        blocks = r"^(?:stages|downsample_layers)\.(\d+)" if coarse else [
+            (r"^downsample_layers\.(\d+)", (0,)), (r"^stages\.(\d+)\.(\d+)", None), (r"^norm", (99999,))]
+        return {"stem": r"^downsample_layers\.0", "blocks": blocks}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the input of every block for the backward pass, and compute the rest again."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head; num_classes 0 removes it. global_pool: "avg", or "" to keep the map (without a head)."""
+        self.num_classes = num_classes
+        self.global_pool = self.global_pool if global_pool is None else global_pool
+        self.head = nn.Linear(self.num_features, num_classes).to(next(self.parameters())) if num_classes else nn.Identity()
+        _init(self.head)
+
+    def _stage(self, index: int, x: Tensor) -> Tensor:
+        x = self.downsample_layers[index](x)
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint_seq(self.stages[index], x)
+        return self.stages[index](x)
+
+    def forward_intermediates(self, x: Tensor, indices: int | list[int] | None = None, norm: bool = False,
+                              stop_early: bool = False, output_fmt: str = "NCHW", intermediates_only: bool = False,
+                              ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The maps of the stages in `indices` (an int: the last so many); unless intermediates_only, the last map comes first.
+
+        norm has no effect: the network's own norm comes after pooling. Raises UsageError for another output_fmt than NCHW.
+        """
+        if output_fmt != "NCHW":
+            raise UsageError(f"output_fmt {output_fmt!r}: a ConvNet gives NCHW")
+        taken, last = feature_take_indices(len(self.stages), indices)
+        maps = []
+        for index in range(last + 1 if stop_early or intermediates_only else len(self.stages)):
+            x = self._stage(index, x)
+            if index in taken:
+                maps.append(x)
+        return maps if intermediates_only else (x, maps)
+
+    def prune_intermediate_layers(self, indices: int | list[int] = 1, prune_norm: bool = False,
+                                  prune_head: bool = True) -> list[int]:
+        """Drop what the maps of `indices` do not need; returns these indices counted from the first stage."""
+        taken, last = feature_take_indices(len(self.stages), indices)
+        shorter = last + 1 < len(self.stages)
+        self.stages, self.downsample_layers = self.stages[:last + 1], self.downsample_layers[:last + 1]
+        if prune_norm or shorter:
+            self.norm = nn.Identity()
+        if prune_head or shorter:
+            self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
+            self.num_classes, self.global_pool, self.head = 0, "", nn.Identity()
+        return taken
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Last feature map (N, dims[-1], H / 32, W / 32), before pooling and norm."""
+        for index in range(len(self.stages)):
+            x = self._stage(index, x)
+        return x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        if not self.global_pool:
+            return x
+        x = F.dropout(self.norm(x.mean((2, 3))), self.drop_rate, self.training)
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def _kernels(depths: Sequence[int], dims: Sequence[int], kernel_sizes: Sequence[int | Sequence[int]]) -> list[list[int]]:
+    """The kernel size of every block. Raises UsageError where stages, blocks and patterns do not fit together."""
+    if not len(depths) == len(dims) == len(kernel_sizes):
+        raise UsageError(f"depths {depths}, dims {dims}, kernel_sizes {kernel_sizes}: expected one entry per stage in each")
+    if wrong := [c for c in dims if c < 4 or c % 4]:
+        raise UsageError(f"dims {wrong} are not divisible by 4, which the gates need")
+    kernels = []
+    for stage, (depth, pattern) in enumerate(zip(depths, kernel_sizes, strict=True)):
+        pattern = [pattern] if isinstance(pattern, int) else list(pattern)
+        if not pattern or depth % len(pattern):
+            raise UsageError(f"stage {stage} has {depth} blocks, no multiple of its {len(pattern)} kernel sizes {pattern}")
+        kernels.append(pattern * (depth // len(pattern)))
+    return kernels
+
+
+def _init(module: nn.Module) -> None:
+    """The authors' initialization: normal weights of standard deviation 0.02, cut at 2, and zero biases."""
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _cfg(file: str = "", size: int = 224, num_classes: int = 1000) -> dict[str, Any]:
+    """Preprocessing of the authors' evaluation: from 384 pixels on the image is squeezed, not cropped."""
+    published = {"hf_hub_id": "DingXiaoH/UniRepLKNet", "hf_hub_filename": file}
+    return published | {
+        "num_classes": num_classes, "input_size": (3, size, size), "pool_size": (size // 32, size // 32),
+        "crop_pct": 0.875 if size < 384 else 1.0, "crop_mode": "center" if size < 384 else "squash", "interpolation": "bicubic",
+        "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "first_conv": "downsample_layers.0.0",
+        "classifier": "head", "license": "apache-2.0"}
+
+
+default_cfgs = generate_default_cfgs({
+    "unireplknet_a.in1k": _cfg("unireplknet_a_in1k_224_acc77.03.pth"),
+    "unireplknet_f.in1k": _cfg("unireplknet_f_in1k_224_acc78.58.pth"),
+    "unireplknet_p.in1k": _cfg("unireplknet_p_in1k_224_acc80.23.pth"),
+    "unireplknet_n.in1k": _cfg("unireplknet_n_in1k_224_acc81.64.pth"),
+    "unireplknet_t.in1k": _cfg("unireplknet_t_in1k_224_acc83.21.pth"),
+    "unireplknet_s.in1k": _cfg("unireplknet_s_in1k_224_acc83.91.pth"),
+    "unireplknet_s.in22k_ft_in1k_384": _cfg("unireplknet_s_in22k_to_in1k_384_acc86.44.pth", 384),
+    "unireplknet_b.in22k_ft_in1k_384": _cfg("unireplknet_b_in22k_to_in1k_384_acc87.40.pth", 384),
+    "unireplknet_l.in22k_ft_in1k_384": _cfg("unireplknet_l_in22k_to_in1k_384_acc87.88.pth", 384),
+    "unireplknet_xl.in22k_ft_in1k_384": _cfg("unireplknet_xl_in22k_to_in1k_384_acc87.96.pth", 384),
+})
+
+
+def _unwrapped(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """The weights of a published file, which may lie under `model`."""
+    return state_dict.get("model", state_dict)
+
+
+SMALL, TINY, LARGE = (2, 2, 6, 2), (3, 3, 18, 3), (3, 3, 27, 3)
+EVERY, SECOND, THIRD = (3, 13, 13, 13), (3, 13, (13, 3), 13), (3, 13, (13, 3, 3), 13)
+
+
+def _create(variant: str, pretrained: bool, depths: Sequence[int], width: int, kernel_sizes: Sequence[int | Sequence[int]],
+            given: dict[str, Any]) -> UniRepLKNet:
+    defaults = {"depths": depths, "dims": [width * 2**i for i in range(4)], "kernel_sizes": kernel_sizes}
+    return build_model_with_cfg(UniRepLKNet, variant, pretrained, pretrained_filter_fn=_unwrapped,
+                                feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"}, **defaults | given)
+
+
+@register_model
+def unireplknet_a(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """4.6 M parameters (4.4 M merged)."""
+    return _create("unireplknet_a", pretrained, SMALL, 40, EVERY, kwargs)
+
+
+@register_model
+def unireplknet_f(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """6.5 M parameters."""
+    return _create("unireplknet_f", pretrained, SMALL, 48, EVERY, kwargs)
+
+
+@register_model
+def unireplknet_p(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """11.1 M parameters."""
+    return _create("unireplknet_p", pretrained, SMALL, 64, EVERY, kwargs)
+
+
+@register_model
+def unireplknet_n(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """18.8 M parameters."""
+    return _create("unireplknet_n", pretrained, (2, 2, 8, 2), 80, EVERY, kwargs)
+
+
+@register_model
+def unireplknet_t(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """31.7 M parameters (31.0 M merged)."""
+    return _create("unireplknet_t", pretrained, TINY, 80, SECOND, kwargs)
+
+
+@register_model
+def unireplknet_s(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """56.5 M parameters (55.6 M merged)."""
+    return _create("unireplknet_s", pretrained, LARGE, 96, THIRD, kwargs)
+
+
+@register_model
+def unireplknet_b(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """99.1 M parameters."""
+    return _create("unireplknet_b", pretrained, LARGE, 128, THIRD, kwargs)
+
+
+@register_model
+def unireplknet_l(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """220 M parameters."""
+    return _create("unireplknet_l", pretrained, LARGE, 192, THIRD, kwargs)
+
+
+@register_model
+def unireplknet_xl(pretrained: bool = False, **kwargs: Any) -> UniRepLKNet:
+    """389 M parameters."""
+    return _create("unireplknet_xl", pretrained, LARGE, 256, THIRD, kwargs)
