@@ -105,6 +105,15 @@ class Measured:
 
 def run(options: ErfOptions) -> None:
     """`distill erf`: measure, write, print."""
+    measured, report = measure_and_write(options)
+    if options.json:
+        print(json.dumps(report))
+    else:
+        _print(measured, options.output, f"{len(report['images'])} {options.split} images of {report['data']}")
+
+
+def measure_and_write(options: ErfOptions) -> tuple[list[Measured], dict[str, Any]]:
+    """(the networks, what erf.json holds), after all files are written."""
     names = options.model or ("auto",) * len(options.checkpoints)
     found = [checkpoints.load_any(path, None if name == "auto" else name, key_values(options.model_args))
              for path, name in zip(options.checkpoints, names, strict=True)]
@@ -121,10 +130,7 @@ def run(options: ErfOptions) -> None:
     report = {"data": spec, "split": options.split, "seed": options.seed, "images": _item_names(images, chosen),
               "networks": [_entry(each) for each in measured]}
     write(options.output, measured, report)
-    if options.json:
-        print(json.dumps(report))
-    else:
-        _print(measured, options.output, f"{len(chosen)} {options.split} images of {spec}")
+    return measured, report
 
 
 def _measure(found: Checkpoint, images: ImageSet, chosen: Sequence[int], options: ErfOptions, device: torch.device) -> erf.Erf:

@@ -8,6 +8,7 @@ Elsewhere: the training itself (distill.trainer).
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -23,6 +24,8 @@ from runtime.errors import UsageError
 from . import recipe as recipes
 from .recipe import Recipe
 
+ERF_IMAGES = 50
+"""Validation images that --erf averages over, as in the papers."""
 DESCRIPTION = """Train a small student from a large-kernel teacher; --teacher none trains from the labels alone.
 
 examples:
@@ -45,6 +48,8 @@ class TrainOptions(Recipe):
     """Replace an existing run folder."""
     control: bool = False
     """Afterwards train the same student for the same budget and seed without the teacher, into RUN/control."""
+    erf: bool = False
+    """At the end measure how far teacher, control and student look (distill erf): RUN/erf, result.json and metrics.jsonl."""
     json: bool = False
     """One JSON object with the result on stdout."""
 
@@ -82,6 +87,10 @@ def run(options: TrainOptions) -> None:
     if options.control and not teacher:
         raise UsageError("--control trains the student once more without its teacher, and there is no teacher here. "
                          "Give --teacher-ckpt, or leave --control out")
+    if options.erf:
+        from .erf import choose
+
+        choose(val, ERF_IMAGES, options.seed)  # streamed images cannot be drawn from: said now, not after the training
     result: dict[str, Any] = {"run": str(folder), "student": options.student, "teacher": None, "control": None}
     teacher_classes = None
     if teacher:
@@ -104,6 +113,8 @@ def run(options: TrainOptions) -> None:
             its_lineage = lineage | {"teacher": None, "recipe": recipes.to_dict(mine)}
         run_ = trainer.Trainer(mine, where, train, val, its_teacher, device, preprocess, role, its_lineage,
                                teacher_classes)
+        for line in run_.objective.notes if run_.objective else []:
+            _say(line)
         if options.resume and (where / "last.pth").is_file():
             run_.resume(where / "last.pth")
             _say(f"{role}: resumed at epoch {run_.epoch + 1}, step {run_.updates}"
@@ -120,6 +131,8 @@ def run(options: TrainOptions) -> None:
                        "teacher_agreement_percent": best["val_teacher_agreement_percent"]}
     if result["control"]:
         result["gain_points"] = result["best"]["top1_percent"] - result["control"]["top1_percent"]
+    if options.erf:
+        result["erf"] = _measure_erf(options, folder, result, val_spec)
     files.write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
     print(json.dumps(result) if options.json else _summary(result))
 
@@ -150,6 +163,25 @@ def _teacher_accuracy(teacher: Any, val: Any, options: TrainOptions, device: Any
     loader = eval_loader(val, teacher.preprocess, options.eval_batch, options.workers, device)
     return evaluate(teacher.forward, loader, device, amp_dtype=teacher.dtype, channels_last=options.channels_last,
                     skip_bad=options.skip_bad_images)
+
+
+def _measure_erf(options: TrainOptions, folder: Path, result: dict[str, Any], val_spec: str) -> list[dict[str, Any]]:
+    """Effective receptive fields of the networks of this run on the same images; also a line in metrics.jsonl."""
+    from .erf_command import ErfOptions, measure_and_write
+
+    networks = [("student" if result["teacher"] else "plain", result["best"]["checkpoint"], "auto")]
+    if result["control"]:
+        networks.insert(0, ("control", result["control"]["checkpoint"], "auto"))
+    if result["teacher"] and result["teacher"]["file"]:
+        networks.insert(0, ("teacher", result["teacher"]["file"], result["teacher"]["model"]))
+    labels, paths, names = zip(*networks, strict=True)
+    _, report = measure_and_write(ErfOptions(
+        checkpoints=paths, labels=labels, model=names, model_args=options.teacher_args, data=val_spec, num_images=ERF_IMAGES,
+        num_classes=options.num_classes, seed=options.seed, device=options.device, output=folder / "erf", overwrite=True,
+        skip_bad_images=options.skip_bad_images))
+    records = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    files.write_text(folder / "metrics.jsonl", records + json.dumps({"erf": report["networks"]}) + "\n")
+    return report["networks"]
 
 
 def _student_preprocess(options: Recipe) -> Any:
@@ -189,6 +221,7 @@ def _remove_old_run(folder: Path) -> None:
     for name in ("last.pth", "best.pth", "summary.csv", "metrics.jsonl", "result.json"):
         for place in (folder, folder / "control"):
             (place / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "erf", ignore_errors=True)
 
 
 def _run_folder(path: str) -> Path:
@@ -238,6 +271,14 @@ def _summary(result: dict[str, Any]) -> str:
         beside = result["control"] and result["control"]["teacher_agreement_percent"]
         lines.append(f"student and teacher choose the same class on {best['teacher_agreement_percent']:.2f} % of the images"
                      + (f"; control and teacher on {beside:.2f} %" if beside is not None else ""))
+    for network in result.get("erf", []):
+        shares = {name: ", ".join(f"{100 * threshold:g} % in " + ("-" if ratio is None else f"{100 * ratio:.1f} %")
+                                  for threshold, ratio in zip(network["thresholds"], network[name]["area_ratios"], strict=True))
+                  for name in ("reference", "scale_free")}
+        lines.append(f"receptive field of the {network['label']}, share of the score in share of the area: "
+                     f"{shares['reference']}; scale-free {shares['scale_free']}")
+    if result.get("erf"):
+        lines.append(f"figures in {Path(result['run']) / 'erf'}")
     return "\n".join(lines)
 
 

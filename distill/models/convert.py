@@ -102,7 +102,7 @@ def _large_kernels(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     shown: dict[str, Any] = {"deploy": merged, "kernel_sizes": [found[stage].shape[2] for stage in sorted(found)]}
     if not merged:
         sides = [tensor.shape[2] for key, tensor in weights.items() if key.endswith("small_conv.conv.weight")]
-        shown["small_kernel"] = sides[0] if sides else None
+        shown["small_kernel"] = sides[0] if sides else 0
     return shown
 
 

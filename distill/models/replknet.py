@@ -55,22 +55,21 @@ def add_at_centre(kernel: Tensor, small: Tensor) -> None:
 class LargeKernel(nn.Module):
     """A K x K depthwise convolution plus a small one, each with batch norm; one K x K convolution after `reparameterize`.
 
-    small_kernel: side of the small one, at most kernel_size; None leaves it out. bn: without it the sum of the bare convolutions.
+    small_kernel: side of the small one, at most kernel_size; 0 leaves it out. bn: without it the sum of the bare convolutions.
     deploy: build the merged form. Raises UsageError for a small kernel that is the larger one.
     """
 
-    def __init__(self, channels: int, kernel_size: int, small_kernel: int | None = 5, bn: bool = True,
-                 deploy: bool = False) -> None:
+    def __init__(self, channels: int, kernel_size: int, small_kernel: int = 5, bn: bool = True, deploy: bool = False) -> None:
         super().__init__()
         self.lkb_origin = self.small_conv = self.lkb_reparam = None
-        if small_kernel is not None and small_kernel > kernel_size:
+        if small_kernel > kernel_size:
             raise UsageError(f"small_kernel {small_kernel} is larger than the kernel of {kernel_size} beside it; expected "
-                             f"{kernel_size} at most, or none")
+                             f"{kernel_size} at most, or 0 for none")
         if deploy:
             self.lkb_reparam = DepthwiseConv2d(channels, kernel_size)
             return
         self.lkb_origin = depthwise_bn(channels, kernel_size, bn)
-        if small_kernel is not None:
+        if small_kernel:
             self.small_conv = depthwise_bn(channels, small_kernel, bn)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,8 +97,7 @@ class LargeKernel(nn.Module):
 class RepLKBlock(nn.Module):
     """Batch norm, 1 x 1 convolution, large kernel, 1 x 1 convolution; a shortcut around."""
 
-    def __init__(self, channels: int, inner: int, kernel_size: int, small_kernel: int | None, drop_path: float,
-                 deploy: bool) -> None:
+    def __init__(self, channels: int, inner: int, kernel_size: int, small_kernel: int, drop_path: float, deploy: bool) -> None:
         super().__init__()
         self.pw1 = conv_bn(channels, inner, 1, relu=True)
         self.pw2 = conv_bn(inner, channels, 1)
@@ -129,7 +127,7 @@ class ConvFFN(nn.Module):
 class RepLKNetStage(nn.Module):
     """Pairs of a RepLKBlock and a ConvFFN, both with the pair's drop path."""
 
-    def __init__(self, channels: int, kernel_size: int, small_kernel: int | None, dw_ratio: float, ffn_ratio: float,
+    def __init__(self, channels: int, kernel_size: int, small_kernel: int, dw_ratio: float, ffn_ratio: float,
                  drop_path: Sequence[float], deploy: bool) -> None:
         super().__init__()
         self.blocks = Stage()
@@ -144,7 +142,7 @@ class RepLKNetStage(nn.Module):
 class RepLKNet(StagedNet):
     """A stem of four convolutions, stages of `depths` pairs of blocks, a transition of stride 2 between stages.
 
-    kernel_sizes: one per stage, or one for all. small_kernel: the parallel one's, None for none. channels: of every stage.
+    kernel_sizes: one per stage, or one for all. small_kernel: the parallel one's side, 0 for none. channels: of every stage.
     dw_ratio, ffn_ratio: width of the large convolution and of the FFN, in channels of the stage. drop_rate is before the
     classifier, drop_path_rate is reached in the last block. stem_stride: 4, or 2 and 1 for small images. deploy: the merged form.
     Raises UsageError for sizes that do not fit together.
@@ -154,7 +152,7 @@ class RepLKNet(StagedNet):
 
     def __init__(self, in_chans: int = 3, num_classes: int = 1000, global_pool: str = "avg",
                  depths: Sequence[int] = (2, 2, 18, 2), channels: Sequence[int] = (128, 256, 512, 1024),
-                 kernel_sizes: int | Sequence[int] = (31, 29, 27, 13), small_kernel: int | None = 5, dw_ratio: float = 1.0,
+                 kernel_sizes: int | Sequence[int] = (31, 29, 27, 13), small_kernel: int = 5, dw_ratio: float = 1.0,
                  ffn_ratio: float = 4.0, drop_rate: float = 0.0, drop_path_rate: float = 0.0, stem_stride: int = 4,
                  deploy: bool = False) -> None:
         kernels = per_stage(kernel_sizes, depths, channels, small_kernel)
@@ -178,6 +176,12 @@ class RepLKNet(StagedNet):
         for layer in self.transitions[index - 1] if index else self.stem:
             x = layer(x)
         return x
+
+    def prune_intermediate_layers(self, indices: int | list[int] = 1, prune_norm: bool = False,
+                                  prune_head: bool = True) -> list[int]:
+        taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        self.transitions = self.transitions[:len(self.stages) - 1]
+        return taken
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -238,5 +242,5 @@ def replknet_31l(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
 @register_model
 def replknet_xl(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
     """335 M parameters, no small kernels. Published: 87.8 % top-1 at 320, from MegData-73M."""
-    own = {"kernel_sizes": (27, 27, 27, 13), "small_kernel": None, "dw_ratio": 1.5}
+    own = {"kernel_sizes": (27, 27, 27, 13), "small_kernel": 0, "dw_ratio": 1.5}
     return _create("replknet_xl", pretrained, (256, 512, 1024, 2048), **own | kwargs)

@@ -93,7 +93,7 @@ class SLaK(StagedNet):
 
     dims: channels of the stages, multiplied by width_factor and rounded down. kernel_sizes: one per stage, or one for all.
     decomposed: as two strips, small_kernel wide, else as one square. small_kernel: also the side of the parallel small kernel,
-    which is left out where it is not smaller than the large one; None for none. bn: batch norm after every depthwise convolution.
+    which is left out where it is not smaller than the large one; 0 for none. bn: batch norm after every depthwise convolution.
     patch_size: stride of the stem in pixels, 1 or 2 for small images. drop_rate is before the classifier, drop_path_rate is
     reached in the last block. layer_scale_init_value: 0 leaves layer scale out. deploy: the merged form.
     Raises UsageError for sizes that do not fit together.
@@ -101,12 +101,12 @@ class SLaK(StagedNet):
 
     def __init__(self, in_chans: int = 3, num_classes: int = 1000, global_pool: str = "avg",
                  depths: Sequence[int] = (3, 3, 9, 3), dims: Sequence[int] = (96, 192, 384, 768),
-                 kernel_sizes: int | Sequence[int] = (51, 49, 47, 13), small_kernel: int | None = 5, decomposed: bool = True,
+                 kernel_sizes: int | Sequence[int] = (51, 49, 47, 13), small_kernel: int = 5, decomposed: bool = True,
                  width_factor: float = 1.3, bn: bool = True, patch_size: int = 4, drop_rate: float = 0.0,
                  drop_path_rate: float = 0.0, layer_scale_init_value: float = 1e-6, deploy: bool = False) -> None:
         channels = [int(c * width_factor) for c in dims]
         kernels = per_stage(kernel_sizes, depths, channels, small_kernel)
-        if decomposed and (small_kernel is None or small_kernel % 2 == 0):
+        if decomposed and small_kernel % 2 == 0:
             raise UsageError(f"small_kernel {small_kernel}: decomposed kernels are strips of this width; expected an odd number, "
                              "or decomposed=false")
         super().__init__(in_chans, num_classes, global_pool, drop_rate, channels, patch_size)
@@ -116,7 +116,7 @@ class SLaK(StagedNet):
             self.downsample_layers.append(nn.Sequential(LayerNorm2d(inputs, eps=1e-6), nn.Conv2d(inputs, c, 2, 2)))
         self.stages = nn.ModuleList()
         for c, kernel, rates in zip(channels, kernels, drop_path_rates(drop_path_rate, depths), strict=True):
-            beside = small_kernel if small_kernel is not None and small_kernel < kernel else None
+            beside = small_kernel if small_kernel < kernel else 0
             self.stages.append(Stage(*[
                 Block(DecomposedKernel(c, kernel, small_kernel, bn, deploy) if decomposed
                       else LargeKernel(c, kernel, beside, bn, deploy), c, rate, layer_scale_init_value) for rate in rates]))
@@ -169,7 +169,7 @@ def _cfg() -> dict[str, Any]:
 
 
 TINY, DEEP = (3, 3, 9, 3), (3, 3, 27, 3)
-K7 = {"kernel_sizes": 7, "small_kernel": None, "decomposed": False, "width_factor": 1.0}
+K7 = {"kernel_sizes": 7, "small_kernel": 0, "decomposed": False, "width_factor": 1.0}
 NAMES = ("slak_tiny", "slak_small", "slak_base", "slak_large", "slak_tiny_k7", "slak_small_k7")
 default_cfgs = generate_default_cfgs({f"{name}.in1k": _cfg() for name in NAMES})
 

@@ -139,13 +139,13 @@ def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
 
 
 def per_stage(kernel_sizes: int | Sequence[int], depths: Sequence[int], channels: Sequence[int],
-              small_kernel: int | None) -> list[int]:
+              small_kernel: int) -> list[int]:
     """The kernel size of every stage. Raises UsageError for lists of different length, and for even sizes that are used."""
     kernels = [kernel_sizes] * len(depths) if isinstance(kernel_sizes, int) else list(kernel_sizes)
     if not len(kernels) == len(depths) == len(channels) or not depths:
         raise UsageError(f"depths {list(depths)}, channels {list(channels)}, kernel_sizes {kernels}: expected one entry per "
                          "stage in each")
-    small = [small_kernel] if small_kernel is not None and small_kernel < max(kernels) else []
+    small = [small_kernel] if 0 != small_kernel < max(kernels) else []
     if even := [k for k in [*kernels, *small] if k < 1 or k % 2 == 0]:
         raise UsageError(f"kernel sizes {even}: expected odd numbers, which keep the size of a map")
     return kernels

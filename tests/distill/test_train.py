@@ -6,13 +6,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from distill import checkpoint as checkpoints
+from distill import models, train
 from distill import recipe as recipes
-from distill import train
 from distill.cli import main
 from runtime.errors import ArtifactError, UsageError
+from runtime.images import open_images
 
 TINY = ["--student", "resnet20", "--student-args", "width=0.25", "--img-size", "16", "--batch", "8", "--epochs", "1",
         "--device", "cpu"]
@@ -261,3 +263,61 @@ def test_other_classes_in_the_two_splits_are_refused_with_the_first_difference(t
     shutil.rmtree(root / "val" / "bug")
     with pytest.raises(ArtifactError, match="class order differs"):
         train.open_splits(options(data=str(root)))
+
+
+def test_erf_measures_every_network_of_the_run(run, teacher_file, tmp_path):
+    """Teacher, control and student, in this order, in result.json, in metrics.jsonl after the epochs, and as pictures."""
+    code, out, _ = run("--teacher-ckpt", teacher_file, "--control", "--erf")
+    folder = tmp_path / "run"
+    assert code == 0
+    networks = json.loads((folder / "result.json").read_text())["erf"]
+    assert [network["label"] for network in networks] == ["teacher", "control", "student"]
+    assert [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][-1] == {"erf": networks}
+    assert {path.name for path in (folder / "erf").iterdir()} == {"erf.png", "erf.json", "erf.npz", "teacher.png", "control.png",
+                                                                  "student.png"}
+    alone = tmp_path / "alone"
+    assert main(["erf", str(folder / "best.pth"), "--output", str(alone), "--num-images", "50"]) == 0
+    assert json.loads((alone / "erf.json").read_text())["networks"][0]["reference"] == networks[2]["reference"]
+    assert "receptive field of the student" in out and f"figures in {folder / 'erf'}" in out
+
+
+def test_agreement_with_the_teacher_is_counted_image_by_image(run, teacher_file, tmp_path):
+    code, out, _ = run("--teacher-ckpt", teacher_file, "--control", "--epochs", "2")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert code == 0
+    images = open_images(run.data, "val")
+    classes = {}
+    for name, path in (("teacher", teacher_file), ("student", tmp_path / "run" / "best.pth"),
+                       ("control", tmp_path / "run" / "control" / "best.pth")):
+        found = checkpoints.load(path)
+        network = models.build(found.model, 4, found.model_args).eval()
+        network.load_state_dict(found.state_dict)
+        pixels = found.preprocess.batch([images.image(i) for i in range(len(images))])
+        classes[name] = network(torch.from_numpy(pixels)).argmax(1)
+    for name, key in (("student", "best"), ("control", "control")):
+        expected = 100 * (classes[name] == classes["teacher"]).float().mean().item()
+        assert result[key]["teacher_agreement_percent"] == pytest.approx(expected)
+    assert f"choose the same class on {result['best']['teacher_agreement_percent']:.2f} % of the images" in out
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert 0 <= first["val_teacher_agreement_percent"] <= 100
+
+
+def test_several_losses_in_yaml(run, teacher_file, tmp_path):
+    recipe = tmp_path / "losses.yaml"
+    recipe.write_text("losses:\n- {name: nkd, temperature: 2.0}\n- {name: fd, weight: 0.5, target_norm: map}\n")
+    code, _, err = run("--teacher-ckpt", teacher_file, "--config", str(recipe))
+    assert code == 0
+    assert "fd: stage 2: student layer3 16x4x4 (stride 4) <- teacher layer3 16x4x4 (stride 4)" in err
+    record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert record["train_distill_loss"] == pytest.approx(record["train_nkd_loss"] + 0.5 * record["train_fd_loss"])
+
+
+def test_sparse_training_leaves_zeros_in_the_file(run, tmp_path):
+    code, _, _ = run("--teacher", "none", "--sparsity", "0.4", "--sparse-update-every", "2", "--amp", "--model-ema")
+    assert code == 0
+    last = checkpoints.load(tmp_path / "run" / "last.pth").state_dict
+    weights = {key: value for key, value in last.items() if value.ndim in (2, 4)}
+    zeros = sum(int((value == 0).sum()) for value in weights.values()) / sum(value.numel() for value in weights.values())
+    assert 0.36 < zeros < 0.44
+    averaged = checkpoints.load(tmp_path / "run" / "best.pth").state_dict
+    assert all(((averaged[key] == 0) >= (value == 0)).all() for key, value in weights.items())

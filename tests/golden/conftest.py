@@ -150,6 +150,8 @@ def ours():
             given = {"kernel_size": [51, 49, 47, 13, 5], "width_factor": 1.0, "decomposed": False} | given  # the original's
             *given["kernel_sizes"], given["small_kernel"] = given.pop("kernel_size")
             given["decomposed"] = bool(given["decomposed"])
+        if given.get("small_kernel", 0) is None:
+            given["small_kernel"] = 0  # timm.create_model takes None for an argument that was not given
         return name, given
 
     return ours_

@@ -37,12 +37,15 @@ def test_state_dict(state_dict_case, read, ours):
     assert count(network.parameters()) == expected["parameters"] == state_dict_case["parameters"]
     assert count(network.buffers()) == expected["buffers"]
     assert len(network.state_dict()) == state_dict_case["tensors"]
+    of_the_user = {key: value for key, value in arguments.items() if key not in ("num_classes", "deploy")}
     if name.startswith("convnext"):  # timm's names are its own, so the published ones are converted
-        weights, _, (note,) = convert.convert(name, {}, published)
+        weights, _, (note,) = convert.convert(name, of_the_user, published)
         assert sorted(rows(weights)) == sorted(rows(network.state_dict()))
         assert note.startswith(f"renamed {len(published)} names (first: downsample_layers.0.0.weight -> stem.0.weight)")
         return
     assert rows(network.state_dict()) == expected["keys"]
     assert [key for key, _ in network.named_parameters()] == expected["parameter_keys"]
     if expected["form"] != "train":  # a file of this form says so itself
-        assert convert.convert(name, {}, published)[1:] == ({"deploy": True}, ["arguments read from the weights: deploy=true"])
+        weights, found, notes = convert.convert(name, of_the_user, published)
+        assert found == of_the_user | {"deploy": True} and notes == ["arguments read from the weights: deploy=true"]
+        assert list(weights) == list(published)

@@ -36,6 +36,16 @@ def test_temperature_softens_the_other_classes_only():
     assert value.item() == pytest.approx(-1 / 2 * math.log(1 / 4) + 0.7 * 2**2 * others)
 
 
+def test_the_target_is_taken_out_however_low_the_others_are():
+    """Others at -1e4, the target at 0: subtracting some constant from the target, as the older code does, is not enough."""
+    student, teacher = STUDENT.double() - 1e4, TEACHER.double() - 1e4
+    student[0, 0] = teacher[0, 0] = 0.0
+    others = -(2 / 3 * math.log(1 / 3) + 1 / 3 * math.log(2 / 3))
+    value, grad = value_and_grad(student, teacher, torch.tensor([0]), temperature=1.0, gamma=1.0)
+    assert value.item() == pytest.approx(others, rel=1e-6)
+    assert grad.tolist() == [pytest.approx([0.0, 1 / 3 - 2 / 3, 2 / 3 - 1 / 3], abs=1e-6)]
+
+
 def test_a_mixed_label_counts_as_its_largest_class():
     mixed = torch.tensor([[0.1, 0.3, 0.6]])
     assert torch.equal(value_and_grad(STUDENT, TEACHER, mixed)[0], value_and_grad(STUDENT, TEACHER, torch.tensor([2]))[0])
