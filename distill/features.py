@@ -5,7 +5,8 @@ Out: Outputs(logits, features), features (N, C, H, W) shallow to deep; pairs of 
 Elsewhere: what is made of the maps (distill.losses), resizing and projecting them (distill.losses.feature).
 
 Forward hooks read the outputs of the modules that `feature_info` names, so the logits are those of the model's own forward, to
-the bit. Nothing is added to the model's state dict, and no map is kept after the call that made it.
+the bit. Where these modules give no map (HRNet, MViT, Twins, Hiera and a few more), timm's `forward_intermediates` is called
+instead. Nothing is added to the model's state dict, and no map is kept after the call that made it.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Stage:
     image: int
     """Height of the input, pixels: where teacher and student read other sizes, strides are compared as shares of it."""
     layout: str = "nchw"
-    """How the module gives it: nchw, nhwc, or tokens (N, prefix + H W, C)."""
+    """How the module gives it: nchw, nhwc, or tokens (N, prefix + H W, C); timm: `forward_intermediates` gives it, no module."""
     prefix: int = 0
     """Tokens before those of the map (class token, registers); they are dropped."""
     overwritten: bool = False
@@ -57,7 +58,8 @@ class Taps:
     """`taps(images)` -> Outputs with the maps of the stages chosen by `use`; none at first. `close()` takes the hooks off.
 
     Layers inside a torch.compile-d or DDP-wrapped network are reached through `forward`, the wrapped callable; choose the stages
-    before its first call, because torch.compile does not look for hooks again. Raises UsageError where nothing can be tapped.
+    before its first call, because torch.compile does not look for hooks again. Raises UsageError where nothing can be tapped, and
+    for a wrapped network whose maps only timm can give.
     """
 
     def __init__(self, model: nn.Module, input_size: Sequence[int], forward: Callable[[Tensor], Tensor] | None = None) -> None:
@@ -67,34 +69,31 @@ class Taps:
         self._caught: dict[str, Tensor] | None = None
         self._hooks: list[Any] = []
         self.stages = _probe(model, tuple(input_size))
+        if self.stages[0].layout == "timm" and self.forward is not model:
+            raise UsageError(f"the maps of {type(model).__name__} come from its layers called one by one, not from the whole "
+                             "network: it can be neither compiled nor trained on several GPUs with a loss of features")
 
     def use(self, stages: Iterable[Stage]) -> None:
         """Read these stages, in this order, from the next call on; the same stage may be asked for twice."""
         self.close()
         self.chosen = tuple(stages)
         modules = dict(self.model.named_modules())
-        for stage in {stage.name: stage for stage in self.chosen}.values():
+        for stage in {stage.name: stage for stage in self.chosen if stage.layout != "timm"}.values():
             self._hooks.append(modules[stage.name].register_forward_hook(self._hook(stage)))
-
-    def _hook(self, stage: Stage) -> Callable[[nn.Module, Any, Tensor], None]:
-        def catch(_: nn.Module, __: Any, output: Tensor) -> None:  # a plain function: copying the model (EMA) does not copy us
-            if self._caught is not None:  # not in other calls of the model: evaluation, checkpointed recomputation
-                self._caught[stage.name] = output.clone() if stage.overwritten else output
-        return catch
 
     def __call__(self, images: Tensor) -> Outputs:
         """images (N, 3, H, W). Raises UsageError when a stage cannot pass a gradient to a network that is being trained."""
-        self._caught = caught = {}
-        try:
-            logits = self.forward(images)
-        finally:
-            self._caught = None
-        features = tuple(_as_map(caught[stage.name], stage) for stage in self.chosen)
+        logits, features = self._read(images, self.forward)
         for stage, feature in zip(self.chosen, features, strict=True):
             if logits.requires_grad and not feature.requires_grad:
                 raise UsageError(f"stage {stage.name} gives a map without gradient: its layers are frozen, or recomputed by "
                                  "reentrant checkpointing. Leave that stage out")
         return Outputs(logits, features)
+
+    def sample(self, images: Tensor) -> Outputs:
+        """The same in eval mode, without gradient and without moving batch norm's statistics: to prepare a loss with."""
+        with _evaluating(self.model):
+            return Outputs(*self._read(images, self.model))
 
     def close(self) -> None:
         """Take the hooks off; the model is as it was."""
@@ -108,14 +107,37 @@ class Taps:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _read(self, images: Tensor, forward: Callable[[Tensor], Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if self.chosen and self.chosen[0].layout == "timm":
+            last, maps = self.model.forward_intermediates(images)
+            return self.model.forward_head(last), tuple(maps[stage.index] for stage in self.chosen)
+        self._caught = caught = {}
+        try:
+            logits = forward(images)
+        finally:
+            self._caught = None
+        return logits, tuple(_as_map(caught[stage.name], stage) for stage in self.chosen)
+
+    def _hook(self, stage: Stage) -> Callable[[nn.Module, Any, Tensor], None]:
+        def catch(_: nn.Module, __: Any, output: Tensor) -> None:  # a plain function: copying the model (EMA) does not copy us
+            if self._caught is not None:  # not in other calls of the model: evaluation, checkpointed recomputation
+                self._caught[stage.name] = output.clone() if stage.overwritten else output
+        return catch
+
+
+Call = tuple[Any, int]
+"""A module's output, and its version then: how often it had been written into."""
+Calls = dict[str, list[Call]]
+
 
 def match(student: Sequence[Stage], teacher: Sequence[Stage], stages: str = "all") -> list[tuple[Stage, Stage]]:
     """(student stage, teacher stage) pairs, shallow to deep.
 
     stages: `last` pairs the two deepest; `all` also pairs the others by stride; `2:1,4:3` names pairs by hand, each stage by its
-    number in timm's `feature_info` or by its module. The rule of `all`: of every other teacher stride the student stage of the
-    nearest stride (in log2, shares of the image where the inputs differ in size) is taken, the deeper on a tie; each stage is
-    used once; among blocks of one stride (ViT) the deepest come first. Raises UsageError for a choice that is not there.
+    number in timm's `feature_info` or by its module. The rule of `all`: the deepest go together; every other student stride goes
+    to the teacher stride nearest in log2, and where two want the same one the nearer has it, the deeper on a tie, so each stage
+    is used once. Where the inputs differ in size, strides are shares of the image. Of blocks of one stride (ViT) four are looked
+    at, the deepest first. Raises UsageError for a choice that is not there.
     """
     if stages == "last":
         return [(student[-1], teacher[-1])]
@@ -194,35 +216,35 @@ def _probe(model: nn.Module, input_size: tuple[int, ...]) -> tuple[Stage, ...]:
     """Every stage of `feature_info` that one forward pass shows to be readable, shallow to deep."""
     name, info = type(model).__name__, getattr(model, "feature_info", None) or []
     entries = list(enumerate(getattr(info, "info", info)))
-    modules = dict(model.named_modules())
-    keys = {entry["module"] for _, entry in entries if entry.get("module") and entry["module"] in modules}
-    if not keys:
-        raise UsageError(f"{name} names no layer that ends a stage (timm's feature_info), so its maps cannot be tapped. "
-                         "Use a loss of the logits, or another architecture")
     weight = next(model.parameters())
     ramp = torch.linspace(-1, 1, math.prod(input_size), device=weight.device, dtype=weight.dtype)
     image = ramp.view(1, *input_size)  # not a constant one, which would hide that tokens are in another order
-    calls: dict[str, list[tuple[Any, int]]] = {key: [] for key in keys}
-
-    def note(key: str) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda _, __, output: calls[key].append((output, getattr(output, "_version", 0)))
-
     with _evaluating(model):
-        hooks = [modules[key].register_forward_hook(note(key)) for key in keys]
-        try:
-            logits = model(image)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        logits, calls = _watched(model, {entry.get("module") for _, entry in entries}, image)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             raise UsageError(f"{name} gives more than logits (N, K) in one forward pass, so its maps cannot be tapped")
         stages = [_stage(index, entry, calls.get(entry.get("module"), []), image, model) for index, entry in entries]
-        if any(stage is not None and stage.layout == "tokens" for stage in stages):
-            stages = _in_raster_order(stages, calls, image, model)
-    if stages[-1] is None:
-        raise UsageError(f"{name}: its last stage, {entries[-1][1].get('module')!r}, gives no map and no row of tokens, so it "
-                         "cannot be tapped. Use a loss of the logits, or another architecture")
+        if entries and (stages[-1] is None or not _in_raster_order(stages, calls, image, model)):
+            stages = _timm_stages(entries, image, model, logits)
+    if not stages or stages[-1] is None:
+        raise UsageError(f"{name} has no last stage whose output is a map or a row of tokens (timm's feature_info), so it cannot "
+                         "be tapped. Use a loss of the logits, or another architecture")
     return tuple(stage for stage in stages if stage is not None)
+
+
+def _watched(model: nn.Module, keys: set[str | None], image: Tensor) -> tuple[Any, Calls]:
+    """What the model gives for the image, and every output of each of these modules."""
+    calls: Calls = {}
+
+    def note(key: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda _, __, output: calls.setdefault(key, []).append((output, getattr(output, "_version", 0)))
+
+    hooks = [module.register_forward_hook(note(key)) for key, module in model.named_modules() if key and key in keys]
+    try:
+        return model(image), calls
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextlib.contextmanager
@@ -238,7 +260,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _stage(index: int, entry: dict[str, Any], calls: list[tuple[Any, int]], image: Tensor, model: nn.Module) -> Stage | None:
+def _stage(index: int, entry: dict[str, Any], calls: Sequence[Call], image: Tensor, model: nn.Module) -> Stage | None:
     """What the probe saw of one module, or None where its output cannot be read as one map."""
     if len(calls) != 1 or not isinstance(calls[0][0], Tensor):
         return None
@@ -266,11 +288,22 @@ def _layout(shape: tuple[int, ...], channels: int, stride: int, image: tuple[int
     return "", 0, (0, 0)
 
 
-def _in_raster_order(stages: list[Stage | None], calls: dict[str, list[tuple[Any, int]]], image: Tensor,
-                     model: nn.Module) -> list[Stage | None]:
-    """Without the stages whose tokens are not in rows (Hiera groups them by window): timm's own maps show it."""
-    if not hasattr(model, "forward_intermediates"):
-        return stages
-    maps = model.forward_intermediates(image, intermediates_only=True, output_fmt="NCHW")
-    return [stage if stage is not None and torch.allclose(_as_map(calls[stage.name][0][0], stage), maps[stage.index]) else None
-            for stage in stages]
+def _in_raster_order(stages: list[Stage | None], calls: Calls, image: Tensor, model: nn.Module) -> bool:
+    """Whether tokens come row by row (Hiera groups them by window): compared with timm's own maps."""
+    tokens = [stage for stage in stages if stage is not None and stage.layout == "tokens"]
+    if not tokens or not hasattr(model, "forward_intermediates"):
+        return True
+    maps = model.forward_intermediates(image, intermediates_only=True)
+    return all(torch.allclose(_as_map(calls[stage.name][0][0], stage), maps[stage.index]) for stage in tokens)
+
+
+def _timm_stages(entries: Sequence[tuple[int, dict[str, Any]]], image: Tensor, model: nn.Module,
+                 logits: Tensor) -> list[Stage | None]:
+    """The stages that timm's `forward_intermediates` gives, if the model has it and its logits come out of it unchanged."""
+    if not hasattr(model, "forward_intermediates") or not hasattr(model, "forward_head"):
+        return [None]
+    last, maps = model.forward_intermediates(image)
+    if len(maps) != len(entries) or not torch.allclose(model.forward_head(last), logits):
+        return [None]
+    return [Stage(index, entry.get("module") or f"stage{index}", *map_.shape[1:], int(entry["reduction"]), image.shape[2], "timm")
+            for (index, entry), map_ in zip(entries, maps, strict=True)]

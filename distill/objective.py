@@ -54,7 +54,7 @@ def terms_of(recipe: Recipe) -> list[Term]:
 class Objective:
     """`objective(student, teacher, target)` -> (weighted sum, [each loss]); `objective.student(images)` -> the student's Outputs.
 
-    Projectors are made here, from the maps of one zero image, before the optimizer is built: `parameters()` belong to it and
+    Projectors are made here, from the maps of two images of noise, before the optimizer is built: `parameters()` belong to it and
     `state_dict()` to last.pth, not to best.pth. Raises UsageError for a loss that cannot work with these networks or this batch.
     """
 
@@ -74,9 +74,9 @@ class Objective:
             pairs = self._match(taps.stages, teacher.taps.stages)
             taps.use(pair[0] for pair in pairs)
             teacher.taps.use(pair[1] for pair in pairs)
-        self._prepare(model, teacher, input_size, device)
+        student_out = self._prepare(model, teacher, input_size, device)
         for term in self.terms:
-            self.notes += losses.check(term.name, num_classes, recipe.batch, **term.settings)
+            self.notes += losses.check(term.name, num_classes, recipe.batch, student_out.logits, **term.settings)
 
     def _match(self, student: Sequence[Stage], teacher: Sequence[Stage]) -> list[tuple[Stage, Stage]]:
         """Pairs of all feature losses one after the other; each loss remembers which are its own."""
@@ -90,17 +90,21 @@ class Objective:
         return pairs
 
     @torch.no_grad()
-    def _prepare(self, model: nn.Module, teacher: Teacher, input_size: Sequence[int], device: torch.device) -> None:
-        if not len(self.projectors):
-            return
-        training, image = model.training, torch.zeros(1, *input_size, device=device)
+    def _prepare(self, model: nn.Module, teacher: Teacher, input_size: Sequence[int], device: torch.device) -> Outputs:
+        """Make the projectors for maps of these networks; returns the student's outputs for two images of noise."""
+        noise = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0)).to(device)
+        training = model.training
         model.eval()
-        student_out, teacher_out = self.student(image), teacher(image)
+        student_out = self.student(noise)
         model.train(training)
+        if not len(self.projectors):
+            return student_out
+        teacher_out = teacher(noise)
         for loss, part in zip(self.losses, self._parts, strict=True):
             if isinstance(loss, nn.Module):
                 loss.prepare(_part(student_out, part), _part(teacher_out, part), teacher.model)
         self.projectors.to(device).train()
+        return student_out
 
     def __call__(self, student: Outputs, teacher: Outputs, target: Tensor) -> tuple[Tensor, list[Tensor]]:
         """student and teacher as `student(images)` and `Teacher` give them; target (N,) or (N, K)."""

@@ -20,6 +20,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from distill.models import depthwise
 from distill.models.merge import reparameterize
 from runtime.artifact import Metadata
 from runtime.errors import GateError
@@ -51,7 +52,7 @@ def merge(student: nn.Module) -> nn.Module:
 
 def count(merged: nn.Module, input_size: tuple[int, int, int]) -> tuple[int, int]:
     """(parameters, multiply-accumulates of one image) of the merged network; batch norm counts as parameters, as in timm."""
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+    with FlopCounterMode(display=False) as counter, torch.inference_mode(), depthwise.forced("conv2d"):
         merged(torch.zeros(1, *input_size))
     return sum(p.numel() for p in merged.parameters()), counter.get_total_flops() // 2
 

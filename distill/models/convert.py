@@ -65,18 +65,14 @@ def _skeleton(model: str, model_args: Mapping[str, Any]) -> nn.Module:
         return build(model, 1000, model_args)
 
 
-def _names(weights: Mapping[str, Tensor]) -> set[str]:
-    return {key for key in weights if not key.endswith(".num_batches_tracked")}  # absent in older files
-
-
 def _common(weights: Mapping[str, Tensor], network: nn.Module) -> int:
-    return len(_names(weights) & _names(network.state_dict()))
+    return len(weights.keys() & network.state_dict().keys())
 
 
 def _fits(weights: Mapping[str, Tensor], network: nn.Module) -> bool:
     """Whether every name is there, and large kernels have the network's sizes; channels and classes are not looked at."""
     expected = network.state_dict()
-    return _names(weights) == _names(expected) and all(
+    return weights.keys() == expected.keys() and all(
         tensor.shape[2:] == expected[key].shape[2:] for key, tensor in weights.items() if ".large_kernel." in key)
 
 

@@ -16,8 +16,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from timm.layers import BatchNormAct2d, Conv2dSame, get_notrace_functions, get_notrace_modules
+from timm.layers import BatchNormAct2d, Conv2dSame
 from timm.layers.norm_act import SyncBatchNormAct
+from timm.models import get_notrace_functions, get_notrace_modules
 from timm.utils.model import reparameterize_model
 from torch import Tensor, fx, nn
 
@@ -124,7 +125,10 @@ def _pairs(model: nn.Module, prefix: str, shared: set[int]) -> Iterator[tuple[st
 
 
 def _can_fold(layer: nn.Module, bn: nn.Module) -> bool:
-    """Whether the two are plain: known classes, fixed statistics, no hooks (pruning, feature taps, weight norm)."""
+    """Whether the two are plain: known classes, fixed statistics, no hooks (pruning, feature taps, weight norm).
+
+    What a trace does not show, and `require_equal` does: a linear layer's (N, L, C) normalized over L, where L equals C.
+    """
     watched = any(m._forward_hooks or m._forward_pre_hooks for m in (layer, bn))
     return (type(layer) in LINEAR_MAPS and type(bn) in BATCH_NORMS and not watched and bn.running_mean is not None
             and bn.num_features == layer.weight.shape[0])
@@ -149,7 +153,12 @@ def _defaults(model: nn.Module) -> dict[str, Any]:
 
 def _difference(model: nn.Module, merged: nn.Module, images: Tensor) -> tuple[float, str]:
     """(largest |difference| / standard deviation, name of the part where it is). Raises GateError where that has no meaning."""
-    wanted, found = _outputs(model, images), _outputs(merged, images)
+    wanted = _outputs(model, images)
+    try:
+        found = _outputs(merged, images)
+    except Exception as error:  # whatever code raises that relied on what merging took away
+        raise GateError(f"merged {type(model).__name__} does not run ({' '.join(str(error).split())[:200]}). "
+                        "Use the network unmerged") from error
     shares = []
     for part, a in wanted.items():
         b = found.get(part)

@@ -2,7 +2,7 @@
 
 In:  what a family builds: stages, a norm, a head, and what lies before every stage.
 Out: forward, maps of the stages, pooling, another classifier, gradient checkpointing, as timm's own networks have them.
-Elsewhere: the families (slak.py, replknet.py); the large depthwise convolution (depthwise.py).
+Elsewhere: the families (slak.py, replknet.py, unireplknet.py); the large depthwise convolution (depthwise.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 In:  (N, 3, H, W), any size; on images of 32 x 32 take stem_stride 1 or 2.
 Out: logits (N, num_classes). State-dict names are those of the published files, in training and in merged form.
-Elsewhere: the large depthwise convolution (distill.models.depthwise), merging a whole network (distill.models.merge).
+Elsewhere: timm's interface (staged.py), the large convolution (depthwise.py), merging a whole network (merge.py).
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 from timm.layers import DropPath, LayerNorm2d, trunc_normal_
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
-from timm.models._features import feature_take_indices
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,6 +21,7 @@ from runtime.errors import UsageError
 
 from .depthwise import DepthwiseConv2d
 from .merge import assign, folded
+from .staged import Stage, StagedNet, classifier, drop_path_rates
 
 DILATED = {17: ((5, 1), (9, 2), (3, 4), (3, 5), (3, 7)),
            15: ((5, 1), (7, 2), (3, 3), (3, 5), (3, 7)),
@@ -169,7 +169,7 @@ class Block(nn.Module):
         self.pwconv2, response.beta, self.gamma = nn.Sequential(linear, order), None, None
 
 
-class UniRepLKNet(nn.Module):
+class UniRepLKNet(StagedNet):
     """Stages of blocks, each after a 3 x 3 convolution of stride 2 (the first: two of them, of stride stem_stride together).
 
     depths, dims: blocks and channels of every stage (dims divisible by 4). kernel_sizes: for every stage one size, or a pattern
@@ -183,103 +183,42 @@ class UniRepLKNet(nn.Module):
                  kernel_sizes: Sequence[int | Sequence[int]] = (3, 13, (13, 3), 13), drop_rate: float = 0.0,
                  drop_path_rate: float = 0.0, layer_scale_init_value: float = 1e-6, stem_stride: int = 4,
                  deploy: bool = False) -> None:
-        super().__init__()
         kernels = _kernels(depths, dims, kernel_sizes)
         if stem_stride not in (1, 2, 4):
             raise UsageError(f"stem_stride {stem_stride}: expected 4, or 2 or 1 for small images")
-        self.num_classes, self.in_chans, self.global_pool, self.drop_rate = num_classes, in_chans, global_pool, drop_rate
-        self.num_features = self.head_hidden_size = dims[-1]
-        self.grad_checkpointing = False
-        self.feature_info = [{"num_chs": c, "reduction": stem_stride * 2**i, "module": f"stages.{i}"} for i, c in enumerate(dims)]
-
+        super().__init__(in_chans, num_classes, global_pool, drop_rate, dims, stem_stride)
         first, second = {1: (1, 1), 2: (2, 1), 4: (2, 2)}[stem_stride]
         self.downsample_layers = nn.ModuleList([nn.Sequential(
-            nn.Conv2d(in_chans, dims[0] // 2, 3, first, 1), LayerNorm2d(dims[0] // 2), nn.GELU(),
-            nn.Conv2d(dims[0] // 2, dims[0], 3, second, 1), LayerNorm2d(dims[0]))])
+            nn.Conv2d(in_chans, dims[0] // 2, 3, first, 1), LayerNorm2d(dims[0] // 2, eps=1e-6), nn.GELU(),
+            nn.Conv2d(dims[0] // 2, dims[0], 3, second, 1), LayerNorm2d(dims[0], eps=1e-6))])
         for inputs, channels in pairwise(dims):
-            self.downsample_layers.append(nn.Sequential(nn.Conv2d(inputs, channels, 3, 2, 1), LayerNorm2d(channels)))
-        # on the CPU also where the network is built on the meta device
-        rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
+            self.downsample_layers.append(nn.Sequential(nn.Conv2d(inputs, channels, 3, 2, 1), LayerNorm2d(channels, eps=1e-6)))
         self.stages = nn.ModuleList(
-            nn.Sequential(*[Block(channels, k, next(rates), layer_scale_init_value, deploy) for k in sizes])
-            for channels, sizes in zip(dims, kernels, strict=True))
+            Stage(*[Block(channels, k, rate, layer_scale_init_value, deploy) for k, rate in zip(sizes, rates, strict=True)])
+            for channels, sizes, rates in zip(dims, kernels, drop_path_rates(drop_path_rate, depths), strict=True))
         self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
-        self.head = nn.Linear(dims[-1], num_classes) if num_classes else nn.Identity()
+        self.head = classifier(dims[-1], num_classes)
         self.apply(_init)
 
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameters in the order of depth, for layer-wise learning rates; a stage's first convolution is in its first block."""
-        blocks = r"^(?:stages|downsample_layers)\.(\d+)" if coarse else [
-            (r"^downsample_layers\.(\d+)", (0,)), (r"^stages\.(\d+)\.(\d+)", None), (r"^norm", (99999,))]
-        return {"stem": r"^downsample_layers\.0", "blocks": blocks}
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the input of every block for the backward pass, and compute the rest again."""
-        self.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        return self.head
+    def enter(self, index: int, x: Tensor) -> Tensor:
+        return self.downsample_layers[index](x)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head; num_classes 0 removes it. global_pool: "avg", or "" to keep the map (without a head)."""
-        self.num_classes = num_classes
-        self.global_pool = self.global_pool if global_pool is None else global_pool
-        self.head = nn.Linear(self.num_features, num_classes).to(next(self.parameters())) if num_classes else nn.Identity()
+        super().reset_classifier(num_classes, global_pool)
         _init(self.head)
-
-    def _stage(self, index: int, x: Tensor) -> Tensor:
-        x = self.downsample_layers[index](x)
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint_seq(self.stages[index], x)
-        return self.stages[index](x)
-
-    def forward_intermediates(self, x: Tensor, indices: int | list[int] | None = None, norm: bool = False,
-                              stop_early: bool = False, output_fmt: str = "NCHW", intermediates_only: bool = False,
-                              ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The maps of the stages in `indices` (an int: the last so many); unless intermediates_only, the last map comes first.
-
-        norm has no effect: the network's own norm comes after pooling. Raises UsageError for another output_fmt than NCHW.
-        """
-        if output_fmt != "NCHW":
-            raise UsageError(f"output_fmt {output_fmt!r}: a ConvNet gives NCHW")
-        taken, last = feature_take_indices(len(self.stages), indices)
-        maps = []
-        for index in range(last + 1 if stop_early or intermediates_only else len(self.stages)):
-            x = self._stage(index, x)
-            if index in taken:
-                maps.append(x)
-        return maps if intermediates_only else (x, maps)
 
     def prune_intermediate_layers(self, indices: int | list[int] = 1, prune_norm: bool = False,
                                   prune_head: bool = True) -> list[int]:
-        """Drop what the maps of `indices` do not need; returns these indices counted from the first stage."""
-        taken, last = feature_take_indices(len(self.stages), indices)
-        shorter = last + 1 < len(self.stages)
-        self.stages, self.downsample_layers = self.stages[:last + 1], self.downsample_layers[:last + 1]
-        if prune_norm or shorter:
-            self.norm = nn.Identity()
-        if prune_head or shorter:
-            self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
-            self.num_classes, self.global_pool, self.head = 0, "", nn.Identity()
+        taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        self.downsample_layers = self.downsample_layers[:len(self.stages)]
         return taken
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Last feature map (N, dims[-1], H / 32, W / 32), before pooling and norm."""
-        for index in range(len(self.stages)):
-            x = self._stage(index, x)
-        return x
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        if not self.global_pool:
-            return x
-        x = F.dropout(self.norm(x.mean((2, 3))), self.drop_rate, self.training)
-        return x if pre_logits else self.head(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Parameters in the order of depth, for layer-wise learning rates; what enters a stage is in its first block."""
+        blocks = r"^(?:stages|downsample_layers)\.(\d+)" if coarse else [
+            (r"^downsample_layers\.(\d+)", (0,)), (r"^stages\.(\d+)\.(\d+)", None), (r"^norm", (99999,))]
+        return {"stem": r"^downsample_layers\.0", "blocks": blocks}
 
 
 def _kernels(depths: Sequence[int], dims: Sequence[int], kernel_sizes: Sequence[int | Sequence[int]]) -> list[list[int]]:

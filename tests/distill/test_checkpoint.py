@@ -1,5 +1,6 @@
 """Checkpoints: come back as written, load whole or not at all, and never run what is in them."""
 
+import argparse
 import contextlib
 import io
 import os
@@ -88,10 +89,12 @@ class Evil:
         return os.system, (self.command,)
 
 
-@pytest.mark.parametrize("form", ["zip", "legacy", "pickle 2", "pickle 5", "with weights"])
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle 2", "pickle 5", "with weights", "in settings"])
 def test_code_in_a_file_is_never_run(tmp_path, form, mine):
     proof, file = tmp_path / "proof", tmp_path / "evil.pth"
     evil = Evil(f"touch {proof}")
+    if form == "in settings":
+        evil = argparse.Namespace(model="resnet20", data=evil)
     if form.startswith("pickle"):
         file.write_bytes(pickle.dumps({"state_dict": evil}, protocol=int(form[-1])))
     else:
@@ -107,6 +110,18 @@ def test_code_in_a_file_is_never_run(tmp_path, form, mine):
     with contextlib.suppress(RuntimeError):  # the trap is live: this is what must not happen
         torch.load(file, weights_only=False)
     assert proof.exists()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_settings_pickled_beside_the_weights_are_read_past(model, tmp_path, legacy, same_weights):
+    settings = argparse.Namespace(model="resnet20", lr=4e-3, kernel_size=[51, 49, 47, 13, 5], resume=None,
+                                  nested=argparse.Namespace(a=1))
+    torch.save({"model": model.state_dict(), "args": settings, "epoch": 299, "optimizer": {"state": {}}},
+               tmp_path / "published.pth", _use_new_zipfile_serialization=not legacy)
+    found = checkpoints.load_any(tmp_path / "published.pth", "resnet20", {"width": 0.25})
+    same_weights(found.state_dict, model.state_dict())
+    assert found.lineage["converted"] == ["taken from entry 'model'"]
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()  # allowed for our own call alone
 
 
 def test_a_whole_pickled_network_is_refused_and_says_what_to_save(tmp_path, model):
@@ -156,6 +171,33 @@ def test_weights_of_other_projects_are_found(model, tmp_path, wrap, same_weights
     same_weights(other.state_dict(), model.state_dict())
     assert found.class_names is None
     assert found.preprocess == models.preprocess_of("resnet20")
+
+
+SLAK = {"depths": [1, 1], "dims": [4, 6], "kernel_sizes": [9, 7], "small_kernel": 3, "width_factor": 1.0}
+
+
+def test_published_names_are_converted_and_every_change_is_noted(tmp_path, same_weights):
+    network = models.build("slak_tiny", 4, SLAK)
+    older = {f"module.{key.replace('LoRA', 'Decom')}": value for key, value in network.state_dict().items()}
+    torch.save({"model": older, "args": argparse.Namespace(Decom=True)}, tmp_path / "slak.pth")
+    found = checkpoints.load_any(tmp_path / "slak.pth", "slak_tiny", SLAK)
+    other = models.build(found.model, 4, found.model_args)
+    checkpoints.load_weights(other, found)
+    same_weights(other.state_dict(), network.state_dict())
+    assert [note.partition("(")[0] for note in found.lineage["converted"]] == [
+        "taken from entry 'model'", f"prefix 'module.' removed from {len(older)} names", "renamed 24 names "]
+    assert found.preprocess == models.preprocess_of("slak_tiny")
+
+
+def test_a_merged_file_is_loaded_merged_and_refused_for_training(tmp_path):
+    merged = models.build("slak_tiny", 4, SLAK | {"deploy": True})
+    torch.save(merged.state_dict(), tmp_path / "merged.pth")
+    found = checkpoints.load_any(tmp_path / "merged.pth", "slak_tiny", SLAK)
+    assert found.model_args == SLAK | {"deploy": True}
+    assert found.lineage["converted"] == ["arguments read from the weights: deploy=true"]
+    checkpoints.load_weights(models.build(found.model, 4, found.model_args), found)
+    with pytest.raises(ArtifactError, match=r"does not fit slak_tiny: .* It is merged for inference: .* deploy=true"):
+        checkpoints.load_weights(models.build("slak_tiny", 4, SLAK), found)
 
 
 def test_safetensors_are_read(model, tmp_path, same_weights):

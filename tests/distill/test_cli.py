@@ -97,7 +97,7 @@ def test_an_unknown_flag_is_answered_with_the_nearest(argv, nearest, capsys):
 
 
 @pytest.mark.parametrize(("argv", "words"), [
-    (["train", "--epochs", "ten"], "ten"), (["train", "--kd-loss", "dkd"], "kl"), (["train", "stray"], "stray"),
+    (["train", "--epochs", "ten"], "ten"), (["train", "--kd-loss", "dkt"], "kl"), (["train", "stray"], "stray"),
     (["eval"], "best.pth"), (["train", "--lr"], "--lr")])
 def test_a_value_that_cannot_be_read_is_one_line(argv, words, capsys):
     assert cli.main(argv) == 2

@@ -15,6 +15,9 @@ from runtime.errors import UsageError
 
 TINY_SWIN = {"img_size": 64, "embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 4), "window_size": 2}
 TINY_DEIT = {"img_size": 64, "embed_dim": 24, "depth": 6, "num_heads": 3}
+TINY_TWINS = {"img_size": 64, "embed_dims": (8, 16, 16, 32), "num_heads": (1, 2, 2, 4), "depths": (1, 1, 1, 1),
+              "wss": (4, 4, 4, 2), "sr_ratios": (8, 4, 2, 1)}
+TINY = {"depths": (1, 1, 1, 1), "kernel_sizes": (13, 11, 9, 7)}
 FAMILIES = {
     "resnet": ("test_resnet", {}, ["act1", "layer1", "layer2", "layer3", "layer4"], (2, 4, 8, 16, 32)),
     "convnext": ("test_convnext", {}, [f"stages.{i}" for i in range(4)], (4, 8, 16, 32)),
@@ -23,6 +26,11 @@ FAMILIES = {
     "swin": ("swin_tiny_patch4_window7_224", TINY_SWIN, [f"layers.{i}" for i in range(4)], (4, 8, 16, 32)),
     "vit": ("test_vit", {"img_size": 64}, [f"blocks.{i}" for i in range(6)], (16,) * 6),
     "deit": ("deit_tiny_distilled_patch16_224", TINY_DEIT, [f"blocks.{i}" for i in range(6)], (16,) * 6),
+    "slak": ("slak_tiny", TINY | {"dims": (8, 8, 16, 16)}, [f"stages.{i}" for i in range(4)], (4, 8, 16, 32)),
+    "replknet": ("replknet_31b", TINY | {"channels": (8, 16, 16, 24)}, [f"stages.{i}" for i in range(4)], (4, 8, 16, 32)),
+    "unireplknet": ("unireplknet_a", {"depths": (1, 1, 2, 1), "dims": (8, 16, 16, 24)}, [f"stages.{i}" for i in range(4)],
+                    (4, 8, 16, 32)),
+    "twins": ("twins_svt_small", TINY_TWINS, [f"block.{i}" for i in range(4)], (4, 8, 16, 32)),  # its modules have other names
     "resnet20": ("resnet20", {"width": 0.25}, ["layer1", "layer2", "layer3"], (1, 2, 4)),
 }
 
@@ -63,9 +71,8 @@ def test_logits_are_the_models_own_and_maps_are_timms_own(family):
         if hasattr(model, "forward_intermediates"):
             theirs = model.forward_intermediates(images(), intermediates_only=True, output_fmt="NCHW")
         else:  # resnet20
-            layers = nn.Sequential(model.conv1, model.bn1, nn.ReLU(), model.layer1), model.layer2, model.layer3
-            theirs = [layers[0](images())]
-            theirs += [layers[1](theirs[0]), layers[2](layers[1](theirs[0]))]
+            first = nn.Sequential(model.conv1, model.bn1, nn.ReLU(), model.layer1)(images())
+            theirs = [first, model.layer2(first), model.layer3(model.layer2(first))]
     assert len(out.features) == len(theirs)
     assert all(torch.equal(a, b) for a, b in zip(out.features, theirs, strict=True))
 
@@ -97,6 +104,16 @@ def test_measuring_leaves_the_model_as_it_was(family):
     assert all(parameter.grad is None for parameter in model.parameters())
     taps.close()
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_sample_leaves_the_statistics_where_they_are():
+    model = build("mobilenetv3").train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    sample = tapped(model).sample(images())
+    assert not any(x.requires_grad for x in (sample.logits, *sample.features))
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert model.training
+    assert torch.equal(sample.logits, model.eval()(images()))
 
 
 def test_closing_takes_the_hooks_off():
@@ -222,30 +239,51 @@ def test_maps_of_convolutions_may_change_size():
 
 
 class Windows(nn.Module):
-    """A network that keeps its tokens by window, not by row."""
+    """A network that keeps its tokens by window, not by row; timm's method knows how to put them back."""
 
     def __init__(self):
         super().__init__()
-        self.feature_info = [{"num_chs": 3, "reduction": 2, "module": "mix"}, {"num_chs": 3, "reduction": 2, "module": "last"}]
-        self.mix, self.last, self.fc = nn.Identity(), nn.Identity(), nn.Linear(3, 5)
+        self.feature_info = [{"num_chs": 3, "reduction": 2, "module": "mix"}]
+        self.mix, self.fc = nn.Identity(), nn.Linear(3, 5)
 
-    def forward_intermediates(self, x, intermediates_only, output_fmt):
+    def forward_intermediates(self, x, intermediates_only=False):
         x = nn.functional.avg_pool2d(x, 2)
-        return [x, x]
+        return [x] if intermediates_only else (x, [x])
+
+    def forward_head(self, x):
+        return self.fc(x.mean((2, 3)))
 
     def forward(self, x):
-        tokens = nn.functional.avg_pool2d(x, 2).flatten(2).mT
-        return self.fc(self.last(self.mix(tokens.flip(1)).flip(1)).mean(1))
+        return self.fc(self.mix(nn.functional.avg_pool2d(x, 2).flatten(2).mT.flip(1)).mean(1))
 
 
-def test_tokens_in_another_order_are_no_map():
-    assert [stage.name for stage in Taps(Windows(), (3, 8, 8)).stages] == ["last"]
+def test_tokens_in_another_order_are_put_back_by_timm():
+    model = Windows()
+    taps = tapped(model, 8)
+    x = torch.randn(2, 3, 8, 8)
+    out = taps.sample(x)  # without gradient: nothing is learned before the map
+    assert torch.equal(out.features[0], nn.functional.avg_pool2d(x, 2))
+    assert torch.allclose(out.logits, model(x))
+
+
+def test_maps_that_only_timm_can_give_need_the_plain_network():
+    model = build("twins")
+    assert [stage.layout for stage in Taps(model, (3, 64, 64)).stages] == ["timm"] * 4
+    with pytest.raises(UsageError, match="neither compiled nor trained on several GPUs"):
+        Taps(model, (3, 64, 64), torch.compile(model, backend="eager"))
+
+
+def test_timms_maps_are_not_taken_where_they_lead_to_other_logits():
+    model = Windows()
+    model.forward_head = lambda x: model.fc(x.amax((2, 3)))
+    with pytest.raises(UsageError, match="no last stage"):
+        Taps(model, (3, 8, 8))
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (lambda m: setattr(m, "feature_info", None), "names no layer that ends a stage"),
-    (lambda m: setattr(m, "feature_info", [{"num_chs": 3, "reduction": 2, "module": "gone"}]), "names no layer"),
-    (lambda m: m.feature_info.append({"num_chs": 9, "reduction": 2, "module": "b"}), "no map and no row of tokens"),
+    (lambda m: setattr(m, "feature_info", None), "InPlace has no last stage"),
+    (lambda m: setattr(m, "feature_info", [{"num_chs": 3, "reduction": 2, "module": "gone"}]), "InPlace has no last stage"),
+    (lambda m: m.feature_info.append({"num_chs": 9, "reduction": 2, "module": "b"}), "InPlace has no last stage"),
     (lambda m: setattr(m, "forward", lambda x: (x, x)), "more than logits"),
 ])
 def test_networks_that_cannot_be_tapped_say_so(change, message):
@@ -323,7 +361,7 @@ def test_a_pair_is_described_in_one_line():
 # families together
 
 PAIRS = [("resnet", "swin"), ("resnet", "vit"), ("mobilenetv3", "convnext"), ("convnext", "deit"), ("resnet20", "convnext"),
-         ("vit", "swin")]
+         ("vit", "swin"), ("resnet", "slak")]
 
 
 @pytest.mark.parametrize("name", losses.FEATURE)
@@ -339,8 +377,7 @@ def test_every_loss_trains_every_student_from_every_teacher(student, teacher, na
         seen = theirs_tapped(x)
     wanted = Outputs(seen.logits.clone(), tuple(f.clone() for f in seen.features))  # as distill.teacher hands them on
     loss = losses.create(name)
-    with torch.no_grad():
-        loss.prepare(ours_tapped(x), wanted, theirs)
+    loss.prepare(ours_tapped.sample(x), wanted, theirs)
     optimizer = torch.optim.SGD([*ours.parameters(), *loss.parameters()], lr=1e-3)
     weights = [p.detach().clone() for p in theirs.parameters()]
     target = torch.tensor([0, 1, 2, 3])

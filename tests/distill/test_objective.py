@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from distill import checkpoint as checkpoints
+from distill import models
 from distill import objective as objectives
 from distill.losses import Outputs
 from distill.objective import Term, terms_of
@@ -142,6 +143,18 @@ def test_what_is_matched_and_where_a_loss_degenerates_is_said(trainer, teacher):
     notes = trainer(teacher=teacher(), losses=("dist", "at"), batch=1).objective.notes
     assert sum(note.startswith("at: stage") for note in notes) == 3
     assert any("batch" in note and not note.startswith("at") for note in notes)
+
+
+def test_a_zero_classifier_is_refused_where_the_loss_divides_by_its_spread(trainer, teacher, monkeypatch):
+    def zeroed(*arguments, **settings):
+        network = build(*arguments, **settings)
+        torch.nn.init.zeros_(network.linear.weight), torch.nn.init.zeros_(network.linear.bias)
+        return network
+
+    its, build = teacher(), models.build
+    monkeypatch.setattr(models, "build", zeroed)
+    with pytest.raises(UsageError, match="eps"):
+        trainer(teacher=its, kd_loss="lskd")
 
 
 def test_outputs_without_features_pass_through():

@@ -150,3 +150,11 @@ def test_a_network_that_cannot_be_exported_gives_one_line():
     with pytest.raises(GateError, match="Unexportable cannot be exported at opset 19") as error:
         graph.to_onnx(Unexportable(), (3, 4, 4))
     assert "\n" not in str(error.value)
+
+
+def test_large_kernels_count_as_the_convolutions_they_are():
+    """4 channels of 16 x 16 under a 13 x 13 depthwise kernel: whatever algorithm torch's side takes, the graph has one Conv."""
+    from distill.models.depthwise import DepthwiseConv2d
+
+    _, macs = graph.count(nn.Sequential(DepthwiseConv2d(4, 13, algorithm="auto")), (4, 16, 16))
+    assert macs == 4 * 16 * 16 * 13 * 13

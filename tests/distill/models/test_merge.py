@@ -105,15 +105,41 @@ def test_every_family_computes_the_same_merged(name):
     assert batch_norms(merged) == stay
 
 
-def test_unireplknet_merges_and_keeps_its_names():
-    network = stirred(models.build("unireplknet_a", 5, UNIREPLKNET), weights=True).double()
+OURS = {"slak_tiny": ({"depths": (1, 1, 2), "dims": (8, 8, 12), "kernel_sizes": (13, 11, 7), "width_factor": 1.0}, 0),
+        "slak_tiny_k7": ({"depths": (1, 1), "dims": (8, 12)}, 0),
+        # a RepLKBlock and a ConvFFN begin with batch norm: two per pair stay, and the last one
+        "replknet_31b": ({"depths": (1, 2), "channels": (8, 12), "kernel_sizes": (13, 7)}, 7),
+        "unireplknet_a": (UNIREPLKNET, 0)}
+"""{network: (arguments of a small one, batch norms that no layer can take)}"""
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_families_compute_the_same_merged(name):
+    arguments, stay = OURS[name]
+    network = stirred(models.build(name, 5, arguments), weights=True).double()
     merged, x = reparameterize(network), noise(2, 3, 64, 64).double()
     with torch.no_grad():
         assert torch.allclose(merged(x), network(x), rtol=0, atol=1e-12 * network(x).std().item())
-    assert batch_norms(merged) == 0
-    assert list(merged.state_dict()) == list(models.build("unireplknet_a", 5, UNIREPLKNET | {"deploy": True}).state_dict())
+    assert batch_norms(merged) == stay < batch_norms(network)
+    assert list(reparameterize(network, fold_batch_norm=False).state_dict()) == list(
+        models.build(name, 5, arguments | {"deploy": True}).state_dict())
+
+
+def test_a_network_for_features_only_is_merged_inside():
     features = timm.create_model("unireplknet_a", features_only=True, **UNIREPLKNET)
     assert batch_norms(features) and batch_norms(reparameterize(features)) == 0
+
+
+def test_blocks_are_merged_in_eval_mode():
+    class Fuses(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+        def fuse(self):
+            return nn.utils.fusion.fuse_conv_bn_eval(self.conv, self.bn)  # refuses in training mode
+
+    assert isinstance(reparameterize(nn.Sequential(Fuses()).train())[0], nn.Conv2d)
 
 
 def test_the_original_is_untouched_and_inplace_is_the_same_object():
@@ -301,6 +327,13 @@ def test_what_cannot_be_compared_is_not_called_equal(way, said):
     network = Pair(way).eval()
     with pytest.raises(GateError, match=said):
         require_equal(network, reparameterize(network), (3, 8, 8))
+
+
+def test_a_merged_network_that_does_not_run_is_refused():
+    network = Pair(lambda self, x: plain(self, x) + self.bn.running_mean.sum()).eval()
+    with pytest.raises(GateError, match=r"merged Pair does not run \(.*running_mean.*\)\. Use the network unmerged") as error:
+        require_equal(network, reparameterize(network), (3, 8, 8))
+    assert "\n" not in str(error.value)
 
 
 def test_outputs_of_another_shape_are_refused_and_lists_are_compared_one_by_one():

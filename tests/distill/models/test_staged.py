@@ -54,6 +54,7 @@ def test_features_only_gives_the_maps_of_all_stages(name, stirred, noise):
 def test_a_part_of_the_maps_needs_a_part_of_the_network(name, noise):
     features = timm.create_model(name, features_only=True, out_indices=(0, 1), **MINIS[name]).eval()
     assert len(features.model.stages) == 2 and features.feature_info.channels() == [4, 6]
+    assert features.model.num_features == features.model.head_hidden_size == 6
     assert [m.shape[-1] for m in features(noise(1, 3, 32, 32))] == [8, 4]
     later = {f"{part}.{i}." for part in ("stages", "downsample_layers") for i in (2, 3)} | {"transitions.1.", "norm.", "head."}
     assert not [key for key in features.state_dict() if key.removeprefix("model.").startswith(tuple(later))]
