@@ -70,6 +70,8 @@ class Objective:
         self.student: Callable[[Tensor], Outputs] = lambda images: Outputs(forward(images))
         if len(self.projectors):
             self.student = taps = Taps(model, input_size, forward)
+            if teacher.taps:
+                teacher.taps.close()
             teacher.taps = Taps(teacher.model, teacher.preprocess.input_size, teacher.forward)
             pairs = self._match(taps.stages, teacher.taps.stages)
             taps.use(pair[0] for pair in pairs)

@@ -8,7 +8,6 @@ Elsewhere: where its weights come from (distill.checkpoint), what is made of its
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from runtime.preprocess import Preprocess
 
 from . import checkpoint as checkpoints
 from . import models
+from .features import Taps
 from .losses import Outputs
 from .models.merge import reparameterize, require_equal
 from .recipe import Recipe, key_values
@@ -43,7 +43,7 @@ class Teacher:
         self.device = device
         self.dtype = DTYPES[dtype]
         self.about = about or {}
-        self.taps: Callable[[Tensor], Outputs] | None = None
+        self.taps: Taps | None = None
         """What also gives feature maps, where a loss asks for them (distill.objective sets it)."""
         self.size = None if preprocess.input_size == student_preprocess.input_size else preprocess.input_size[1:]
         self.scale, self.shift = renormalization(student_preprocess, preprocess, device)

@@ -15,8 +15,8 @@ from runtime.errors import UsageError
 def test_flags_become_terms(recipe):
     assert terms_of(recipe(kd_loss="nkd", kd_temperature=2.0, kd_gamma=0.5, distill_loss_weight=0.7)) == [
         Term("nkd", 0.7, {"temperature": 2.0, "gamma": 0.5})]
-    assert terms_of(recipe(kd_loss="dkd", kd_args=("alpha=1", "beta=8", "mixed_labels=both"), feature_loss="fd", feature_weight=0.5,
-                           feature_stages="2:3", feature_args=("target_norm=map",))) == [
+    assert terms_of(recipe(kd_loss="dkd", kd_args=("alpha=1", "beta=8", "mixed_labels=both"), feature_loss="fd",
+                           feature_weight=0.5, feature_stages="2:3", feature_args=("target_norm=map",))) == [
         Term("dkd", 1.0, {"alpha": 1, "beta": 8, "mixed_labels": "both"}),
         Term("fd", 0.5, {"target_norm": "map"}, "2:3")]
     assert [term.name for term in terms_of(recipe(kd_loss="none", feature_loss="rkd"))] == ["rkd"]
@@ -56,7 +56,8 @@ def test_a_wrong_setting_is_refused_before_training(trainer, teacher):
 
 
 def test_the_total_is_the_weighted_sum_and_each_loss_is_recorded(trainer, teacher):
-    mine = trainer(teacher=teacher(), losses=("kl:weight=0.25,temperature=2", "at:weight=3", "kl:weight=0.5"), task_loss_weight=0.1)
+    mine = trainer(teacher=teacher(), losses=("kl:weight=0.25,temperature=2", "at:weight=3", "kl:weight=0.5"),
+                   task_loss_weight=0.1)
     batch = next(mine.train_loader.epoch(0))
     found = mine.losses(batch.images, batch.labels)
     assert mine.objective.names == ["kl", "at", "kl_2"]
