@@ -39,7 +39,7 @@ class TrainOptions(Recipe):
     """Flags of `distill train`: a Recipe, and where the run goes."""
 
     recipe: Annotated[str, tyro.conf.arg(aliases=["-c", "--config"])] = ""
-    """Start from a shipped recipe (paper, demo, cifar10-cpu) or a YAML file; flags override it."""
+    """Start from a shipped recipe (paper, demo, cifar10-cpu, cifar10-teacher) or a YAML file; flags override it."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
     """Run folder; default: runs/STUDENT."""
     resume: str = ""
@@ -113,7 +113,7 @@ def run(options: TrainOptions) -> None:
             its_lineage = lineage | {"teacher": None, "recipe": recipes.to_dict(mine)}
         run_ = trainer.Trainer(mine, where, train, val, its_teacher, device, preprocess, role, its_lineage,
                                teacher_classes)
-        for line in run_.objective.notes if run_.objective else []:
+        for line in run_.notes:
             _say(line)
         if options.resume and (where / "last.pth").is_file():
             run_.resume(where / "last.pth")

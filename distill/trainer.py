@@ -109,11 +109,18 @@ class Trainer:
         self.class_names, self.preprocess, self.teacher, self.lineage = train.class_names, preprocess, teacher, lineage
         self.teacher_classes = teacher_classes
         self.model_args = models.size_argument(recipe.student, preprocess.input_size[1]) | key_values(recipe.student_args)
-        model = models.build(recipe.student, len(self.class_names), self.model_args,
-                             drop_rate=recipe.drop, drop_path_rate=recipe.drop_path)
+        self.notes: list[str] = []
+        """Lines to show before training."""
+        start = None
         if recipe.student_ckpt:
             start = checkpoints.load_any(recipe.student_ckpt, recipe.student, self.model_args)
             require_same_classes(start.class_names, recipe.student_ckpt, self.class_names, "data")
+            self.notes += start.lineage.get("converted") or []
+            if start.class_names is None:  # a published file may show its own kernel sizes
+                self.model_args = start.model_args
+        model = models.build(recipe.student, len(self.class_names), self.model_args,
+                             drop_rate=recipe.drop, drop_path_rate=recipe.drop_path)
+        if start:
             checkpoints.load_weights(model, start)
         self.memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.model = model.to(device, memory_format=self.memory_format)
@@ -123,6 +130,7 @@ class Trainer:
         self.steps_per_epoch = len(self.train_loader) // recipe.grad_accum
         self.objective = Objective(recipe, self.model, self.forward, teacher, preprocess.input_size, len(self.class_names),
                                    device) if teacher else None
+        self.notes += self.objective.notes if self.objective else []
         self.trained = [*self.model.parameters(), *(self.objective.parameters() if self.objective else ())]
         self._build_optimizer()
         self.amp_dtype = DTYPES[recipe.amp_dtype] if recipe.amp else None

@@ -130,6 +130,8 @@ def options_of(name: str) -> type:
         from distill.train import TrainOptions as options
     elif name == "eval":
         from distill.evaluate import EvalOptions as options
+    elif name == "erf":
+        from distill.erf_command import ErfOptions as options
     elif name == "demo":
         from distill.demo import DemoOptions as options
     elif name == "export onnx":

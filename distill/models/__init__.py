@@ -34,7 +34,9 @@ def build(name: str, num_classes: int, model_args: Mapping[str, Any] | None = No
     except Exception as error:  # every architecture complains in its own way
         reason = " ".join(str(error).split())[:200]
         if pretrained:
-            raise MissingError(f"published weights of {name} cannot be fetched ({reason}). Give them as a file") from error
+            page = getattr(timm.get_pretrained_cfg(name), "origin_url", None)
+            raise MissingError(f"published weights of {name} cannot be fetched ({reason}). Give them as a file"
+                               + (f", from {page}" if page else "")) from error
         raise UsageError(f"{name} cannot be built with {arguments} ({reason})") from error
 
 
