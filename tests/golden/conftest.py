@@ -21,7 +21,7 @@ import pytest
 HERE = Path(__file__).parent
 BESIDE = Path(__file__).parents[2].parent / "shared" / "golden"
 SECTIONS = {"logit_case": "logit_cases", "feature_case": "feature_cases", "state_dict_case": "state_dicts",
-            "forward_case": "forward_cases", "erf_case": "erf_cases"}
+            "forward_case": "forward_cases", "erf_case": "erf_cases", "stored_label_case": "stored_label_cases"}
 
 
 def folder() -> Path:
