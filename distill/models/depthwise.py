@@ -5,9 +5,10 @@ Out: (N, C, H, W), padded with KH // 2 and KW // 2 zeros on every side; gradient
 Elsewhere: the networks (slak.py, replknet.py, unireplknet.py); how fast it is against nn.Conv2d (benchmarks/large_kernel.py).
 
 On a CPU `torch.nn.Conv2d` takes, for most large kernels, a path without vector code: always in backward, and in forward
-unless the map is channels-last. Three ways around it, all from ordinary torch operations:
+on contiguous maps when the kernel is wide. Three ways around it, all from ordinary torch operations:
 
-direct   forward, and the input's gradient (the same convolution with the kernel turned by 180 degrees), in channels-last.
+direct   forward, and the input's gradient (the same convolution with the kernel turned by 180 degrees), in channels-last
+         unless the kernel is narrow.
 direct   the kernel's gradient as a depthwise convolution too: every map is correlated with its output's gradient, which
          takes the kernel's place.
 fft      all three as products of spectra, in float32, on maps padded only as far as wrapping around would reach.
@@ -31,6 +32,8 @@ Algorithm = Literal["auto", "conv2d", "direct", "fft"]
 ALGORITHMS = ("auto", "conv2d", "direct", "fft")
 SMALL = 3
 """Kernels of at most this side are left to torch, which has vector code for their gradients too."""
+NARROW = 13
+"""Up to this width of a kernel oneDNN has vector code for contiguous maps as well as for channels-last ones."""
 FORWARD_TAPS_PER_POINT, WEIGHT_TAPS_PER_POINT = 360, 160
 """Multiply-adds of the direct way that take as long as one point of the padded map by FFT, for the output and for the
 kernel's gradient. From `benchmarks/large_kernel.py --rule` on one core with AVX-512: about 30 multiply-adds a nanosecond
@@ -128,7 +131,8 @@ def _correlate(x: Tensor, weight: Tensor, bias: Tensor | None, algorithm: Algori
     if algorithm == "auto":
         algorithm = "fft" if prefers_fft(size, kernel, FORWARD_TAPS_PER_POINT) else "direct"
     if algorithm == "direct":
-        y = F.conv2d(x.contiguous(memory_format=torch.channels_last), weight, bias,
+        narrow = kernel[1] <= NARROW and x.is_contiguous()
+        y = F.conv2d(x if narrow else x.contiguous(memory_format=torch.channels_last), weight, bias,
                      padding=(kernel[0] // 2, kernel[1] // 2), groups=len(weight))
         return y.contiguous(memory_format=_format(x))
     points = tuple(_fft_size(n, k // 2) for n, k in zip(size, kernel, strict=True))
