@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from timm.layers import DropPath, LayerNorm2d, trunc_normal_
+from timm.layers import DropPath, LayerNorm2d
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -25,7 +25,7 @@ from runtime.errors import UsageError
 from .depthwise import DepthwiseConv2d
 from .merge import assign
 from .replknet import LargeKernel, add_at_centre, depthwise_bn, kernel_and_bias, named
-from .staged import Stage, StagedNet, classifier, drop_path_rates, per_stage
+from .staged import DownsampledNet, Stage, classifier, drop_path_rates, init_truncated_normal, per_stage
 
 
 class DecomposedKernel(nn.Module):
@@ -88,7 +88,7 @@ class Block(nn.Module):
         return x + self.drop_path(y.permute(0, 3, 1, 2))
 
 
-class SLaK(StagedNet):
+class SLaK(DownsampledNet):
     """A ConvNeXt with large kernels: a patch stem, stages of blocks, a 2 x 2 convolution of stride 2 between stages.
 
     dims: channels of the stages, multiplied by width_factor and rounded down. kernel_sizes: one per stage, or one for all.
@@ -122,35 +122,8 @@ class SLaK(StagedNet):
                       else LargeKernel(c, kernel, beside, bn, deploy), c, rate, layer_scale_init_value) for rate in rates]))
         self.norm = nn.LayerNorm(channels[-1], eps=1e-6)
         self.head = classifier(channels[-1], num_classes)
-        self.apply(_init)
+        self.apply(init_truncated_normal)
 
-    def enter(self, index: int, x: Tensor) -> Tensor:
-        return self.downsample_layers[index](x)
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        super().reset_classifier(num_classes, global_pool)
-        _init(self.head)
-
-    def prune_intermediate_layers(self, indices: int | list[int] = 1, prune_norm: bool = False,
-                                  prune_head: bool = True) -> list[int]:
-        taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
-        self.downsample_layers = self.downsample_layers[:len(self.stages)]
-        return taken
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameters in the order of depth, for layer-wise learning rates; what enters a stage is in its first block."""
-        blocks = r"^(?:stages|downsample_layers)\.(\d+)" if coarse else [
-            (r"^downsample_layers\.(\d+)", (0,)), (r"^stages\.(\d+)\.(\d+)", None), (r"^norm", (99999,))]
-        return {"stem": r"^downsample_layers\.0", "blocks": blocks}
-
-
-def _init(module: nn.Module) -> None:
-    """The authors' initialization: normal weights of standard deviation 0.02, cut at 2, and zero biases."""
-    if isinstance(module, (nn.Conv2d, nn.Linear)):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Any]:

@@ -8,8 +8,10 @@ Elsewhere: the families (slak.py, replknet.py, unireplknet.py); the large depthw
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from timm.layers import trunc_normal_
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -125,6 +127,38 @@ class StagedNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
+
+
+class DownsampledNet(StagedNet):
+    """A StagedNet of ConvNeXt's plan: `downsample_layers[i]`, which a subclass sets too, leads into stage i; [0] is the stem."""
+
+    def enter(self, index: int, x: Tensor) -> Tensor:
+        return self.downsample_layers[index](x)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        super().reset_classifier(num_classes, global_pool)
+        init_truncated_normal(self.head)
+
+    def prune_intermediate_layers(self, indices: int | list[int] = 1, prune_norm: bool = False,
+                                  prune_head: bool = True) -> list[int]:
+        taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        self.downsample_layers = self.downsample_layers[:len(self.stages)]
+        return taken
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Parameters in the order of depth, for layer-wise learning rates; what enters a stage is in its first block."""
+        blocks = r"^(?:stages|downsample_layers)\.(\d+)" if coarse else [
+            (r"^downsample_layers\.(\d+)", (0,)), (r"^stages\.(\d+)\.(\d+)", None), (r"^norm", (99999,))]
+        return {"stem": r"^downsample_layers\.0", "blocks": blocks}
+
+
+def init_truncated_normal(module: nn.Module) -> None:
+    """Initialization of SLaK's and UniRepLKNet's authors: normal weights of standard deviation 0.02, cut at 2, zero biases."""
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def classifier(channels: int, num_classes: int) -> nn.Module:

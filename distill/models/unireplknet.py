@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from timm.layers import DropPath, LayerNorm2d, trunc_normal_
+from timm.layers import DropPath, LayerNorm2d
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,7 +21,7 @@ from runtime.errors import UsageError
 
 from .depthwise import DepthwiseConv2d
 from .merge import assign, folded
-from .staged import Stage, StagedNet, classifier, drop_path_rates
+from .staged import DownsampledNet, Stage, classifier, drop_path_rates, init_truncated_normal
 
 DILATED = {17: ((5, 1), (9, 2), (3, 4), (3, 5), (3, 7)),
            15: ((5, 1), (7, 2), (3, 3), (3, 5), (3, 7)),
@@ -169,7 +169,7 @@ class Block(nn.Module):
         self.pwconv2, response.beta, self.gamma = nn.Sequential(linear, order), None, None
 
 
-class UniRepLKNet(StagedNet):
+class UniRepLKNet(DownsampledNet):
     """Stages of blocks, each after a 3 x 3 convolution of stride 2 (the first: two of them, of stride stem_stride together).
 
     depths, dims: blocks and channels of every stage (dims divisible by 4). kernel_sizes: for every stage one size, or a pattern
@@ -198,27 +198,8 @@ class UniRepLKNet(StagedNet):
             for channels, sizes, rates in zip(dims, kernels, drop_path_rates(drop_path_rate, depths), strict=True))
         self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
         self.head = classifier(dims[-1], num_classes)
-        self.apply(_init)
+        self.apply(init_truncated_normal)
 
-    def enter(self, index: int, x: Tensor) -> Tensor:
-        return self.downsample_layers[index](x)
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        super().reset_classifier(num_classes, global_pool)
-        _init(self.head)
-
-    def prune_intermediate_layers(self, indices: int | list[int] = 1, prune_norm: bool = False,
-                                  prune_head: bool = True) -> list[int]:
-        taken = super().prune_intermediate_layers(indices, prune_norm, prune_head)
-        self.downsample_layers = self.downsample_layers[:len(self.stages)]
-        return taken
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameters in the order of depth, for layer-wise learning rates; what enters a stage is in its first block."""
-        blocks = r"^(?:stages|downsample_layers)\.(\d+)" if coarse else [
-            (r"^downsample_layers\.(\d+)", (0,)), (r"^stages\.(\d+)\.(\d+)", None), (r"^norm", (99999,))]
-        return {"stem": r"^downsample_layers\.0", "blocks": blocks}
 
 
 def _kernels(depths: Sequence[int], dims: Sequence[int], kernel_sizes: Sequence[int | Sequence[int]]) -> list[list[int]]:
@@ -234,14 +215,6 @@ def _kernels(depths: Sequence[int], dims: Sequence[int], kernel_sizes: Sequence[
             raise UsageError(f"stage {stage} has {depth} blocks, no multiple of its {len(pattern)} kernel sizes {pattern}")
         kernels.append(pattern * (depth // len(pattern)))
     return kernels
-
-
-def _init(module: nn.Module) -> None:
-    """The authors' initialization: normal weights of standard deviation 0.02, cut at 2, and zero biases."""
-    if isinstance(module, (nn.Conv2d, nn.Linear)):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def _cfg(file: str = "", size: int = 224, num_classes: int = 1000) -> dict[str, Any]:
