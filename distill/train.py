@@ -30,6 +30,7 @@ DESCRIPTION = """Train a small student from a large-kernel teacher; --teacher no
 
 examples:
   distill train --teacher convnext_tiny --teacher-ckpt teacher.pth --student resnet18 --data DIR --output runs/student
+  distill train --teacher slak_tiny --teacher-ckpt slak_tiny.pth --student convnext_tiny --data DIR --kd-loss nkd
   distill train --recipe cifar10-cpu --teacher resnet56 --teacher-ckpt resnet56.th --data npz:cifar10 --control
   distill train --resume runs/student"""
 
