@@ -30,7 +30,7 @@ WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 CODE = ("GLOBAL", "call reduce", "create new object", "Can only build")
 """Words of torch's weights-only reader when it meets a function or class it will not call."""
 KINDS = {"model": str, "model_args": dict, "state_dict": dict, "class_names": (list, type(None)), "metrics": dict,
-         "lineage": dict}
+         "lineage": dict, "quantized": (dict, type(None))}
 """What the entries of our file are."""
 
 
@@ -52,6 +52,8 @@ class Checkpoint:
     """At the epoch these weights are from; top1 and top5 in percent, loss in nats."""
     lineage: dict[str, Any] = field(default_factory=dict)
     """Data specs and fingerprints, teacher's file and SHA-256, recipe, versions."""
+    quantized: dict[str, Any] | None = None
+    """What quantization-aware training learned, as plain tensors and values (export.qat); `state_dict` stays the fp32 student."""
     state: dict[str, Any] | None = None
     """What a resumed run needs; only in last.pth."""
     path: str | None = None
@@ -180,7 +182,7 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """The checkpoint without its weights, as plain values."""
-    values = {f.name: getattr(checkpoint, f.name) for f in fields(Checkpoint) if f.name not in ("state_dict", "state")}
+    values = {f.name: getattr(checkpoint, f.name) for f in fields(Checkpoint) if f.name not in ("state_dict", "quantized", "state")}
     return values | {"preprocess": asdict(checkpoint.preprocess)}
 
 

@@ -23,6 +23,8 @@ commands:
   eval            top-1, top-5 and loss of a checkpoint
   erf             effective receptive fields: area ratios and heat maps
   export onnx     checkpoint to a verified .onnx file, with --int8 quantized
+  parity          do training, calibration and runtime see the same pixels and decide alike
+  inspect         what a file is, where it comes from, whether it is still what was written
   bench latency   percentiles and throughput of an artifact
   bench accuracy  top-1, top-5 and agreement of an artifact on labelled images
   bench table     the trade-off table: accuracy, size and latency against the teacher
@@ -66,7 +68,12 @@ def _train(argv: list[str]) -> int:
     def command() -> None:
         from . import train
 
-        train.run(train.parse(argv))
+        if train.is_qat(argv):
+            from export import qat_command
+
+            qat_command.run(argv)
+        else:
+            train.run(train.parse(argv))
 
     return commands.run(command, "--json" in argv)
 
@@ -105,6 +112,29 @@ def _demo(argv: list[str]) -> int:
     return commands.run(command)
 
 
+def _parity(argv: list[str]) -> int:
+    from runtime import commands
+
+    def command() -> None:
+        from export import parity
+
+        parity.run(commands.parse(parity.ParityOptions, argv, "distill parity", parity.DESCRIPTION))
+
+    return commands.run(command, "--json" in argv)
+
+
+def _inspect(argv: list[str]) -> int:
+    from runtime import commands
+
+    def command() -> int:
+        from export import inspect_command
+
+        options = commands.parse(inspect_command.InspectOptions, argv, "distill inspect", inspect_command.DESCRIPTION)
+        return inspect_command.run(options)
+
+    return commands.run(command, "--json" in argv)
+
+
 def _export(argv: list[str]) -> int:
     from export.cli import main as export_main
 
@@ -118,7 +148,8 @@ def _bench(argv: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "train": _train, "eval": _eval, "erf": _erf, "export": _export, "bench": _bench, "demo": _demo,
+    "train": _train, "eval": _eval, "erf": _erf, "export": _export, "parity": _parity, "inspect": _inspect, "bench": _bench,
+    "demo": _demo,
 }
 
 if __name__ == "__main__":

@@ -276,7 +276,12 @@ def read(name_or_file: str) -> dict[str, Any]:
 
 def from_dict(values: dict[str, Any], name: str, base: Recipe) -> Recipe:
     """`base` with `values` put in; types are checked, 1 is taken for 1.0 and 1e-3 (YAML: text) for a number."""
-    hints = typing.get_type_hints(Recipe)
+    return replace(base, **typed(values, Recipe, name))
+
+
+def typed(values: dict[str, Any], kind: type, name: str) -> dict[str, Any]:
+    """`values` as the fields of the dataclass `kind` declare them. Raises UsageError naming the key."""
+    hints = typing.get_type_hints(kind)
     checked = {}
     for key, value in values.items():
         plain = str(key).replace("-", "_")
@@ -285,14 +290,18 @@ def from_dict(values: dict[str, Any], name: str, base: Recipe) -> Recipe:
         if plain == "losses" and isinstance(value, list):
             value = [_loss_as_text(entry, f"{name}: {key}") for entry in value]
         checked[plain] = _typed(value, hints[plain], f"{name}: {key}")
-    return replace(base, **checked)
+    return checked
 
 
 def to_yaml(recipe: Recipe) -> str:
     """All settings as YAML, in the order of the dataclass."""
+    return yaml_lines({f.name: getattr(recipe, f.name) for f in fields(Recipe)})
+
+
+def yaml_lines(values: dict[str, Any]) -> str:
+    """`key: value` lines; tuples as lists."""
     import yaml
 
-    values = {f.name: getattr(recipe, f.name) for f in fields(Recipe)}
     return yaml.safe_dump({k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}, sort_keys=False)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,7 +32,8 @@ examples:
   distill train --teacher convnext_tiny --teacher-ckpt teacher.pth --student resnet18 --data DIR --output runs/student
   distill train --teacher slak_tiny --teacher-ckpt slak_tiny.pth --student convnext_tiny --data DIR --kd-loss nkd
   distill train --recipe cifar10-cpu --teacher resnet56 --teacher-ckpt resnet56.th --data npz:cifar10 --control
-  distill train --resume runs/student"""
+  distill train --resume runs/student
+  distill train --qat --resume runs/student/best.pth   (for int8; more: distill train --qat --help)"""
 
 
 @dataclass(frozen=True)
@@ -54,22 +55,34 @@ class TrainOptions(Recipe):
     json: bool = False
     """One JSON object with the result on stdout."""
 
+    def beside_recipe(self) -> dict[str, Any]:
+        """Settings that args.yaml keeps although they are not the recipe's, because a resumed run needs them."""
+        return {"control": self.control}
 
-def parse(argv: Sequence[str], prog: str = "distill train") -> TrainOptions:
-    """Flags over the resumed run's args.yaml, or over --recipe, or over the defaults."""
-    commands.check_flags(TrainOptions, argv, prog)
-    base = TrainOptions()
-    saved = _run_folder(_value_of(argv, "--resume")) / "args.yaml" if _value_of(argv, "--resume") else None
+
+def parse(argv: Sequence[str], prog: str = "distill train", base: TrainOptions | None = None,
+          description: str = DESCRIPTION) -> TrainOptions:
+    """Flags over the resumed run's args.yaml, or over --recipe, or over `base`, whose class names the flags."""
+    base = base or TrainOptions()
+    commands.check_flags(type(base), argv, prog)
+    saved = _run_folder(value_of(argv, "--resume")) / "args.yaml" if value_of(argv, "--resume") else None
     if saved is not None and saved.is_file():
         base = _with_file(base, str(saved))
     for flag in ("--recipe", "--config", "-c"):
-        if _value_of(argv, flag):
-            base = _with_file(base, _value_of(argv, flag))
-    return commands.parse(TrainOptions, argv, prog, DESCRIPTION, base)
+        if value_of(argv, flag):
+            base = _with_file(base, value_of(argv, flag))
+    return commands.parse(type(base), argv, prog, description, base)
 
 
-def run(options: TrainOptions) -> None:
-    """Train, save, print what the teacher bought."""
+def is_qat(argv: Sequence[str]) -> bool:
+    """Does this command line ask for quantization-aware training, or continue such a run?"""
+    saved = _run_folder(value_of(argv, "--resume")) / "args.yaml"
+    resumes = bool(value_of(argv, "--resume")) and saved.is_file()
+    return "--qat" in argv or (resumes and recipes.read(str(saved)).get("qat") is True)
+
+
+def run(options: TrainOptions, make: Callable[..., Any] | None = None) -> None:
+    """Train, save, print what the teacher bought. make: what trains, with the arguments of `Trainer` (the default)."""
     folder = _prepare_folder(options)
     paths = {name: _absolute(getattr(options, name)) for name in ("data", "val_data", "teacher_ckpt", "student_ckpt")}
     options = replace(options, **paths)
@@ -112,8 +125,8 @@ def run(options: TrainOptions) -> None:
         if role == "control":
             mine = replace(recipe, teacher="none", teacher_ckpt="")
             its_lineage = lineage | {"teacher": None, "recipe": recipes.to_dict(mine)}
-        run_ = trainer.Trainer(mine, where, train, val, its_teacher, device, preprocess, role, its_lineage,
-                               teacher_classes)
+        run_ = (make or trainer.Trainer)(mine, where, train, val, its_teacher, device, preprocess, role, its_lineage,
+                                         teacher_classes)
         for line in run_.notes:
             _say(line)
         if options.resume and (where / "last.pth").is_file():
@@ -123,13 +136,13 @@ def run(options: TrainOptions) -> None:
         if role != "control" and options.overwrite and not options.resume:
             _remove_old_run(folder)
         if role != "control":  # not earlier: a refused resume leaves the run as it was, a refused setting no run at all
-            args = recipes.to_yaml(_as_recipe(options)) + f"control: {str(options.control).lower()}\n"
+            args = recipes.to_yaml(_as_recipe(options)) + recipes.yaml_lines(options.beside_recipe())
             files.write_text(folder / "args.yaml", args)
         best = run_.fit()
         key = "control" if role == "control" else "best"
         result[key] = {"checkpoint": str(where / "best.pth"), "top1_percent": best["val_top1_percent"], "epoch": best["epoch"],
                        "loss_nats": best["val_loss_nats"], "images": best["val_images"],
-                       "teacher_agreement_percent": best["val_teacher_agreement_percent"]}
+                       "teacher_agreement_percent": best["val_teacher_agreement_percent"], **run_.more}
     if result["control"]:
         result["gain_points"] = result["best"]["top1_percent"] - result["control"]["top1_percent"]
     if options.erf:
@@ -231,17 +244,16 @@ def _run_folder(path: str) -> Path:
 
 def _with_file(base: TrainOptions, name: str) -> TrainOptions:
     values = recipes.read(name)
-    control = values.pop("control", base.control)  # args.yaml also says whether a control was asked for
-    if not isinstance(control, bool):
-        raise UsageError(f"{name}: control is {control!r}; expected true or false")
-    return replace(recipes.from_dict(values, name, base), control=control)
+    beside = {key: values.pop(key) for key in base.beside_recipe() if key in values}
+    return replace(recipes.from_dict(values, name, base), **recipes.typed(beside, type(base), name))
 
 
 def _as_recipe(options: TrainOptions) -> Recipe:
     return Recipe(**{f.name: getattr(options, f.name) for f in fields(Recipe)})
 
 
-def _value_of(argv: Sequence[str], flag: str) -> str:
+def value_of(argv: Sequence[str], flag: str) -> str:
+    """The word after the first `flag`, or behind its `=`; empty when it is not there."""
     for index, word in enumerate(argv):
         if word == flag and index + 1 < len(argv):
             return argv[index + 1]
@@ -263,6 +275,9 @@ def _absolute(spec: str) -> str:
 def _summary(result: dict[str, Any]) -> str:
     best = result["best"]
     lines = [f"{best['checkpoint']}: top-1 {best['top1_percent']:.2f} % at epoch {best['epoch']} (n={best['images']})"]
+    if "fp32_top1_percent" in best:
+        lines[0] += (f" as int8; the fp32 student has {best['fp32_top1_percent']:.2f} %, "
+                     f"quantized without this training {best['untrained_int8_top1_percent']:.2f} %")
     if result["teacher"]:
         lines[0] += f", teacher {result['teacher']['top1_percent']:.2f} %"
     if result["control"]:

@@ -123,7 +123,7 @@ class Trainer:
         if start:
             checkpoints.load_weights(model, start)
         self.memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
-        self.model = model.to(device, memory_format=self.memory_format)
+        self.model = self._network(model).to(device, memory_format=self.memory_format)
         self.forward = torch.compile(self.model) if recipe.compile else self.model
         self.train_loader = TrainLoader(train, recipe, preprocess, device)
         self.val_loader = eval_loader(val, preprocess, recipe.eval_batch, recipe.workers, device)
@@ -155,6 +155,12 @@ class Trainer:
         self._pending: list[StepLosses] = []
         self._watch = _Stopwatch(device)
         self._stop_signal: int | None = None
+        self.more: dict[str, Any] = {}
+        """What result.json says about this run besides its accuracy."""
+
+    def _network(self, student: torch.nn.Module) -> torch.nn.Module:
+        """What is trained, from the student with its first weights: the student itself."""
+        return student
 
     def _build_optimizer(self) -> None:
         r = self.recipe
@@ -390,7 +396,7 @@ class Trainer:
             raise UsageError(f"{path}: the teacher's file is not the one the run began with. Put it back, "
                              "or start another run with a new --output")
         state = last.state
-        checkpoints.load_weights(self.model, last)
+        self._restore(last)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.ema:
@@ -404,6 +410,10 @@ class Trainer:
         self.tally, self.history, self.best = Tally(**state["tally"]), state["history"], state["best"]
         write_records(self.folder, self.history)
         set_random_state(state["random"])
+
+    def _restore(self, last: checkpoints.Checkpoint) -> None:
+        """Put the weights of last.pth into the network; the rest of its state is read by `resume`."""
+        checkpoints.load_weights(self.model, last)
 
     # stopping
 

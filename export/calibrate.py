@@ -1,14 +1,17 @@
-"""Choose a range for every tensor to quantize, from real images, in constant memory.
+"""Watch chosen tensors of an fp32 graph over real images, once, in constant memory; every method reads the same statistics.
 
 In:  fp32 ONNX model; names of tensors; batches (n, C, H, W) float32, already preprocessed.
-Out: {tensor name: Range(low, high)}, in the tensor's own units.
-Elsewhere: which images (export.samples), from a range to a scale and the Q/DQ nodes (export.quantize).
+Out: {tensor name: Histogram}, or {tensor name: Range(low, high)}, in the tensor's own units.
+Elsewhere: which images (export.samples), from a histogram to a range (export.ranges), keeping histograms (export.calib_cache),
+from a range to a scale and the Q/DQ nodes (export.quantize).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -17,107 +20,132 @@ from onnx import ModelProto, TensorProto
 
 from runtime.errors import GateError, UsageError
 
-METHODS = ("minmax", "percentile")
-BINS = 4096
-"""Histogram bins per tensor; between half and all of them are in use, so a percentile is off by at most 1/2048 of the maximum."""
+from .ranges import METHODS, Range, check_method, find
+
+__all__ = ["BINS", "METHODS", "Histogram", "Range", "calibrate", "check_method", "collect"]
+
+BINS = 8192
+"""Bins on each side of zero; at least half of those that a tensor's sign allows lie below its largest magnitude."""
+CHUNK = 2**16
+"""Values binned at a time: they, their float and their integer copy fit a core's second cache together."""
+FLOOR = 2.0**-100
+"""Smallest limit of a histogram; below it BINS / limit would leave float32."""
+VALUES_AT_ONCE = 2**24
+"""Values fetched from the network at a time, about: 64 MiB, at least one image."""
+Item = TypeVar("Item")
 
 
-class Range(NamedTuple):
-    """Values a tensor is expected to take; what lies outside saturates."""
+class Histogram:
+    """What one tensor holds: exact extremes, and counts in equal bins. Constant in memory whatever is seen.
 
-    low: float
-    high: float
-
-
-class Observer(Protocol):
-    """Sees a tensor batch by batch."""
-
-    def update(self, values: np.ndarray) -> None: ...
-
-    def range(self) -> Range: ...
-
-
-class MinMax:
-    """The smallest and the largest value seen."""
-
-    def __init__(self) -> None:
-        self.low, self.high = np.inf, -np.inf
-
-    def update(self, values: np.ndarray) -> None:
-        self.low = min(self.low, float(values.min()))
-        self.high = max(self.high, float(values.max()))
-
-    def range(self) -> Range:
-        return Range(self.low, self.high)
-
-
-class Percentile(MinMax):
-    """The smallest and largest value after cutting the largest magnitudes, so that `percentile` % of all values are kept.
-
-    A histogram of |x| over [0, limit]; a value beyond the limit doubles it, and neighbouring bins merge in pairs.
+    The limit is the power of two above every magnitude seen; when a larger one comes it doubles and bins merge in pairs. So
+    scaling to bins is exact, and the counts are the same in whatever order and batches the images come.
     """
 
-    def __init__(self, percentile: float) -> None:
-        super().__init__()
-        self.percentile = percentile
+    def __init__(self) -> None:
+        self.low, self.high = math.inf, -math.inf
         self.limit = 0.0
-        self.counts = np.zeros(BINS, dtype=np.int64)
+        """Bins cover [-limit, limit]; 0 as long as only zeros were seen."""
+        self.counts = np.zeros(2 * BINS, dtype=np.int64)
+        """Bin i holds values from (i - BINS) * width on, up to one width (limit / BINS) more; zero opens bin BINS."""
+
+    @property
+    def edges(self) -> np.ndarray:
+        """Ends of the bins, (2 * BINS + 1,) float64 from -limit to limit."""
+        return np.arange(-BINS, BINS + 1) * (self.limit / BINS)
 
     def update(self, values: np.ndarray) -> None:
-        super().update(values)
-        magnitudes = np.abs(values, dtype=np.float32).ravel()
-        largest = float(magnitudes.max())
-        if self.limit == 0.0:  # all zero until now: these zeros stay in the first bin whatever the limit
-            self.limit = largest
-        while largest > self.limit > 0.0:
-            self.counts = np.concatenate([self.counts.reshape(-1, 2).sum(1), np.zeros(BINS // 2, dtype=np.int64)])
+        """Count float32 values of any shape. Raises FloatingPointError when one is NaN or infinite; nothing is counted then."""
+        low, high = float(values.min()), float(values.max())
+        if not math.isfinite(high - low):  # NaN and infinity both reach an extreme
+            raise FloatingPointError("a value is not finite")
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self._cover(max(-low, high))
+        flat = values.reshape(-1)
+        if self.limit == 0.0:
+            self.counts[BINS] += len(flat)
+            return
+        scale = np.float32(BINS / self.limit)
+        target, offset = (self.counts[BINS:], None) if low >= 0 else (self.counts, np.float32(BINS))
+        for start in range(0, len(flat), CHUNK):
+            places = flat[start:start + CHUNK] * scale
+            if offset is not None:  # below zero, truncation would go up
+                np.floor(places, out=places)
+                places += offset
+            target += np.bincount(places.astype(np.intp), minlength=len(target))
+
+    def _cover(self, magnitude: float) -> None:
+        """Raise the limit until `magnitude` lies below it."""
+        if self.limit == 0.0 and magnitude > 0.0:  # only zeros until now, and zero stays where it is
+            self.limit = max(2.0 ** math.frexp(magnitude)[1], FLOOR)
+        while magnitude >= self.limit > 0.0:
+            pairs = self.counts.reshape(-1, 2).sum(1)
+            self.counts[:] = 0
+            self.counts[BINS // 2:BINS + BINS // 2] = pairs
             self.limit *= 2
-        bins = (magnitudes * (BINS / self.limit)).astype(np.int64) if self.limit else np.zeros(len(magnitudes), np.int64)
-        self.counts += np.bincount(np.minimum(bins, BINS - 1), minlength=BINS)
 
-    def range(self) -> Range:
-        kept = self._kept()
-        return Range(max(self.low, -kept), min(self.high, kept))
 
-    def _kept(self) -> float:
-        """The magnitude that `percentile` % of the values do not exceed; inside a bin values are taken as evenly spread."""
-        upto = np.cumsum(self.counts)
-        wanted = self.percentile / 100 * upto[-1]
-        index = int(np.searchsorted(upto, wanted))
-        inside = 1 - (upto[index] - wanted) / max(self.counts[index], 1)
-        return (index + inside) * self.limit / BINS
+def collect(model: ModelProto, tensors: Sequence[str], batches: Iterable[np.ndarray]) -> dict[str, Histogram]:
+    """Run the fp32 model once over all batches; statistics of each of `tensors`.
+
+    Memory: one histogram per tensor (128 KiB) and the values of few images, however many come and however large a batch is.
+    Raises GateError naming a tensor with a NaN or an infinity, UsageError when there is no image.
+    """
+    histograms = {name: Histogram() for name in tensors}
+    seen = False
+    for values in _one_ahead(_values(model, list(histograms), batches)):
+        seen = True
+        for name, histogram in histograms.items():
+            _observe(name, histogram, values.pop(name))
+    if not seen:
+        raise UsageError("no calibration images: nothing was observed. Give training images: --calib DIR")
+    return histograms
 
 
 def calibrate(model: ModelProto, tensors: Sequence[str], batches: Iterable[np.ndarray], method: str = "percentile",
-              percentile: float = 99.99) -> dict[str, Range]:
-    """Run the fp32 model over all batches and observe `tensors`; memory does not grow with the number of images.
+              percentile: float = 99.99, unsigned: bool = False) -> dict[str, Range]:
+    """`collect`, then the range of every tensor by one method (export.ranges.find, also for percentile and unsigned).
 
-    percentile: share of |activation| kept, percent, above 50 to 100. Raises UsageError for an unknown method,
-    GateError naming a tensor with a NaN or an infinity.
+    Raises UsageError for an unknown method, and what `collect` raises.
     """
     check_method(method, percentile)
-    observers: dict[str, Observer] = {
-        name: MinMax() if method == "minmax" else Percentile(percentile) for name in tensors}
+    return {name: find(histogram, method, percentile, unsigned)
+            for name, histogram in collect(model, tensors, batches).items()}
+
+
+def _values(model: ModelProto, tensors: Sequence[str], batches: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    """{tensor: its values} for a few images at a time, about VALUES_AT_ONCE of all tensors together."""
     name_of_input = model.graph.input[0].name
-    inner = [name for name in observers if name != name_of_input]
+    inner = [name for name in tensors if name != name_of_input]
     session = _session(model, inner)
+    at_once = 1  # the first image tells how many values the tensors hold
     for batch in batches:
-        values = dict(zip(inner, session.run(inner, {name_of_input: batch}), strict=True)) if inner else {}
-        for name, observer in observers.items():
-            seen = values.get(name, batch)
-            if not np.isfinite(seen).all():
-                raise GateError(f"tensor {name} is not finite on a calibration image, so it has no range. "
-                                "Check the checkpoint: its float network overflows")
-            observer.update(seen)
-    return {name: observer.range() for name, observer in observers.items()}
+        start = 0
+        while start < len(batch):
+            part = batch[start:start + at_once]
+            start += len(part)
+            values = dict(zip(inner, session.run(inner, {name_of_input: part}), strict=True)) if inner else {}
+            values[name_of_input] = part
+            at_once = max(1, VALUES_AT_ONCE * len(part) // sum(value.size for value in values.values()))
+            yield values
 
 
-def check_method(method: str, percentile: float) -> None:
-    """Raise UsageError for a calibration method or percentile that does not exist."""
-    if method not in METHODS:
-        raise UsageError(f"--calib-method {method}: expected one of {', '.join(METHODS)}")
-    if not 50 < percentile <= 100:
-        raise UsageError(f"--percentile {percentile}: expected above 50 and at most 100 (99.99 keeps all but 1 value in 10,000)")
+def _one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, none of them None; while one is used the next is made in a thread (counting keeps one core busy, the
+    engine and the reading of images the others)."""
+    with ThreadPoolExecutor(1) as worker:
+        coming = worker.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = worker.submit(next, items, None)
+            yield item
+
+
+def _observe(name: str, histogram: Histogram, values: np.ndarray) -> None:
+    try:
+        histogram.update(values)
+    except FloatingPointError as error:
+        raise GateError(f"tensor {name} is not finite on a calibration image, so it has no range. "
+                        "Check the checkpoint: its float network overflows") from error
 
 
 def _session(model: ModelProto, tensors: Sequence[str]) -> ort.InferenceSession:

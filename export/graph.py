@@ -22,9 +22,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distill.models import depthwise
 from distill.models.merge import reparameterize
-from runtime.artifact import Metadata
+from runtime.artifact import Metadata, seal
 from runtime.errors import GateError
 
+from . import rewrite
 from .view import WEIGHTED
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
@@ -70,7 +71,7 @@ def to_onnx(merged: nn.Module, input_size: tuple[int, int, int], opset: int = 19
                 merged, (example,), dynamo=True, opset_version=opset, verbose=False, input_names=[INPUT],
                 output_names=[OUTPUT], dynamic_shapes=({0: torch.export.Dim(BATCH)},))
             modules = _modules(program.model_proto)
-            model = _tidy(onnxslim.slim(program.model_proto), modules)
+            model = rewrite.prepare(_tidy(onnxslim.slim(program.model_proto), modules))
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # the exporter, onnxslim and the checker each have their own classes
         reason = " ".join(str(error).split())[:300]
@@ -81,9 +82,9 @@ def to_onnx(merged: nn.Module, input_size: tuple[int, int, int], opset: int = 19
 
 
 def write_metadata(model: ModelProto, metadata: Metadata) -> bytes:
-    """The file's content: the model with `metadata` in its `metadata_props`, in place of any it had."""
+    """The file's content, sealed: the model with `metadata` in its `metadata_props`, in place of any it had."""
     onnx.helper.set_model_props(model, metadata.to_map())
-    return model.SerializeToString(deterministic=True)
+    return seal(model.SerializeToString(deterministic=True))
 
 
 def _modules(model: ModelProto) -> dict[str, str]:

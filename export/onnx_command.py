@@ -1,4 +1,4 @@
-"""`distill export onnx`: a checkpoint becomes a verified ONNX file, fp32 or calibrated int8.
+"""`distill export onnx`: a checkpoint becomes a verified ONNX file in fp32, fp16, calibrated int8 or both.
 
 In:  a checkpoint (ours or foreign weights), real labelled images, for int8 also training images.
 Out: one .onnx file with metadata inside, or one error line and no file.
@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,10 +23,13 @@ from runtime.artifact import Metadata, require_same_classes
 from runtime.errors import DataError, UsageError
 from runtime.images import ImageSet
 
+from . import report as reports
+from .options import Int8Options, check_int8, note
+
 if TYPE_CHECKING:
     from distill.checkpoint import Checkpoint
 
-    from .quantize import Plan
+    from .int8 import Calibration
 
 PACKAGES = (*env.PACKAGES, "onnxscript", "onnxslim", "large2small")
 
@@ -39,48 +41,40 @@ examples:
 
   {prog} best.pth --int8 --calib data/train --data data/val
 
+  {prog} best.pth --int8 --calib-method auto --max-drop 0.3
+
+  {prog} best.pth --int8 --fp16 --placement tensorrt
+
   {prog} resnet20.th --model resnet20 --data data/val"""
 
 
 @dataclass(frozen=True)
-class OnnxOptions:
-    """What to export and how."""
+class FileOptions:
+    """From which checkpoint to which file, and in which precision."""
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CKPT")]
     """A checkpoint of this project, or weights of another one together with --model."""
+    int8: bool = False
+    """Quantize, calibrated on --calib."""
+    fp16: bool = False
+    """Compute in fp16 what is not int8, with fp32 inputs and outputs; layers that overflow in half stay fp32."""
+    data: str | None = None
+    """Labelled images to verify on (DIR, npz:FILE, digits); the checkpoint's own validation images when not given."""
     model: str | None = None
     """Architecture of foreign weights, as timm spells it."""
     model_args: tuple[str, ...] = ()
     """Arguments of that architecture as KEY=VALUE, for example width=0.5 or dims=[16,32]."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """File to write; beside the checkpoint as NAME.onnx or NAME.int8.onnx when not given."""
+    """File to write; beside the checkpoint as NAME.onnx, NAME.int8.onnx or NAME.fp16.onnx when not given."""
     overwrite: bool = False
     """Replace the output when it exists."""
-    data: str | None = None
-    """Labelled images to verify on (DIR, npz:FILE, digits); the checkpoint's own validation images when not given."""
     img_size: int | None = None
     """Height and width of the input in pixels; the checkpoint's own when not given."""
     opset: int = 19
-    """ONNX operator set; int8 needs 19 or later to be made fp16 afterwards."""
-    int8: bool = False
-    """Quantize, calibrated on --calib."""
-    calib: str | None = None
-    """Training images for calibration; the checkpoint's own when not given. Random data is refused."""
-    calib_size: int = 512
-    """Number of calibration images, as many of each class as possible."""
-    calib_method: Literal["minmax", "percentile"] = "percentile"
-    """minmax keeps every value; percentile cuts the rarest large ones."""
-    percentile: float = 99.99
-    """Share of |activation| kept inside the int8 range, percent, above 50 to 100."""
-    max_drop: float = 1.0
-    """Largest loss of top-1 against the fp32 student on --data, points; above it nothing is written."""
-    accuracy_size: int = 5000
-    """At most so many labelled images for that check, stratified."""
-    exclude: tuple[str, ...] = ()
-    """Layers to leave float: glob patterns on node names, such as 'layer1.*'."""
-    placement: Literal["tensorrt", "cpu"] = "tensorrt"
-    """Where Q/DQ stands: for NVIDIA's engines, or for ONNX Runtime's integer CPU kernels (uint8 activations, outputs too;
-    TensorRT refuses those)."""
+    """ONNX operator set; int8 and fp16 need 19 or later."""
+    placement: Literal["cpu", "tensorrt"] = "cpu"
+    """Where Q/DQ stands: cpu for ONNX Runtime's and OpenVINO's integer kernels (uint8 activations, outputs too), tensorrt for
+    NVIDIA's engines, which refuse the former."""
     verify_size: int = 256
     """Real images on which ONNX is compared with torch."""
     atol: float = 1e-4
@@ -90,10 +84,26 @@ class OnnxOptions:
     json: bool = False
     """Print the result as one JSON object."""
 
+
+@dataclass(frozen=True)
+class OnnxOptions(Int8Options, FileOptions):
+    """What to export and how; the help shows the flags of FileOptions first."""
+
+    @property
+    def precision(self) -> str:
+        """As the metadata writes it."""
+        return "+".join(name for name, wanted in (("int8", self.int8), ("fp16", self.fp16)) if wanted) or "fp32"
+
     @property
     def target(self) -> Path:
         """The file to write."""
-        return self.output or self.checkpoint.with_suffix(".int8.onnx" if self.int8 else ".onnx")
+        suffix = "".join(f".{name}" for name, wanted in (("int8", self.int8), ("fp16", self.fp16)) if wanted)
+        return self.output or self.checkpoint.with_suffix(f"{suffix}.onnx")
+
+    @property
+    def sensitivity_files(self) -> list[Path]:
+        """Where the sensitivity table goes when layers are ranked."""
+        return [self.target.with_suffix(f".sensitivity{kind}") for kind in (".json", ".md")]
 
 
 def main(argv: Sequence[str], prog: str) -> int:
@@ -105,20 +115,24 @@ def main(argv: Sequence[str], prog: str) -> int:
 def export_onnx(options: OnnxOptions) -> dict[str, Any]:
     """Export, verify, write; returns what was measured. Raises GateError, and leaves no file, when a check fails."""
     check(options)
-    from . import graph, verify
+    from . import graph, reduced, verify
 
     checkpoint, held_out = open_inputs(options)
-    calibration = choose_calibration(options, checkpoint, held_out) if options.int8 else None
+    calibration = open_calibration(options, checkpoint, held_out) if options.precision != "fp32" else None
     student = build(checkpoint)
     merged = graph.merge(student)
     model = graph.to_onnx(merged, checkpoint.preprocess.input_size, options.opset)
     meta = describe(checkpoint, held_out, *graph.count(merged, checkpoint.preprocess.input_size))
+    made = None
     with tempfile.TemporaryDirectory(prefix="large2small-") as folder:
         content, meta = checked_fp32(model, meta, student, merged, held_out, options, Path(folder))
         if calibration is not None:
-            content, meta = checked_int8(model, content, meta, calibration, held_out, options, Path(folder))
+            made = reduced.make(model, content, meta, student, checkpoint, calibration, held_out, options, Path(folder))
+            content, meta = made.content, made.meta
         verify.require_opens(content, meta, Path(folder))
     files.write_bytes(options.target, content)
+    if made is not None:
+        write_sensitivity(options, made.outcome)
     return report(options, content, meta)
 
 
@@ -126,22 +140,25 @@ def check(options: OnnxOptions) -> None:
     """Raise UsageError for what can be seen to be wrong before anything is read."""
     if not options.checkpoint.is_file():
         raise UsageError(f"{options.checkpoint}: no such checkpoint")
-    files.refuse_existing(options.target, options.overwrite)
+    for path in (options.target, *(options.sensitivity_files if options.int8 else ())):
+        files.refuse_existing(path, options.overwrite)
     if options.target.suffix != ".onnx":
         raise UsageError(f"--output {options.target}: expected a name that ends in .onnx")
-    for name, least in (("calib_size", 1), ("accuracy_size", 1), ("verify_size", 1), ("img_size", 1)):
+    for name, least in (("verify_size", 1), ("img_size", 1)):
         value = getattr(options, name)
         if value is not None and value < least:
             raise UsageError(f"--{name.replace('_', '-')} {value}: expected {least} or more")
-    lowest = 19 if options.int8 else 18
+    lowest = 18 if options.precision == "fp32" else 19
     if not lowest <= options.opset <= 21:
         raise UsageError(f"--opset {options.opset}: expected {lowest} to 21 (the exporter starts at 18; fp16 scales need 19)")
     if options.int8:
-        from .calibrate import check_method
-
-        check_method(options.calib_method, options.percentile)
-    elif options.calib is not None or options.exclude:
-        raise UsageError(f"--{'calib' if options.calib is not None else 'exclude'} is only read with --int8. Add --int8")
+        check_int8(options, options.fp16)
+        return
+    defaults = {f.name: f.default for f in fields(Int8Options)}
+    shared = {"max_drop", "accuracy_size", "calib", "calib_size"} if options.fp16 else {"max_drop", "accuracy_size"}
+    for name, default in defaults.items():
+        if name not in shared and getattr(options, name) != default:
+            raise UsageError(f"--{name.replace('_', '-')} is only read with --int8. Add --int8")
 
 
 def open_inputs(options: OnnxOptions) -> tuple[Checkpoint, ImageSet]:
@@ -161,20 +178,16 @@ def open_inputs(options: OnnxOptions) -> tuple[Checkpoint, ImageSet]:
     return checkpoint, held_out
 
 
-def choose_calibration(options: OnnxOptions, checkpoint: Checkpoint, held_out: ImageSet) -> tuple[ImageSet, Any]:
-    """(training images, chosen indices); none of the chosen ones is in held_out."""
-    from . import samples
+def open_calibration(options: OnnxOptions, checkpoint: Checkpoint, held_out: ImageSet) -> Callable[[int], Calibration]:
+    """A function from a seed to calibration images, none of which is in held_out."""
+    from . import int8
 
-    if options.calib is not None and options.calib.lower() in ("random", "noise", "synthetic"):
-        raise UsageError(f"--calib {options.calib}: random data gives ranges that no real image has. "
-                         "Give training images: --calib DIR")
+    if options.calib == "random":
+        note("--calib random: ranges of noise; the artifact is marked \"not for accuracy\" and not held to --max-drop")
+        return lambda seed: int8.choose_calibration(options, None, checkpoint.preprocess, held_out, seed)
     images = open_or_say(options.calib or recorded(checkpoint, "train_spec"), "train", "--calib", options.calib is None)
     require_same_classes(checkpoint.class_names, str(options.checkpoint), images.class_names, images.name)
-    chosen = samples.choose(images.labels, options.calib_size, options.seed)
-    if len(chosen) < options.calib_size:
-        note(f"{images.name} has {len(chosen)} images; all of them calibrate (asked for {options.calib_size})")
-    samples.require_apart(images, chosen, held_out)
-    return images, chosen
+    return lambda seed: int8.choose_calibration(options, images, checkpoint.preprocess, held_out, seed)
 
 
 def open_or_say(spec: str | None, split: str, flag: str, is_recorded: bool) -> ImageSet:
@@ -250,35 +263,6 @@ def checked_fp32(model: Any, meta: Metadata, student: Any, merged: Any, held_out
     return graph.write_metadata(model, meta), meta
 
 
-def checked_int8(model: Any, fp32: bytes, meta: Metadata, calibration: tuple[ImageSet, Any], held_out: ImageSet,
-                 options: OnnxOptions, folder: Path) -> tuple[bytes, Metadata]:
-    """(content of the int8 file, its metadata) after its accuracy was found to be within --max-drop."""
-    from . import graph, quantize, samples, verify
-    from .calibrate import calibrate
-
-    rules = quantize.Rules(exclude=options.exclude)
-    made = quantize.plan(model, options.placement, rules)
-    for pattern, matched in made.excluded.items():
-        note(f"--exclude {pattern}: matched {matched} node{'s' * (matched != 1)}")
-    ranges = calibrate(model, made.tensors, real_images(*calibration, meta, "calibrating"), options.calib_method,
-                       options.percentile)
-    quantized = quantize.quantize(model, made, ranges, rules)
-    meta = replace(meta, precision="int8", quantization=quantization_record(options, made, model, calibration),
-                   lineage=meta.lineage | {"fp32_onnx": {"sha256": hashlib.sha256(fp32).hexdigest()}})
-    content = graph.write_metadata(quantized, meta)
-    chosen = samples.choose(held_out.labels, options.accuracy_size, options.seed)
-    found = verify.accuracy(
-        *(verify.logits_of(artifact, folder / f"{name}.onnx", real_images(held_out, chosen, meta, f"accuracy of {name}"))
-          for name, artifact in (("fp32", fp32), ("int8", content))), held_out.labels[chosen])
-    verify.require_small_drop(found, options.max_drop)
-    some = next(iter(samples.batches(held_out, chosen, meta.preprocess, max(verify.BATCH_SIZES))))[0]
-    with verify.opened(content, folder / "int8.onnx") as predictor:
-        spread = verify.require_consistent(predictor, some, verify.INT8_TOLERANCE)
-    checks = meta.verification | {"int8": found.to_dict() | {"max_drop": options.max_drop, "batch_spread": spread}}
-    meta = replace(meta, verification=checks)
-    return graph.write_metadata(quantized, meta), meta
-
-
 def real_images(images: ImageSet, chosen: Any, meta: Metadata, about: str) -> Iterator[Any]:
     """The chosen images as preprocessed batches, without their labels."""
     from . import samples
@@ -286,57 +270,48 @@ def real_images(images: ImageSet, chosen: Any, meta: Metadata, about: str) -> It
     return (batch for batch, _ in samples.batches(images, chosen, meta.preprocess, about=about))
 
 
-def quantization_record(options: OnnxOptions, made: Plan, model: Any, calibration: tuple[ImageSet, Any]) -> dict[str, Any]:
-    """How int8 came about, down to each calibration image."""
-    from . import quantize, samples
+def write_sensitivity(options: OnnxOptions, outcome: Any) -> None:
+    """The table of layers beside the artifact, when layers were ranked."""
+    from . import budget
 
-    return {
-        "method": options.calib_method, "percentile": options.percentile if options.calib_method == "percentile" else None,
-        "placement": options.placement, "scales": quantize.scale_count(made, model), "tensors": len(made.tensors),
-        "int8_layers": len(made.layers), "float_layers": made.left_float, "exclude": list(options.exclude),
-        "seed": options.seed, "images": samples.listing(*calibration), "data_sha256": calibration[0].fingerprint()}
+    if outcome is not None and outcome.rows:
+        for path, text in zip(options.sensitivity_files, (budget.to_json(outcome), budget.to_markdown(outcome)), strict=True):
+            files.write_text(path, text)
+        note(f"damage of each layer: {' and '.join(str(path) for path in options.sensitivity_files)}")
 
 
 def report(options: OnnxOptions, content: bytes, meta: Metadata) -> dict[str, Any]:
-    """Print the result: a line and, for int8, a table; with --json one object. Returns the object."""
+    """Print the result: a line and, below fp32, a table; with --json one object. Returns the object."""
     checks = meta.verification
     result = {"output": str(options.target), "sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content),
               "precision": meta.precision, "model": meta.model, "parameters": meta.parameters, "macs": meta.macs,
               "placement": options.placement if options.int8 else None,
               "parity_images": checks["parity"]["images"], "parity_max_abs": checks["parity"]["max_abs"],
               "parity_agreement_percent": checks["parity"]["top1_agreement"]}
-    int8 = checks.get("int8")
-    if int8:
-        result |= {"images": int8["images"], "fp32_top1_percent": int8["fp32_top1"], "int8_top1_percent": int8["int8_top1"],
-                   "drop_points": int8["drop"], "int8_agreement_percent": int8["agreement"]}
+    key = meta.precision.partition("+")[0]  # int8, with or without fp16
+    found = checks.get(key)
+    if found:
+        same = ("images", "drop_low_points", "drop_high_points", "right_to_wrong", "wrong_to_right", "kl_nats", "worst_class",
+                "speed")
+        result |= {"fp32_top1_percent": found["fp32_top1"], "fp32_onnx_top1_percent": found["fp32_onnx_top1"],
+                   f"{key}_top1_percent": found["int8_top1"], "drop_points": found["drop"],
+                   f"{key}_agreement_percent": found["agreement"], **{name: found[name] for name in same}}
+    if meta.quantization:
+        how = meta.quantization
+        result |= {"method": how["method"], "int8_macs_percent": how["budget"] and how["budget"]["int8_macs_percent"],
+                   "rolled_back": how["budget"]["float_layers"] if how["budget"] else [], "draws": how["draws"],
+                   "not_for_accuracy": how["not_for_accuracy"]}
     if options.json:
         print(json.dumps(result))
-        return result
-    if int8:
-        _print_table(int8)
-        print(f"{options.target}: top-1 agreement with fp32 {int8['agreement']:.2f} %, "
-              f"largest logit difference {int8['max_abs']:.3g} ({options.placement} placement)")
+    elif found:
+        reports.show(options.target, meta, found)
     else:
         print(f"{options.target}: top-1 agreement with torch {result['parity_agreement_percent']:.2f} % on "
               f"{result['parity_images']} images, largest logit difference {result['parity_max_abs']:.3g}")
     return result
 
 
-def _print_table(int8: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("fp32 top-1 %", "int8 top-1 %", "drop, points", "agreement %", "images")
-    table.add_row(*(f"{int8[key]:.2f}" for key in ("fp32_top1", "int8_top1", "drop", "agreement")), str(int8["images"]))
-    Console().print(table)
-
-
 def recorded(checkpoint: Checkpoint, key: str) -> str | None:
     """A data spec from the checkpoint's lineage, or None."""
     value = (checkpoint.lineage.get("data") or {}).get(key)
     return value if isinstance(value, str) and value else None
-
-
-def note(text: str) -> None:
-    """A line that is not the result: stderr, so that --json stays one object."""
-    print(f"note: {text}", file=sys.stderr)

@@ -19,6 +19,8 @@ from runtime.preprocess import Preprocess
 
 PIXELS_PER_BATCH = 2**18
 """A batch holds about so many pixels: 5 images of 224 x 224, at most 32; bounds the memory for activations."""
+FEWEST_HELD_BACK = 128
+"""Images below which choosing between settings by their accuracy is a lottery."""
 
 
 def choose(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
@@ -26,14 +28,28 @@ def choose(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
 
     labels (N,) int. A class with too few images gives what it has, the others fill up.
     """
-    random = np.random.default_rng(seed)
-    shuffled = random.permutation(len(labels))
+    return np.sort(_order(labels, seed)[:size])
+
+
+def split(labels: np.ndarray, size: int, held_back: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two disjoint choices of indices: `size` images to use as `choose` gives them, and up to `held_back` others to judge by.
+
+    Where fewer than FEWEST_HELD_BACK would be left over, the last quarter of the stratified order is held back from use.
+    """
+    order = _order(labels, seed)
+    if len(order) - size < min(held_back, FEWEST_HELD_BACK):
+        size = len(order) - min(held_back, len(order) // 4)
+    return np.sort(order[:size]), np.sort(order[size:size + held_back])
+
+
+def _order(labels: np.ndarray, seed: int) -> np.ndarray:
+    """All indices by chance, the first of every class first, then the second of every class, and so on."""
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
     turn = np.empty(len(labels), dtype=np.int64)  # how many of its class come before it
     for label in np.unique(labels):
         members = shuffled[labels[shuffled] == label]
         turn[members] = np.arange(len(members))
-    order = shuffled[np.argsort(turn[shuffled], kind="stable")]
-    return np.sort(order[:size])
+    return shuffled[np.argsort(turn[shuffled], kind="stable")]
 
 
 def batches(images: ImageSet, indices: Sequence[int], preprocess: Preprocess, size: int | None = None,

@@ -42,9 +42,16 @@ class View:
 
     def weighted(self) -> list[NodeProto]:
         """Conv, and Gemm or MatMul with a constant matrix, in the graph's order."""
-        return [node for node in self.model.graph.node
-                if node.op_type in WEIGHTED and len(node.input) > 1 and node.input[1] in self.constants
-                and (node.op_type == "Conv" or len(self.constants[node.input[1]].dims) == 2)]
+        return [node for node in self.candidates() if node.op_type in WEIGHTED and self.has_constant_matrix(node)]
+
+    def candidates(self) -> list[NodeProto]:
+        """Every node that multiplies a map with a weight, constant or not, in the graph's order."""
+        return [node for node in self.model.graph.node if node.op_type in (*WEIGHTED, "ConvTranspose")]
+
+    def has_constant_matrix(self, node: NodeProto) -> bool:
+        """Is the weight of this candidate an initializer, of a shape that has output channels?"""
+        return len(node.input) > 1 and node.input[1] in self.constants and (
+            node.op_type == "Conv" or len(self.constants[node.input[1]].dims) == 2)
 
     def only_reader(self, tensor: str) -> NodeProto | None:
         """The one node that reads `tensor`, or None when there are more, none, or it is an output of the graph."""

@@ -1,16 +1,20 @@
-"""The contract between export and everything that runs a model: the metadata inside an artifact.
+"""The contract between export and everything that runs a model: the metadata inside an artifact, and the seal over all of it.
 
-In:  a `Metadata` value at export; the string map of an ONNX file (`metadata_props`) when loading.
+In:  a `Metadata` value at export; the string map of an ONNX file (`metadata_props`) when loading; a whole file's bytes.
 Out: the map to store, or the `Metadata` read back; for a file of another origin, one whose fields say "unknown" (None).
+     The bytes sealed, or whether their seal holds.
 Elsewhere: opening the model (runtime.backends), writing ONNX (export.graph).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import mmap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from .errors import ArtifactError
 from .preprocess import Preprocess
@@ -20,6 +24,15 @@ SCHEMA = 1
 
 KEY = "large2small"
 """Name of the one metadata entry, a JSON object."""
+
+SEAL_KEY = "large2small.seal"
+"""Name of the entry at the very start of a sealed file; SEAL_KEY + "ed" is the one at its end."""
+
+DIGITS = 64
+"""Hex digits of a SHA-256."""
+
+BLOCK = 1 << 20
+"""Bytes hashed at a time."""
 
 
 @dataclass(frozen=True)
@@ -99,3 +112,74 @@ def require_same_classes(ours: list[str] | None, ours_name: str, theirs: list[st
     if difference:
         raise ArtifactError(f"class order differs: {difference} ({ours_name} against {theirs_name}). "
                             "Use the data set the model was trained on, or rename the class folders")
+
+
+class _Frame(NamedTuple):
+    """Where the seal stands in a kind of file: the digits between `before` and `after` at the start, `tail` at the end.
+
+    Two entries, so that damage to one of them, or a cut at either end, does not make a sealed file look like an unsealed one.
+    """
+
+    before: bytes
+    after: bytes
+    tail: bytes
+    remains: tuple[bytes, bytes]
+    """One of these is left in a file that was sealed, wherever another tool may have put it."""
+
+
+def _onnx_entry(key: str, value: str) -> bytes:
+    """A `metadata_props` entry of an ONNX file as protobuf bytes, which may stand anywhere between the file's other fields.
+
+    Field 14 of ModelProto, fields 1 and 2 of StringStringEntryProto, each with a length below 128 (protobuf.dev, encoding).
+    """
+    entry = b"".join(bytes((tag, len(text))) + text.encode() for tag, text in ((0x0A, key), (0x12, value)))
+    return bytes((0x72, len(entry))) + entry
+
+
+_HEAD, _TAIL = _onnx_entry(SEAL_KEY, "0" * DIGITS)[:-DIGITS], _onnx_entry(f"{SEAL_KEY}ed", "sha256")
+_ONNX = _Frame(_HEAD, b"", _TAIL, (_HEAD, _TAIL))
+_JSON = _Frame(f'{{"{SEAL_KEY}": "'.encode(), b'", ', f', "{SEAL_KEY}ed": "sha256"}}\n'.encode(),
+               (f'"{SEAL_KEY}":'.encode(), f'"{SEAL_KEY}ed":'.encode()))
+
+
+def seal(content: bytes) -> bytes:
+    """A file's content with a seal: the SHA-256 of the whole, with zeros for the seal's own 64 digits.
+
+    content: a serialized ONNX model, or a JSON object that is not empty (what lies beside a file that cannot hold metadata).
+    Readers of either find two more entries. Finds accidents and quiet edits; it is no signature, anyone can seal again.
+    """
+    frame, body = (_JSON, content.strip()[1:-1]) if content.startswith(b"{") else (_ONNX, content)
+    rest = frame.after + body + frame.tail
+    return frame.before + _digest(frame, rest, 0) + rest
+
+
+def check_seal(content: bytes | mmap.mmap, name: str) -> bool:
+    """True when the seal holds, False when there is none: an older file, or one of another origin.
+
+    name is used in messages. Raises ArtifactError when any byte was changed, added or cut off after `seal`, or when another tool
+    has written the file anew.
+    """
+    frame = next((frame for frame in (_ONNX, _JSON) if content[:len(frame.before)] == frame.before), None)
+    if frame is None and all(content.find(part) < 0 for part in (*_ONNX.remains, *_JSON.remains)):
+        return False
+    end = len(frame.before) + DIGITS if frame else 0
+    if frame is None or content[end - DIGITS:end] != _digest(frame, content, end):
+        raise ArtifactError(f"{name}: changed since it was written (its SHA-256 seal does not hold), so what was verified about "
+                            "it is no longer true. Copy it again from its source, or export again: distill export onnx CKPT")
+    return True
+
+
+def check_file(path: str | Path) -> bool:
+    """`check_seal` of a file, without holding it in memory."""
+    if not Path(path).stat().st_size:  # nothing cannot be mapped
+        return False
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return check_seal(content, str(path))
+
+
+def _digest(frame: _Frame, content: bytes | mmap.mmap, start: int) -> bytes:
+    """The hex digits over the frame's start, zeros for the digits, and `content` from `start` on."""
+    digest = hashlib.sha256(frame.before + b"0" * DIGITS)
+    for place in range(start, len(content), BLOCK):
+        digest.update(content[place:place + BLOCK])
+    return digest.hexdigest().encode()

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .artifact import Metadata, read_map
+from .artifact import Metadata, check_file, read_map
 from .errors import ArtifactError, UsageError
 from .preprocess import Image, Preprocess
 
@@ -28,12 +28,13 @@ class Prediction(NamedTuple):
 
 
 def load(path: str | Path, device: str = "cpu", *, threads: int | None = None,
-         preprocess: Preprocess | None = None, class_names: Sequence[str] | None = None) -> Predictor:
+         preprocess: Preprocess | None = None, class_names: Sequence[str] | None = None, verify: bool = True) -> Predictor:
     """Open an artifact on a device.
 
     path: an .onnx file. device: cpu, cuda or cuda:INDEX; the provider asked for is the one used, or MissingError.
     threads: CPU threads of the engine, all usable cores when None. preprocess, class_names: only for files that do not
-    carry them. Raises ArtifactError when the file cannot be used here, UsageError when it is not there.
+    carry them. verify: check the file's seal first, if it has one, which reads the file once more.
+    Raises ArtifactError when the file cannot be used here or was changed after it was written, UsageError when it is not there.
     """
     path = Path(path)
     if path.suffix != ".onnx":
@@ -42,6 +43,8 @@ def load(path: str | Path, device: str = "cpu", *, threads: int | None = None,
         raise UsageError(f"{path}: this runtime opens .onnx files. Make one: distill export onnx CKPT")
     from .backends.ort import OrtBackend  # here, so that an engine is imported only when it is used
 
+    if verify and path.is_file():
+        check_file(path)
     backend = OrtBackend(path, device, threads)
     try:
         metadata = read_map(backend.metadata_map(), str(path))

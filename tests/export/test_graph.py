@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from export import graph
-from runtime.artifact import Metadata, read_map
-from runtime.errors import GateError
+from runtime.artifact import Metadata, check_seal, read_map
+from runtime.errors import ArtifactError, GateError
 
 
 def run(model, batch):
@@ -135,6 +135,13 @@ def test_metadata_reads_back_and_replaces_what_was_there(tiny_onnx):
     content = graph.write_metadata(model, Metadata(model="new", macs=12))
     found = {entry.key: entry.value for entry in onnx.load_from_string(content).metadata_props}
     assert read_map(found, "tiny").model == "new" and read_map(found, "tiny").macs == 12
+
+
+def test_what_is_written_is_sealed_and_again_after_it_was_read(tiny_onnx):
+    content = graph.write_metadata(tiny_onnx, Metadata(model="one"))
+    assert check_seal(content, "tiny") and content == graph.write_metadata(onnx.load_from_string(content), Metadata(model="one"))
+    with pytest.raises(ArtifactError, match="changed since"):
+        check_seal(content.replace(b'"model": "one"', b'"model": "two"'), "tiny")
 
 
 def test_nothing_is_printed(capfd):

@@ -12,11 +12,14 @@ import torch
 
 import runtime
 from distill import checkpoint
-from export import cli, graph, onnx_command
+from export import cli, graph, onnx_command, samples
 from export.onnx_command import OnnxOptions
 from runtime.images import open_images
 
-INT8 = ("--int8", "--calib-size", "64", "--accuracy-size", "200", "--verify-size", "32")
+INT8 = ("--int8", "--calib-size", "64", "--accuracy-size", "200", "--verify-size", "32", "--calib-cache", "none",
+        "--placement", "tensorrt", "--percentile", "99.99")
+RUINED = ("--percentile", "51", "--exclude", "layer1.*", "layer2.*", "layer3.0.*", "layer3.1.*")
+"""Two layers in int8 with ranges that cut half of all values: neither can be had without loss."""
 
 
 def export(*words) -> int:
@@ -61,7 +64,7 @@ def test_fp32_and_int8_of_one_student(student_file, tmp_path, temporary, capsys)
     assert capsys.readouterr().out.startswith(f"{fp32}: top-1 agreement with torch 100.00 % on 32 images")
     assert export(copy, *INT8, "--max-drop", 5) == 0
     printed = capsys.readouterr().out
-    assert "drop, points" in printed and f"{int8}: top-1 agreement with fp32" in printed.replace("\n", "")
+    assert "student, fp32, torch" in printed and "tensorrt placement, percentile ranges: 100.0 %" in printed
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best.int8.onnx", "best.onnx", "best.pth", "temporary"]
     assert not list(temporary.iterdir())
 
@@ -85,13 +88,77 @@ def test_fp32_and_int8_of_one_student(student_file, tmp_path, temporary, capsys)
     assert len(how["images"]) == 64 and how["float_layers"] == {"linear": "makes the logits"}
     checks = second.verification["int8"]
     assert checks["images"] == 200 and checks["fp32_top1"] > 50 and checks["drop"] <= 5.0
+    assert checks["fp32_onnx_top1"] == checks["fp32_top1"] and checks["repeatability"]["bit_equal"]
+    assert checks["drop"] == pytest.approx((checks["right_to_wrong"] - checks["wrong_to_right"]) / 2)  # of 200 images
+    assert checks["drop_low_points"] <= checks["drop"] <= checks["drop_high_points"] and checks["speed"]["ratio"] > 0
+    assert not how["not_for_accuracy"] and how["budget"]["history"] == [
+        {"float_groups": 0, "drop_points": checks["drop"], "int8_macs_percent": how["budget"]["int8_macs_percent"]}]
 
 
 def test_a_drop_above_the_budget_exits_1_and_leaves_no_file(student_file, tmp_path, temporary, exported, capsys):
     out = tmp_path / "out" / "student.onnx"
-    assert export(student_file, *INT8, "--percentile", 51, "--output", out) == 1
-    assert "points below fp32's" in capsys.readouterr().err
+    assert export(student_file, *INT8, *RUINED, "--max-drop", 1, "--output", out) == 1
+    assert "at most 1 allowed, nothing written" in capsys.readouterr().err.splitlines()[-1]
     assert not out.parent.exists() and not list(temporary.iterdir())
+
+
+def test_layers_go_back_to_float_until_the_budget_holds(student_file, tmp_path, exported, capsys):
+    out = tmp_path / "student.onnx"
+    assert export(student_file, *INT8, "--percentile", 90, "--max-drop", 1, "--output", out, "--json") == 0
+    printed, notes = capsys.readouterr()
+    result = json.loads(printed)
+    assert result["rolled_back"] and result["drop_points"] <= 1 and 0 < result["int8_macs_percent"] < 95
+    assert "sensitivity 1/19: " in notes
+    table = json.loads((tmp_path / "student.sensitivity.json").read_text())
+    assert sum(len(group["layers"]) for group in table["groups"]) == 19
+    back = [name for group in table["groups"] if group["precision"] == "float" for name in group["layers"]]
+    assert back == result["rolled_back"]
+    assert "| layers | top-1 lost, points |" in (tmp_path / "student.sensitivity.md").read_text()
+    with runtime.load(out) as predictor:
+        left = predictor.metadata.quantization["float_layers"]
+        assert {name for name, why in left.items() if "budget" in why} == set(result["rolled_back"])
+        digits = open_images("digits", "val")
+        chosen = samples.choose(digits.labels, 200, 0)
+        guesses = predictor.logits(predictor.preprocess.batch(digits.image(int(i)) for i in chosen)).argmax(1)
+    assert 100 * float((guesses == digits.labels[chosen]).mean()) == pytest.approx(result["int8_top1_percent"])
+
+
+def test_the_default_placement_is_for_cpus_and_auto_says_what_it_tried(student_file, tmp_path, exported, capsys):
+    small = ("--int8", "--calib-size", 64, "--accuracy-size", 200, "--verify-size", 32, "--calib-cache", tmp_path / "cache")
+    assert export(student_file, *small, "--calib-method", "auto", "--calib-draws", 2, "--max-drop", 5,
+                  "--output", tmp_path / "a.onnx", "--json") == 0
+    printed, notes = capsys.readouterr()
+    result = json.loads(printed)
+    methods, draws = ("minmax", "percentile", "entropy", "mse"), result["draws"]["int8_top1"]
+    assert result["placement"] == "cpu" and result["method"] in methods
+    assert all(f"{method} " in notes for method in methods) and "512 held-back images" in notes
+    assert len(draws) == 2 and draws[0] == pytest.approx(result["int8_top1_percent"])
+    assert len(list((tmp_path / "cache").iterdir())) == 2  # one file for each draw, whatever the number of methods
+
+
+@pytest.mark.parametrize("words", [("--fp16",), (*INT8, "--fp16")])
+def test_fp16_computes_the_same_in_half_the_size(student_file, tmp_path, exported, capsys, words):
+    out = tmp_path / "a.onnx"
+    assert export(student_file, *words, "--calib-size", 32, "--accuracy-size", 200, "--max-drop", 3, "--output", out) == 0
+    written = onnx.load(out)
+    kinds = [t.data_type for t in written.graph.initializer]
+    assert kinds.count(onnx.TensorProto.FLOAT16) > 20 and written.graph.input[0].type.tensor_type.elem_type == 1
+    assert written.graph.output[0].type.tensor_type.elem_type == 1
+    with runtime.load(out) as predictor:
+        meta = predictor.metadata
+    assert meta.precision == ("int8+fp16" if "--int8" in words else "fp16")
+    checks = meta.verification["int8" if "--int8" in words else "fp16"]
+    assert checks["drop"] <= 3 and checks["images"] == 200 and meta.quantization["fp16"]["kept_fp32"] == {}
+
+
+def test_a_student_that_guesses_is_refused_before_calibration(student_file, tmp_path, capsys):
+    guessing = checkpoint.load(student_file)
+    guessing.state_dict = {key: torch.zeros_like(value) if key.startswith("linear") else value
+                           for key, value in guessing.state_dict.items()}
+    checkpoint.save(guessing, tmp_path / "guessing.pth")
+    assert export(tmp_path / "guessing.pth", *INT8) == 1
+    assert "nothing to preserve" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["guessing.pth"]
 
 
 def test_an_export_that_computes_something_else_exits_1_and_leaves_no_file(student_file, tmp_path, temporary, exported,
@@ -109,14 +176,18 @@ def test_an_export_that_computes_something_else_exits_1_and_leaves_no_file(stude
 def test_a_failed_check_keeps_the_old_file(student_file, tmp_path, exported):
     out = tmp_path / "student.onnx"
     out.write_bytes(b"old")
-    assert export(student_file, *INT8, "--percentile", 51, "--output", out, "--overwrite") == 1
+    assert export(student_file, *INT8, *RUINED, "--output", out, "--overwrite") == 1
     assert out.read_bytes() == b"old"
 
 
-def test_random_calibration_is_refused(student_file, tmp_path, capsys):
-    assert export(student_file, *INT8, "--calib", "random", "--output", tmp_path / "a.onnx") == 2
-    assert capsys.readouterr().err.strip() == ("error: --calib random: random data gives ranges that no real image has. "
-                                               "Give training images: --calib DIR")
+def test_ranges_of_noise_are_marked_not_for_accuracy_and_held_to_no_budget(student_file, tmp_path, exported, capsys):
+    out = tmp_path / "a.onnx"
+    assert export(student_file, *INT8, "--calib", "random", "--max-drop", 0, "--output", out) == 0
+    printed, notes = capsys.readouterr()
+    assert "not for accuracy" in printed and "not held to --max-drop" in notes
+    with runtime.load(out) as predictor:
+        how = predictor.metadata.quantization
+    assert how["not_for_accuracy"] and how["images"] == [] and how["data"] == "random"
 
 
 def test_calibrating_on_evaluation_images_is_refused_by_name(student_file, tmp_path, digits_npz, capsys):
@@ -152,6 +223,7 @@ def test_foreign_weights_take_class_names_from_the_data_and_json_is_one_object(s
     out, err = capsys.readouterr()
     result = json.loads(out)
     assert "no class names; taken from npz:" in err and "--exclude layer1.0.*: matched 2 nodes" in err
+    assert result["rolled_back"] == [] and result["images"] == 200
     assert result["output"] == str(tmp_path / "foreign.int8.onnx") and result["precision"] == "int8"
     assert result["sha256"] == hashlib.sha256((tmp_path / "foreign.int8.onnx").read_bytes()).hexdigest()
     assert result["images"] == 200 and result["drop_points"] == pytest.approx(

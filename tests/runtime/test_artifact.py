@@ -1,11 +1,28 @@
-"""The metadata inside an artifact: written and read back, unknown, damaged, of another schema, with other classes."""
+"""The metadata inside an artifact: written and read back, unknown, damaged, of another schema, with other classes. Its seal."""
 
+import hashlib
 import json
+import random
+import re
 
+import numpy as np
+import onnx
 import pytest
 
+import runtime
 from runtime import ArtifactError, Metadata, Preprocess
-from runtime.artifact import KEY, SCHEMA, first_class_difference, read_map, require_same_classes
+from runtime.artifact import (
+    BLOCK,
+    KEY,
+    SCHEMA,
+    SEAL_KEY,
+    check_file,
+    check_seal,
+    first_class_difference,
+    read_map,
+    require_same_classes,
+    seal,
+)
 
 FULL = Metadata(
     model="convnext_tiny", role="student", preprocess=Preprocess((3, 160, 224), "lanczos", 0.9, "border"),
@@ -66,3 +83,103 @@ def test_the_first_class_that_differs_is_named(ours, theirs, words):
 
 def test_an_unknown_class_list_is_compared_with_nothing():
     require_same_classes(None, "m.onnx", ["a"], "photos")
+
+
+@pytest.fixture(params=["onnx", "json", "class called like the seal"])
+def content(request, tiny, tmp_path):
+    """What is to be sealed, of either kind."""
+    if request.param == "json":
+        return json.dumps(json.loads(FULL.to_map()[KEY]), indent=1).encode()
+    names = ["blue", "green", "red"]
+    if request.param != "onnx":  # the same words, and what looks like a whole seal, inside the metadata
+        names[1] = f'{SEAL_KEY}": "{"0" * 64}", "{SEAL_KEY}ed": "sha256"'
+    return tiny.write(tmp_path / "plain.onnx", meta=tiny.metadata(class_names=names)).read_bytes()
+
+
+def is_found(content):
+    """Does the seal alone say that these bytes are not what was sealed?"""
+    try:
+        return check_seal(content, "a.onnx") is not True
+    except ArtifactError:
+        return True
+
+
+def test_the_seal_is_the_hash_of_the_whole_with_its_own_digits_as_zeros(content):
+    sealed = seal(content)
+    digits = re.search(rb"[0-9a-f]{64}", sealed).group()
+    assert sealed.index(digits) < 40  # at the very start, so before any name in the file that looks like one
+    blanked = sealed[:sealed.index(digits)] + b"0" * 64 + sealed[sealed.index(digits) + 64:]
+    assert hashlib.sha256(blanked).hexdigest().encode() == digits
+    assert check_seal(sealed, "a.onnx") is True
+
+
+def test_every_changed_byte_is_found(content):
+    sealed = seal(content)
+    chance = random.Random(0)
+    for place in range(len(sealed)):
+        changed = bytearray(sealed)
+        changed[place] ^= 1 << chance.randrange(8)
+        with pytest.raises(ArtifactError, match=r"a\.onnx: changed since it was written"):
+            check_seal(bytes(changed), "a.onnx")
+
+
+def test_every_cut_and_everything_added_is_found(content):
+    sealed = seal(content)
+    start = re.search(rb"[0-9a-f]{64}", sealed).start()  # a shorter piece is neither valid ONNX nor valid JSON
+    for length in range(start, len(sealed)):
+        assert is_found(sealed[:length]) and is_found(sealed[-length:])
+    for more in (b"\0", b"\n", b" ", sealed, b"\x72\x06\x0a\x01a\x12\x01b"):
+        assert is_found(sealed + more) and is_found(more + sealed)
+    middle = len(sealed) // 2
+    assert is_found(sealed[:middle] + sealed[middle + 1:]) and is_found(sealed[:middle] + b"x" + sealed[middle:])
+
+
+def test_what_is_sealed_is_still_what_it_was(tiny, tmp_path, content):
+    sealed = seal(content)
+    if content.startswith(b"{"):
+        values = json.loads(sealed)
+        assert {key: values[key] for key in json.loads(content)} == json.loads(content)
+        assert set(values) - set(json.loads(content)) == {SEAL_KEY, f"{SEAL_KEY}ed"}
+        return
+    onnx.checker.check_model(sealed)
+    before, after = onnx.load_from_string(content), onnx.load_from_string(sealed)
+    kept = [entry for entry in after.metadata_props if not entry.key.startswith(SEAL_KEY)]
+    assert kept == list(before.metadata_props) and after.graph == before.graph
+    (tmp_path / "sealed.onnx").write_bytes(sealed)
+    (tmp_path / "plain.onnx").write_bytes(content)
+    image = np.random.default_rng(0).random((2, 3, 8, 8), np.float32)
+    with runtime.load(tmp_path / "plain.onnx") as plain, runtime.load(tmp_path / "sealed.onnx") as other:
+        assert np.array_equal(plain.logits(image), other.logits(image)) and plain.metadata == other.metadata
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"a": 1}', b"\x08\x09"], ids=["empty", "empty object", "object", "onnx"])
+def test_a_file_without_a_seal_has_none_and_is_no_error(content, tmp_path):
+    assert check_seal(content, "a") is False
+    (tmp_path / "a").write_bytes(content)
+    assert check_file(tmp_path / "a") is False
+
+
+def test_a_file_that_another_tool_wrote_anew_is_found(tiny, tmp_path):
+    sealed = seal(tiny.write(tmp_path / "plain.onnx", meta=tiny.metadata()).read_bytes())
+    model = onnx.load_from_string(sealed)
+    beside = json.dumps(json.loads(seal(b'{"a": 1}')), indent=2)
+    for again in (model.SerializeToString(), beside.encode()):  # all as before, in another order or with other spaces
+        with pytest.raises(ArtifactError, match="changed since"):
+            check_seal(again, "a.onnx")
+    del model.metadata_props[0]  # nor does it help to drop one of the two entries
+    assert is_found(model.SerializeToString())
+
+
+@pytest.mark.parametrize("place", [-90, -1, 0, BLOCK - 1, BLOCK, 2 * BLOCK - 1, 2 * BLOCK, 2 * BLOCK + 12344])
+def test_a_changed_byte_in_any_block_of_a_large_file_is_found(tmp_path, place):
+    """Blocks are counted from where the digits end."""
+    sealed = seal(random.Random(0).randbytes(2 * BLOCK + 12345))
+    place = max(0, re.search(rb"[0-9a-f]{64}", sealed).end() + place)
+    path = tmp_path / "large.onnx"
+    path.write_bytes(sealed)
+    assert check_file(path) is True
+    changed = bytearray(sealed)
+    changed[place] ^= 1
+    path.write_bytes(changed)
+    with pytest.raises(ArtifactError, match=r"large\.onnx: changed since .* distill export onnx CKPT"):
+        check_file(path)

@@ -10,6 +10,7 @@ from PIL import Image
 
 import runtime
 from runtime import ArtifactError, DataError, MissingError, Prediction, UsageError
+from runtime.artifact import seal
 from runtime.preprocess import Preprocess
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -207,6 +208,41 @@ def test_a_damaged_file_is_an_artifact_error_on_one_line(student, damage):
     with pytest.raises(ArtifactError, match=r"student\.onnx: ONNX Runtime .* cannot open it") as found:
         runtime.load(student)
     assert "\n" not in str(found.value)
+
+
+@pytest.fixture
+def sealed(student):
+    """The artifact as export writes it."""
+    student.write_bytes(seal(student.read_bytes()))
+    return student
+
+
+def test_a_sealed_file_opens_and_answers_as_before(sealed):
+    with runtime.load(sealed) as predictor:
+        assert predictor.metadata.role == "student"
+        assert predictor.classify(solid(RED))[0][0].label == "red"
+
+
+def test_a_changed_weight_is_found_before_anything_is_predicted(sealed, tiny):
+    content = bytearray(sealed.read_bytes())
+    place = content.index(tiny.RIGHT.tobytes())
+    content[place + 2] ^= 0x80  # a 0 becomes a tiny number: the file still opens and runs
+    sealed.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"student\.onnx: changed since it was written") as found:
+        runtime.load(sealed)
+    assert found.value.exit_code == 4 and "\n" not in str(found.value)
+    with runtime.load(sealed, verify=False) as predictor:  # who wants to look at it nevertheless
+        assert predictor.logits(np.ones((1, 3, 8, 8), np.float32)).shape == (1, 3)
+
+
+def test_a_file_cut_anywhere_does_not_open(sealed):
+    """Cut before the seal's name is whole, the engine refuses it; after that, the seal. A cut between two fields would still be
+    valid protobuf, without the metadata that stands at the end."""
+    whole = sealed.read_bytes()
+    for length in range(0, len(whole), 7):
+        sealed.write_bytes(whole[:length])
+        with pytest.raises(ArtifactError):
+            runtime.load(sealed)
 
 
 def test_metadata_of_a_newer_schema_is_refused(tiny, tmp_path):
