@@ -4,9 +4,9 @@
 
 Same fp32 graph, same images, same tensors (inputs and outputs of every Conv and Gemm). Every measurement is a process of its
 own, so that memory is not shared; times are interleaved. Time: from the first image to all ranges, reading images left out,
-median of the rounds; "busy" is what all threads computed, which other work on the machine moves less. Growth: peak memory when
-the last image has been seen less peak memory after an eighth of them (at least 8), per image; ONNX Runtime's is taken on the
-timed images, ours also on --images. Images are noise with a natural spectrum unless a folder is given; the network has random
+median of the rounds; "busy" is what all threads computed, which other work on the machine moves less. Growth: the slope of
+the memory held against the images seen, from an eighth of them on (at least 8); ONNX Runtime's is taken on the timed images,
+ours also on --images. Images are noise with a natural spectrum unless a folder is given; the network has random
 weights and stirred batch norms: speed and memory do not depend on them.
 """
 
@@ -34,29 +34,24 @@ BATCH = 5
 
 
 class Meter:
-    """Time and peak memory of one process; reading images stops its clock."""
+    """Time and memory of one process; reading images stops its clock."""
 
     def __init__(self, images: int) -> None:
         self.images, self.seen, self.waited, self.waited_busy = images, 0, 0.0, 0.0
-        self.early_at = max(8, images // 8)
-        self.early = self.late = 0.0
+        self.memory: list[tuple[int, int]] = []
+        """(images seen, bytes resident) whenever the next images are asked for."""
 
     def stream(self, source: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
-        """Batches of `size` images; memory is read whenever the next one is asked for."""
+        """Batches of `size` images."""
         while self.seen < self.images:
-            self._look()
+            self.memory.append((self.seen, resident_bytes()))
             began, busy = time.perf_counter(), time.process_time()
             batch = np.stack([next(source) for _ in range(min(size, self.images - self.seen))])
             self.waited += time.perf_counter() - began
             self.waited_busy += time.process_time() - busy
             self.seen += len(batch)
             yield batch
-        self._look()
-
-    def _look(self) -> None:
-        self.late = peak_bytes()
-        if not self.early and self.seen >= self.early_at:
-            self.early, self.early_seen = self.late, self.seen
+        self.memory.append((self.seen, resident_bytes()))
 
     def start(self) -> None:
         self.began, self.busy = time.perf_counter(), time.process_time()
@@ -64,9 +59,17 @@ class Meter:
     def result(self) -> dict[str, float]:
         seconds = time.perf_counter() - self.began - self.waited
         busy = time.process_time() - self.busy - self.waited_busy
+        settled = [(seen, held) for seen, held in self.memory if seen >= max(8, self.images // 8)]
         return {"images": self.images, "seconds_per_image": seconds / self.images,
                 "busy_seconds_per_image": busy / self.images, "peak_mib": peak_bytes() / 2**20,
-                "growth_kb_per_image": (self.late - self.early) / 1000 / max(self.images - self.early_seen, 1)}
+                "growth_kb_per_image": float(np.polyfit(*zip(*settled, strict=True), 1)[0]) / 1000}
+
+
+def resident_bytes() -> int:
+    """Memory this process holds now; where that is not told, the most it has held."""
+    if sys.platform != "linux":
+        return peak_bytes()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_bytes() -> int:
@@ -205,8 +208,8 @@ def main() -> None:
     if options.child:
         child(options)
         return
-    if options.timed <= 8:
-        parser.error(f"--timed {options.timed}: expected more than 8, memory is compared with that after 8 images")
+    if options.timed < 16:
+        parser.error(f"--timed {options.timed}: expected 16 or more; the slope of memory starts at the 8th image")
     with tempfile.TemporaryDirectory() as folder:
         model = options.model or Path(folder) / "resnet50.onnx"
         if options.model is None:

@@ -182,7 +182,8 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """The checkpoint without its weights, as plain values."""
-    values = {f.name: getattr(checkpoint, f.name) for f in fields(Checkpoint) if f.name not in ("state_dict", "quantized", "state")}
+    weights = ("state_dict", "quantized", "state")
+    values = {f.name: getattr(checkpoint, f.name) for f in fields(Checkpoint) if f.name not in weights}
     return values | {"preprocess": asdict(checkpoint.preprocess)}
 
 

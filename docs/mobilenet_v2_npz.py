@@ -17,7 +17,8 @@ from distill import checkpoint, models
 from runtime.preprocess import Preprocess
 
 ARGUMENTS = {"pad_type": "same"}
-PREPROCESS = Preprocess(input_size=(3, 224, 224), interpolation="bilinear", crop_pct=0.875, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+PREPROCESS = Preprocess(input_size=(3, 224, 224), interpolation="bilinear", crop_pct=0.875, mean=(0.5, 0.5, 0.5),
+                        std=(0.5, 0.5, 0.5))
 
 
 def main(source: Path, output: Path) -> None:

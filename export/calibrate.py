@@ -157,4 +157,6 @@ def _session(model: ModelProto, tensors: Sequence[str]) -> ort.InferenceSession:
                                for name in tensors if name not in present)
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
+    settings.enable_cpu_mem_arena = False  # what was fetched is given back at once, not kept for a worse moment
+    settings.add_session_config_entry("session.force_spinning_stop", "1")  # its idle threads leave the cores to the counting
     return ort.InferenceSession(probed.SerializeToString(), settings, providers=["CPUExecutionProvider"])

@@ -185,9 +185,9 @@ def candidates(model: ModelProto) -> list[str]:
 
 def rules_of(options: Int8Options) -> quantize.Rules:
     """What the flags say; the placement decides what they leave open."""
-    return quantize.Rules(
-        depthwise={"auto": None, "int8": "int8"}.get(options.depthwise, "float"), first=options.first_layer == "int8",
-        classifier={"auto": None, "int8": True, "float": False}[options.last_layer], exclude=options.exclude)
+    layer = {"auto": None, "int8": True, "float": False}
+    return quantize.Rules(depthwise={"auto": None, "int8": "int8"}.get(options.depthwise, "float"), exclude=options.exclude,
+                          first=layer[options.first_layer], classifier=layer[options.last_layer])
 
 
 @dataclass(frozen=True)

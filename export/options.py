@@ -44,10 +44,10 @@ class Int8Options:
     """Layers to leave float: glob patterns on node names, such as 'layer1.*'."""
     depthwise: Literal["auto", "int8", "fp16", "fp32"] = "auto"
     """Precision of depthwise convolutions: auto is the placement's own choice; fp16 needs --fp16."""
-    first_layer: Literal["int8", "float"] = "int8"
-    """Precision of the layer that reads the image."""
+    first_layer: Literal["auto", "int8", "float"] = "auto"
+    """Precision of the layer that reads the image: auto is the placement's own choice."""
     last_layer: Literal["auto", "int8", "float"] = "auto"
-    """Precision of the layer that makes the logits."""
+    """Precision of the layer that makes the logits: the same."""
     weight_scales: Literal["max", "mse"] = "max"
     """Scale of each output channel of a weight: its largest value, or the one with the smallest squared error."""
     equalize: bool = False

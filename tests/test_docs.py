@@ -78,6 +78,15 @@ def test_the_commands_of_the_guide_run(workshop):
 
 
 @pytest.mark.slow
+def test_the_commands_of_the_int8_pages_run_on_what_readme_and_guide_made(workshop):
+    for page in ("int8.md", "qat.md"):
+        lines = commands(ROOT / "docs" / page)
+        assert len(lines) >= 2
+        for line in lines:
+            run_documented(line, workshop)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "data" / "cifar10").exists(), reason="CIFAR-10 is not part of the project")
 def test_the_commands_of_the_cifar10_page_run_on_a_few_of_its_images(tmp_path):
     sys.path.insert(0, str(ROOT / "docs"))

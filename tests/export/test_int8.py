@@ -104,7 +104,7 @@ def test_flags_become_rules():
     rules = int8.rules_of(Int8Options(depthwise="fp32", first_layer="float", last_layer="int8", exclude=("a*",)))
     assert (rules.depthwise, rules.first, rules.classifier, rules.exclude) == ("float", False, True, ("a*",))
     rules = int8.rules_of(Int8Options())
-    assert (rules.depthwise, rules.first, rules.classifier) == (None, True, None)  # the placement decides
+    assert (rules.depthwise, rules.first, rules.classifier) == (None, None, None)  # the placement decides
 
 
 def test_the_cache_is_used_for_the_same_images_and_not_for_others(student_onnx, preprocess, tmp_path, monkeypatch):

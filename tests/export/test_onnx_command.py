@@ -17,7 +17,7 @@ from export.onnx_command import OnnxOptions
 from runtime.images import open_images
 
 INT8 = ("--int8", "--calib-size", "64", "--accuracy-size", "200", "--verify-size", "32", "--calib-cache", "none",
-        "--placement", "tensorrt", "--percentile", "99.99")
+        "--placement", "tensorrt", "--calib-method", "percentile", "--percentile", "99.99")
 RUINED = ("--percentile", "51", "--exclude", "layer1.*", "layer2.*", "layer3.0.*", "layer3.1.*")
 """Two layers in int8 with ranges that cut half of all values: neither can be had without loss."""
 

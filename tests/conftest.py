@@ -1,0 +1,11 @@
+"""For all tests: nothing is kept in the home of whoever runs them."""
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory):
+    """$XDG_CACHE_HOME, also of the processes that tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
