@@ -1,12 +1,12 @@
 """Make a CIFAR ResNet that loses accuracy in int8 out of one that does not, without changing what it computes in float.
 
 In:  a published CIFAR ResNet (sys.argv[1], resnet20-12fca82f.th of github.com/akamaster/pytorch_resnet_cifar10);
-     FACTOR, a power of two (sys.argv[3], 4 when not given).
+     FACTOR, a power of two (sys.argv[3], 32 when not given).
 Out: the same network with one channel in sixteen FACTOR times as large as before (sys.argv[2], a plain state dict).
 
 A ReLU passes positive factors on, so a channel may be scaled up where it is made and down where it is read. Channels of the
 residual stream keep their factor from the first to the last layer, which is why no layer-by-layer equalization can take it out:
-every block reads the stream and adds to it. Powers of two change no bit of the float result apart from the order of sums.
+every block reads the stream and adds to it. Powers of two change no bit of the float result.
 """
 
 import sys
@@ -18,7 +18,7 @@ EVERY = 16
 
 
 def outlier_factors(channels: int, factor: float) -> torch.Tensor:
-    """(channels,): `factor` for one channel in sixteen, else 1."""
+    """(channels,): `factor` for one channel in EVERY, else 1."""
     factors = torch.ones(channels)
     factors[::EVERY] = factor
     return factors
@@ -54,4 +54,4 @@ def main(published: Path, made: Path, factor: float) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]) if len(sys.argv) > 3 else 4.0)
+    main(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]) if len(sys.argv) > 3 else 32.0)

@@ -34,9 +34,10 @@ examples:
   distill export onnx --int8 runs/student-qat/best.pth"""
 
 FINE_TUNING: dict[str, Any] = {
-    "epochs": 3, "opt": "sgd", "lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4, "sched": "cosine", "warmup_epochs": 0.0,
-    "min_lr": 0.0, "layer_decay": None, "clip_grad": None}
-"""What takes the place of the student's own optimizer and schedule."""
+    "epochs": 3, "opt": "adamw", "lr": 5e-5, "weight_decay": 0.0, "sched": "cosine", "warmup_epochs": 0.0, "min_lr": 0.0,
+    "layer_decay": None, "clip_grad": None}
+"""What takes the place of the student's own optimizer and schedule. Adam's steps do not depend on the size of gradients, which
+differs by orders of magnitude between the weights of a student with outlier channels (SGD at 1e-3 diverged on one)."""
 OFF: dict[str, Any] = {"amp": False, "compile": False, "drop": 0.0, "drop_path": 0.0, "sparsity": 0.0, "model_ema": False}
 """Settings of the student's training that do not apply to its graph."""
 
@@ -51,12 +52,18 @@ class QatOptions(TrainOptions):
     """Where Q/DQ stands: for NVIDIA's engines, or for integer CPU kernels; export with the same."""
     calib_size: int = 512
     """Training images that the first ranges come from, as many of each class as possible."""
-    calib_method: Literal["minmax", "percentile", "entropy", "mse"] = "percentile"
+    calib_method: Literal["minmax", "percentile", "entropy", "mse"] = "mse"
     """How the first ranges are chosen; training changes them."""
-    percentile: float = 99.99
+    percentile: float = 99.999
     """Share of |activation| kept inside the first range, percent, above 50 to 100."""
     exclude: tuple[str, ...] = ()
     """Layers to leave float: glob patterns on node names, such as 'layer1.*'."""
+    depthwise: Literal["auto", "int8", "float"] = "auto"
+    """Depthwise convolutions: auto is the placement's own choice."""
+    first_layer: Literal["auto", "int8", "float"] = "auto"
+    """The layer that reads the image."""
+    last_layer: Literal["auto", "int8", "float"] = "auto"
+    """The layer that makes the logits."""
     opset: int = 19
     """ONNX operator set of the graph; export with the same."""
     train_size: int = 0
@@ -71,11 +78,11 @@ def run(argv: Sequence[str]) -> None:
     """Parse, train, print what it mended."""
     options = parse(argv)
     require_possible(options)
+    from .int8 import rules_of
     from .qat import QatSettings, QatTrainer
-    from .quantize import Rules
 
-    settings = QatSettings(options.placement, Rules(exclude=options.exclude), options.opset, options.calib_size,
-                           options.calib_method, options.percentile)
+    settings = QatSettings(options.placement, rules_of(options), options.opset, options.calib_size, options.calib_method,
+                           options.percentile)
     train.run(options, partial(QatTrainer, settings, options.train_size, bool(options.resume)))
 
 

@@ -25,8 +25,9 @@ from .view import View
 LEARNED_BY = ("Conv", "Gemm", "MatMul", "LayerNormalization", "Mul", "Add")
 """Operators whose float constants with more than one value are trained; a single value belongs to a formula (GELU's 0.5)."""
 
-SCALE_SPEED = 30.0
-"""How much faster scales learn than weights: an Adam step of 1e-4 changes a scale by 0.3 %."""
+SCALE_SPEED = 300.0
+"""How much faster scales learn than weights: an Adam step of 5e-5 changes a scale by 1.5 %. Chosen by measurement (docs/qat.md):
+ranges may have to shrink tenfold in a few hundred steps in which weights should hardly move."""
 
 Attributes = dict[str, Any]
 

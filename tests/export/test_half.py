@@ -62,6 +62,17 @@ def test_what_a_measurement_missed_is_found_in_the_fp16_graph():
     assert np.isfinite(run(result)).all()
 
 
+@pytest.mark.parametrize("keep", [None, {}])
+def test_in_an_int8_graph_the_layers_around_such_a_tensor_are_kept_and_their_pairs_are_float32(keep):
+    plan = quantize.plan(HOT, rules=quantize.Rules(few_channels=0))
+    ranges = dict.fromkeys(plan.tensors, Range(-1, 1)) | {"r": Range(0, 1e5), "s": Range(0, 10)}
+    quantized = quantize.quantize(HOT, plan, ranges)
+    assert not np.isfinite(run(half.to_half(quantized))).all()
+    result, report = half.convert(quantized, lambda: [BATCH], keep)
+    assert {"b", "r", "c"} <= set(report["kept_fp32"]) and not any("Linear" in name for name in report["kept_fp32"])
+    assert run(result) == pytest.approx(run(quantized), rel=0.02, abs=0.1)
+
+
 def test_what_was_measured_before_is_not_measured_again_and_keeps_its_reason():
     _, report = half.convert(HOT, lambda: [BATCH], keep=dict.fromkeys(("b", "r", "c"), "because"))
     assert set(report["kept_fp32"].values()) == {"because"}
@@ -104,7 +115,8 @@ def test_constants_that_half_cannot_hold(body, values, reason):
     ("GlobalAveragePool (images)", "b, c, d, e")])
 def test_a_mean_is_kept_when_its_sum_could_overflow(mean, logits):
     made = model(f"logits = {mean}", logits, (4, 64, 64), axes=np.array([2, 3]))
-    batch = np.full((1, 4, 64, 64), -5, np.float32)  # 64 x 64 x 5 = 20480, the mean is only -5
+    batch = np.full((1, 4, 64, 64), -5, np.float32)
+    batch[:, :, :, 32:] = 5  # 64 x 64 x 5 = 20480 in some order, the mean is 0
     assert half.overflowing(made, [batch]) == {"logits": "its mean adds up to 2.048e+04, more than 16376 (65504 / 4)"}
     assert half.overflowing(made, [batch / 2]) == {}
 

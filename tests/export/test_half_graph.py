@@ -94,6 +94,18 @@ def test_everything_is_half_between_one_cast_in_and_one_out():
     assert run(result) == pytest.approx(run(model(*CHAIN)), abs=2e-3) and run(result).dtype == np.float32
 
 
+def test_descriptions_of_tensors_follow_their_types_and_those_of_no_tensor_go():
+    made = model(*CHAIN)
+    made.graph.value_info.extend(onnx.helper.make_tensor_value_info(name, FLOAT, [None, 4, 6, 6]) for name in ("a", "r", "gone"))
+    result = half_graph.to_half(made, {"r"})
+    assert type_errors(result, {"r"}) == [] and [value.name for value in result.graph.value_info] == ["a", "r"]
+
+
+def test_numbers_in_constant_nodes_become_half_without_a_cast():
+    result = half_graph.to_half(model("a = Constant <value_floats = [2.0]> ()  logits = Mul (images, a)"))
+    assert kinds(result) == {"Cast": 2, "Mul": 1} and constant(result, "a").tolist() == [2]
+
+
 def test_kept_nodes_compute_in_float32_with_no_cast_between_them():
     result = half_graph.to_half(model(*CHAIN), {"r", "c"})
     assert type_errors(result, {"r", "c"}) == []

@@ -18,7 +18,7 @@ from runtime.preprocess import Preprocess
 
 SIZE = (3, 16, 16)
 NAMES = ["ant", "bee", "cat", "dog"]
-FAST = ["--epochs", "2", "--batch", "8", "--eval-batch", "16", "--opt", "adamw", "--lr", "1e-3", "--calib-size", "16",
+FAST = ["--epochs", "2", "--batch", "8", "--eval-batch", "16", "--opt", "adamw", "--lr", "1e-4", "--calib-size", "16",
         "--device", "cpu", "--checkpoint-minutes", "0", "--crop-padding", "2"]
 
 
@@ -93,7 +93,7 @@ def test_exported_scales_are_the_trained_ones_to_the_bit(run, fp32, workspace):
         assert found[zero].dtype == (np.int8 if placement == "tensorrt" else np.uint8)
         if f"{scale}_start" in state:  # not one of those that share another's
             moved += bool(found[scale] != state[f"{scale}_start"].numpy())
-            by_hand = state[f"{scale}_start"].double() * (30 * state[scale].double()).exp()
+            by_hand = state[f"{scale}_start"].double() * (300 * state[scale].double()).exp()
             assert found[scale] == pytest.approx(by_hand.item(), rel=1e-6)
     assert moved > len(activations) / 2
 
