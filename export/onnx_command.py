@@ -153,6 +153,9 @@ def check(options: OnnxOptions) -> None:
         raise UsageError(f"--opset {options.opset}: expected {lowest} to 21 (the exporter starts at 18; fp16 scales need 19)")
     if options.int8:
         check_int8(options, options.fp16)
+        if options.fp16 and options.placement == "cpu":
+            raise UsageError("--int8 --fp16 --placement cpu: no CPU engine has integer kernels between fp16 layers. Give "
+                             "--placement tensorrt, or leave --fp16 out")
         return
     defaults = {f.name: f.default for f in fields(Int8Options)}
     shared = {"max_drop", "accuracy_size", "calib", "calib_size"} if options.fp16 else {"max_drop", "accuracy_size"}

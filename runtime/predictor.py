@@ -50,6 +50,8 @@ def load(path: str | Path, device: str = "cpu", *, threads: int | None = None,
         metadata = read_map(backend.metadata_map(), str(path))
     except UsageError as error:  # a preprocessing spec this version does not know
         raise ArtifactError(f"{path}: {error}") from error
+    if metadata.precision == "int8+fp16":  # ONNX Runtime 1.32 makes int32 biases with fp16 scales, which overflow
+        backend = OrtBackend(path, device, threads, integer_kernels=False)
     predictor = Predictor(backend, metadata, preprocess or metadata.preprocess,
                           list(class_names) if class_names else metadata.class_names)
     if predictor.unknown:

@@ -101,6 +101,7 @@ def test_logits_beyond_half_are_never_stored_in_half():
 @pytest.mark.parametrize(("body", "values", "reason"), [
     ("logits = Mul (images, x)", {"x": np.array([1e5, 0, 0, 0, 0, 0], np.float32)}, "x holds 1e+05, more than 65504"),
     ("logits = Add (images, x)", {"x": np.float32(1e-12)}, "x loses 100% of its norm in half (1 values become zero)"),
+    ("x = Constant <value_float = 100000.0> ()  logits = Mul (images, x)", {}, "x holds 1e+05, more than 65504"),
     ("logits = Clip (images, , x)", {"x": np.float32(3.4e38)}, None),        # no bound at all, as exporters write it
     ("logits = Where (c, images, x)", {"x": np.float32("-inf"), "c": np.array(True)}, None),
     ("logits = Mul (images, x)", {"x": np.array([1, 1e-12, 0, 0, 0, 0], np.float32)}, None),  # what is lost does not count
