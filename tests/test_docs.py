@@ -130,13 +130,19 @@ def test_every_documented_flag_exists(page):
     for line in commands(page):
         words = shlex.split(line, comments=True)[1:]
         name = " ".join(words[:2]) if words[0] in ("export", "bench") else words[0]
-        check_flags(options_of(name), words, f"distill {name}")
+        check_flags(options_of("train --qat" if "--qat" in words else name), words, f"distill {name}")
 
 
 def options_of(name: str) -> type:
     """The dataclass behind a command."""
     if name == "train":
         from distill.train import TrainOptions as options
+    elif name == "train --qat":
+        from export.qat_command import QatOptions as options
+    elif name == "inspect":
+        from export.inspect_command import InspectOptions as options
+    elif name == "parity":
+        from export.parity import ParityOptions as options
     elif name == "eval":
         from distill.evaluate import EvalOptions as options
     elif name == "erf":
