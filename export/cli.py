@@ -14,7 +14,10 @@ from collections.abc import Sequence
 from runtime import commands
 from runtime.errors import UsageError
 
-COMMANDS = {"onnx": ("export.onnx_command", "an ONNX file, fp32 or calibrated int8, verified before it is written")}
+COMMANDS = {
+    "onnx": ("export.onnx_command", "an ONNX file, fp32 or calibrated int8, verified before it is written"),
+    "trt": ("export.trt_command", "a TensorRT plan from a checkpoint or an ONNX file, its ONNX file beside it"),
+}
 """Name -> module with `main(argv, prog)`, and what it makes."""
 
 HELP = """usage: {prog} COMMAND CKPT [options]
@@ -27,6 +30,7 @@ examples:
   {prog} onnx best.pth
   {prog} onnx best.pth --int8 --calib DIR --data DIR
   {prog} onnx resnet20.th --model resnet20 --data DIR
+  {prog} trt --int8 best.pth
 
 options of a command: {prog} COMMAND --help
 In a POSIX shell type `distill export ...` (or `python -m export ...`): the word alone is a builtin of the shell,

@@ -29,6 +29,7 @@ from .options import Int8Options, check_int8, note
 if TYPE_CHECKING:
     from distill.checkpoint import Checkpoint
 
+    from .budget import Outcome
     from .int8 import Calibration
 
 PACKAGES = (*env.PACKAGES, "onnxscript", "onnxslim", "large2small")
@@ -72,9 +73,6 @@ class FileOptions:
     """Height and width of the input in pixels; the checkpoint's own when not given."""
     opset: int = 19
     """ONNX operator set; int8 and fp16 need 19 or later."""
-    placement: Literal["cpu", "tensorrt"] = "cpu"
-    """Where Q/DQ stands: cpu for ONNX Runtime's and OpenVINO's integer kernels (uint8 activations, outputs too), tensorrt for
-    NVIDIA's engines, which refuse the former."""
     verify_size: int = 256
     """Real images on which ONNX is compared with torch."""
     atol: float = 1e-4
@@ -88,6 +86,10 @@ class FileOptions:
 @dataclass(frozen=True)
 class OnnxOptions(Int8Options, FileOptions):
     """What to export and how; the help shows the flags of FileOptions first."""
+
+    placement: Literal["cpu", "tensorrt"] = "cpu"
+    """Where Q/DQ stands: cpu for ONNX Runtime's and OpenVINO's integer kernels (uint8 activations, outputs too), tensorrt for
+    NVIDIA's engines, which refuse the former."""
 
     @property
     def precision(self) -> str:
@@ -112,8 +114,33 @@ def main(argv: Sequence[str], prog: str) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Made:
+    """An ONNX file that passed its checks, not yet written."""
+
+    content: bytes
+    meta: Metadata
+    outcome: Outcome | None
+    """Which layers stayed int8, where layers were chosen."""
+    held_out: ImageSet
+    """The labelled images it was judged on."""
+
+
 def export_onnx(options: OnnxOptions) -> dict[str, Any]:
     """Export, verify, write; returns what was measured. Raises GateError, and leaves no file, when a check fails."""
+    made = make(options)
+    write(options, made)
+    return report(options, made.content, made.meta)
+
+
+def write(options: OnnxOptions, made: Made) -> None:
+    """The file, and the table of layers beside it when layers were ranked."""
+    files.write_bytes(options.target, made.content)
+    write_sensitivity(options, made.outcome)
+
+
+def make(options: OnnxOptions) -> Made:
+    """Export and verify. Raises GateError when a check fails."""
     check(options)
     from . import graph, reduced, verify
 
@@ -123,17 +150,14 @@ def export_onnx(options: OnnxOptions) -> dict[str, Any]:
     merged = graph.merge(student)
     model = graph.to_onnx(merged, checkpoint.preprocess.input_size, options.opset)
     meta = describe(checkpoint, held_out, *graph.count(merged, checkpoint.preprocess.input_size))
-    made = None
+    outcome = None
     with tempfile.TemporaryDirectory(prefix="large2small-") as folder:
         content, meta = checked_fp32(model, meta, student, merged, held_out, options, Path(folder))
         if calibration is not None:
             made = reduced.make(model, content, meta, student, checkpoint, calibration, held_out, options, Path(folder))
-            content, meta = made.content, made.meta
+            content, meta, outcome = made.content, made.meta, made.outcome
         verify.require_opens(content, meta, Path(folder))
-    files.write_bytes(options.target, content)
-    if made is not None:
-        write_sensitivity(options, made.outcome)
-    return report(options, content, meta)
+    return Made(content, meta, outcome, held_out)
 
 
 def check(options: OnnxOptions) -> None:
@@ -286,6 +310,21 @@ def write_sensitivity(options: OnnxOptions, outcome: Any) -> None:
 def report(options: OnnxOptions, content: bytes, meta: Metadata) -> dict[str, Any]:
     """Print the result: a line and, below fp32, a table; with --json one object. Returns the object."""
     checks = meta.verification
+    result = figures(options, content, meta)
+    found = checks.get(meta.precision.partition("+")[0])
+    if options.json:
+        print(json.dumps(result))
+    elif found:
+        reports.show(options.target, meta, found)
+    else:
+        print(f"{options.target}: top-1 agreement with torch {result['parity_agreement_percent']:.2f} % on "
+              f"{result['parity_images']} images, largest logit difference {result['parity_max_abs']:.3g}")
+    return result
+
+
+def figures(options: OnnxOptions, content: bytes, meta: Metadata) -> dict[str, Any]:
+    """The result as JSON values."""
+    checks = meta.verification
     result = {"output": str(options.target), "sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content),
               "precision": meta.precision, "model": meta.model, "parameters": meta.parameters, "macs": meta.macs,
               "placement": options.placement if options.int8 else None,
@@ -304,13 +343,6 @@ def report(options: OnnxOptions, content: bytes, meta: Metadata) -> dict[str, An
         result |= {"method": how["method"], "int8_macs_percent": how["budget"] and how["budget"]["int8_macs_percent"],
                    "rolled_back": how["budget"]["float_layers"] if how["budget"] else [], "draws": how["draws"],
                    "not_for_accuracy": how["not_for_accuracy"]}
-    if options.json:
-        print(json.dumps(result))
-    elif found:
-        reports.show(options.target, meta, found)
-    else:
-        print(f"{options.target}: top-1 agreement with torch {result['parity_agreement_percent']:.2f} % on "
-              f"{result['parity_images']} images, largest logit difference {result['parity_max_abs']:.3g}")
     return result
 
 

@@ -1,6 +1,7 @@
 """The contract between export and everything that runs a model: the metadata inside an artifact, and the seal over all of it.
 
-In:  a `Metadata` value at export; the string map of an ONNX file (`metadata_props`) when loading; a whole file's bytes.
+In:  a `Metadata` value at export; the string map of an ONNX file (`metadata_props`) or the file beside a plan when loading; a
+     whole file's bytes.
 Out: the map to store, or the `Metadata` read back; for a file of another origin, one whose fields say "unknown" (None).
      The bytes sealed, or whether their seal holds.
 Elsewhere: opening the model (runtime.backends), writing ONNX (export.graph).
@@ -62,6 +63,8 @@ class Metadata:
     """SHA-256 of checkpoint, teacher, fp32 ONNX and data this was made from."""
     versions: dict[str, str] = field(default_factory=dict)
     """Packages that made it."""
+    engine: dict[str, Any] | None = None
+    """Only for a plan, and read by runtime.plan: which TensorRT built it where, from which ONNX, its profiles and layers."""
 
     def to_map(self) -> dict[str, str]:
         """The entries to store in ONNX `metadata_props`."""
@@ -92,6 +95,36 @@ def read_map(entries: Mapping[str, str], name: str) -> Metadata:
     preprocess = values.get("preprocess")
     return Metadata(**{k: v for k, v in values.items() if k in known and k != "preprocess"},
                     preprocess=Preprocess.from_dict(preprocess) if preprocess else None)
+
+
+def sidecar_of(plan: str | Path) -> Path:
+    """Where a plan's metadata lies, as a plan stays byte for byte what TensorRT gave: student.plan -> student.plan.json."""
+    return Path(f"{plan}.json")
+
+
+def sidecar_bytes(meta: Metadata) -> bytes:
+    """The content of that file: a sealed JSON object whose one entry of ours is the metadata."""
+    return seal(json.dumps({KEY: json.loads(meta.to_map()[KEY])}, indent=1, sort_keys=True).encode())
+
+
+def read_sidecar(plan: str | Path) -> Metadata:
+    """The metadata beside a plan; whether it is this plan's is runtime.plan's question.
+
+    Raises ArtifactError when it is not there, damaged, changed since it was written, or of a newer schema.
+    """
+    path = sidecar_of(plan)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ArtifactError(f"{plan}: {path.name} is not beside it, which says what the plan is, how images are preprocessed and "
+                            "what was checked. Copy both files, or build again: distill export trt CKPT") from None
+    try:
+        entries = json.loads(content)[KEY]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: not metadata of a plan ({type(error).__name__}: {error}). Copy it again from its "
+                            "source, or build the plan again: distill export trt CKPT") from error
+    check_seal(content, str(path))
+    return read_map({KEY: json.dumps(entries)}, str(path))
 
 
 def first_class_difference(ours: list[str], theirs: list[str]) -> str | None:

@@ -7,8 +7,9 @@ Elsewhere: decoding and scaling (runtime.preprocess), the engine (runtime.backen
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,52 +28,103 @@ class Prediction(NamedTuple):
     probability: float
 
 
-def load(path: str | Path, device: str = "cpu", *, threads: int | None = None,
+def load(path: str | Path, device: str | None = None, *, backend: str | None = None, provider: str | None = None,
+         threads: int | None = None, hint: str = "latency", contexts: int = 1, cuda_graph: bool = False,
          preprocess: Preprocess | None = None, class_names: Sequence[str] | None = None, verify: bool = True) -> Predictor:
     """Open an artifact on a device.
 
-    path: an .onnx file. device: cpu, cuda or cuda:INDEX; the provider asked for is the one used, or MissingError.
-    threads: CPU threads of the engine, all usable cores when None. preprocess, class_names: only for files that do not
-    carry them. verify: check the file's seal first, if it has one, which reads the file once more.
+    path: an .onnx file, or a .plan with its metadata beside it (NAME.plan.json).
+    device: cpu, cuda or cuda:INDEX; by default cpu for .onnx and cuda for .plan. backend: onnxruntime (.onnx's default), openvino
+    or tensorrt (.plan). provider: ONNX Runtime's, as cpu, cuda or tensorrt, by default that of the device. What is asked for is
+    what is used, or MissingError.
+    threads: CPU threads of the engine, all usable cores when None. hint: latency or throughput, for OpenVINO. contexts: so many
+    calls may run on the GPU at once; cuda_graph: replay captured launches; both for .plan.
+    preprocess, class_names: only for files that do not carry them. verify: check the file's seal or hash first, which reads the
+    file once more; without it a plan of another origin opens too, with nothing beside it.
     Raises ArtifactError when the file cannot be used here or was changed after it was written, UsageError when it is not there.
     """
     path = Path(path)
-    if path.suffix != ".onnx":
-        if not path.is_file():
-            raise UsageError(f"{path}: no such file")
-        raise UsageError(f"{path}: this runtime opens .onnx files. Make one: distill export onnx CKPT")
-    from .backends.ort import OrtBackend  # here, so that an engine is imported only when it is used
-
-    if verify and path.is_file():
-        check_file(path)
-    backend = OrtBackend(path, device, threads)
-    try:
-        metadata = read_map(backend.metadata_map(), str(path))
-    except UsageError as error:  # a preprocessing spec this version does not know
-        raise ArtifactError(f"{path}: {error}") from error
-    if metadata.precision == "int8+fp16":  # ONNX Runtime 1.32 makes int32 biases with fp16 scales, which overflow
-        backend = OrtBackend(path, device, threads, integer_kernels=False)
-    predictor = Predictor(backend, metadata, preprocess or metadata.preprocess,
-                          list(class_names) if class_names else metadata.class_names)
+    name = backend or {".onnx": "onnxruntime", ".plan": "tensorrt"}.get(path.suffix)
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    if name is None:
+        raise UsageError(f"{path}: this runtime opens .onnx and .plan files. Make one: distill export onnx CKPT")
+    if name not in OPENERS:
+        raise UsageError(f"backend {name!r}: expected {', '.join(OPENERS)}")
+    opened = OPENERS[name](path, _Settings(device, provider, threads, hint, contexts, cuda_graph, verify))
+    predictor = Predictor(*opened, preprocess, class_names)
     if predictor.unknown:
         warnings.warn(f"{path}: carries no {' and no '.join(predictor.unknown)}. logits() works; "
                       "give load(preprocess=..., class_names=...) for classify()", stacklevel=2)
     return predictor
 
 
+class _Settings(NamedTuple):
+    """What `load` was given for the engine."""
+
+    device: str | None
+    provider: str | None
+    threads: int | None
+    hint: str
+    contexts: int
+    cuda_graph: bool
+    verify: bool
+
+
+def _onnxruntime(path: Path, given: _Settings) -> tuple[Any, Metadata]:
+    from .backends.ort import OrtBackend  # here, so that an engine is imported only when it is used
+
+    if given.verify:
+        check_file(path)
+    backend = OrtBackend(path, given.device or "cpu", given.threads, provider=given.provider)
+    metadata = _metadata(backend.metadata_map(), path)
+    if metadata.precision == "int8+fp16":  # ONNX Runtime 1.32 makes int32 biases with fp16 scales, which overflow
+        backend = OrtBackend(path, given.device or "cpu", given.threads, provider=given.provider, integer_kernels=False)
+    return backend, metadata
+
+
+def _openvino(path: Path, given: _Settings) -> tuple[Any, Metadata]:
+    from .backends.openvino import OpenVinoBackend
+
+    if given.verify:
+        check_file(path)
+    backend = OpenVinoBackend(path, given.device or "cpu", given.threads, hint=given.hint)
+    return backend, _metadata(backend.metadata_map(), path)
+
+
+def _tensorrt(path: Path, given: _Settings) -> tuple[Any, Metadata]:
+    from .backends.trt import TrtBackend
+
+    backend = TrtBackend(path, given.device or "cuda", contexts=given.contexts, cuda_graph=given.cuda_graph, verify=given.verify)
+    return backend, backend.metadata
+
+
+OPENERS = {"onnxruntime": _onnxruntime, "openvino": _openvino, "tensorrt": _tensorrt}
+"""Backend -> the function that opens a file with it."""
+
+
+def _metadata(entries: Mapping[str, str], path: Path) -> Metadata:
+    try:
+        return read_map(entries, str(path))
+    except UsageError as error:  # a preprocessing spec this version does not know
+        raise ArtifactError(f"{path}: {error}") from error
+
+
 class Predictor:
     """An open artifact. All methods may be called from many threads; `close()` frees the engine."""
 
-    def __init__(self, backend: Any, metadata: Metadata, preprocess: Preprocess | None, class_names: list[str] | None) -> None:
+    def __init__(self, backend: Any, metadata: Metadata, preprocess: Preprocess | None = None,
+                 class_names: Sequence[str] | None = None) -> None:
         self._backend = backend
         self._run = backend.run
         self.metadata = metadata
-        self.preprocess = preprocess
-        self.class_names = class_names
+        self.preprocess = preprocess or metadata.preprocess
+        self.class_names = list(class_names) if class_names else metadata.class_names
         self.path: Path = backend.path
         self.provider: str = backend.provider
         self.engine = f"{backend.engine} {backend.version}"
         self.threads: int | None = backend.threads
+        self.device: str = backend.device
         self.input_shape: list[int | None] = backend.input_shape
         """(N, C, H, W); None where any size goes."""
         self._sizes = tuple(backend.input_shape)
@@ -82,18 +134,25 @@ class Predictor:
         """Which of preprocess and class_names are known neither from the file nor from the caller."""
         return [name for name in ("preprocess", "class_names") if getattr(self, name) is None]
 
-    def logits(self, batch: np.ndarray) -> np.ndarray:
+    def logits(self, batch: Any, out: Any = None) -> Any:
         """Raw scores (N, K) float32 of a preprocessed batch (N, C, H, W) float32.
 
-        Raises UsageError when dtype or shape are not what the network takes.
+        batch: a numpy array; for a plan also an array on its GPU (anything with `__cuda_array_interface__` or `__dlpack__`),
+        which is then read there. out: where the scores go, (N, K) float32, on the host or for a plan on the GPU; made when None.
+        Returns out. Raises UsageError when dtype or shape are not what the network takes, or when the batch holds NaN.
         """
         run = self._run
         if run is None:
             raise UsageError(f"{self.path}: closed. Call runtime.load again")
+        if type(batch) is not np.ndarray and hasattr(self._backend, "run_on_device"):
+            return self._backend.run_on_device(batch, out)
         if type(batch) is not np.ndarray or batch.dtype != np.float32 or not self._fits(batch.shape):
             raise UsageError(f"batch is {_describe(batch)}; expected float32 {self._expected()}. "
                              "For images use classify()")
-        return run(batch)
+        flat = batch.reshape(-1)
+        if math.isnan(np.dot(flat, flat)):  # a sum of squares is NaN only when a value is; int8 engines would hide it
+            raise UsageError(f"batch holds NaN ({int(np.isnan(flat).sum())} of {flat.size} values). Check what made it")
+        return run(batch) if out is None else run(batch, out)
 
     def classify(self, images: Image | Sequence[Image], top: int = 5) -> list[list[Prediction]]:
         """The `top` most probable classes of every image, best first.
@@ -122,7 +181,9 @@ class Predictor:
 
     def close(self) -> None:
         """Free the engine; calls still running in other threads end first, later ones raise UsageError."""
-        self._run = self._backend = None
+        backend, self._run, self._backend = self._backend, None, None
+        if hasattr(backend, "close"):
+            backend.close()
 
     def __enter__(self) -> Predictor:
         return self

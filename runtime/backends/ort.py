@@ -1,6 +1,6 @@
 """ONNX Runtime: run an .onnx file on the provider asked for, and on no other.
 
-In:  path, provider name, thread count.
+In:  path, device, provider, thread count.
 Out: `OrtBackend.run((N, C, H, W) float32) -> (N, K) float32`; input and output names and shapes; the file's metadata map.
 Elsewhere: what the numbers mean (runtime.predictor).
 """
@@ -15,7 +15,8 @@ import numpy as np
 
 from ..errors import ArtifactError, MissingError, UsageError
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+"""Our word -> ONNX Runtime's; the last two run on the device cuda."""
 
 
 class OrtBackend:
@@ -23,15 +24,18 @@ class OrtBackend:
 
     engine = "onnxruntime"
 
-    def __init__(self, path: str | Path, device: str = "cpu", threads: int | None = None, integer_kernels: bool = True) -> None:
-        """integer_kernels: let the engine fuse Q/DQ with the layers between; without, it computes them as the graph says."""
+    def __init__(self, path: str | Path, device: str = "cpu", threads: int | None = None, *, provider: str | None = None,
+                 integer_kernels: bool = True) -> None:
+        """provider: cpu, cuda or tensorrt, by default the device's. integer_kernels: let the engine fuse Q/DQ with the layers
+        between; without, it computes them as the graph says.
+        """
         try:
             import onnxruntime as ort
         except ImportError:
             extra = "gpu" if device.startswith("cuda") else "cpu"
             raise MissingError(f'{path} needs ONNX Runtime. Install it: pip install "large2small[{extra}]"') from None
-        self.path = Path(path)
-        self.provider, options = _provider(device, ort.get_available_providers())
+        self.path, self.device = Path(path), device
+        self.provider, options = _provider(device, provider, ort.get_available_providers())
         self.session = _open(ort, self.path, self.provider, options, threads, integer_kernels)
         active = self.session.get_providers()[0]
         if active != self.provider:
@@ -49,24 +53,42 @@ class OrtBackend:
         self.output_name = outputs[0].name
         self._output_names = [self.output_name]
 
-    def run(self, batch: np.ndarray) -> np.ndarray:
-        """(N, C, H, W) float32 -> first output, (N, K) float32."""
-        return self.session.run(self._output_names, {self.input_name: batch})[0]
+    def run(self, batch: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """(N, C, H, W) float32 -> first output, (N, K) float32; copied to `out` when given."""
+        logits = self.session.run(self._output_names, {self.input_name: batch})[0]
+        if out is None:
+            return logits
+        require_out(out, logits.shape)
+        out[...] = logits
+        return out
 
     def metadata_map(self) -> Mapping[str, str]:
         """The file's `metadata_props`."""
         return self.session.get_modelmeta().custom_metadata_map
 
 
-def _provider(device: str, available: list[str]) -> tuple[str, dict[str, str]]:
+def require_out(out: object, shape: tuple[int, ...]) -> None:
+    """Raise UsageError unless `out` is a float32 array of this shape."""
+    if not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.shape != shape or not out.flags.writeable:
+        given = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else f"a {type(out).__name__}"
+        raise UsageError(f"out is {given}; expected a writeable float32 array {shape}")
+
+
+def _provider(device: str, provider: str | None, available: list[str]) -> tuple[str, dict[str, str]]:
     kind, _, index = device.partition(":")
-    if kind not in PROVIDERS or (index and not index.isdigit()):
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
         raise UsageError(f"device {device!r}: expected cpu, cuda or cuda:INDEX")
-    provider = PROVIDERS[kind]
-    if provider not in available:
-        raise MissingError(f"device {device!r} needs {provider}; this ONNX Runtime has {', '.join(available)}. "
+    chosen = provider or kind
+    if chosen not in PROVIDERS:
+        raise UsageError(f"provider {provider!r}: expected {', '.join(PROVIDERS)}")
+    if (chosen == "cpu") != (kind == "cpu"):
+        fitting = 'cpu' if chosen == 'cpu' else 'cuda'
+        raise UsageError(f"provider {chosen} does not run on device {device}. Give --device {fitting}")
+    name = PROVIDERS[chosen]
+    if name not in available:
+        raise MissingError(f"device {device!r} needs {name}; this ONNX Runtime has {', '.join(available)}. "
                            'Install it: pip install "large2small[gpu]" (it replaces the cpu package)')
-    return provider, {"device_id": index} if index else {}
+    return name, {"device_id": index} if index else {}
 
 
 def _open(ort, path: Path, provider: str, options: dict[str, str], threads: int | None, integer_kernels: bool):
@@ -79,6 +101,8 @@ def _open(ort, path: Path, provider: str, options: dict[str, str], threads: int 
     # Between calls the engine's threads sleep instead of spinning: an application's other work, and other artifacts open
     # beside this one, keep their cores (four artifacts in turn on two cores: p99 0.9 to 3.6 ms instead of 8.6 to 13.5 ms).
     settings.add_session_config_entry("session.force_spinning_stop", "1")
+    if provider != PROVIDERS["cpu"]:  # a node the provider cannot take is an error, not a silent trip to the CPU
+        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     if not integer_kernels:
         settings.add_session_config_entry("session.disable_quant_qdq", "1")
     settings.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or 0

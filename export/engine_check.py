@@ -1,0 +1,136 @@
+"""The checks a plan must pass on a GPU before it is written: same decisions as its ONNX file, same rows for the same image.
+
+In:  a plan with its metadata beside it and the ONNX file it was built from; labelled images, or none.
+Out: the numbers, for the metadata; GateError when a check does not hold.
+Elsewhere: building (export.engine_process), the same checks for ONNX files (export.verify).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from runtime import Predictor, load
+from runtime.artifact import Metadata
+from runtime.errors import GateError
+
+from . import verify
+from .engine import Profile
+
+FP32_TOLERANCE = 0.01
+"""Like verify's tolerances, for fp32 plans: TF32 keeps 10 bits of each factor (docs.nvidia.com, A100 architecture), about 20 such
+steps at the logit scale."""
+
+AGREEMENT = 99.0
+"""Least share of images, percent, for which engine and ONNX file choose the same class."""
+
+ENOUGH = 100
+"""Images below which one flip alone would break AGREEMENT; then one image may differ."""
+
+NOISE = 64
+"""Images of noise when there are no labelled ones."""
+
+
+class Sizes(NamedTuple):
+    """Batch sizes a plan takes."""
+
+    least: int
+    most: int
+
+
+def sizes_of(profiles: Iterable[Profile]) -> Sizes:
+    """The smallest and the largest over all profiles."""
+    profiles = list(profiles)
+    return Sizes(min(p.min for p in profiles), max(p.max for p in profiles))
+
+
+def check(plan: Path, onnx: Path, meta: Metadata, sizes: Sizes, batches: Iterable[np.ndarray] | None, labels: np.ndarray | None,
+          max_drop: float, device: str = "cuda") -> dict[str, Any]:
+    """Run plan and ONNX file on the same images and compare.
+
+    batches: preprocessed images (n, C, H, W) float32, or None for noise, on which no accuracy is measured; labels (N,) of them.
+    max_drop: points of top-1 the plan may lose against the fp32 student; what its ONNX file lost is counted in.
+    """
+    with load(plan, device) as engine, load(onnx) as reference:
+        images = np.concatenate(list(batches)) if batches is not None else noise(engine.input_shape)
+        ours = logits(engine, images, sizes)
+        theirs = verify.in_batches(reference, images, min(len(images), 32))
+        found = {"provider": engine.provider, "noise": labels is None, **agreement(theirs, ours, meta.precision, labels is None),
+                 "consistency": consistency(engine, images, sizes, tolerance(meta.precision))}
+    return found | (accuracy(theirs, ours, labels, meta, max_drop) if labels is not None else {})
+
+
+def tolerance(precision: str) -> float:
+    """Largest difference of logits as a share of their scale."""
+    return FP32_TOLERANCE if precision == "fp32" else verify.tolerance(precision)
+
+
+def agreement(reference: np.ndarray, logits: np.ndarray, precision: str, is_noise: bool) -> dict[str, Any]:
+    """How the engine's logits (N, K) compare with the ONNX file's; on noise, where classes are close, by size alone."""
+    if not np.isfinite(logits).all():
+        raise GateError("the engine's logits are not finite, so no plan is written. Export without --fp16")
+    scale = max(1.0, float(np.abs(reference).max()))
+    same = reference.argmax(1) == logits.argmax(1)
+    spread = float(np.sqrt(np.mean((reference - logits) ** 2))) / scale
+    found = {"images": len(same), "agreement": 100 * float(same.mean()), "max_abs": float(np.abs(reference - logits).max()),
+             "rms": spread}
+    differ = int((~same).sum())
+    if spread > tolerance(precision) or (not is_noise and differ > max(1, (1 - AGREEMENT / 100) * max(len(same), ENOUGH))):
+        raise GateError(f"the engine does not decide as its ONNX file: same class on {found['agreement']:.2f} % of {len(same)} "
+                        f"images, logits differ by {spread:.3g} of their scale (root mean square, "
+                        f"allowed {tolerance(precision):g}). No plan is written. Try another TensorRT version, "
+                        "or report the architecture")
+    return found
+
+
+def consistency(engine: Predictor, images: np.ndarray, sizes: Sizes, allowed: float) -> dict[str, Any]:
+    """Raise GateError where an image's logits depend on its neighbours, its place or the batch size.
+
+    row_spread: between the rows of a batch of one image again and again; batch_spread: between the smallest batch and the
+    largest, None for a plan of one batch size.
+    """
+    some = np.resize(images, (sizes.most, *images.shape[1:]))
+    repeated = engine.logits(np.repeat(some[:1], sizes.most, axis=0))
+    row_spread, batch_spread = float(np.abs(repeated - repeated[:1]).max()), None
+    if sizes.least < sizes.most:
+        together, few = engine.logits(some), logits(engine, some, Sizes(sizes.least, sizes.least))
+        batch_spread = float(np.abs(together - few).max())
+    limit = allowed * max(1.0, float(np.abs(repeated).max()))
+    worst = max(row_spread, batch_spread or 0.0)
+    if worst > limit:
+        raise GateError(f"the same image gives logits that differ by {worst:.3g} at another place or batch size (allowed "
+                        f"{limit:.3g}), so no plan is written. Report the architecture")
+    return {"batch_sizes": list(sizes), "row_spread": row_spread, "batch_spread": batch_spread, "allowed": limit}
+
+
+def accuracy(reference: np.ndarray, logits: np.ndarray, labels: np.ndarray, meta: Metadata, max_drop: float) -> dict[str, Any]:
+    """Top-1 of the engine and its ONNX file; GateError when the engine loses more than `max_drop` against the fp32 student."""
+    compared = verify.accuracy(reference, logits, labels)
+    recorded = meta.verification.get(meta.precision.partition("+")[0]) or {}
+    drop = compared.drop + recorded.get("drop", 0.0)
+    if drop > max_drop:
+        raise GateError(f"engine top-1 is {compared.int8_top1:.2f} %, {compared.drop:.2f} points below its ONNX file and "
+                        f"{drop:.2f} below the fp32 student on {compared.images} images; at most {max_drop:g} allowed, no "
+                        "plan is written. Allow more with --max-drop")
+    return {"top1": compared.int8_top1, "onnx_top1": compared.fp32_top1, "drop": drop, "right_to_wrong": compared.right_to_wrong,
+            "wrong_to_right": compared.wrong_to_right, "mcnemar_p": compared.mcnemar_p, "kl_nats": compared.kl_nats}
+
+
+def logits(engine: Predictor, images: np.ndarray, sizes: Sizes) -> np.ndarray:
+    """(N, K), in the largest batches the plan takes; a last one that is too small is filled up with its own images."""
+    return np.concatenate(list(_in_batches(engine, images, sizes)))
+
+
+def _in_batches(engine: Predictor, images: np.ndarray, sizes: Sizes) -> Iterator[np.ndarray]:
+    for start in range(0, len(images), sizes.most):
+        part = images[start:start + sizes.most]
+        filled = np.resize(part, (max(len(part), sizes.least), *part.shape[1:]))
+        yield engine.logits(filled)[:len(part)]
+
+
+def noise(shape: list[int | None]) -> np.ndarray:
+    """(NOISE, C, H, W) from a normal distribution, seed 0."""
+    return np.random.default_rng(0).standard_normal((NOISE, *shape[1:]), np.float32)

@@ -1,0 +1,122 @@
+"""The checks of a plan against its ONNX file, on engines whose faults are known: numpy functions behind a predictor."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from export import engine_check
+from export.engine import Profile
+from export.engine_check import Sizes
+from runtime.artifact import Metadata
+from runtime.errors import GateError
+
+WEIGHTS = np.random.default_rng(0).normal(size=(3 * 4 * 4, 5)).astype(np.float32)
+IMAGES = np.random.default_rng(1).normal(size=(300, 3, 4, 4)).astype(np.float32)
+
+
+def network(batch):
+    return batch.reshape(len(batch), -1) @ WEIGHTS
+
+
+class Engine:
+    """Counts the batch sizes it is given; `change` spoils its logits."""
+
+    def __init__(self, change=lambda batch, logits: logits):
+        self.change, self.sizes = change, []
+        self.input_shape, self.provider = [None, 3, 4, 4], "test"
+
+    def logits(self, batch):
+        self.sizes.append(len(batch))
+        return self.change(batch, network(batch))
+
+
+def test_last_batch_is_filled_up_and_its_filling_left_out():
+    engine = Engine()
+    found = engine_check.logits(engine, IMAGES[:11], Sizes(4, 8))
+    np.testing.assert_allclose(found, network(IMAGES[:11]), atol=1e-5)
+    assert engine.sizes == [8, 4]
+
+
+def test_static_plan_is_only_asked_for_its_size():
+    engine = Engine()
+    engine_check.logits(engine, IMAGES[:10], Sizes(4, 4))
+    engine_check.consistency(engine, IMAGES, Sizes(4, 4), 0.01)
+    assert set(engine.sizes) == {4}
+
+
+def test_sizes_over_all_profiles():
+    assert engine_check.sizes_of([Profile(4, 8, 16), Profile(1, 1, 2)]) == Sizes(1, 16)
+
+
+def test_equal_engine_passes_with_its_numbers():
+    found = engine_check.consistency(Engine(), IMAGES, Sizes(1, 8), 1e-4)
+    assert found["batch_sizes"] == [1, 8] and found["row_spread"] == 0 and found["batch_spread"] < 1e-4
+    same = engine_check.agreement(network(IMAGES), network(IMAGES), "int8", False)
+    assert same["agreement"] == 100 and same["max_abs"] == 0 and same["images"] == 300
+
+
+@pytest.mark.parametrize("change", [
+    lambda batch, logits: logits + np.arange(len(batch))[:, None],  # depends on the place
+    lambda batch, logits: logits + len(batch),  # depends on the batch size
+])
+def test_engine_that_mixes_images_is_refused(change):
+    with pytest.raises(GateError, match="at another place or batch size"):
+        engine_check.consistency(Engine(change), IMAGES, Sizes(1, 8), 0.05)
+
+
+def test_engine_that_decides_otherwise_is_refused():
+    reference = network(IMAGES)
+    swapped = reference.copy()
+    swapped[:4] = -swapped[:4]  # 4 of 300: more than one in a hundred
+    engine_check.agreement(reference, np.where(np.arange(300)[:, None] < 2, swapped, reference), "int8", False)
+    with pytest.raises(GateError, match=r"same class on 98\.67 % of 300 images"):
+        engine_check.agreement(reference, swapped, "int8", False)
+
+
+def test_noise_is_compared_by_size_of_the_difference_alone():
+    reference = np.zeros((10, 2), np.float32)
+    reference[:, 1] = 1e-4  # a flip of the class means nothing here
+    assert engine_check.agreement(reference, -reference, "int8", True)["agreement"] == 0
+    with pytest.raises(GateError, match=r"logits differ by 0\.5 of their scale"):
+        engine_check.agreement(np.ones((10, 2), np.float32), np.full((10, 2), 0.5, np.float32), "int8", True)
+
+
+def test_logits_that_are_not_finite_are_refused():
+    with pytest.raises(GateError, match="not finite"):
+        engine_check.agreement(network(IMAGES), np.full((300, 5), np.nan, np.float32), "fp16", True)
+
+
+def test_budget_counts_what_the_onnx_file_lost_already():
+    reference = network(IMAGES)
+    labels, engine = reference.argmax(1), reference.copy()
+    engine[:3] = -engine[:3]  # 3 of 300 go wrong: 1 point
+    meta = Metadata(precision="int8", verification={"int8": {"drop": 0.3}})
+    found = engine_check.accuracy(reference, engine, labels, meta, 1.4)
+    assert found["top1"] == pytest.approx(99) and found["onnx_top1"] == 100 and found["drop"] == pytest.approx(1.3)
+    assert found["right_to_wrong"] == 3 and found["wrong_to_right"] == 0
+    with pytest.raises(GateError, match=r"top-1 is 99\.00 %, 1\.00 points below its ONNX file and 1\.30 below the fp32 student"):
+        engine_check.accuracy(reference, engine, labels, meta, 1.2)
+
+
+def test_whole_check_opens_both_files(monkeypatch):
+    opened = []
+
+    class Opened(Engine):
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+    monkeypatch.setattr(engine_check, "load", lambda path, *device: opened.append((path, *device)) or Opened())
+    meta, labels = Metadata(precision="fp32"), network(IMAGES).argmax(1)
+    found = engine_check.check("a.plan", "a.onnx", meta, Sizes(1, 8), [IMAGES[:100], IMAGES[100:]], labels, 0.0)
+    assert opened == [("a.plan", "cuda"), ("a.onnx",)]
+    assert found["top1"] == 100 and found["images"] == 300 and not found["noise"]
+    without = engine_check.check("a.plan", "a.onnx", meta, Sizes(1, 8), None, None, 0.0)
+    assert without["noise"] and "top1" not in without and without["images"] == engine_check.NOISE
+
+
+def test_noise_has_the_shape_of_the_input():
+    assert engine_check.noise(SimpleNamespace(shape=[None, 3, 8, 6]).shape).shape == (engine_check.NOISE, 3, 8, 6)
