@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -114,13 +115,13 @@ def _layers(trt: Any, built: Built, model: ModelProto, device: dict[str, str | N
 
 
 def _peak_mib() -> float | None:
-    """Most memory this process held so far; None where the system does not say."""
+    """Most memory this process held so far (Linux; getrusage would count what its parent held before it); None elsewhere."""
     try:
-        import resource
-    except ImportError:  # Windows
+        status = Path("/proc/self/status").read_text()
+    except OSError:
         return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return int(found[1]) / 1024 if found else None
 
 
 if __name__ == "__main__":

@@ -159,7 +159,8 @@ def check(options: TrtOptions) -> Settings:
         raise UsageError(f"--opt-level {options.opt_level}: expected 0 to 5")
     if options.batch is not None and options.dynamic:
         raise UsageError("--batch is for a plan of one size and --dynamic for several. Give one of them")
-    profiles = tuple(parse_profile(text) for text in options.dynamic) or (Profile(*[options.batch or 1] * 3),)
+    one_size = 1 if options.batch is None else options.batch
+    profiles = tuple(parse_profile(text) for text in options.dynamic) or (Profile(one_size, one_size, one_size),)
     engine.check_profiles(profiles)
     flavor = installed_flavor() if options.flavor == "auto" else options.flavor
     if flavor == "rtx" and options.hardware_compat != "none":
@@ -214,10 +215,13 @@ def as_it_was_built(options: TrtOptions, settings: Settings) -> tuple[TrtOptions
         raise ArtifactError(f"{onnx}: not what {plan.name} was built from (SHA-256 differs). Copy it again, or export again")
     recorded = {**built["flags"], "flavor": built["flavor"], "profiles": tuple(Profile(**sizes) for sizes in built["profiles"])}
     recorded["workspace"] = recorded.pop("workspace_bytes")
-    given = {name: value for name, value in asdict(settings).items() if name != "flavor" and value != getattr(Settings(), name)}
+    given = {name: getattr(settings, name) for name in asdict(settings)
+             if name != "flavor" and getattr(settings, name) != getattr(Settings(), name)}
     if options.flavor != "auto":
         given["flavor"] = options.flavor
-    merged = Settings(**recorded | given | ({"profiles": settings.profiles} if options.batch or options.dynamic else {}))
+    if options.batch is not None:  # 1 is the default, so it does not show among the differences
+        given["profiles"] = settings.profiles
+    merged = Settings(**recorded | given)
     return replace(options, checkpoint=onnx, output=options.target, rebuild=False, overwrite=True), merged
 
 

@@ -70,16 +70,19 @@ class _Settings(NamedTuple):
     cuda_graph: bool
     verify: bool
 
+    def device_or(self, default: str) -> str:
+        return default if self.device is None else self.device
+
 
 def _onnxruntime(path: Path, given: _Settings) -> tuple[Any, Metadata]:
     from .backends.ort import OrtBackend  # here, so that an engine is imported only when it is used
 
     if given.verify:
         check_file(path)
-    backend = OrtBackend(path, given.device or "cpu", given.threads, provider=given.provider)
+    backend = OrtBackend(path, given.device_or("cpu"), given.threads, provider=given.provider)
     metadata = _metadata(backend.metadata_map(), path)
     if metadata.precision == "int8+fp16":  # ONNX Runtime 1.32 makes int32 biases with fp16 scales, which overflow
-        backend = OrtBackend(path, given.device or "cpu", given.threads, provider=given.provider, integer_kernels=False)
+        backend = OrtBackend(path, given.device_or("cpu"), given.threads, provider=given.provider, integer_kernels=False)
     return backend, metadata
 
 
@@ -88,14 +91,14 @@ def _openvino(path: Path, given: _Settings) -> tuple[Any, Metadata]:
 
     if given.verify:
         check_file(path)
-    backend = OpenVinoBackend(path, given.device or "cpu", given.threads, hint=given.hint)
+    backend = OpenVinoBackend(path, given.device_or("cpu"), given.threads, hint=given.hint)
     return backend, _metadata(backend.metadata_map(), path)
 
 
 def _tensorrt(path: Path, given: _Settings) -> tuple[Any, Metadata]:
     from .backends.trt import TrtBackend
 
-    backend = TrtBackend(path, given.device or "cuda", contexts=given.contexts, cuda_graph=given.cuda_graph, verify=given.verify)
+    backend = TrtBackend(path, given.device_or("cuda"), contexts=given.contexts, cuda_graph=given.cuda_graph, verify=given.verify)
     return backend, backend.metadata
 
 
