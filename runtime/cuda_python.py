@@ -26,7 +26,7 @@ def open_device(index: int) -> CudaPythonDevice:
     try:
         status = cu.cuInit(0)[0]
     except RuntimeError as error:  # the library was not found
-        raise MissingError(f"NVIDIA's driver is not installed here ({' '.join(str(error).split())[:200]})") from error
+        raise MissingError("NVIDIA's driver is not installed here (libcuda is not found)") from error
     if status != cu.CUresult.CUDA_SUCCESS:
         raise MissingError(f"NVIDIA's driver does not start here ({status.name}). Look at nvidia-smi")
     cuda.require_index(index, _call(cu.cuDeviceGetCount))
