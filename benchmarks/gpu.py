@@ -4,8 +4,8 @@
 
 Steps: environment, tests (those marked gpu), cuda (both libraries: bandwidth, 10,000 round trips without a leak), onnxruntime
 (CUDA and TensorRT providers), tensorrt and rtx (plans of ResNet-50 in every precision: built, checked, timed with and without
-CUDA graphs), training (ResNet-50 at 224 pixels in fp32, bf16, fp16). A step that cannot run here is recorded with the reason, a step
-that fails with its last words; neither stops the others. Writes NAME.json and NAME.md; without --output both go to stdout.
+CUDA graphs), training (ResNet-50 at 224 pixels in fp32, bf16, fp16). A step that cannot run here is recorded with the reason, a
+step that fails with its last words; neither stops the others. Writes NAME.json and NAME.md; without --output both go to stdout.
 """
 
 from __future__ import annotations

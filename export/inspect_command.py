@@ -1,6 +1,6 @@
 """`distill inspect`: what is this file, where does it come from, is it still what was written?
 
-In:  an .onnx file (ours or foreign) or a checkpoint; on wish its ancestors.
+In:  an .onnx file (ours or foreign), a plan or a checkpoint; on wish its ancestors.
 Out: metadata, precision by operator, recorded checks, lineage hashed again, warnings; exit code 4 when a hash does not hold.
 Elsewhere: the seal (runtime.artifact), hashing ancestors (export.lineage), precision (export.precision), what the numbers were
      measured on (export.verify); running the file against its checkpoint (export.parity).
@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import tyro
 
 from runtime import env, files
-from runtime.artifact import Metadata, check_file, read_map
+from runtime.artifact import Metadata, check_file, read_map, read_sidecar
 from runtime.errors import ArtifactError, Large2SmallError, UsageError
 
 from . import lineage
@@ -50,7 +50,7 @@ class InspectOptions:
     """Flags of `distill inspect`."""
 
     file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
-    """An .onnx file, or a checkpoint."""
+    """An .onnx file, a .plan file or a checkpoint."""
     checkpoint: Path | None = None
     """The checkpoint it was exported from; beside the file under its recorded name when not given."""
     teacher: Path | None = None
@@ -71,10 +71,11 @@ def run(options: InspectOptions) -> int:
     """Print the report; returns 4, or raises ArtifactError, when a hash does not hold."""
     path = options.file
     if not path.is_file():
-        raise UsageError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}. Expected an .onnx file or a checkpoint")
-    if path.suffix not in (".onnx", *CHECKPOINTS):
-        raise UsageError(f"{path}: neither an .onnx file nor a checkpoint ({', '.join(CHECKPOINTS)})")
-    seal = _seal(path) if path.suffix == ".onnx" else _checksums(path)
+        what = "a folder" if path.is_dir() else "no such file"
+        raise UsageError(f"{path}: {what}. Expected an .onnx file, a plan or a checkpoint")
+    if path.suffix not in (*ARTIFACTS, *CHECKPOINTS):
+        raise UsageError(f"{path}: neither an .onnx file nor a checkpoint ({', '.join(CHECKPOINTS)}) nor a .plan file")
+    seal = ARTIFACTS[path.suffix][0](path) if path.suffix in ARTIFACTS else _checksums(path)
     try:
         return _report(options, seal)
     except Large2SmallError:
@@ -87,7 +88,7 @@ def run(options: InspectOptions) -> int:
 
 def _report(options: InspectOptions, seal: str | None) -> int:
     path = options.file
-    values = inspect_onnx(path, seal) if path.suffix == ".onnx" else inspect_checkpoint(path, seal)
+    values = (ARTIFACTS[path.suffix][1] if path.suffix in ARTIFACTS else inspect_checkpoint)(path, seal)
     given = lineage.Given(options.checkpoint, options.teacher, options.student, options.fp32, options.data, options.calib)
     about = values["metadata"]
     ancestors = lineage.check(about.get("lineage") or {}, about.get("quantization"), path, given)
@@ -128,6 +129,18 @@ def inspect_onnx(path: Path, seal: str) -> dict[str, Any]:
         "file": str(path), "kind": "artifact" if ours else "foreign ONNX", "sha256": files.sha256(path),
         "size_bytes": path.stat().st_size, "seal": seal, "metadata": _plain(meta), "graph": graph,
         "warnings": [*_seal_warnings(seal, ours), *_graph_warnings(meta, graph), *warnings_of(meta)]}
+
+
+def inspect_plan(path: Path, seal: str) -> dict[str, Any]:
+    """What lies beside a plan, and what its first bytes say. Raises ArtifactError when it is no plan or has nothing beside it."""
+    from runtime import plan
+
+    header, meta = plan.read_header(path), read_sidecar(path)
+    built = meta.engine or {}
+    return {
+        "file": str(path), "kind": f"plan of {plan.PRODUCTS[header.flavor]} {'.'.join(map(str, header.version))}",
+        "sha256": files.sha256(path), "size_bytes": path.stat().st_size, "seal": seal, "metadata": _plain(meta), "graph": None,
+        "warnings": [*built.get("warnings", []), *warnings_of(meta)]}
 
 
 def inspect_checkpoint(path: Path, seal: str | None) -> dict[str, Any]:
@@ -240,6 +253,16 @@ def _seal(path: Path) -> str:
         return f"broken: {str(error).removeprefix(f'{path}: ')}"
 
 
+def _plan_seal(path: Path) -> str:
+    from runtime import plan
+
+    try:
+        plan.require_whole(path)
+        return "intact"
+    except ArtifactError as error:
+        return f"broken: {str(error).removeprefix(f'{path}: ')}"
+
+
 def _checksums(path: Path) -> str | None:
     """A torch file has no seal, but a CRC-32 of each of its parts, at which torch itself does not look; None in other formats."""
     try:
@@ -272,3 +295,7 @@ def _values(entries: Any, constants: set[str]) -> list[dict[str, Any]]:
     return [{"name": value.name, "type": onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower(),
              "shape": [place.dim_param or place.dim_value for place in value.type.tensor_type.shape.dim]}
             for value in entries if value.name not in constants]
+
+
+ARTIFACTS = {".onnx": (_seal, inspect_onnx), ".plan": (_plan_seal, inspect_plan)}
+"""Suffix -> what checks that the file is as it was written, and what reads it."""

@@ -23,7 +23,7 @@ PIPE_WIDTH = 120
 """Columns where the output goes to a file or a pipe."""
 SHOWN = 6
 """Entries of a list that are printed; the others are counted."""
-OWN_TABLE = ("lineage", "quantization", "verification", "versions")
+OWN_TABLE = ("lineage", "quantization", "verification", "versions", "engine")
 """Entries of the metadata that are not in the first table."""
 
 
@@ -32,7 +32,7 @@ def show(values: Mapping[str, Any]) -> None:
     screen = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
     about = values["metadata"]
     screen.print(_pairs(values["file"], _head(values)))
-    for name in ("quantization", "verification"):
+    for name in ("engine", "quantization", "verification"):
         if about.get(name):
             screen.print(_pairs(name, list(flat(about[name]))))
     if values["graph"]:

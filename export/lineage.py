@@ -62,12 +62,12 @@ def check(lineage: Mapping[str, Any], quantization: Mapping[str, Any] | None, fi
 
 
 def _files(lineage: Mapping[str, Any], file: Path, given: Given) -> Iterator[Ancestor]:
-    for what in ("checkpoint", "student", "teacher"):
+    for what in ("onnx", "checkpoint", "student", "teacher"):
         entry = lineage.get(what)
         if not isinstance(entry, Mapping) or not entry.get("sha256"):
             continue
         name = str(entry.get("file") or "")
-        wanted = getattr(given, what)
+        wanted = getattr(given, what, None)  # a plan's ONNX file is only looked for beside it
         places = [wanted] if wanted else [Path(name), file.parent / PurePath(name).name] if name else []
         yield _hashed(what, name, str(entry["sha256"]), places, bool(wanted))
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from distill import checkpoint, cli
 from export import graph, inspect_command, inspect_report
 from runtime import env
-from runtime.artifact import Metadata
+from runtime.artifact import Metadata, sidecar_bytes, sidecar_of
 from runtime.preprocess import Preprocess
 
 
@@ -247,3 +247,37 @@ def test_help_has_examples_and_needs_no_torch(capsys):
     out = capsys.readouterr().out
     assert "distill inspect best.int8.onnx" in out and "--calib" in out
     assert "torch" not in vars(inspect_command)
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """A plan as TensorRT 10.3 would begin it, its metadata beside it, and the ONNX file that it names."""
+    onnx_file, path = tmp_path / "a.onnx", tmp_path / "a.plan"
+    onnx_file.write_bytes(b"the graph")
+    path.write_bytes(b"ftrt" + bytes(20) + bytes((10, 3, 0, 30)) + bytes(100))
+    digest = hashlib.sha256(b"the graph").hexdigest()
+    sidecar_of(path).write_bytes(sidecar_bytes(Metadata(
+        model="resnet20", precision="int8", lineage={"onnx": {"file": "a.onnx", "sha256": digest}},
+        engine={"plan_sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "plan_bytes": 128, "platform": "Linux of elsewhere",
+                "warnings": ["3 layers only change a format"], "flavor": "tensorrt", "version": "10.3.0.30", "gpu": None,
+                "compute_capability": None, "flags": {"version_compat": False, "hardware_compat": "none", "strip_weights": False},
+                "profiles": [{"min": 1, "opt": 1, "max": 1}], "onnx": {"file": "a.onnx", "sha256": digest}})))
+    return path
+
+
+def test_a_plan_its_metadata_and_its_onnx_file(plan, capsys):
+    assert cli.main(["inspect", str(plan), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["kind"] == "plan of TensorRT 10.3.0.30" and said["seal"] == "intact"
+    assert said["metadata"]["model"] == "resnet20" and said["warnings"][0] == "3 layers only change a format"
+    assert [(each["what"], each["status"]) for each in said["lineage"]] == [("onnx", "matches")]
+
+
+@pytest.mark.parametrize("which", ["plan", "sidecar", "onnx"])
+def test_a_changed_byte_around_a_plan_is_found(plan, capsys, which):
+    changed = {"plan": plan, "sidecar": sidecar_of(plan), "onnx": plan.with_suffix(".onnx")}[which]
+    content = bytearray(changed.read_bytes())
+    content[-5] ^= 1
+    changed.write_bytes(content)
+    assert cli.main(["inspect", str(plan)]) == 4
+    assert capsys.readouterr().err.startswith("error: ")
