@@ -236,9 +236,13 @@ def outcome(found: Sequence[Group], rows: Sequence[Row], count: int, tried: dict
     """The result with the `count` worst groups float."""
     shares = [row.group.macs_percent for row in rows] or [sum(group.macs_percent for group in found)]
     kept = int8_layers(rows[count:]) if rows else frozenset(name for group in found for name in group.layers)
+
+    def percent(floats: int) -> float:
+        return min(math.fsum(shares[floats:]), 100.0)  # no rounding makes it more than all
+
     return Outcome(
-        kept, tuple(name for row in rows[:count] for name in row.group.layers), sum(shares[count:]), tried[count], max_drop,
-        tuple(Try(each, accuracy.drop, sum(shares[each:])) for each, accuracy in tried.items()),
+        kept, tuple(name for row in rows[:count] for name in row.group.layers), percent(count), tried[count], max_drop,
+        tuple(Try(each, accuracy.drop, percent(each)) for each, accuracy in tried.items()),
         tuple(replace(row, precision="float") if index < count else row for index, row in enumerate(rows)), ranking_images)
 
 

@@ -126,7 +126,7 @@ class Calibrated(Quantizer):
         made = self.plan(int8_layers)
         found = {tensor: self._range(tensor) for tensor in made.tensors}
         options = weights.WeightOptions(self.options.weight_scales, self.options.bias_correction)
-        steps, biases = weights.prepare(self.model, made, found, self.rules, options, self.calibration.batches)
+        steps, biases = weights.prepare(self.model, made, self.rules, options, self.calibration.batches)
         return made, quantize.quantize(self.model, made, found, self.rules, steps, biases)
 
     def _range(self, tensor: str) -> Range:

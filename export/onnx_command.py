@@ -44,7 +44,7 @@ examples:
 
   {prog} best.pth --int8 --calib-method auto --max-drop 0.3
 
-  {prog} best.pth --int8 --fp16 --placement tensorrt
+  {prog} best.pth --int8 --placement tensorrt
 
   {prog} resnet20.th --model resnet20 --data data/val"""
 
@@ -87,9 +87,10 @@ class FileOptions:
 class OnnxOptions(Int8Options, FileOptions):
     """What to export and how; the help shows the flags of FileOptions first."""
 
-    placement: Literal["cpu", "tensorrt"] = "cpu"
+    placement: Literal["auto", "cpu", "tensorrt"] = "auto"
     """Where Q/DQ stands: cpu for ONNX Runtime's and OpenVINO's integer kernels (uint8 activations, outputs too), tensorrt for
-    NVIDIA's engines, which refuse the former."""
+    NVIDIA's engines, which refuse the former. auto is what a checkpoint was trained for (distill train --qat), else cpu, and
+    with --fp16 tensorrt."""
 
     @property
     def precision(self) -> str:
@@ -145,6 +146,7 @@ def make(options: OnnxOptions) -> Made:
     from . import graph, reduced, verify
 
     checkpoint, held_out = open_inputs(options)
+    options = replace(options, placement=placement_of(options, checkpoint))
     calibration = open_calibration(options, checkpoint, held_out) if options.precision != "fp32" else None
     student = build(checkpoint)
     merged = graph.merge(student)
@@ -203,6 +205,17 @@ def open_inputs(options: OnnxOptions) -> tuple[Checkpoint, ImageSet]:
         size = (3, options.img_size, options.img_size)
         checkpoint = replace(checkpoint, preprocess=replace(checkpoint.preprocess, input_size=size))
     return checkpoint, held_out
+
+
+def placement_of(options: OnnxOptions, checkpoint: Checkpoint) -> str:
+    """cpu or tensorrt: as the flag says, and for auto as the checkpoint or --fp16 ask for."""
+    if options.placement != "auto":
+        return options.placement
+    if checkpoint.quantized is not None:
+        from . import qat
+
+        return qat.placement_of(checkpoint)
+    return "tensorrt" if options.fp16 else "cpu"
 
 
 def open_calibration(options: OnnxOptions, checkpoint: Checkpoint, held_out: ImageSet) -> Callable[[int], Calibration]:
@@ -327,7 +340,7 @@ def figures(options: OnnxOptions, content: bytes, meta: Metadata) -> dict[str, A
     checks = meta.verification
     result = {"output": str(options.target), "sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content),
               "precision": meta.precision, "model": meta.model, "parameters": meta.parameters, "macs": meta.macs,
-              "placement": options.placement if options.int8 else None,
+              "placement": (meta.quantization or {}).get("placement"),
               "parity_images": checks["parity"]["images"], "parity_max_abs": checks["parity"]["max_abs"],
               "parity_agreement_percent": checks["parity"]["top1_agreement"]}
     key = meta.precision.partition("+")[0]  # int8, with or without fp16

@@ -138,7 +138,7 @@ def same_pixels(images: ImageSet, chosen: np.ndarray, preprocess: Preprocess, pr
     from distill.evaluate import require_readable
 
     from . import samples
-    from .qat import Subset
+    from .samples import Subset
 
     done = 0
     calibration = samples.batches(images, chosen, preprocess, BATCH, "comparing pixels and decisions")

@@ -50,23 +50,6 @@ class QatSettings:
     percentile: float
 
 
-class Subset(ImageSet):
-    """Some images of another set, in its order."""
-
-    def __init__(self, images: ImageSet, indices: np.ndarray) -> None:
-        super().__init__(images.name, images.class_names, images.labels[indices])
-        self.images, self.indices = images, indices
-
-    def image(self, index: int) -> Any:
-        return self.images.image(int(self.indices[index]))
-
-    def item_name(self, index: int) -> str:
-        return self.images.item_name(int(self.indices[index]))
-
-    def item_bytes(self, index: int) -> bytes:
-        return self.images.item_bytes(int(self.indices[index]))
-
-
 class QatTrainer(Trainer):
     """Trains the student's quantized ONNX graph instead of the student; the other arguments are Trainer's.
 
@@ -83,7 +66,7 @@ class QatTrainer(Trainer):
         self.before: dict[str, float] = {}
         """Accuracy of the fp32 student and of the untrained int8 graph on the validation images."""
         if train_size:
-            train = Subset(train, samples.choose(train.labels, train_size, recipe.seed))
+            train = samples.Subset(train, samples.choose(train.labels, train_size, recipe.seed))
         super().__init__(recipe, folder, train, *others)
         started_from = {"file": recipe.student_ckpt, "sha256": files.sha256(recipe.student_ckpt)}
         self.lineage = self.lineage | {"student": started_from}
@@ -186,6 +169,15 @@ class Trained:
     def quantized(self) -> ModelProto:
         """The graph that was evaluated in training."""
         return quantize(self.model, self.plan, self.ranges, self.rules, self.weights)
+
+
+def placement_of(checkpoint: Checkpoint) -> str:
+    """What the checkpoint was trained for. Raises ArtifactError when it does not say."""
+    try:
+        return str(checkpoint.quantized["settings"]["placement"])
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{checkpoint.path}: its entry 'quantized' is damaged (no {error}). Train again: distill train "
+                            "--qat") from error
 
 
 def trained(checkpoint: Checkpoint, fp32: ModelProto, placement: str | None = None) -> Trained:

@@ -31,7 +31,7 @@ examples:
   distill train --qat --resume runs/student/best.pth --data DIR --placement cpu
   distill train --qat --student resnet20 --resume resnet20.th --teacher resnet56 --teacher-ckpt resnet56.th --data DIR
   distill train --resume runs/student-qat   (continues an interrupted run)
-  distill export onnx --int8 --placement tensorrt runs/student-qat/best.pth"""
+  distill export onnx --int8 runs/student-qat/best.pth"""
 
 FINE_TUNING: dict[str, Any] = {
     "epochs": 3, "opt": "adamw", "lr": 5e-5, "weight_decay": 0.0, "sched": "cosine", "warmup_epochs": 0.0, "min_lr": 0.0,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,23 @@ PIXELS_PER_BATCH = 2**18
 """A batch holds about so many pixels: 5 images of 224 x 224, at most 32; bounds the memory for activations."""
 FEWEST_HELD_BACK = 128
 """Images below which choosing between settings by their accuracy is a lottery."""
+
+
+class Subset(ImageSet):
+    """Some images of another set, in its order."""
+
+    def __init__(self, images: ImageSet, indices: np.ndarray) -> None:
+        super().__init__(images.name, images.class_names, images.labels[indices])
+        self.images, self.indices = images, indices
+
+    def image(self, index: int) -> Any:
+        return self.images.image(int(self.indices[index]))
+
+    def item_name(self, index: int) -> str:
+        return self.images.item_name(int(self.indices[index]))
+
+    def item_bytes(self, index: int) -> bytes:
+        return self.images.item_bytes(int(self.indices[index]))
 
 
 def choose(labels: np.ndarray, size: int, seed: int) -> np.ndarray:

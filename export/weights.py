@@ -18,7 +18,6 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from runtime.errors import UsageError
 
 from .quantize import LARGEST, Int8Weight, Plan, Rules, bias_place, channel_axis, weight_to_int8
-from .ranges import Range
 from .view import View
 
 SHRINK = np.linspace(1.0, 0.5, 101)[1:]
@@ -35,7 +34,7 @@ class WeightOptions:
     """Take the mean error that rounded weights make in every output channel, measured on calibration images, out of its bias."""
 
 
-def prepare(model: ModelProto, made: Plan, ranges: Mapping[str, Range], rules: Rules | None, options: WeightOptions,
+def prepare(model: ModelProto, made: Plan, rules: Rules | None, options: WeightOptions,
             batches: Callable[[], Iterable[np.ndarray]]) -> tuple[dict[str, Int8Weight], dict[str, np.ndarray]]:
     """(weights, biases) by layer name, for `quantize.quantize`; empty where the options leave a layer as it is.
 

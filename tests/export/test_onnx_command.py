@@ -270,7 +270,7 @@ def test_an_existing_file_is_kept(student_file, tmp_path, capsys):
     (("--output", "a.plan"), "ends in .onnx"),
     (("--model-args", "kernel"), "expected KEY=VALUE"),
     (("--placement", "dla"), "dla"),
-    (("--int8", "--fp16"), "no CPU engine has integer kernels between fp16 layers"),
+    (("--int8", "--fp16", "--placement", "cpu"), "no CPU engine has integer kernels between fp16 layers"),
     (("--fp16", "--equalize"), "--equalize is only read with --int8"),
 ])
 def test_settings_that_cannot_be_are_refused_before_anything_is_read(student_file, tmp_path, capsys, words, said):
@@ -307,3 +307,19 @@ def test_an_artifact_keeps_no_folder_of_this_disk():
     assert without_folders(lineage) == {
         "data": {"train_spec": "npz:cifar10", "val_spec": "photos", "train_images": 3}, "teacher": None,
         "recipe": {"data": "torch/cifar10:sets", "student_args": ["dims=[1,2]"], "lr": 0.1, "teacher_ckpt": "t.pth"}}
+
+
+@pytest.mark.parametrize(("flags", "placement"), [
+    ({}, "cpu"), ({"fp16": True}, "tensorrt"), ({"placement": "cpu"}, "cpu"), ({"placement": "tensorrt"}, "tensorrt")])
+def test_the_placement_is_what_was_asked_for_else_what_fits(student_file, flags, placement):
+    student = checkpoint.load(student_file)
+    options = OnnxOptions(checkpoint=student_file, int8=True, **flags)
+    assert onnx_command.placement_of(options, student) == placement
+
+
+def test_a_checkpoint_trained_as_int8_says_its_placement(student_file):
+    student = dataclasses.replace(checkpoint.load(student_file), quantized={"settings": {"placement": "tensorrt"}})
+    assert onnx_command.placement_of(OnnxOptions(checkpoint=student_file, int8=True), student) == "tensorrt"
+    damaged = dataclasses.replace(student, quantized={"settings": None})
+    with pytest.raises(runtime.ArtifactError, match="'quantized' is damaged"):
+        onnx_command.placement_of(OnnxOptions(checkpoint=student_file, int8=True), damaged)

@@ -211,15 +211,15 @@ def test_defaults_read_no_image_and_change_nothing(small, case):
     def never():
         raise AssertionError("images were read")
 
-    assert prepare(small, *case, None, WeightOptions(), never) == ({}, {})
-    weights, biases = prepare(small, *case, None, WeightOptions("mse"), never)
+    assert prepare(small, case[0], None, WeightOptions(), never) == ({}, {})
+    weights, biases = prepare(small, case[0], None, WeightOptions("mse"), never)
     assert set(weights) == set(LAYERS) and biases == {}
 
 
 @pytest.mark.parametrize("scales", ["max", "mse"])
 def test_options_reach_the_quantized_graph(small, batches, case, scales):
     made, ranges = case
-    weights, biases = prepare(small, made, ranges, None, WeightOptions(scales, True), lambda: batches)
+    weights, biases = prepare(small, made, None, WeightOptions(scales, True), lambda: batches)
     values = stored(q.quantize(small, made, ranges, weights=weights, biases=biases))
     to_int8 = {"max": q.weight_to_int8, "mse": least_squares_int8}[scales]
     assert np.array_equal(weights["b"].steps, to_int8(stored(small)["w2"], 0, 1e-6).steps)
