@@ -23,8 +23,11 @@ commands:
   eval            top-1, top-5 and loss of a checkpoint
   erf             effective receptive fields: area ratios and heat maps
   export onnx     checkpoint to a verified .onnx file, with --int8 quantized
+  export trt      checkpoint or .onnx file to a TensorRT plan, its .onnx file beside it
+  export triton   artifact to a model repository of Triton Inference Server
   parity          do training, calibration and runtime see the same pixels and decide alike
   inspect         what a file is, where it comes from, whether it is still what was written
+  env             what this machine has, and what is missing for what
   bench latency   percentiles and throughput of an artifact
   bench accuracy  top-1, top-5 and agreement of an artifact on labelled images
   bench table     the trade-off table: accuracy, size and latency against the teacher
@@ -135,6 +138,17 @@ def _inspect(argv: list[str]) -> int:
     return commands.run(command, "--json" in argv)
 
 
+def _env(argv: list[str]) -> int:
+    from runtime import commands
+
+    def command() -> int:
+        from runtime import env_command
+
+        return env_command.main(argv)
+
+    return commands.run(command, "--json" in argv)
+
+
 def _export(argv: list[str]) -> int:
     from export.cli import main as export_main
 
@@ -148,8 +162,8 @@ def _bench(argv: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "train": _train, "eval": _eval, "erf": _erf, "export": _export, "parity": _parity, "inspect": _inspect, "bench": _bench,
-    "demo": _demo,
+    "train": _train, "eval": _eval, "erf": _erf, "export": _export, "parity": _parity, "inspect": _inspect, "env": _env,
+    "bench": _bench, "demo": _demo,
 }
 
 if __name__ == "__main__":

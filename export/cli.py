@@ -17,6 +17,7 @@ from runtime.errors import UsageError
 COMMANDS = {
     "onnx": ("export.onnx_command", "an ONNX file, fp32 or calibrated int8, verified before it is written"),
     "trt": ("export.trt_command", "a TensorRT plan from a checkpoint or an ONNX file, its ONNX file beside it"),
+    "triton": ("export.triton_command", "a model folder for Triton Inference Server from a plan or an ONNX file"),
 }
 """Name -> module with `main(argv, prog)`, and what it makes."""
 
@@ -31,6 +32,7 @@ examples:
   {prog} onnx best.pth --int8 --calib DIR --data DIR
   {prog} onnx resnet20.th --model resnet20 --data DIR
   {prog} trt --int8 best.pth
+  {prog} triton best.int8.plan --repository models
 
 options of a command: {prog} COMMAND --help
 In a POSIX shell type `distill export ...` (or `python -m export ...`): the word alone is a builtin of the shell,

@@ -16,6 +16,8 @@ from runtime import files
 from runtime.errors import DataError, UsageError
 from runtime.images import FolderSet, ImageSet
 
+from . import samples
+
 MATCHES, DIFFERS, ABSENT = "matches", "DIFFERS", "not at hand"
 
 
@@ -102,6 +104,8 @@ def _data(lineage: Mapping[str, Any], quantization: Mapping[str, Any], file: Pat
     yield from _one_of(
         opened.compare("validation images", data.get("val_spec"), data.get("val_sha256"), "val", given.data),
         opened.compare("evaluation images", held_out.get("spec"), held_out.get("sha256"), "val", given.data))
+    if isinstance(held_out.get("judged_on"), Mapping):
+        yield _judged_on(held_out["judged_on"], *opened.find(held_out.get("spec"), "val", given.data))
     yield from _one_of(
         opened.compare("training images", data.get("train_spec"), data.get("train_sha256"), "train", given.calib),
         opened.compare("calibration set", data.get("train_spec"), quantization.get("data_sha256"), "train", given.calib))
@@ -183,6 +187,16 @@ def _calibration(listed: list[list[str]], place: str | None, found: tuple[ImageS
             problem = "is not there" if here is None else "has another content"
             return Ancestor(what, recorded, sha256, place, DIFFERS, f"{recorded} {problem}")
     return Ancestor(what, None, "", place, MATCHES, "content of each")
+
+
+def _judged_on(recorded: Mapping[str, Any], place: str | None, found: tuple[ImageSet, str] | None) -> Ancestor:
+    """The labelled images that the artifact was judged on: chosen again, and their content hashed."""
+    what, sha256 = f"{recorded['images']} evaluated images", str(recorded["sha256"])
+    if found is None:
+        return Ancestor(what, None, sha256, None, ABSENT)
+    chosen = samples.choose(found[0].labels, int(recorded["images"]), int(recorded["seed"]))
+    same = samples.content(found[0], chosen) == sha256
+    return Ancestor(what, None, sha256, place, MATCHES if same else DIFFERS, "names, labels and content of each")
 
 
 def _inside(recorded: str) -> str:

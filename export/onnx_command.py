@@ -151,7 +151,7 @@ def make(options: OnnxOptions) -> Made:
     student = build(checkpoint)
     merged = graph.merge(student)
     model = graph.to_onnx(merged, checkpoint.preprocess.input_size, options.opset)
-    meta = describe(checkpoint, held_out, *graph.count(merged, checkpoint.preprocess.input_size))
+    meta = describe(checkpoint, held_out, options, *graph.count(merged, checkpoint.preprocess.input_size))
     outcome = None
     with tempfile.TemporaryDirectory(prefix="large2small-") as folder:
         content, meta = checked_fp32(model, meta, student, merged, held_out, options, Path(folder))
@@ -257,11 +257,17 @@ def build(checkpoint: Checkpoint) -> Any:
     return student.eval()
 
 
-def describe(checkpoint: Checkpoint, held_out: ImageSet, parameters: int, macs: int) -> Metadata:
+def describe(checkpoint: Checkpoint, held_out: ImageSet, options: OnnxOptions, parameters: int, macs: int) -> Metadata:
     """What the artifact will say about itself, as far as it is known before the checks."""
+    from . import samples
+
+    size = max(options.verify_size, 0 if options.precision == "fp32" else options.accuracy_size)
+    judged_on = samples.choose(held_out.labels, size, options.seed)  # a larger choice holds every smaller one
     recorded_lineage = without_folders(checkpoint.lineage)
     data = dict(recorded_lineage.get("data") or {})
-    data["held_out"] = {"spec": without_folders(held_out.name), "images": len(held_out), "sha256": held_out.fingerprint()}
+    data["held_out"] = {"spec": without_folders(held_out.name), "images": len(held_out), "sha256": held_out.fingerprint(),
+                        "judged_on": {"images": len(judged_on), "seed": options.seed,
+                                      "sha256": samples.content(held_out, judged_on)}}
     source = Path(checkpoint.path or "")
     return Metadata(
         model=checkpoint.model, role=checkpoint.role, preprocess=checkpoint.preprocess, class_names=checkpoint.class_names,

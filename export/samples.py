@@ -7,6 +7,7 @@ Elsewhere: opening images (runtime.images), pixels to floats (runtime.preprocess
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -96,6 +97,15 @@ def listing(images: ImageSet, indices: Sequence[int]) -> list[list[str]]:
     """[name, SHA-256] of the chosen images; names start at the data set's own folder, not at the root of this disk."""
     folder = PurePath(images.name).name
     return [[folder + images.item_name(int(i)).removeprefix(images.name), images.item_sha256(int(i))] for i in indices]
+
+
+def content(images: ImageSet, indices: Sequence[int]) -> str:
+    """SHA-256 over the names, labels and bytes of the chosen images, in their order."""
+    digest = hashlib.sha256()
+    for index in map(int, indices):
+        name = images.item_name(index).removeprefix(images.name)
+        digest.update(f"{name}\0{images.labels[index]}\0{images.item_sha256(index)}\n".encode())
+    return digest.hexdigest()
 
 
 def require_apart(calibration: ImageSet, indices: Sequence[int], held_out: ImageSet) -> None:

@@ -167,3 +167,19 @@ def test_given_data_that_cannot_be_opened_is_an_error_and_recorded_data_is_not(r
     for image in photos.rglob("*.png"):
         image.unlink()
     assert set(status(check(*recorded)).values()) == {ABSENT}
+
+
+def test_a_changed_byte_in_an_image_it_was_judged_on_is_found(recorded, check, photos):
+    about, how = recorded
+    val = FolderSet(photos / "val")
+    digest = samples.content(val, samples.choose(val.labels, 4, 3))
+    about["data"]["held_out"]["judged_on"] = {"images": 4, "seed": 3, "sha256": digest}
+    assert status(check(about, how))["4 evaluated images"] == ABSENT
+    place = str(photos)
+    assert status(check(about, how, data=place))["4 evaluated images"] == MATCHES
+    chosen = set(samples.choose(val.labels, 4, 3).tolist())
+    for index in range(6):
+        path, before = val.files[index], val.files[index].read_bytes()
+        path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+        assert (status(check(about, how, data=place))["4 evaluated images"] == DIFFERS) == (index in chosen)
+        path.write_bytes(before)

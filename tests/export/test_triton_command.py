@@ -17,7 +17,8 @@ from runtime.artifact import Metadata, seal, sidecar_bytes, sidecar_of
 from runtime.preprocess import Preprocess
 
 SPEC = Preprocess(input_size=(3, 8, 8), interpolation="bilinear", crop_pct=1.0, mean=(0, 0, 0), std=(1, 1, 1))
-META = Metadata(model="mean_colour", preprocess=SPEC, class_names=["blue", "green", "red"], lineage={"checkpoint": {"sha256": "ab"}})
+META = Metadata(model="mean_colour", preprocess=SPEC, class_names=["blue", "green", "red"],
+                lineage={"checkpoint": {"sha256": "ab"}})
 
 
 def onnx_bytes(meta=META, batch="N"):
@@ -42,8 +43,8 @@ def student(tmp_path):
 
 @pytest.fixture
 def plan(tmp_path):
-    """A function that writes student.plan and its sidecar, with changes to the engine's entry."""
-    def make(flags=(), **changes):
+    """A function that writes student.plan and its sidecar, with changes to the engine's entry, or without one of its fields."""
+    def make(without=None, **changes):
         path, content = tmp_path / "student.plan", b"ftrt a plan of TensorRT, as far as Triton's folder is concerned"
         path.write_bytes(content)
         batch = -1 if changes.get("profiles", [{"min": 1, "max": 16}])[0]["max"] > 1 else 1
@@ -52,7 +53,8 @@ def plan(tmp_path):
             "inputs": [{"name": "image", "dtype": "float32", "shape": [batch, 3, 8, 8]}],
             "outputs": [{"name": "logits", "dtype": "float32", "shape": [batch, 3]}],
             "profiles": [{"min": 1, "opt": 8, "max": 16}], "onnx": {"file": "student.onnx", "sha256": "cd"},
-            "flags": {"version_compat": False, "strip_weights": False, **dict(flags)}, **changes}
+            "flags": {"version_compat": False, "strip_weights": False}, **changes}
+        engine.pop(without, None)
         sidecar_of(path).write_bytes(sidecar_bytes(replace(META, precision="int8", engine=engine)))
         return path
 
@@ -143,7 +145,8 @@ def test_fp16_files_and_free_sizes_of_another_origin_are_served_without_labels(s
 @pytest.mark.parametrize(("flags", "words"), [
     (["--max-batch", "17"], "takes 1 to 16 images"), (["--max-batch", "0"], "expected 1 or more"),
     (["--preferred", "4,20"], "expected batch sizes from 1 to 16"), (["--preferred", "4;8"], "with commas between"),
-    (["--preferred", "0"], "from 1 to 16"), (["--version", "0"], "expected 1 or more"), (["--instances", "0"], "expected 1 or more"),
+    (["--preferred", "0"], "from 1 to 16"), (["--version", "0"], "expected 1 or more"),
+    (["--instances", "0"], "expected 1 or more"),
     (["--max-delay-us", "-1"], "expected 0 or more"), (["--device", "cpu"], "Give the .onnx file"), (["--name", "a/b"], "--name"),
     (["--name", ".hidden"], "--name"), (["--name", ""], "--name"), (["--devise", "gpu"], "did you mean --device?"),
     (["--device", "tpu"], "tpu")])
@@ -168,7 +171,7 @@ def test_a_file_of_fixed_batch_size_cannot_be_batched(student, served, flag):
     ({"plan_sha256": "0" * 64}, "not the plan that student.plan.json describes"),
     ({"flavor": "rtx"}, "distill export trt student.onnx --flavor tensorrt"),
     ({"flags": {"strip_weights": True, "version_compat": False}}, "its weights are not in it"),
-    ({"flags": {}}, "does not say 'strip_weights'")])
+    ({"without": "profiles"}, "does not say 'profiles'"), ({"flags": {}}, "does not say 'strip_weights'")])
 def test_a_plan_that_triton_cannot_run_is_refused(plan, served, changes, words):
     code, config, said = served(plan(**changes))
     assert (code, config) == (4, None) and words in said.err
@@ -205,6 +208,7 @@ def test_int8_with_fp16_is_served_as_a_plan_only(student, served):
 
 def test_weights_in_another_file_are_refused(tmp_path, served):
     model = onnx.load_from_string(onnx_bytes(meta=None))
+    del model.metadata_props[:]  # and with it the seal
     onnx.save(model, str(tmp_path / "m.onnx"), save_as_external_data=True, location="weights.bin", size_threshold=0)
     code, _, said = served(tmp_path / "m.onnx")
     assert code == 4 and "lie in another file" in said.err
