@@ -27,18 +27,19 @@ EXAMPLES = """Accuracy of an artifact on labelled images.
 
 examples:
   {prog} --engine student.onnx --data photos
-  {prog} --engine student_int8.onnx --data photos --reference student.onnx --json"""
+  {prog} --engine student_int8.onnx --data photos --reference student.onnx --json
+  {prog} --engine student.plan --data photos --reference student.onnx"""
 
 NAMED = 20
 """Unreadable images named in the report; the others are only counted."""
 
 
 @dataclass(frozen=True)
-class AccuracyOptions:
+class AccuracyOptions(subject.EngineOptions):
     """Settings of `bench accuracy`."""
 
     engine: Path
-    """Artifact to evaluate: an .onnx file."""
+    """Artifact to evaluate: an .onnx file, or a .plan file with its .plan.json beside it."""
     data: str
     """Labelled images: folder, npz:FILE or digits."""
     split: Literal["train", "val"] = "val"
@@ -51,10 +52,6 @@ class AccuracyOptions:
     """Evaluate only this many images, spread evenly over the set, 1 or more."""
     skip_bad_images: bool = False
     """Leave out and count images that cannot be read, instead of stopping at the first."""
-    device: str = "cpu"
-    """cpu, cuda or cuda:INDEX."""
-    threads: int | None = None
-    """CPU threads of the engine; None is all usable cores."""
     workers: Annotated[int | None, tyro.conf.arg(aliases=["-j"])] = None
     """Threads that decode images, 1 or more; None is all usable cores."""
     json: bool = False
@@ -65,6 +62,7 @@ class AccuracyOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} {value}: expected 1 or more")
+        self.require_read([self.engine, *([self.reference] if self.reference else [])])
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,8 +181,8 @@ def run(options: AccuracyOptions) -> dict[str, Any]:
 
 
 def _evaluate_file(path: Path, images: ImageSet, options: AccuracyOptions) -> tuple[AccuracyResult, dict[str, Any]]:
-    with subject.open_artifact(path, options.device, options.threads) as predictor:
-        about = {"name": subject.label(predictor), **subject.describe(predictor, options.device)}
+    with subject.open_artifact(path, options) as predictor:
+        about = {"name": subject.label(predictor), **subject.describe(predictor, options)}
         with progress_bar(about["name"], len(spread(len(images), options.limit))) as advance:
             return evaluate(predictor, images, options.batch, limit=options.limit, skip_bad=options.skip_bad_images,
                             workers=options.workers, progress=advance), about
@@ -238,8 +236,8 @@ def to_rich(values: dict[str, Any]) -> Any:
     table.add_row(values["name"], report.number(values["top1_percent"]), report.number(values["top5_percent"]),
                   report.number(values["loss_nats"], 4), report.number(values["top1_difference_points"], sign=True))
     skipped = f", {values['skipped']} unreadable images left out" if values["skipped"] else ""
-    notes = [f"n={values['n']} images of {values['data']}{skipped}; {values['file']}; {values['engine']}, "
-             f"{values['provider']}, {values['threads']} threads"]
+    notes = [f"n={values['n']} images of {values['data']}{skipped}; {values['file']}; "
+             f"{subject.where(values)}"]
     if reference:
         table.add_row(f"reference: {reference['name']}", report.number(values["reference_top1_percent"]), "", "", "")
         notes.append(f"agreement {values['agreement_percent']:.2f} % (same best class as {reference['file']}); "

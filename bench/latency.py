@@ -28,6 +28,8 @@ EXAMPLES = """Percentiles and throughput of an artifact, called as an applicatio
 examples:
   {prog} --engine student.onnx
   {prog} --engine student.onnx --data photos --boundary end-to-end --threads 4
+  {prog} --engine student.int8.onnx --engine-backend openvino --hint throughput
+  {prog} --engine student.plan --cuda-graph
   {prog} --engine student.onnx --batch 32 --duration 10 --json"""
 
 SETTLE = 2
@@ -35,17 +37,13 @@ SETTLE = 2
 
 
 @dataclass(frozen=True)
-class LatencyOptions:
+class LatencyOptions(subject.EngineOptions):
     """Settings of `bench latency`."""
 
     engine: Path
-    """Artifact to measure: an .onnx file."""
+    """Artifact to measure: an .onnx file, or a .plan file with its .plan.json beside it."""
     batch: Annotated[int, tyro.conf.arg(aliases=["-b", "--batch-size"])] = 1
     """Images per call, 1 or more."""
-    threads: int | None = None
-    """CPU threads of the engine; None is all usable cores."""
-    device: str = "cpu"
-    """cpu, cuda or cuda:INDEX."""
     warmup: int = 50
     """Untimed calls before the first timed one, 0 or more."""
     iterations: int = 500
@@ -78,6 +76,7 @@ class LatencyOptions:
         if self.duration is not None and not self.duration > 0:
             raise UsageError(f"duration {self.duration}: expected seconds above 0")
         stats.parse_percentiles(self.percentiles)
+        self.require_read([self.engine])
         if self.img_size is not None:
             subject.parse_size(self.img_size)
 
@@ -143,14 +142,14 @@ def run(options: LatencyOptions) -> tuple[dict[str, Any], dict[str, np.ndarray]]
     images = open_images(options.data, options.split) if options.data else None
     size = subject.parse_size(options.img_size) if options.img_size else None
     percents = stats.parse_percentiles(options.percentiles)
-    with subject.open_artifact(options.engine, options.device, options.threads) as predictor:
+    with subject.open_artifact(options.engine, options) as predictor:
         calls = subject.make_calls(predictor, options.batch, size=size, images=images, seed=options.seed)
         samples = {name: measure(calls.functions[name], warmup=options.warmup, iterations=options.iterations,
                                  duration=options.duration)
                    for name in options.boundaries if name in calls.functions}
         result: dict[str, Any] = {
             "name": subject.label(predictor),
-            **subject.describe(predictor, options.device),
+            **subject.describe(predictor, options),
             "batch": options.batch,
             "warmup": options.warmup,
             "seed": options.seed,
@@ -178,8 +177,7 @@ def to_rich(result: dict[str, Any], percentiles: str) -> Any:
 
 
 def _conditions(result: dict[str, Any]) -> list[str]:
-    lines = [f"{result['file']}: {result['engine']}, {result['provider']}, device {result['device']}, {result['threads']} "
-             f"threads; warm-up {result['warmup']}"]
+    lines = [f"{result['file']}: {subject.where(result)}; warm-up {result['warmup']}"]
     for name in subject.BOUNDARIES:
         if result[name]:
             lines.append(f"{name.replace('_', '-')}: {result[name]['input']}")

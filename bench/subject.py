@@ -1,6 +1,6 @@
 """The artifact under measurement: open it, say what it is, and make the two calls that are timed.
 
-In:  a path and a device; the images to feed it (real ones, or synthetic ones made here).
+In:  a path and `EngineOptions`; the images to feed it (real ones, or synthetic ones made here).
 Out: a `Predictor`; its description; `Calls`, one argument-free function per timing boundary.
 Elsewhere: the clock (bench.latency). Only what an application has is used: `runtime.load` and the Predictor's public methods.
 
@@ -15,10 +15,10 @@ import io
 import itertools
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -48,27 +48,91 @@ class Calls:
     """Boundary -> why it cannot be timed."""
 
 
-def open_artifact(path: Path, device: str, threads: int | None) -> Predictor:
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """On what the artifacts run. A flag is for the engines that read it, and an error when none of the files runs on one."""
+
+    engine_backend: Literal["onnxruntime", "openvino", "tensorrt"] | None = None
+    """Engine; by default onnxruntime for .onnx files and tensorrt for .plan files, which run on nothing else."""
+    provider: Literal["cpu", "cuda", "tensorrt"] | None = None
+    """ONNX Runtime's execution provider; by default that of --device."""
+    device: str | None = None
+    """cpu, cuda or cuda:INDEX, for OpenVINO cpu, gpu or npu; by default cpu for .onnx and cuda for .plan."""
+    threads: int | None = None
+    """CPU threads of the engine; None is all usable cores."""
+    hint: Literal["latency", "throughput"] | None = None
+    """What OpenVINO is tuned for; latency when not given."""
+    contexts: int | None = None
+    """Calls on a plan that may run at once, 1 or more; 1 when not given."""
+    cuda_graph: bool = False
+    """Replay a plan's launches as a CUDA graph."""
+
+    def backend(self, path: Path) -> str:
+        """The engine that a file runs on."""
+        return "tensorrt" if path.suffix == ".plan" else self.engine_backend or "onnxruntime"
+
+    def require_read(self, paths: Sequence[Path]) -> None:
+        """Raise UsageError for a flag that the engine of none of the files reads, and for an engine that cannot open one."""
+        used = {self.backend(path) for path in paths}
+        if self.engine_backend == "tensorrt":
+            other = next((path for path in paths if path.suffix != ".plan"), None)
+            if other:
+                raise UsageError(f"--engine-backend tensorrt: {other} is no plan. Build one: distill export trt {other}")
+        elif self.engine_backend and self.engine_backend not in used:
+            raise UsageError(f"--engine-backend {self.engine_backend}: {paths[0]} is a plan, which runs on TensorRT only. Give "
+                             "its .onnx file, or leave --engine-backend out")
+        for flag, engines in READ_BY.items():
+            if getattr(self, flag) and not used.intersection(engines):
+                raise UsageError(f"--{flag.replace('_', '-')} is read by {' and '.join(engines)} only, and {paths[0].name} runs "
+                                 f"on {self.backend(paths[0])}. Leave it out")
+        if self.contexts is not None and self.contexts < 1:
+            raise UsageError(f"--contexts {self.contexts}: expected 1 or more")
+
+
+READ_BY = {"threads": ("onnxruntime", "openvino"), "provider": ("onnxruntime",), "hint": ("openvino",),
+           "contexts": ("tensorrt",), "cuda_graph": ("tensorrt",)}
+"""Flag -> the engines that read it."""
+
+
+def open_artifact(path: Path, on: EngineOptions) -> Predictor:
     """`runtime.load`, whose warning about unknown fields is left to `describe`, which says the same in the result."""
+    backend = on.backend(path)
+    settings: dict[str, Any] = {flag: getattr(on, flag) for flag, engines in READ_BY.items()
+                                if backend in engines and getattr(on, flag) is not None}
+    device = "cuda" if on.device is None and settings.get("provider") in ("cuda", "tensorrt") else on.device
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return runtime.load(path, device, threads=threads)
+        return runtime.load(path, device, backend=backend, **settings)
 
 
-def describe(predictor: Predictor, device: str) -> dict[str, Any]:
+def describe(predictor: Predictor, on: EngineOptions) -> dict[str, Any]:
     """Which file ran, on which engine, provider and device: as reported by the engine, not as asked for."""
     metadata = predictor.metadata
+    backend = on.backend(predictor.path)
     return {
         "file": str(predictor.path),
         "model": metadata.model,
         "role": metadata.role,
         "precision": None if metadata.precision == "unknown" else metadata.precision,
         "engine": predictor.engine,
+        "backend": predictor.engine.split()[0],
         "provider": predictor.provider,
-        "device": device,
-        "threads": predictor.threads or env.usable_cores(),
+        "device": predictor.device,
+        "threads": predictor.threads or (env.usable_cores() if predictor.device == "cpu" else None),
+        "hint": on.hint or "latency" if backend == "openvino" else None,
+        "contexts": on.contexts or 1 if backend == "tensorrt" else None,
+        "cuda_graph": on.cuda_graph if backend == "tensorrt" else None,
         "unknown": predictor.unknown,
     }
+
+
+def where(about: dict[str, Any]) -> str:
+    """The engine, what it runs on and how, of a `describe`, for a person."""
+    words = [about["engine"], about["provider"], f"device {about['device']}",
+             f"{about['threads']} threads" if about["threads"] else None,
+             f"{about['contexts']} contexts" if (about["contexts"] or 1) > 1 else None,
+             "CUDA graph" if about["cuda_graph"] else None]
+    return ", ".join(word for word in words if word)
 
 
 def label(predictor: Predictor, role: str | None = None) -> str:

@@ -29,17 +29,21 @@ EXAMPLES = """Accuracy against latency: the teacher, the control and the student
 
 examples:
   {prog} --data photos --teacher teacher.onnx student.onnx student_int8.onnx
-  {prog} --data photos --teacher teacher.onnx --control control.onnx --output results student.onnx"""
+  {prog} --data photos --teacher teacher.onnx --control control.onnx --output results student.onnx
+  {prog} --data photos --teacher teacher.plan student.plan student.int8.plan"""
 
 SUFFIXES = (".md", ".csv", ".json")
 
+ENGINE_KEYS = ("engine", "backend", "provider", "device", "threads", "hint", "contexts", "cuda_graph")
+"""What `subject.describe` says about where an artifact ran."""
+
 
 @dataclass(frozen=True)
-class TableOptions:
+class TableOptions(subject.EngineOptions):
     """Settings of `bench table`."""
 
     students: tyro.conf.Positional[tuple[Path, ...]]
-    """Artifacts to compare with the teacher, one or more .onnx files, all before or all after the flags."""
+    """Artifacts to compare with the teacher, one or more .onnx or .plan files, all before or all after the flags."""
     data: str
     """Labelled images: folder, npz:FILE or digits."""
     teacher: Path
@@ -50,10 +54,6 @@ class TableOptions:
     """Which part of --data."""
     batch: Annotated[int, tyro.conf.arg(aliases=["-b", "--batch-size"])] = 1
     """Images per timed call, 1 or more; accuracy is measured in batches of 64."""
-    threads: int | None = None
-    """CPU threads of the engine; None is all usable cores."""
-    device: str = "cpu"
-    """cpu, cuda or cuda:INDEX."""
     warmup: int = 20
     """Untimed calls of each artifact before the first timed one, 0 or more."""
     iterations: int = 200
@@ -76,7 +76,8 @@ class TableOptions:
             raise UsageError(f"batch {self.batch}, iterations {self.iterations}, warmup {self.warmup}, limit {self.limit}: "
                              "expected batch, iterations and limit of 1 or more, warmup of 0 or more")
         if not self.students:
-            raise UsageError("no student given. Add one or more .onnx files after the flags")
+            raise UsageError("no student given. Add one or more .onnx or .plan files after the flags")
+        self.require_read([path for _, path in self.artifacts])
         paths = [path.resolve() for _, path in self.artifacts]
         twice = next((path for path in paths if paths.count(path) > 1), None)
         if twice:
@@ -121,6 +122,8 @@ class Row:
     loss_nats: float
     images: int
     skipped: int
+    ran_on: str
+    """Engine, provider, device, threads, as the engine reports them."""
 
 
 @dataclass(frozen=True)
@@ -158,20 +161,21 @@ def build(options: TableOptions) -> Table:
     """Measure everything. Raises what opening, reading and evaluating raise; see bench.accuracy.evaluate."""
     images = open_images(options.data, options.split)
     with ExitStack() as open_files:
-        predictors = [open_files.enter_context(subject.open_artifact(path, options.device, options.threads))
+        predictors = [open_files.enter_context(subject.open_artifact(path, options))
                       for _, path in options.artifacts]
         calls = [subject.make_calls(p, options.batch, images=images, seed=options.seed) for p in predictors]
         results = [_evaluate(predictor, images, options) for predictor in predictors]
         samples = {boundary: latency.interleaved({str(i): c.functions[boundary] for i, c in enumerate(calls)},
                                                  iterations=options.iterations, warmup=options.warmup)
                    for boundary in subject.BOUNDARIES}
-        rows = [_row(role, predictor, result, {name: samples[name][str(i)] for name in samples}, options.batch)
+        abouts = [subject.describe(predictor, options) for predictor in predictors]
+        rows = [_row(role, predictor, result, {name: samples[name][str(i)] for name in samples}, options.batch,
+                     subject.where(abouts[i]))
                 for i, ((role, _), predictor, result) in enumerate(zip(options.artifacts, predictors, results, strict=True))]
-        about = subject.describe(predictors[0], options.device)
     conditions = {
         "data": images.name, "split": options.split, "images": rows[0].images, "skipped": rows[0].skipped,
         "batch": options.batch, "iterations": options.iterations, "warmup": options.warmup, "seed": options.seed,
-        **{key: about[key] for key in ("engine", "provider", "device", "threads")},
+        **{key: _common([about[key] for about in abouts]) for key in ENGINE_KEYS},
         "boundary": "compute (p50, p99, images/s, speed-up); end-to-end (e2e)",
         "input": {boundary: calls[0].inputs[boundary] for boundary in subject.BOUNDARIES},
         "fingerprint": env.fingerprint(),
@@ -197,8 +201,13 @@ def _evaluate(predictor: Predictor, images: ImageSet, options: TableOptions) -> 
         return accuracy.evaluate(predictor, images, limit=options.limit, skip_bad=options.skip_bad_images, progress=advance)
 
 
+def _common(values: Sequence[Any]) -> Any:
+    """The value that all artifacts have; the rows say which has which where they differ."""
+    return values[0] if all(value == values[0] for value in values) else "differs, see ran_on of the rows"
+
+
 def _row(role: str | None, predictor: Predictor, result: accuracy.AccuracyResult, samples: Mapping[str, np.ndarray],
-         batch: int) -> Row:
+         batch: int, ran_on: str) -> Row:
     metadata = predictor.metadata
     timing = stats.summary(samples["compute"], batch, (50, 99))
     role = role or metadata.role or "student"
@@ -210,16 +219,19 @@ def _row(role: str | None, predictor: Predictor, result: accuracy.AccuracyResult
         latency_p50_ms=timing["latency_p50_ms"], latency_p99_ms=timing["latency_p99_ms"],
         throughput_images_per_s=timing["throughput_images_per_s"],
         end_to_end_p50_ms=stats.percentile(samples["end_to_end"] / stats.NS_PER_MS, 50), speedup=1.0,
-        top5_percent=result.top5, loss_nats=result.loss, images=result.n, skipped=len(result.skipped))
+        top5_percent=result.top5, loss_nats=result.loss, images=result.n, skipped=len(result.skipped), ran_on=ran_on)
 
 
 def caption(table: Table) -> list[str]:
     """The conditions in words, one line each."""
     c = table.conditions
     skipped = f" ({c['skipped']} unreadable ones left out)" if c["skipped"] else ""
+    engines = {row.ran_on: [Path(each.file).name for each in table.rows if each.ran_on == row.ran_on] for row in table.rows}
+    ran_on = next(iter(engines)) if len(engines) == 1 else "; ".join(f"{', '.join(names)} on {engine}"
+                                                                     for engine, names in engines.items())
     return [
         f"Accuracy: n={c['images']} images of {c['data']}{skipped}; Δ in points of top-1. Latency: batch {c['batch']}, "
-        f"n={c['iterations']}, warm-up {c['warmup']}, {c['threads']} threads, {c['engine']}, {c['provider']}; "
+        f"n={c['iterations']}, warm-up {c['warmup']}, {ran_on}; "
         "artifacts took turns in one process.",
         "p50, p99, images/s, speed-up (teacher's median / this one): boundary compute, a preprocessed batch to logits. "
         "e2e: boundary end-to-end, encoded image to the top 5 classes.",

@@ -79,10 +79,10 @@ def _onnxruntime(path: Path, given: _Settings) -> tuple[Any, Metadata]:
 
     if given.verify:
         check_file(path)
-    backend = OrtBackend(path, given.device_or("cpu"), given.threads, provider=given.provider)
+    backend = OrtBackend(path, given.device, given.threads, provider=given.provider)
     metadata = _metadata(backend.metadata_map(), path)
     if metadata.precision == "int8+fp16":  # ONNX Runtime 1.32 makes int32 biases with fp16 scales, which overflow
-        backend = OrtBackend(path, given.device_or("cpu"), given.threads, provider=given.provider, integer_kernels=False)
+        backend = OrtBackend(path, given.device, given.threads, provider=given.provider, integer_kernels=False)
     return backend, metadata
 
 

@@ -17,7 +17,8 @@ def row(artifact="student int8", role="student", **changes) -> Row:
         artifact=artifact, file=f"runs/{role}.onnx", role=role, precision="int8", model="convnext_tiny", top1_percent=80.0,
         delta_teacher_points=None, delta_control_points=None, parameters=28_589_128, macs=4_456_000_000, file_bytes=29_876_543,
         latency_p50_ms=10.0, latency_p99_ms=12.5, throughput_images_per_s=98.7, end_to_end_p50_ms=15.0, speedup=1.0,
-        top5_percent=95.0, loss_nats=0.8, images=10_000, skipped=0), **changes)
+        top5_percent=95.0, loss_nats=0.8, images=10_000, skipped=0,
+        ran_on="onnxruntime 1.32.0, CPUExecutionProvider, device cpu, 4 threads"), **changes)
 
 
 CONDITIONS = {
@@ -98,7 +99,8 @@ def test_markdown_is_a_table_with_the_conditions_below():
     assert lines[3].split(" | ")[:4] == ["| student int8 (`student.onnx`)", "78.50", "-1.50", "–"]
     for words in ("28.6M", "4.5G", "29.9 MB", "1.00x"):
         assert words in lines[3]
-    for words in ("n=10000 images of photos/val", "batch 1, n=200, warm-up 20, 4 threads", "boundary compute", "A CPU, 4 cores"):
+    for words in ("n=10000 images of photos/val", "batch 1, n=200, warm-up 20, onnxruntime 1.32.0", "4 threads",
+                  "boundary compute", "A CPU, 4 cores"):
         assert words in text
 
 
