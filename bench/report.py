@@ -91,9 +91,7 @@ def to_json(values: dict[str, Any]) -> str:
 
 
 def machine(fingerprint: dict[str, Any]) -> str:
-    """The conditions of `runtime.env.fingerprint()` on one line."""
-    packages = fingerprint["packages"]
-    engine = next((f"{name} {packages[name]}" for name in ("onnxruntime-gpu", "onnxruntime") if name in packages), None)
-    parts = [fingerprint["cpu"] or "unknown CPU", f"{fingerprint['cores']} cores", fingerprint["gpu"], engine,
+    """The machine of `runtime.env.fingerprint()` on one line; the engine is each report's own to name."""
+    parts = [fingerprint["cpu"] or "unknown CPU", f"{fingerprint['cores']} cores", fingerprint["gpu"],
              f"Python {fingerprint['python']}", fingerprint["system"]]
     return ", ".join(part for part in parts if part)
