@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import traceback
 import weakref
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +23,7 @@ from ..artifact import Metadata
 from ..cuda import Device, DeviceArray
 from ..errors import ArtifactError, UsageError
 from .ort import require_out
-from .trt_slots import Engine, Pool, Sizes, Slot
+from .trt_slots import Engine, Pool, Sizes, Slot, forget_variables
 
 
 class TrtBackend:
@@ -50,7 +49,8 @@ class TrtBackend:
             plan.require_gpu(self.path, self.metadata, gpu)
             self._profiles = held.open(self.path, trt, self.metadata, contexts, cuda_graph)
         except BaseException as error:
-            _let_go_of_variables(error, gpu)
+            with gpu.active():
+                forget_variables(error)
             self.close()
             raise
         self.provider = (f"{plan.PRODUCTS[plan.FLAVORS[trt.__name__]]} on {gpu.name} (compute capability "
@@ -102,14 +102,6 @@ class TrtBackend:
         takes = " or ".join(f"{size.min}" if size.min == size.max else f"{size.min} to {size.max}" for size in self._profiles)
         raise UsageError(f"{self.path}: takes batches of {takes} images, given {count}. Split or fill the batch, or build for "
                          "it: distill export trt --dynamic MIN,OPT,MAX")
-
-
-def _let_go_of_variables(error: BaseException | None, device: Device) -> None:
-    """Free what the error's frames still refer to, such as the engine, while there is a device to free it on."""
-    with device.active():
-        while error is not None:
-            traceback.clear_frames(error.__traceback__)
-            error = error.__context__
 
 
 class _Held:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,6 +51,13 @@ class Engine(NamedTuple):
     classes: int
     making: threading.Lock
     """Held while a context is made: an engine makes them one at a time."""
+
+
+def forget_variables(error: BaseException | None) -> None:
+    """Free what an error's frames still refer to, such as an engine, now, with the device active; callers may keep the error."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 class Pool:
@@ -104,9 +112,10 @@ class Slot:
         """
         try:
             self._run(sizes, source, target)
-        except BaseException:  # Ctrl-C too: nothing of the caller's may be in use when it hears of it
+        except BaseException as error:  # Ctrl-C too: nothing of the caller's may be in use when it hears of it
             with contextlib.suppress(Exception):  # the first error is the one to tell
                 self._stream.synchronize()
+            forget_variables(error)
             raise
 
     def _run(self, sizes: Sizes, source: np.ndarray | DeviceArray, target: np.ndarray | DeviceArray) -> None:
@@ -187,20 +196,12 @@ class _Context:
         self._graph: Graph | None = None
         self._count: int | None = None
         with engine.making:
-            self._context = self._said(engine.engine.create_execution_context, "make an execution context")
-        try:
-            self._set_up(sizes, buffers)
-        except BaseException:
-            self.close()  # now, not when the error is forgotten, with no device active
-            raise
-
-    def _set_up(self, sizes: Sizes, buffers: _Buffers) -> None:
-        engine, stream = self._engine, self._stream
+            self._context = self._said("make an execution context", engine.engine.create_execution_context)
         if sizes.index != 0:  # a new one is on profile 0
-            self._said(lambda: self._context.set_optimization_profile_async(sizes.index, stream.handle), "choose a profile")
+            self._said("choose a profile", self._context.set_optimization_profile_async, sizes.index, stream.handle)
             stream.synchronize()
         for name, memory in ((engine.input_name, buffers.input), (engine.output_name, buffers.output)):
-            self._said(lambda n=name, a=memory.address: self._context.set_tensor_address(n, a), f"set the address of {name}")
+            self._said(f"set the address of {name}", self._context.set_tensor_address, name, memory.address)
         self._set_count(sizes.max)
         found = tuple(self._context.get_tensor_shape(engine.output_name))
         if found != (sizes.max, engine.classes):
@@ -227,21 +228,23 @@ class _Context:
             graph.close()
 
     def _enqueue(self) -> None:
-        self._said(lambda: self._context.execute_async_v3(self._stream.handle), "run it")
+        self._said("run it", self._context.execute_async_v3, self._stream.handle)
 
     def _set_count(self, count: int) -> None:
         if count == self._count:
             return
         name, shape = self._engine.input_name, (count, *self._engine.image)
-        self._said(lambda: self._context.set_input_shape(name, shape), f"take {shape}")
-        self._said(lambda: not self._context.infer_shapes(), "work out its shapes")
+        self._said(f"take {shape}", self._context.set_input_shape, name, shape)
+        missing = self._said("work out its shapes", self._context.infer_shapes)
+        if missing:
+            raise self._failure("work out its shapes", f"{', '.join(missing)} not known")
         self._count = count
 
-    def _said(self, call: Callable[[], Any], what: str) -> Any:
+    def _said(self, what: str, call: Callable[..., Any], *arguments: Any) -> Any:
         """The call's result; TensorRT says None, False or a RuntimeError when it fails, and why only to its logger."""
         before = plan.RECENT.count
         try:
-            result = call()
+            result = call(*arguments)
         except RuntimeError as error:
             raise self._failure(what, " ".join(str(error).split())) from error
         if result is None or result is False:
