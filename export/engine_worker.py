@@ -70,7 +70,7 @@ def _build(task: dict[str, Any], watch: Watch) -> dict[str, Any]:
     Path(task["target"]).write_bytes(built.plan)
     return {**device, "version": built.version, "inputs": built.inputs, "outputs": built.outputs, "seconds": seconds,
             "timing_cache": {"file": cache.name if cache else None, "accepted": built.cache_accepted},
-            "layers": _layers(trt, built, model, device), "warnings": built.warnings + ([not_kept] if not_kept else []),
+            "layers": _layers(trt, built, model, settings, device), "warnings": built.warnings + ([not_kept] if not_kept else []),
             "peak_mib": _peak_mib()}
 
 
@@ -101,13 +101,17 @@ def _checked_graph(path: Path, version: str, settings: Settings) -> ModelProto:
     return model
 
 
-def _layers(trt: Any, built: Built, model: ModelProto, device: dict[str, str | None]) -> dict[str, Any] | None:
+def _layers(trt: Any, built: Built, model: ModelProto, settings: Settings,
+            device: dict[str, str | None]) -> dict[str, Any] | None:
     """The summary of the engine's layers, read from the log or asked of the engine where it can be opened."""
     if built.layer_dump:
         return engine_report.summarize(engine_report.from_dump(built.layer_dump), model, "build log")
     if not device["gpu"]:
         return None
-    opened = trt.Runtime(plans.logger(trt)).deserialize_cuda_engine(built.plan)
+    runtime = trt.Runtime(plans.logger(trt))
+    if settings.version_compat:
+        runtime.engine_host_code_allowed = True  # such plans bring their own runtime; this one was built a moment ago
+    opened = runtime.deserialize_cuda_engine(built.plan)
     if opened is None:
         return None
     told = opened.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)

@@ -155,7 +155,7 @@ def out_of_memory(nbytes: int, free: int | None) -> MissingError:
 def driver_version(cuda: str) -> str:
     """NVIDIA's driver version on Linux; elsewhere the CUDA version it brings, in words."""
     try:
-        found = re.search(r"Kernel Module\D*?\s(\d+\.\d+[\d.]*)", Path("/proc/driver/nvidia/version").read_text())
+        found = re.search(r"Kernel Module(?: for \S+)?\s+(\d+\.\d+[\d.]*)", Path("/proc/driver/nvidia/version").read_text())
     except OSError:
         found = None
     return found[1] if found else f"CUDA {cuda}"

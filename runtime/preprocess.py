@@ -72,7 +72,8 @@ class Preprocess:
 
     def pixels(self, image: Image) -> np.ndarray:
         """Decoded, resized and cropped: (H, W, 3) uint8."""
-        return np.asarray(_crop(_resize(open_rgb(image), self), self), dtype=np.uint8)
+        name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else "image"
+        return np.asarray(_crop(_resize(open_rgb(image), self, name), self), dtype=np.uint8)
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
         """(..., H, W, 3) uint8 -> (..., 3, H, W) float32, in the order of operations that torchvision uses."""
@@ -116,12 +117,15 @@ def _decode(pil: Any, source: Any, name: str) -> Any:
         raise DataError(f"{name}: not a readable image ({' '.join(str(error).split())})") from error
 
 
-def _resize(image: Any, spec: Preprocess) -> Any:
+def _resize(image: Any, spec: Preprocess, name: str) -> Any:
     height, width = spec.input_size[1:]
     target = (math.floor(height / spec.crop_pct), math.floor(width / spec.crop_pct))
     size = _resized_size((image.height, image.width), target, spec.crop_mode)
     if size == (image.height, image.width):
         return image
+    if min(size) < 1:
+        raise DataError(f"{name}: {image.width} x {image.height} pixels are too narrow for crop mode {spec.crop_mode}, which scales "
+                        f"them to {size[1]} x {size[0]}. Crop it, or leave it out")
     return image.resize((size[1], size[0]), getattr(_resampling(), spec.interpolation.upper()))
 
 

@@ -197,3 +197,12 @@ def test_a_spec_survives_json():
 def test_an_unknown_key_of_a_spec_is_refused():
     with pytest.raises(UsageError, match="crop_percent"):
         Preprocess.from_dict({"crop_percent": 0.9})
+
+
+def test_image_too_narrow_for_its_border_is_named(tmp_path):
+    path = tmp_path / "narrow.png"
+    Image.fromarray(np.zeros((64, 2, 3), np.uint8)).save(path)
+    spec = Preprocess((3, 8, 8), crop_pct=1, crop_mode="border")
+    with pytest.raises(DataError, match=r"narrow\.png: 2 x 64 pixels are too narrow for crop mode border, .* to 0 x 8"):
+        spec(path)
+    assert spec(np.zeros((20, 2, 3), np.uint8)).shape == (3, 8, 8)
