@@ -261,13 +261,10 @@ def describe(checkpoint: Checkpoint, held_out: ImageSet, options: OnnxOptions, p
     """What the artifact will say about itself, as far as it is known before the checks."""
     from . import samples
 
-    size = max(options.verify_size, 0 if options.precision == "fp32" else options.accuracy_size)
-    judged_on = samples.choose(held_out.labels, size, options.seed)  # a larger choice holds every smaller one
     recorded_lineage = without_folders(checkpoint.lineage)
     data = dict(recorded_lineage.get("data") or {})
     data["held_out"] = {"spec": without_folders(held_out.name), "images": len(held_out), "sha256": held_out.fingerprint(),
-                        "judged_on": {"images": len(judged_on), "seed": options.seed,
-                                      "sha256": samples.content(held_out, judged_on)}}
+                        "judged_on": samples.judged_on(held_out, options.verify_size, options.seed)}
     source = Path(checkpoint.path or "")
     return Metadata(
         model=checkpoint.model, role=checkpoint.role, preprocess=checkpoint.preprocess, class_names=checkpoint.class_names,

@@ -20,7 +20,7 @@ from runtime import env
 from runtime.artifact import Metadata
 from runtime.images import ImageSet
 
-from . import graph, half, int8, qat, speed, verify
+from . import graph, half, int8, qat, samples, speed, verify
 from .budget import Outcome
 from .evaluation import Evaluation
 from .int8 import Calibrated, Calibration, Quantizer, Trained
@@ -47,8 +47,7 @@ def make(model: ModelProto, fp32: bytes, meta: Metadata, student: Any, checkpoin
     if options.max_drop < GATE_OFF:
         verify.require_better_than_chance(evaluation.student_logits, evaluation.labels)
     calibration = draw(options.seed)
-    meta = replace(meta, precision=options.precision,
-                   lineage=meta.lineage | {"fp32_onnx": {"sha256": hashlib.sha256(fp32).hexdigest()}})
+    meta = replace(meta, precision=options.precision, lineage=_lineage(meta, fp32, held_out, options))
     halve = Halving(model, calibration, options) if options.fp16 else None
 
     def finish(candidate: ModelProto) -> bytes:
@@ -72,6 +71,14 @@ def make(model: ModelProto, fp32: bytes, meta: Metadata, student: Any, checkpoin
         "speed": {"ratio": speed.ratio(fp32, content), "batch": 1, "threads": env.usable_cores(), "engine": "onnxruntime"}}
     meta = replace(meta, quantization=how, verification=meta.verification | {meta.precision.partition("+")[0]: checks})
     return Reduced(graph.write_metadata(final, meta), meta, outcome)
+
+
+def _lineage(meta: Metadata, fp32: bytes, held_out: ImageSet, options: Any) -> dict[str, Any]:
+    """The fp32 file's, which was compared on fewer images, and that file itself."""
+    data = meta.lineage["data"]
+    size = max(options.verify_size, options.accuracy_size)  # a larger choice holds every smaller one
+    held = data["held_out"] | {"judged_on": samples.judged_on(held_out, size, options.seed)}
+    return meta.lineage | {"data": data | {"held_out": held}, "fp32_onnx": {"sha256": hashlib.sha256(fp32).hexdigest()}}
 
 
 class Halving:

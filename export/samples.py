@@ -108,6 +108,12 @@ def content(images: ImageSet, indices: Sequence[int]) -> str:
     return digest.hexdigest()
 
 
+def judged_on(images: ImageSet, size: int, seed: int) -> dict[str, Any]:
+    """What an artifact records of the images it was compared on: how many, by which draw, and the hash of their content."""
+    chosen = choose(images.labels, size, seed)
+    return {"images": len(chosen), "seed": seed, "sha256": content(images, chosen)}
+
+
 def require_apart(calibration: ImageSet, indices: Sequence[int], held_out: ImageSet) -> None:
     """Raise UsageError naming an image that is in both: accuracy on it would be flattered.
 

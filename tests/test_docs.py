@@ -1,5 +1,6 @@
 """README and docs: every command in them runs, on a small folder of photographs made here."""
 
+import importlib
 import os
 import re
 import shlex
@@ -13,15 +14,18 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
 FASTER = {"train": ["--img-size", "32", "--epochs", "1", "--batch", "8"],
           "bench latency": ["--iterations", "5", "--warmup", "1"], "bench table": ["--iterations", "5", "--warmup", "1"]}
 """Flags added to a documented command so that it runs in seconds; the command itself stays as printed."""
 
 
-def commands(page: Path) -> list[str]:
-    """Every `distill ...` line in the page's ```bash blocks, continuation lines joined, comments dropped."""
-    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+def commands(page: Path, languages: str = "bash") -> list[str]:
+    """Every `distill ...` line in the page's ```bash blocks, continuation lines joined.
+
+    ```sh blocks hold commands that cannot be run here, such as those that need a GPU.
+    """
+    blocks = re.findall(rf"```(?:{languages})\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line for line in lines if line.startswith("distill ")]
 
@@ -127,39 +131,27 @@ def test_no_page_tells_anyone_to_type_the_shell_builtin(page):
 def test_every_documented_flag_exists(page):
     from runtime.commands import check_flags
 
-    for line in commands(page):
+    for line in commands(page, "bash|sh"):
         words = shlex.split(line, comments=True)[1:]
         name = " ".join(words[:2]) if words[0] in ("export", "bench") else words[0]
         check_flags(options_of("train --qat" if "--qat" in words else name), words, f"distill {name}")
 
 
+OPTIONS = {
+    "train": "distill.train:TrainOptions", "train --qat": "export.qat_command:QatOptions", "demo": "distill.demo:DemoOptions",
+    "eval": "distill.evaluate:EvalOptions", "erf": "distill.erf_command:ErfOptions", "env": "runtime.env_command:EnvOptions",
+    "inspect": "export.inspect_command:InspectOptions", "parity": "export.parity:ParityOptions",
+    "export onnx": "export.onnx_command:OnnxOptions", "export trt": "export.trt_command:TrtOptions",
+    "export triton": "export.triton_command:TritonOptions", "bench latency": "bench.latency:LatencyOptions",
+    "bench accuracy": "bench.accuracy:AccuracyOptions", "bench table": "bench.table:TableOptions",
+}
+"""Command -> the dataclass of its flags."""
+
+
 def options_of(name: str) -> type:
-    """The dataclass behind a command."""
-    if name == "train":
-        from distill.train import TrainOptions as options
-    elif name == "train --qat":
-        from export.qat_command import QatOptions as options
-    elif name == "inspect":
-        from export.inspect_command import InspectOptions as options
-    elif name == "parity":
-        from export.parity import ParityOptions as options
-    elif name == "eval":
-        from distill.evaluate import EvalOptions as options
-    elif name == "erf":
-        from distill.erf_command import ErfOptions as options
-    elif name == "demo":
-        from distill.demo import DemoOptions as options
-    elif name == "export onnx":
-        from export.onnx_command import OnnxOptions as options
-    elif name == "bench latency":
-        from bench.latency import LatencyOptions as options
-    elif name == "bench accuracy":
-        from bench.accuracy import AccuracyOptions as options
-    elif name == "bench table":
-        from bench.table import TableOptions as options
-    else:
-        raise AssertionError(f"a page documents an unknown command: {name}")
-    return options
+    assert name in OPTIONS, f"a page documents an unknown command: {name}"
+    module, _, options = OPTIONS[name].partition(":")
+    return getattr(importlib.import_module(module), options)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

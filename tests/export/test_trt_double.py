@@ -7,8 +7,10 @@ decide as its ONNX file does.
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,7 @@ def run(tmp_path_factory):
         environment = doubles.environment(folder, version=version, driver=driver, **settings)
         command = [sys.executable, "-m", *map(str, words)]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    start.folder = folder
     return start
 
 
@@ -177,3 +180,28 @@ def test_stripped_plan_runs_with_the_weights_of_its_onnx_file(run, source, some_
     refused = run("bench", "latency", "--engine", source.with_suffix(".plan"))
     assert refused.returncode == 4 and source.name in refused.stderr
     assert sidecar_of(source.with_suffix(".plan")).exists()
+
+
+def test_ctrl_c_asks_the_builder_to_stop(run, source, tmp_path):
+    environment = doubles.environment(run.folder, TENSORRT_DOUBLE_STEP_SECONDS=1)
+    command = [sys.executable, "-m", "distill", "export", "trt", str(source), "--timing-cache", str(tmp_path / "timing")]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)
+    worker = building(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    printed, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and printed == "" and said.strip().splitlines()[-1] == "error: interrupted"
+    assert os.listdir(source.parent) == [source.name], "no plan, no sidecar, no timing cache, nothing temporary"
+    assert not os.path.exists(f"/proc/{worker}")
+
+
+def building(pid):
+    """The id of the builder's process, once the driver is loaded in it and a few steps of the build have passed."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        if children and "libcuda.so.1" in Path(f"/proc/{children[0]}/maps").read_text():
+            time.sleep(2)
+            return int(children[0])
+        time.sleep(0.05)
+    raise AssertionError("no builder was started")
