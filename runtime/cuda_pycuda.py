@@ -10,13 +10,14 @@ other's memory. Source: documen.tician.de/pycuda/driver.html.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pycuda.driver as drv
 
-from . import cuda
+from . import cuda, driver
 from .errors import ArtifactError, MissingError
 
 
@@ -157,7 +158,11 @@ class PycudaDevice:
         return int(drv.mem_get_info()[0])
 
     def close(self) -> None:
-        """Let the primary context go; calling again does nothing."""
+        """Let the primary context go, from any thread; calling again does nothing."""
         context, self._context = self._context, None
         if context is not None:
+            # pycuda's detach does nothing in a thread where the context is not active, unless it made it there, and leaves a
+            # primary context current; so: active for pycuda, not current for the driver.
+            context.push()
+            ctypes.CDLL(driver.LIBRARY).cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
             context.detach()

@@ -124,8 +124,8 @@ def _resize(image: Any, spec: Preprocess, name: str) -> Any:
     if size == (image.height, image.width):
         return image
     if min(size) < 1:
-        raise DataError(f"{name}: {image.width} x {image.height} pixels are too narrow for crop mode {spec.crop_mode}, which scales "
-                        f"them to {size[1]} x {size[0]}. Crop it, or leave it out")
+        raise DataError(f"{name}: {image.width} x {image.height} pixels are too narrow for crop mode {spec.crop_mode}, which "
+                        f"scales them to {size[1]} x {size[0]}. Crop it, or leave it out")
     return image.resize((size[1], size[0]), getattr(_resampling(), spec.interpolation.upper()))
 
 

@@ -21,7 +21,7 @@ ROOT = HERE.parents[1]
 
 def environment(folder: Path, *, version: str = "10.3", driver: bool = True, tensorrt: bool = True, **settings: object) -> dict:
     """settings: more variables, such as LIBCUDA_DOUBLE_CAPABILITY=86. Skips the test where no C compiler is."""
-    paths = [str(ROOT), *([str(HERE / "modules")] if tensorrt else [])]
+    paths = [str(ROOT), *([str(HERE / "modules")] if tensorrt else []), *filter(None, [os.environ.get("PYTHONPATH")])]
     found = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "TENSORRT_DOUBLE_VERSION": version, "OMP_NUM_THREADS": "1",
                           **{name: str(value) for name, value in settings.items()}}
     if driver:

@@ -1,8 +1,8 @@
 /* TEST DOUBLE of NVIDIA's CUDA driver: memory, streams, events and graphs on the host, so that code written for a GPU runs in tests.
 
-   In:  calls of the driver API by their names, or by cuGetProcAddress as cuda-python does; device addresses are host addresses.
+   In:  calls of the driver API by their names, as pycuda does, or by cuGetProcAddress, as cuda-python does; device addresses are host addresses.
    Out: what the driver would do, later: a stream's work is done only when somebody waits for it, so that a missing wait shows.
-   Counts of what is alive: double_live(kind).
+   Counts of what is alive: double_live(kind); how often a GPU's primary context is retained: double_references(device).
 
    $LIBCUDA_DOUBLE_GPUS (1), $LIBCUDA_DOUBLE_CAPABILITY (90, for 9.0), $LIBCUDA_DOUBLE_MEMORY (bytes, 1 GiB).
    gcc -shared -fPIC -Wl,-soname,libcuda.so.1 -o libcuda.so.1 libcuda_double.c -lpthread */
@@ -25,7 +25,7 @@ typedef struct Op { int kind; void *to; const void *from; size_t size; void (*ca
 enum { COPY, CALL, RECORD, WAIT };
 struct Event { Stream *stream; uint64_t recorded, done; int destroyed, uses; };
 typedef struct Graph { Op *first, **last; } Graph;
-struct Stream { Op *first, **last; Graph *capturing; };
+struct Stream { Op *first, **last; Graph *capturing; Stream *next; };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_mutex_t draining;  /* one thread runs work at a time, and may wait for another stream meanwhile */
@@ -33,6 +33,7 @@ static long live[KINDS];
 static int contexts[16];
 static __thread int stack[64], depth;
 static uint64_t marks;
+static Stream *streams;
 
 __attribute__((constructor)) static void start(void) {
     pthread_mutexattr_t kind;
@@ -48,6 +49,8 @@ static void count(int kind, long by) { __atomic_add_fetch(&live[kind], by, __ATO
 
 long double_live(int kind) { return kind < 0 || kind >= KINDS ? -1 : live[kind]; }
 
+int double_references(int device) { return contexts[device]; }
+
 #define NEEDS_CONTEXT if (!depth) return INVALID_CONTEXT
 
 Result cuInit(unsigned flags) { (void)flags; return gpus() ? OK : NO_DEVICE; }
@@ -61,6 +64,9 @@ Result cuDeviceGetAttribute(int *value, int attribute, int device) {
     long capability = setting("LIBCUDA_DOUBLE_CAPABILITY", 90);
     *value = attribute == 75 ? (int)(capability / 10) : attribute == 76 ? (int)(capability % 10) : 1;
     return OK;
+}
+Result cuDeviceComputeCapability(int *major, int *minor, int device) {
+    return cuDeviceGetAttribute(major, 75, device) || cuDeviceGetAttribute(minor, 76, device);
 }
 Result cuDeviceGetUuid_v2(char *uuid, int device) { memset(uuid, device, 16); return OK; }
 
@@ -126,6 +132,7 @@ static Result release(void *address, int kind) {
 Result cuMemAlloc_v2(void **address, size_t size) { return allocate(address, size, LIVE_DEVICE); }
 Result cuMemFree_v2(void *address) { return release(address, LIVE_DEVICE); }
 Result cuMemAllocHost_v2(void **address, size_t size) { return allocate(address, size, LIVE_PINNED); }
+Result cuMemHostAlloc(void **address, size_t size, unsigned flags) { (void)flags; return allocate(address, size, LIVE_PINNED); }
 Result cuMemFreeHost(void *address) { return release(address, LIVE_PINNED); }
 Result cuMemGetInfo_v2(size_t *left, size_t *total) {
     NEEDS_CONTEXT;
@@ -173,10 +180,32 @@ Result cuStreamCreate(Stream **stream, unsigned flags) {
     (void)flags;
     *stream = calloc(1, sizeof(Stream));
     (*stream)->last = &(*stream)->first;
+    pthread_mutex_lock(&lock);
+    (*stream)->next = streams;
+    streams = *stream;
+    pthread_mutex_unlock(&lock);
     count(LIVE_STREAMS, 1);
     return OK;
 }
-Result cuStreamDestroy_v2(Stream *s) { NEEDS_CONTEXT; drain(s, 0); free(s); count(LIVE_STREAMS, -1); return OK; }
+Result cuStreamDestroy_v2(Stream *s) {
+    NEEDS_CONTEXT;
+    drain(s, 0);
+    pthread_mutex_lock(&draining);
+    pthread_mutex_lock(&lock);
+    for (Stream **each = &streams; *each; each = &(*each)->next) if (*each == s) { *each = s->next; break; }
+    pthread_mutex_unlock(&lock);
+    pthread_mutex_unlock(&draining);
+    free(s);
+    count(LIVE_STREAMS, -1);
+    return OK;
+}
+Result cuCtxSynchronize(void) {
+    NEEDS_CONTEXT;
+    pthread_mutex_lock(&draining);  /* no stream goes meanwhile */
+    for (Stream *each = streams; each; each = each->next) if (!each->capturing) drain(each, 0);
+    pthread_mutex_unlock(&draining);
+    return OK;
+}
 Result cuStreamSynchronize(Stream *s) {
     NEEDS_CONTEXT;
     if (is_default(s)) return OK;
@@ -301,7 +330,7 @@ static const struct { const char *name; void *function; } TABLE[] = {
     NAMED("cuDeviceGetAttribute", cuDeviceGetAttribute), NAMED("cuDeviceGetUuid", cuDeviceGetUuid_v2),
     NAMED("cuDevicePrimaryCtxRetain", cuDevicePrimaryCtxRetain), NAMED("cuDevicePrimaryCtxRelease", cuDevicePrimaryCtxRelease_v2),
     NAMED("cuCtxPushCurrent", cuCtxPushCurrent_v2), NAMED("cuCtxPopCurrent", cuCtxPopCurrent_v2),
-    NAMED("cuCtxGetCurrent", cuCtxGetCurrent), NAMED("cuCtxGetDevice", cuCtxGetDevice), NAMED("cuMemAlloc", cuMemAlloc_v2),
+    NAMED("cuCtxSynchronize", cuCtxSynchronize), NAMED("cuCtxGetCurrent", cuCtxGetCurrent), NAMED("cuCtxGetDevice", cuCtxGetDevice), NAMED("cuMemAlloc", cuMemAlloc_v2),
     NAMED("cuMemFree", cuMemFree_v2), NAMED("cuMemAllocHost", cuMemAllocHost_v2), NAMED("cuMemFreeHost", cuMemFreeHost),
     NAMED("cuMemGetInfo", cuMemGetInfo_v2), NAMED("cuMemcpyHtoDAsync", cuMemcpyHtoDAsync_v2),
     NAMED("cuMemcpyDtoHAsync", cuMemcpyDtoHAsync_v2), NAMED("cuMemcpyDtoDAsync", cuMemcpyDtoDAsync_v2),

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import gc
 import json
+import os
 import sys
 import threading
 import traceback
@@ -247,6 +248,24 @@ def case_closing_twice_is_harmless(device):
     other.close()
 
 
+def case_closed_in_another_thread(device):
+    def work():
+        other = cuda.open_device(0, LIBRARY)
+        opened.append(other)
+
+    opened = []
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    if DOUBLE:
+        held = ctypes.CDLL("libcuda.so.1").double_references
+        assert held(0) == 2
+    opened[0].close()
+    assert not DOUBLE or held(0) == 1, "the primary context is still held"
+    with device.active():
+        device.alloc(16).close()
+
+
 def case_second_device_shares_the_first_one_s_memory(device):
     other = cuda.open_device(0, LIBRARY)
     sent, back = numbers(16), np.zeros(16, np.float32)
@@ -324,4 +343,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     LIBRARY, DOUBLE = sys.argv[1], sys.argv[2:] == ["double"]
+    if DOUBLE:
+        sys.setdlopenflags(os.RTLD_LAZY)  # pycuda names functions that are never called and that the double does not have
     sys.exit(main())

@@ -87,8 +87,9 @@ def test_contract_on_a_gpu(on_a_gpu, case):
 
 def opened(compiled, index=0, library=None, **settings):
     """(exit code, what `open_device` says) in a process of its own."""
-    code = ("import sys; from runtime import cuda\nfrom runtime.errors import Large2SmallError\n"
-            f"try: cuda.open_device({index}, {library!r})\nexcept Large2SmallError as e: print(type(e).__name__, e)")
+    code = ("import os, sys\nfrom runtime import cuda\nsys.setdlopenflags(os.RTLD_LAZY)\n"
+            "from runtime.errors import Large2SmallError\n"
+            f"try: cuda.open_device({index}, {library!r}).close()\nexcept Large2SmallError as e: print(type(e).__name__, e)")
     ran = subprocess.run([sys.executable, "-c", code], env=doubles.environment(compiled, **settings), capture_output=True,
                          text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr

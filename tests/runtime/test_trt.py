@@ -182,7 +182,8 @@ trt.Runtime(Log())"""
 
 
 EXIT = """
-import atexit, sys, threading
+import atexit, os, sys, threading
+sys.setdlopenflags(os.RTLD_LAZY)
 sys.path.insert(0, {here!r})
 import trt_cases as cases, runtime
 atexit.register(lambda: print(cases.alive()))

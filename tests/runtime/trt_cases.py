@@ -8,6 +8,7 @@ Elsewhere: starting it, and what must be tried in processes of their own (test_t
 import ctypes
 import gc
 import json
+import os
 import sys
 import threading
 import traceback
@@ -530,4 +531,5 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
+    sys.setdlopenflags(os.RTLD_LAZY)  # pycuda names functions that are never called and that the double does not have
     sys.exit(main(Path(sys.argv[1])))
