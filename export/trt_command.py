@@ -14,15 +14,16 @@ import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from runtime import commands, env, files
+from runtime import commands, driver, env, files
 from runtime.artifact import Metadata, check_file, read_sidecar, require_same_classes, sidecar_bytes, sidecar_of
-from runtime.errors import ArtifactError, GateError, UsageError
-from runtime.images import ImageSet
+from runtime.errors import ArtifactError, GateError, MissingError, UsageError
+from runtime.images import ImageSet, open_images
 
 from . import engine, onnx_command
 from .engine import Profile, Settings
@@ -163,6 +164,9 @@ def check(options: TrtOptions) -> Settings:
     profiles = tuple(parse_profile(text) for text in options.dynamic) or (Profile(one_size, one_size, one_size),)
     engine.check_profiles(profiles)
     flavor = installed_flavor() if options.flavor == "auto" else options.flavor
+    if find_spec("onnxruntime") is None and isinstance(driver.find(), driver.Driver):
+        raise MissingError("where a GPU is, a plan is compared with its ONNX file before it is written, by ONNX Runtime. Install "
+                           'it: pip install "large2small[cpu]"')
     if flavor == "rtx" and options.hardware_compat != "none":
         raise UsageError("--hardware-compat: plans of TensorRT for RTX choose their kernels on the user's GPU. Leave it out")
     return Settings(flavor, profiles, parse_size(options.workspace), options.opt_level, options.hardware_compat,
@@ -172,7 +176,6 @@ def check(options: TrtOptions) -> Settings:
 def installed_flavor() -> str:
     """tensorrt or rtx, whichever is here, tensorrt first. Raises MissingError when neither is."""
     from runtime import plan
-    from runtime.errors import MissingError
 
     for flavor in ("tensorrt", "rtx"):
         try:
@@ -239,7 +242,7 @@ def open_source(options: TrtOptions, settings: Settings) -> Source:
                             "Export it again: distill export onnx --int8 --placement tensorrt CKPT")
     held_out = None
     if options.data:
-        held_out = onnx_command.open_or_say(options.data, "val", "--data", False)
+        held_out = open_images(options.data, "val")  # not those of timm: a board that builds plans has no torch
         require_same_classes(meta.class_names, str(options.checkpoint), held_out.class_names, held_out.name)
     return Source(options.checkpoint, meta, held_out)
 

@@ -13,15 +13,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import nn
 
 from runtime.artifact import Metadata
 from runtime.errors import GateError
 from runtime.predictor import Predictor, load
+
+if TYPE_CHECKING:
+    from torch import nn  # a plan is checked on boards without torch
 
 BATCH_SIZES = (1, 2, 16)
 """At which ONNX is compared with torch; 1 and 2 on some images, the largest on all."""
@@ -100,6 +101,8 @@ class Flips(NamedTuple):
 
 def torch_logits(network: nn.Module, images: np.ndarray, batch: int = 16) -> np.ndarray:
     """(N, K) float32 of preprocessed images (N, C, H, W)."""
+    import torch
+
     with torch.inference_mode():
         parts = [network(torch.from_numpy(images[i:i + batch])).numpy() for i in range(0, len(images), batch)]
     return np.concatenate(parts)

@@ -182,6 +182,24 @@ def test_stripped_plan_runs_with_the_weights_of_its_onnx_file(run, source, some_
     assert sidecar_of(source.with_suffix(".plan")).exists()
 
 
+def without(folder, monkeypatch, *modules):
+    """Child processes cannot import these."""
+    for name in modules:
+        (folder / f"{name}.py").write_text(f"raise ModuleNotFoundError(\"No module named '{name}'\", name='{name}')")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+
+def test_board_without_torch_builds_and_checks(run, source, some_digits, tmp_path_factory, monkeypatch):
+    without(tmp_path_factory.mktemp("absent"), monkeypatch, "torch", "timm", "yaml", "onnxslim", "onnxscript", "sklearn")
+    done = export(run, source, "--data", some_digits, "--timing-cache", "none")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["top1_percent"] > 50
+    checkpoint = source.with_suffix(".pth")
+    checkpoint.write_bytes(b"a checkpoint would come first")
+    refused = export(run, checkpoint, "--data", some_digits, "--overwrite")
+    assert refused.returncode == 3 and "needs torch. Install it" in refused.stderr
+
+
 def test_ctrl_c_asks_the_builder_to_stop(run, source, tmp_path):
     environment = doubles.environment(run.folder, TENSORRT_DOUBLE_STEP_SECONDS=1)
     command = [sys.executable, "-m", "distill", "export", "trt", str(source), "--timing-cache", str(tmp_path / "timing")]

@@ -87,8 +87,8 @@ def test_either_of_two_is_enough():
 
 def test_on_a_jetson_tensorrt_comes_with_the_board():
     here = dict.fromkeys(ALL, True) | {"tensorrt": False}
-    assert capability("export trt", CAPABILITIES["export trt"], here, on_jetson=True).install == [env_command.JETPACK]
-    assert capability("export trt", CAPABILITIES["export trt"], here).install == ['pip install "large2small[tensorrt]"']
+    assert capability("export trt", CAPABILITIES["export trt CKPT"], here, on_jetson=True).install == [env_command.JETPACK]
+    assert capability("export trt", CAPABILITIES["export trt CKPT"], here).install == ['pip install "large2small[tensorrt]"']
 
 
 GPUS = driver.Driver("13.0", [driver.Gpu(0, "NVIDIA H200", "9.0", 141 * 2**30)])
