@@ -197,7 +197,7 @@ def test_board_without_torch_builds_and_checks(run, source, some_digits, tmp_pat
     checkpoint = source.with_suffix(".pth")
     checkpoint.write_bytes(b"a checkpoint would come first")
     refused = export(run, checkpoint, "--data", some_digits, "--overwrite")
-    assert refused.returncode == 3 and "needs torch. Install it" in refused.stderr
+    assert refused.returncode == 3 and 'Install it: pip install "large2small[export]"' in refused.stderr
 
 
 def test_ctrl_c_asks_the_builder_to_stop(run, source, tmp_path):
