@@ -23,6 +23,8 @@ def count(model: ModelProto) -> dict[str, int]:
     """
     view = View(model)
     layers = view.weighted()
+    if not layers:
+        return {}
     probed = ModelProto()
     probed.CopyFrom(model)
     known = {value.name for value in probed.graph.output}

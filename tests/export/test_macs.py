@@ -56,3 +56,7 @@ def test_the_model_is_left_as_it_was(student_onnx):
 @pytest.mark.parametrize("share", ["conv1", "layer3.2.conv2"])
 def test_layers_are_named_after_their_modules(student_onnx, share):
     assert share in macs.count(student_onnx)
+
+
+def test_graph_without_layers_has_none():
+    assert macs.count(model("logits = Relu (images)", {})) == {}
