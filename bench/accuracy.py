@@ -242,7 +242,7 @@ def to_rich(values: dict[str, Any]) -> Any:
         table.add_row(f"reference: {reference['name']}", report.number(values["reference_top1_percent"]), "", "", "")
         notes.append(f"agreement {values['agreement_percent']:.2f} % (same best class as {reference['file']}); "
                      f"largest logit difference {values['max_abs_logit_difference']:.3g}")
-    return report.with_notes(table, [*notes, report.machine(values["fingerprint"])])
+    return report.with_notes([table], [*notes, report.machine(values["fingerprint"])])
 
 
 def main(argv: Sequence[str], prog: str) -> int:

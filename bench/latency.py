@@ -173,7 +173,7 @@ def to_rich(result: dict[str, Any], percentiles: str) -> Any:
         if result[name]:
             table.add_row(name.replace("_", "-"), *(report.significant(result[name][key]) for _, key in keys),
                           report.rate(result[name]["throughput_images_per_s"]), str(result[name]["n"]))
-    return report.with_notes(table, _conditions(result))
+    return report.with_notes([table], _conditions(result))
 
 
 def _conditions(result: dict[str, Any]) -> list[str]:

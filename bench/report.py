@@ -72,12 +72,12 @@ def table(title: str, left: Sequence[str], right: Sequence[str]) -> Any:
     return made
 
 
-def with_notes(table: Any, notes: Sequence[str]) -> Any:
-    """The table with its conditions below, each note in the full width of the console."""
+def with_notes(tables: Sequence[Any], notes: Sequence[str]) -> Any:
+    """The tables with their conditions below, each note in the full width of the console."""
     from rich.console import Group
     from rich.text import Text
 
-    return Group(table, *(Text(note) for note in notes))
+    return Group(*tables, *(Text(note) for note in notes))
 
 
 def print_json(values: dict[str, Any]) -> None:

@@ -134,19 +134,22 @@ class Column:
     shown: Callable[[Row], str]
 
 
-COLUMNS = (
+QUALITY = (
     Column("top-1\n%", lambda row: report.number(row.top1_percent)),
     Column("Δ\nteacher", lambda row: report.number(row.delta_teacher_points, sign=True)),
     Column("Δ\ncontrol", lambda row: report.number(row.delta_control_points, sign=True)),
     Column("params", lambda row: report.count(row.parameters)),
     Column("MACs", lambda row: report.count(row.macs)),
     Column("size", lambda row: report.size(row.file_bytes)),
+)
+SPEED = (
     Column("p50\nms", lambda row: report.significant(row.latency_p50_ms)),
     Column("p99\nms", lambda row: report.significant(row.latency_p99_ms)),
     Column("images\n/s", lambda row: report.rate(row.throughput_images_per_s)),
     Column("speed\n-up", lambda row: f"{report.number(row.speedup)}x"),
     Column("e2e p50\nms", lambda row: report.significant(row.end_to_end_p50_ms)),
 )
+COLUMNS = (*QUALITY, *SPEED)
 
 
 @dataclass(frozen=True)
@@ -239,11 +242,16 @@ def caption(table: Table) -> list[str]:
     ]
 
 
-def to_rich(table: Table) -> Any:
-    """For a terminal; at most 100 columns wide with names of ordinary length."""
-    made = report.table("accuracy against latency", left=["artifact"], right=[column.heading for column in COLUMNS])
-    for row in table.rows:
-        made.add_row(f"{row.artifact}\n{Path(row.file).name}", *(column.shown(row) for column in COLUMNS))
+def to_rich(table: Table, width: int = report.PIPE_WIDTH) -> Any:
+    """For a terminal of so many columns, with names of ordinary length; below 100 as two tables, so that no figure is cut."""
+    parts = [("accuracy against latency", COLUMNS)]
+    if width < report.PIPE_WIDTH:
+        parts = [("accuracy and size", QUALITY), ("latency", SPEED)]
+    made = []
+    for title, columns in parts:
+        made.append(report.table(title, left=["artifact"], right=[column.heading for column in columns]))
+        for row in table.rows:
+            made[-1].add_row(f"{row.artifact}\n{Path(row.file).name}", *(column.shown(row) for column in columns))
     return report.with_notes(made, caption(table))
 
 
@@ -288,5 +296,6 @@ def main(argv: Sequence[str], prog: str) -> int:
     if options.json:
         print(to_json(table), end="")
     else:
-        report.console().print(to_rich(table))
+        console = report.console()
+        console.print(to_rich(table, console.width))
     return 0
