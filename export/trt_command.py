@@ -56,7 +56,7 @@ class EngineOptions:
     batch: Annotated[int | None, tyro.conf.arg(aliases=["-b", "--batch-size"])] = None
     """Images per call of a plan of one size; 1 when neither this nor --dynamic is given."""
     dynamic: tuple[str, ...] = ()
-    """Batch sizes MIN,OPT,MAX of a plan for several, tuned for OPT; more than one makes more profiles."""
+    """Batch sizes MIN,OPT,MAX, tuned for OPT; several after the flag make so many profiles: 1,1,1 4,8,32."""
     workspace: str | None = None
     """Scratch memory a layer may use, such as 512MiB or 4GiB; the whole device when not given."""
     opt_level: int = 3
