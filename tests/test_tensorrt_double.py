@@ -7,22 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorrt_double as double
 from onnx import TensorProto, helper, numpy_helper
 
 DOUBLES = Path(__file__).parent / "doubles"
 
 
-@pytest.fixture(scope="module")
-def double():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(DOUBLES))
-        import tensorrt_double
-
-        yield tensorrt_double
-
-
 @pytest.fixture(params=["10.3", "11.4", "rtx-1.7"])
-def trt(request, double):
+def trt(request):
     return double.make(request.param)
 
 
@@ -39,7 +31,7 @@ def logger(trt):
     return Log()
 
 
-def test_enum_numbers_are_those_of_the_version(double):
+def test_enum_numbers_are_those_of_the_version():
     old, new = double.make("10.3"), double.make("11.4")
     numbers = [(int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED), int(trt.BuilderFlag.STRIP_PLAN)) for trt in (old, new)]
     assert numbers == [(1, 19), (0, 18)]
@@ -54,7 +46,7 @@ def test_an_enum_is_no_number(trt):
     assert int(trt.BuilderFlag.TF32) != trt.BuilderFlag.TF32
 
 
-def test_names_that_a_version_lacks_are_refused(double):
+def test_names_that_a_version_lacks_are_refused():
     assert double.make("10.3").__version__ == "10.3.0"
     for version in ("10.3", "11.4"):
         trt = double.make(version)
@@ -93,7 +85,7 @@ def test_what_the_double_does_not_do_is_loud(config):
         config.max_aux_streams  # noqa: B018
 
 
-def test_subclass_that_forgets_the_base_constructor_is_refused(double):
+def test_subclass_that_forgets_the_base_constructor_is_refused():
     trt = double.make("rtx-1.7")
 
     class Forgetful(trt.ILogger):
@@ -115,7 +107,7 @@ def graph(sizes=("N", 3, 4, 4)):
 class Build:
     """One build on the flavour whose builder needs no driver."""
 
-    def __init__(self, double, model=None):
+    def __init__(self, model=None):
         self.trt = trt = double.make("rtx-1.7")
 
         class Log(trt.ILogger):
@@ -141,14 +133,14 @@ class Build:
         return self.builder.build_serialized_network(self.network, self.config)
 
 
-def test_plan_has_the_head_of_a_real_one(double):
+def test_plan_has_the_head_of_a_real_one():
     build = Build(double)
     assert build.profile(1, 2, 4) == 0
     plan = bytes(build.plan())
     assert plan[:8] == b"vtrt" + bytes(4) and tuple(plan[24:28]) == (1, 7, 1, 116)
 
 
-def test_failure_is_none_and_a_line_in_the_log(double):
+def test_failure_is_none_and_a_line_in_the_log():
     build = Build(double)
     assert build.plan() is None and "no optimization profile has been defined" in build.log.lines[-1]
     assert build.profile(4, 2, 8) == -1
@@ -157,7 +149,7 @@ def test_failure_is_none_and_a_line_in_the_log(double):
 
 
 @pytest.mark.parametrize("answer", [False, None, "raises"])
-def test_monitor_that_does_not_say_true_cancels(double, answer, capsys):
+def test_monitor_that_does_not_say_true_cancels(answer, capsys):
     build = Build(double, graph((1, 3, 4, 4)))
     told = []
 
@@ -178,14 +170,14 @@ def test_monitor_that_does_not_say_true_cancels(double, answer, capsys):
     assert told[:2] == [("Building engine", None), ("Optimizing graph", "Building engine")]
 
 
-def test_ten_needs_the_strongly_typed_flag(double):
+def test_ten_needs_the_strongly_typed_flag():
     weak, eleven = double.make("10.3").INetworkDefinition(0, None), double.make("11.4").INetworkDefinition(0, None)
     assert (weak._strongly_typed, eleven._strongly_typed) == (False, True)
     wrong = double.make("10.3").INetworkDefinition(1 << 0, None)  # 11's number
     assert not wrong._strongly_typed
 
 
-def test_parser_names_opset_garbage_and_types(double):
+def test_parser_names_opset_garbage_and_types():
     def errors(version, content):
         trt = double.make(version)
 

@@ -4,12 +4,11 @@ The names are NVIDIA's, as facts: the full listing beside the checkout where it 
 """
 
 import ast
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
+import tensorrt_surface
 
 ROOT = Path(__file__).parents[1]
 DOUBLES = ROOT / "tests" / "doubles"
@@ -33,24 +32,15 @@ OURS = {"engine": {"engine", "device", "trt", "path", "input_name", "output_name
 """Attributes of our own objects of such a name (runtime.backends.trt_slots.Engine, export.engine.Profile)."""
 
 
-def load(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def known() -> dict[str, set[str]]:
     """Dotted name -> the versions that have it."""
     if (LISTING / "availability.json").exists():
         found = json.loads((LISTING / "availability.json").read_text())
         return {name: set(VERSIONS) for name in found["in_all"]} | {name: set(has) for name, has in found["others"].items()}
-    surface = load(DOUBLES / "tensorrt_surface.py")
     names: dict[str, set[str]] = {}
     for version in VERSIONS:
-        for name in surface.Surface(version).facts:
+        for name in tensorrt_surface.Surface(version).facts:
             names.setdefault(name, set()).add(version)
     return names
 
@@ -158,5 +148,4 @@ def test_name_asked_for_first_is_fine(known):
 def test_the_copy_in_the_tests_is_what_the_listing_says():
     if not LISTING.exists():
         pytest.skip("the full listing of TensorRT's names is not beside this checkout")
-    surface = load(DOUBLES / "tensorrt_surface.py")
-    assert surface.condense(LISTING) == json.loads((DOUBLES / "tensorrt_surface.json").read_text())
+    assert tensorrt_surface.condense(LISTING) == json.loads((DOUBLES / "tensorrt_surface.json").read_text())

@@ -1,18 +1,12 @@
-"""`tiny`: the module tests/runtime/tiny_onnx.py, loaded by path because test folders are no packages; artifacts made with it."""
-
-import importlib.util
-from pathlib import Path
+"""`tiny`: the module tests/helpers/tiny_onnx.py; artifacts made with it."""
 
 import pytest
+import tiny_onnx
 
 
 @pytest.fixture(scope="session")
 def tiny():
-    path = Path(__file__).parents[1] / "runtime" / "tiny_onnx.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return tiny_onnx
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ Out: environment variables for a child process, never for this one, where a driv
      written beside a plan.
 """
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -17,13 +18,16 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+KINDS = ("device", "pinned", "streams", "events", "graphs", "contexts", "bytes")
+"""What the double of the driver counts, in its order."""
 
 
 def environment(folder: Path, *, version: str = "10.3", driver: bool = True, tensorrt: bool = True, **settings: object) -> dict:
     """settings: more variables, such as LIBCUDA_DOUBLE_CAPABILITY=86. Skips the test where no C compiler is."""
-    paths = [str(ROOT), *([str(HERE / "modules")] if tensorrt else []), *filter(None, [os.environ.get("PYTHONPATH")])]
-    found = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "TENSORRT_DOUBLE_VERSION": version, "OMP_NUM_THREADS": "1",
-                          **{name: str(value) for name, value in settings.items()}}
+    paths = [ROOT, ROOT / "tests" / "helpers", HERE, *([HERE / "modules"] if tensorrt else []),
+             *filter(None, [os.environ.get("PYTHONPATH")])]
+    found = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "TENSORRT_DOUBLE_VERSION": version,
+                          "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in settings.items()}}
     if driver:
         found["LD_LIBRARY_PATH"] = os.pathsep.join([str(compiled(folder)), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])
     return found
@@ -39,6 +43,13 @@ def compiled(folder: Path) -> Path:
         subprocess.run([compiler, "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", target,
                         HERE / "libcuda_double.c", "-lpthread"], check=True)
     return folder
+
+
+def alive() -> dict[str, int]:
+    """What exists on the double of the driver, in this process."""
+    library = ctypes.CDLL("libcuda.so.1")
+    library.double_live.restype = ctypes.c_long
+    return {kind: library.double_live(number) for number, kind in enumerate(KINDS)}
 
 
 def about(plan: bytes, onnx: Path, **changes: object) -> dict:

@@ -1,10 +1,10 @@
 """Triton's model folder: a config that the published schema reads back, whole folders, older versions kept."""
 
-import importlib.util
 import os
 from pathlib import Path
 
 import pytest
+import triton_schema
 from google.protobuf import text_format
 
 from export import triton
@@ -18,11 +18,7 @@ FIXED = [Tensor("image", "float32", (4, 3, 224, 200))], [Tensor("logits", "float
 
 @pytest.fixture(scope="module")
 def schema():
-    path = Path(__file__).parent / "triton_schema.py"
-    spec = importlib.util.spec_from_file_location("triton_schema", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return triton_schema
 
 
 @pytest.fixture

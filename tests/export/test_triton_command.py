@@ -1,7 +1,6 @@
 """`distill export triton`: plans and ONNX files, what is chosen for them, and what is refused before anything is written."""
 
 import hashlib
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import triton_schema
 from google.protobuf import text_format
 from onnx import TensorProto, helper, numpy_helper
 
@@ -64,15 +64,11 @@ def plan(tmp_path):
 @pytest.fixture
 def served(tmp_path, capsys):
     """A function that runs the command and returns (exit code, the config read by the schema or None, what was said)."""
-    spec = importlib.util.spec_from_file_location("triton_schema", Path(__file__).parent / "triton_schema.py")
-    schema = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(schema)
-
     def run(artifact, *flags):
         code = cli.main(["triton", str(artifact), "--repository", str(tmp_path / "models"), *flags])
         said = capsys.readouterr()
         configs = list((tmp_path / "models").glob("*/config.pbtxt"))
-        return code, text_format.Parse(configs[0].read_text(), schema.message()) if configs else None, said
+        return code, text_format.Parse(configs[0].read_text(), triton_schema.message()) if configs else None, said
 
     run.models = tmp_path / "models"
     return run

@@ -4,7 +4,6 @@ The double parses with ONNX, refuses what the strongly typed parser refuses, and
 decide as its ONNX file does.
 """
 
-import importlib.util
 import json
 import os
 import signal
@@ -13,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import doubles
 import numpy as np
 import onnx
 import pytest
@@ -22,16 +22,6 @@ from export import graph, quantize
 from export.calibrate import calibrate
 from runtime.artifact import Metadata, read_sidecar, sidecar_of
 from runtime.images import open_images
-
-
-def _load(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-doubles = _load(Path(__file__).parents[1] / "doubles" / "doubles.py")
 
 
 @pytest.fixture(scope="module")

@@ -1,21 +1,12 @@
-"""`tiny`: the module tiny_onnx, loaded by path because test folders are no packages."""
-
-import importlib.util
-from pathlib import Path
+"""`tiny`: the module tests/helpers/tiny_onnx.py; an artifact made with it."""
 
 import pytest
-
-
-def _load(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+import tiny_onnx
 
 
 @pytest.fixture(scope="session")
 def tiny():
-    return _load(Path(__file__).parent / "tiny_onnx.py")
+    return tiny_onnx
 
 
 @pytest.fixture

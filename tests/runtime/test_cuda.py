@@ -3,32 +3,20 @@
 import ctypes
 import importlib.util
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
 
+import cuda_contract
+import doubles
 import numpy as np
 import pytest
 
 from runtime import cuda
 from runtime.errors import MissingError, UsageError
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-CASES = re.findall(r"^def (case_\w+)", (HERE / "cuda_contract.py").read_text(), re.MULTILINE)
+CASES = [name for name in dir(cuda_contract) if name.startswith("case_")]
 LIBRARIES = {"pycuda": "pycuda", "cuda-python": "cuda.bindings"}
-
-
-def _load(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-doubles = _load(ROOT / "tests" / "doubles" / "doubles.py")
 
 
 def installed(name: str) -> bool:
@@ -65,8 +53,8 @@ def on_a_gpu(library):
 
 
 def contract(environment, *arguments):
-    ran = subprocess.run([sys.executable, str(HERE / "cuda_contract.py"), *arguments], env=environment, capture_output=True,
-                         text=True, timeout=300, cwd=ROOT)
+    ran = subprocess.run([sys.executable, cuda_contract.__file__, *arguments], env=environment, capture_output=True,
+                         text=True, timeout=300, cwd=doubles.ROOT)
     assert ran.returncode == 0, ran.stderr[-3000:]
     return json.loads(ran.stdout)
 

@@ -1,30 +1,19 @@
 """Whether a plan fits, decided from its head, its metadata and what the machine is; without TensorRT and without a GPU."""
 
-import importlib.util
 import sys
 import threading
-from pathlib import Path
 from types import SimpleNamespace
 
+import doubles
 import pytest
 
 from runtime import plan
 from runtime.artifact import Metadata, sidecar_bytes, sidecar_of
 from runtime.errors import ArtifactError, MissingError, UsageError
 
-DOUBLES = Path(__file__).parents[1] / "doubles"
-
-
-@pytest.fixture(scope="module")
-def about():
-    spec = importlib.util.spec_from_file_location("doubles", DOUBLES / "doubles.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.about
-
 
 @pytest.fixture
-def make(tmp_path, about):
+def make(tmp_path):
     """A function that writes a plan of nothing but a head, with metadata beside it: make(wrote, magic, **metadata)."""
     onnx = tmp_path / "student.onnx"
     onnx.write_bytes(b"onnx")
@@ -33,7 +22,7 @@ def make(tmp_path, about):
         content = magic + bytes(20) + bytes(wrote) + b"body"
         path = tmp_path / "student.plan"
         path.write_bytes(content)
-        sidecar_of(path).write_bytes(sidecar_bytes(Metadata(engine=about(content, onnx, **engine))))
+        sidecar_of(path).write_bytes(sidecar_bytes(Metadata(engine=doubles.about(content, onnx, **engine))))
         return path
 
     return write

@@ -9,23 +9,11 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
+import doubles
 import pytest
+import trt_cases as cases
 
-HERE = Path(__file__).parent
-
-
-def _load(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-cases = _load(HERE / "trt_cases.py")
-doubles = cases.doubles
 NAMES = [name for name in dir(cases) if name.startswith("case_")]
 
 
@@ -36,7 +24,7 @@ def compiled(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(compiled, tmp_path_factory):
-    ran = run(compiled, [str(HERE / "trt_cases.py"), str(tmp_path_factory.mktemp("cases"))])
+    ran = run(compiled, [cases.__file__, str(tmp_path_factory.mktemp("cases"))])
     assert ran.returncode == 0, ran.stderr[-3000:]
     return json.loads(ran.stdout)
 
@@ -184,7 +172,6 @@ trt.Runtime(Log())"""
 EXIT = """
 import atexit, os, sys, threading
 sys.setdlopenflags(os.RTLD_LAZY)
-sys.path.insert(0, {here!r})
 import trt_cases as cases, runtime
 atexit.register(lambda: print(cases.alive()))
 engine = runtime.load({plan!r}, contexts=2, cuda_graph={graph})
@@ -211,7 +198,7 @@ threading.Thread(target=work, daemon=True).start()""",
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("more", MORE)
 def test_exit_without_closing_frees_everything(compiled, plan, graph, more):
-    code = EXIT.format(here=str(HERE), plan=str(plan), graph=graph, more=MORE[more])
+    code = EXIT.format(plan=str(plan), graph=graph, more=MORE[more])
     ran = run(compiled, ["-c", code], timeout=60)
     assert ran.stderr == "" and ran.returncode == (7 if more == "with an error" else 0)
     assert set(re.findall(r"\d+", ran.stdout)) == {"0"}

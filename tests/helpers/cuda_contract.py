@@ -2,7 +2,7 @@
 
 In:  pycuda or cuda-python, and `double` where the driver is the test double, whose counts of what is alive are compared too.
 Out: on stdout a JSON object {case: None, why it was skipped, or the traceback of its failure}.
-Elsewhere: starting it (test_cuda.py).
+Elsewhere: starting it (tests/runtime/test_cuda.py).
 """
 
 import contextlib
@@ -20,14 +20,6 @@ from runtime import cuda
 from runtime.errors import ArtifactError, MissingError, UsageError
 
 CALLS = 10_000
-KINDS = ("device", "pinned", "streams", "events", "graphs", "contexts", "bytes")
-
-
-def alive():
-    """What the test double of the driver counts."""
-    library = ctypes.CDLL("libcuda.so.1")
-    library.double_live.restype = ctypes.c_long
-    return {kind: library.double_live(number) for number, kind in enumerate(KINDS)}
 
 
 @contextlib.contextmanager
@@ -344,5 +336,7 @@ def main() -> int:
 if __name__ == "__main__":
     LIBRARY, DOUBLE = sys.argv[1], sys.argv[2:] == ["double"]
     if DOUBLE:
+        from doubles import alive
+
         sys.setdlopenflags(os.RTLD_LAZY)  # pycuda names functions that are never called and that the double does not have
     sys.exit(main())

@@ -2,7 +2,7 @@
 
 In:  a folder.
 Out: on stdout a JSON object {case: None, or the traceback of its failure}.
-Elsewhere: starting it, and what must be tried in processes of their own (test_trt.py).
+Elsewhere: starting it, and what must be tried in processes of their own (tests/runtime/test_trt.py).
 """
 
 import ctypes
@@ -14,19 +14,14 @@ import threading
 import traceback
 from pathlib import Path
 
+import doubles
 import numpy as np
+import tiny_onnx as tiny
+from doubles import alive
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "doubles")]
-
-import doubles  # noqa: E402
-import tiny_onnx as tiny  # noqa: E402
-
-import runtime  # noqa: E402
-from runtime import artifact, cuda, plan  # noqa: E402
-from runtime.errors import ArtifactError, MissingError, UsageError  # noqa: E402
-
-KINDS = ("device", "pinned", "streams", "events", "graphs", "contexts", "bytes")
+import runtime
+from runtime import artifact, cuda, plan
+from runtime.errors import ArtifactError, MissingError, UsageError
 
 
 def weights(classes=5):
@@ -54,12 +49,6 @@ def write(place, profiles=((1, 4, 8),), *, batch="N", name="student", onnx=None,
 def expected(onnx, batch):
     with runtime.load(onnx) as reference:
         return reference.logits(batch)
-
-
-def alive():
-    library = ctypes.CDLL("libcuda.so.1")
-    library.double_live.restype = ctypes.c_long
-    return {kind: library.double_live(number) for number, kind in enumerate(KINDS)}
 
 
 def raises(error, words, call):
