@@ -134,14 +134,14 @@ class Build:
 
 
 def test_plan_has_the_head_of_a_real_one():
-    build = Build(double)
+    build = Build()
     assert build.profile(1, 2, 4) == 0
     plan = bytes(build.plan())
     assert plan[:8] == b"vtrt" + bytes(4) and tuple(plan[24:28]) == (1, 7, 1, 116)
 
 
 def test_failure_is_none_and_a_line_in_the_log():
-    build = Build(double)
+    build = Build()
     assert build.plan() is None and "no optimization profile has been defined" in build.log.lines[-1]
     assert build.profile(4, 2, 8) == -1
     assert build.profile(1, 2, 4, name="typo") == 0
@@ -150,7 +150,7 @@ def test_failure_is_none_and_a_line_in_the_log():
 
 @pytest.mark.parametrize("answer", [False, None, "raises"])
 def test_monitor_that_does_not_say_true_cancels(answer, capsys):
-    build = Build(double, graph((1, 3, 4, 4)))
+    build = Build(graph((1, 3, 4, 4)))
     told = []
 
     class Monitor(build.trt.IProgressMonitor):
