@@ -25,6 +25,7 @@ import numpy as np
 import runtime
 from runtime import ArtifactError, Predictor, UsageError, env
 from runtime.images import FolderSet, ImageSet
+from runtime.predictor import READ_BY
 from runtime.preprocess import open_rgb
 
 BOUNDARIES = ("compute", "end_to_end")
@@ -87,11 +88,6 @@ class EngineOptions:
                                  f"on {self.backend(paths[0])}. Leave it out")
         if self.contexts is not None and self.contexts < 1:
             raise UsageError(f"--contexts {self.contexts}: expected 1 or more")
-
-
-READ_BY = {"threads": ("onnxruntime", "openvino"), "provider": ("onnxruntime",), "hint": ("openvino",),
-           "contexts": ("tensorrt",), "cuda_graph": ("tensorrt",)}
-"""Flag -> the engines that read it."""
 
 
 def open_artifact(path: Path, on: EngineOptions) -> Predictor:

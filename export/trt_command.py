@@ -160,7 +160,9 @@ def check(options: TrtOptions) -> Settings:
         raise UsageError(f"--opt-level {options.opt_level}: expected 0 to 5")
     if options.batch is not None and options.dynamic:
         raise UsageError("--batch is for a plan of one size and --dynamic for several. Give one of them")
-    one_size = 1 if options.batch is None else options.batch
+    if options.batch is not None and options.batch < 1:
+        raise UsageError(f"--batch {options.batch}: expected 1 or more")
+    one_size = options.batch or 1
     profiles = tuple(parse_profile(text) for text in options.dynamic) or (Profile(one_size, one_size, one_size),)
     engine.check_profiles(profiles)
     flavor = installed_flavor() if options.flavor == "auto" else options.flavor

@@ -198,7 +198,8 @@ def check_seal(content: bytes | mmap.mmap, name: str) -> bool:
     end = len(frame.before) + DIGITS if frame else 0
     if frame is None or content[end - DIGITS:end] != _digest(frame, content, end):
         raise ArtifactError(f"{name}: changed since it was written (its SHA-256 seal does not hold), so what was verified about "
-                            "it is no longer true. Copy it again from its source, or export again: distill export onnx CKPT")
+                            "it is no longer true. Copy it again from its source, or export again: distill export "
+                            f"{'trt' if name.endswith('.plan.json') else 'onnx'} CKPT")
     return True
 
 

@@ -41,17 +41,25 @@ def load(path: str | Path, device: str | None = None, *, backend: str | None = N
     calls may run on the GPU at once; cuda_graph: replay captured launches; both for .plan.
     preprocess, class_names: only for files that do not carry them. verify: check the file's seal or hash first, which reads the
     file once more; without it a plan of another origin opens too, with nothing beside it.
-    Raises ArtifactError when the file cannot be used here or was changed after it was written, UsageError when it is not there.
+    Raises ArtifactError when the file cannot be used here or was changed after it was written, UsageError when it is not there or
+    the engine does not read one of the settings.
     """
     path = Path(path)
     name = backend or {".onnx": "onnxruntime", ".plan": "tensorrt"}.get(path.suffix)
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
-    if name is None:
+    if name is None or path.suffix in CHECKPOINTS:
         raise UsageError(f"{path}: this runtime opens .onnx and .plan files. Make one: distill export onnx CKPT")
     if name not in OPENERS:
         raise UsageError(f"backend {name!r}: expected {', '.join(OPENERS)}")
-    opened = OPENERS[name](path, _Settings(device, provider, threads, hint, contexts, cuda_graph, verify))
+    if threads is not None and not isinstance(threads, int):
+        raise UsageError(f"threads {threads!r}: expected a whole number")
+    settings = _Settings(device, provider, threads, hint, contexts, cuda_graph, verify)
+    for setting, engines in READ_BY.items():
+        if name not in engines and getattr(settings, setting) != _Settings._field_defaults[setting]:
+            raise UsageError(f"{setting}={getattr(settings, setting)!r} is read by {' and '.join(engines)} only, and {path.name} "
+                             f"runs on {name}. Leave it out")
+    opened = OPENERS[name](path, settings)
     predictor = Predictor(*opened, preprocess, class_names)
     if predictor.unknown:
         warnings.warn(f"{path}: carries no {' and no '.join(predictor.unknown)}. logits() works; "
@@ -59,16 +67,23 @@ def load(path: str | Path, device: str | None = None, *, backend: str | None = N
     return predictor
 
 
+READ_BY = {"threads": ("onnxruntime", "openvino"), "provider": ("onnxruntime",), "hint": ("openvino",),
+           "contexts": ("tensorrt",), "cuda_graph": ("tensorrt",)}
+"""Setting -> the engines that read it; for another engine it is refused, not ignored."""
+
+CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors", ".th")
+
+
 class _Settings(NamedTuple):
     """What `load` was given for the engine."""
 
-    device: str | None
-    provider: str | None
-    threads: int | None
-    hint: str
-    contexts: int
-    cuda_graph: bool
-    verify: bool
+    device: str | None = None
+    provider: str | None = None
+    threads: int | None = None
+    hint: str = "latency"
+    contexts: int = 1
+    cuda_graph: bool = False
+    verify: bool = True
 
     def device_or(self, default: str) -> str:
         return default if self.device is None else self.device
@@ -175,6 +190,8 @@ class Predictor:
 
     def predictions(self, logits: np.ndarray, top: int = 5) -> list[list[Prediction]]:
         """Softmax and the `top` best of (N, K) logits; equal scores keep the lower class first."""
+        if top < 1:
+            raise UsageError(f"top {top}: expected 1 or more")
         names = self.class_names
         exponents = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float64)
         probabilities = exponents / exponents.sum(axis=1, keepdims=True)

@@ -21,7 +21,7 @@ import numpy as np
 from .. import cuda, files, plan
 from ..artifact import Metadata
 from ..cuda import Device, DeviceArray
-from ..errors import ArtifactError, UsageError
+from ..errors import ArtifactError, MissingError, UsageError
 from .ort import require_out
 from .trt_slots import Engine, Pool, Sizes, Slot, forget_variables
 
@@ -42,7 +42,10 @@ class TrtBackend:
         trt = plan.require_version(self.path, self.metadata)
         self.engine = "tensorrt_rtx" if trt.__name__ == plan.MODULES["rtx"] else "tensorrt"
         self.version = str(trt.__version__)
-        gpu = cuda.open_device(index, "cuda-python" if cuda_graph else None)
+        try:
+            gpu = cuda.open_device(index, "cuda-python" if cuda_graph else None)
+        except MissingError as error:
+            raise MissingError(f"{self.path}: a plan runs on an NVIDIA GPU: {error}. Its ONNX file runs on a CPU too") from error
         self._held = held = _Held(gpu)
         self._let_go = weakref.finalize(self, held.close)  # also at the interpreter's exit, while the driver is still there
         try:

@@ -1,6 +1,7 @@
 """`runtime.load` and `Predictor`: answers worked out by hand, threads, wrong input, files of other origins."""
 
 import math
+import re
 import threading
 import warnings
 
@@ -271,3 +272,27 @@ def test_a_network_that_takes_no_image_is_refused(tmp_path):
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), str(tmp_path / "m.onnx"))
     with pytest.raises(ArtifactError, match="expected one float input"):
         runtime.load(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    ({"contexts": 0}, "contexts=0 is read by tensorrt only, and student.onnx runs on onnxruntime"),
+    ({"cuda_graph": True}, "cuda_graph=True is read by tensorrt only"),
+    ({"hint": "throughput"}, "hint='throughput' is read by openvino only"),
+    ({"backend": "openvino", "provider": "cuda"}, "provider='cuda' is read by onnxruntime only"),
+    ({"threads": 1.5}, "threads 1.5: expected a whole number")])
+def test_a_setting_that_the_engine_does_not_read_is_refused(student, settings, words):
+    with pytest.raises(UsageError, match=re.escape(words)):
+        runtime.load(student, **settings)
+
+
+def test_a_checkpoint_is_no_artifact(tmp_path):
+    path = tmp_path / "best.pth"
+    path.write_bytes(b"PK")
+    for backend in (None, "onnxruntime"):
+        with pytest.raises(UsageError, match=r"opens \.onnx and \.plan files\. Make one: distill export onnx CKPT"):
+            runtime.load(path, backend=backend)
+
+
+def test_top_0_is_refused(student):
+    with runtime.load(student) as predictor, pytest.raises(UsageError, match="top 0: expected 1 or more"):
+        predictor.classify(np.zeros((8, 8, 3), np.uint8), top=0)
