@@ -248,7 +248,8 @@ def test_ctrl_c_leaves_no_plan_and_no_process(tmp_path):
     deep = [helper.make_node("Conv", [f"t{i}" if i else "x", "w"], [f"t{i + 1}"], f"conv{i}") for i in range(1500)]
     onnx.save(small_model([*deep, helper.make_node("Flatten", ["t1500"], ["y"], "f")]), path)
     process = subprocess.Popen([sys.executable, "-m", "distill", "export", "trt", str(path), "--flavor", "rtx"],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                               preexec_fn=hear_ctrl_c)
     worker = wait_for_child(process.pid)
     time.sleep(2.0)
     assert process.poll() is None, "built before it could be stopped"
@@ -257,6 +258,11 @@ def test_ctrl_c_leaves_no_plan_and_no_process(tmp_path):
     assert process.returncode == 130 and said.strip().splitlines()[-1] == "error: interrupted"
     assert os.listdir(tmp_path) == ["large.onnx"]
     assert not os.path.exists(f"/proc/{worker}")
+
+
+def hear_ctrl_c():
+    """In the child: tests that were started in the background are deaf to it, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for_child(pid):

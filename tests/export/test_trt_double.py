@@ -194,7 +194,8 @@ def test_ctrl_c_asks_the_builder_to_stop(run, source, tmp_path):
     environment = doubles.environment(run.folder, TENSORRT_DOUBLE_STEP_SECONDS=1)
     command = [sys.executable, "-m", "distill", "export", "trt", str(source), "--timing-cache", str(tmp_path / "timing")]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               start_new_session=True)
+                               start_new_session=True,  # and not deaf to Ctrl-C, as children of a background job are
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     worker = building(process.pid)
     os.killpg(process.pid, signal.SIGINT)
     printed, said = process.communicate(timeout=60)
