@@ -178,19 +178,28 @@ DEFAULT_STREAM = 1
 
 
 def device_array(array: Any) -> DeviceArray:
-    """Where an array of torch, CuPy, Numba, JAX and others lies, by `__cuda_array_interface__` (version 3) or `__dlpack__`.
+    """Where an array of torch, CuPy, Numba, JAX and others lies, by `__cuda_array_interface__` or `__dlpack__`.
 
-    Raises UsageError for one that is not on a CUDA device, or not contiguous.
+    Version 3 of the interface names the stream to wait for; torch gives version 2, without one, and is asked by DLPack instead.
+    Raises UsageError for one that is not on a CUDA device, not contiguous, or not given away (such as one that requires grad).
     """
-    if hasattr(array, "__cuda_array_interface__"):
-        found = array.__cuda_array_interface__
-        shape, dtype = tuple(found["shape"]), np.dtype(found["typestr"])
-        _require_contiguous(found.get("strides"), shape, dtype.itemsize)
-        return DeviceArray(int(found["data"][0]), shape, dtype, found.get("stream"), array)
-    if hasattr(array, "__dlpack__"):
-        return _from_dlpack(array)
+    try:
+        found = getattr(array, "__cuda_array_interface__", None)
+        if found and ("stream" in found or not hasattr(array, "__dlpack__")):
+            return _from_interface(array, found)
+        if hasattr(array, "__dlpack__"):
+            return _from_dlpack(array)
+    except (RuntimeError, BufferError, TypeError) as error:
+        raise UsageError(f"a {type(array).__name__} on the GPU cannot be read: {' '.join(str(error).split())}") from error
     raise UsageError(f"a {type(array).__name__} is neither a numpy array nor an array on a GPU (no __cuda_array_interface__, no "
                      "__dlpack__)")
+
+
+def _from_interface(array: Any, found: dict[str, Any]) -> DeviceArray:
+    """As numba.readthedocs.io, "CUDA Array Interface (Version 3)", says; without a stream the default one is waited for."""
+    shape, dtype = tuple(found["shape"]), np.dtype(found["typestr"])
+    _require_contiguous(found.get("strides"), shape, dtype.itemsize)
+    return DeviceArray(int(found["data"][0]), shape, dtype, found.get("stream", DEFAULT_STREAM), array)
 
 
 def _require_contiguous(strides: Any, shape: tuple[int, ...], itemsize: int) -> None:

@@ -131,7 +131,8 @@ def test_cuda_array_interface():
     found = cuda.device_array(array)
     assert found == (4096, (2, 3), np.dtype(np.float32), 77, array)
     assert cuda.device_array(Shown(shape=(2, 3), typestr="<f2")).dtype == np.float16
-    assert cuda.device_array(Shown(shape=(2, 3))).stream is None
+    assert cuda.device_array(Shown(shape=(2, 3), stream=None)).stream is None, "nothing to wait for"
+    assert cuda.device_array(Shown(shape=(2, 3), version=2)).stream == cuda.DEFAULT_STREAM
 
 
 @pytest.mark.parametrize(("strides", "fine"), [((12, 4), True), ((4, 8), False), ((16, 4), False), ((8, 4), False)])
@@ -169,6 +170,30 @@ def test_dlpack(dtype):
     found = cuda.device_array(shown)
     assert (found.address, found.shape, found.dtype) == (array.ctypes.data, (2, 3, 4), np.dtype(dtype))
     assert shown.asked == [found.stream] == [cuda.DEFAULT_STREAM]
+
+
+class Both(Capsule):
+    """Like torch: the interface in version 2, which has no stream, and DLPack, which can be asked to order streams."""
+
+    def __init__(self, array, **interface):
+        super().__init__(array)
+        self.__cuda_array_interface__ = {"version": 2, "data": (4096, False), "typestr": "<f4", "shape": (1,), **interface}
+
+
+def test_dlpack_is_asked_where_the_interface_names_no_stream():
+    array = np.zeros((2, 3), np.float32)
+    assert cuda.device_array(Both(array)).address == array.ctypes.data
+    assert cuda.device_array(Both(array, stream=7))[:4] == (4096, (1,), np.dtype(np.float32), 7)
+
+
+@pytest.mark.parametrize("name", ["__cuda_array_interface__", "__dlpack__"])
+def test_array_that_is_not_given_away(name):
+    def refuse(self, **_):
+        raise RuntimeError("requires grad;\nuse detach()")
+
+    kind = type("Tensor", (), {name: property(refuse) if "cuda" in name else refuse, "__dlpack_device__": lambda self: (2, 0)})
+    with pytest.raises(UsageError, match=r"a Tensor on the GPU cannot be read: requires grad; use detach\(\)"):
+        cuda.device_array(kind())
 
 
 def test_dlpack_begins_where_the_array_does():
