@@ -1,6 +1,7 @@
 """Accuracy of int8 beside ONNX Runtime's own quantizer: same fp32 graphs, same calibration images, same labelled images, one run.
 
     python benchmarks/int8_accuracy.py --on DATA CHECKPOINT[:MODEL] ... [--on DATA CHECKPOINT ...] [--methods percentile mse]
+                                       [--weights max mse bias equalize float]
 
 DATA names labelled images with a training split to calibrate on and a validation split to measure on (npz:FOLDER, DIR, digits);
 MODEL is needed for weights without a description. The published CIFAR ResNets and MobileNetV2, prepared as docs/int8.md says:
@@ -19,12 +20,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import logging
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,9 @@ from runtime.preprocess import Preprocess
 PLACEMENTS = ("tensorrt", "cpu")
 AT_ONCE = 16
 """ONNX Runtime's Entropy holds the activations of so many images; otherwise of all, 90 MiB each on ResNet-50."""
+WEIGHTS: dict[str, dict[str, Any]] = {
+    "max": {}, "mse": {"weight_scales": "mse"}, "bias": {"bias_correction": True}, "equalize": {"equalize": True}, "float": {}}
+"""Settings of `export --int8`. float is not one: int8 activations and weights as they were, the limit of any better rounding."""
 COLUMNS = {"tool": "tool", "method": "method", "top1": "top-1 %", "drop": "drop", "flips": "flips -/+", "agreement": "agree %",
            "kl": "KL", "seconds": "s", "memory_mib": "MiB more"}
 
@@ -58,6 +63,8 @@ def main() -> int:
     parser.add_argument("--on", nargs="+", action="append", required=True, metavar=("DATA", "CHECKPOINT[:MODEL]"),
                         help="labelled images and the networks trained on them; may be repeated")
     parser.add_argument("--methods", nargs="+", default=[Int8Options().calib_method], help="our calibration methods")
+    parser.add_argument("--weights", nargs="+", default=["max"], choices=WEIGHTS, help="how ours are rounded; float: they are "
+                        "not, the limit of any better rounding")
     parser.add_argument("--placements", nargs="+", default=PLACEMENTS, choices=PLACEMENTS, help="ours; ONNX Runtime has its own")
     parser.add_argument("--calib-size", type=int, default=512, help="training images to calibrate on, stratified")
     parser.add_argument("--images", type=int, default=10_000, help="at most so many validation images, stratified")
@@ -128,16 +135,29 @@ def contenders(fp32: ModelProto, calibration: Calibration,
                options: argparse.Namespace) -> Iterator[tuple[str, str, Callable[[], ModelProto]]]:
     """(tool, method, what makes the int8 graph) of everything that is compared."""
     for placement in options.placements:
-        for method in options.methods:
-            yield f"ours {placement}", method, lambda p=placement, m=method: ours(fp32, calibration, p, m)
+        for method, weights in itertools.product(options.methods, options.weights):
+            name = method if weights == "max" else f"{method}, weights {weights}"
+            yield f"ours {placement}", name, lambda p=placement, m=method, w=weights: ours(fp32, calibration, p, m, w)
     for method in ("MinMax", "Entropy"):
         yield "ONNX Runtime", method, lambda m=method: by_onnxruntime(fp32, calibration, m)
 
 
-def ours(fp32: ModelProto, calibration: Calibration, placement: str, method: str) -> ModelProto:
+def ours(fp32: ModelProto, calibration: Calibration, placement: str, method: str, weights: str) -> ModelProto:
     """As the export makes it, without its cache: seconds are those of a first export."""
-    settings = Int8Options(calib_method=method, calib_cache="none")
-    return Calibrated(fp32, placement, settings, calibration).build()[1]
+    settings = Int8Options(calib_method=method, calib_cache="none", **WEIGHTS[weights])
+    made, int8 = Calibrated(fp32, placement, settings, calibration).build()
+    return with_float_weights(int8, fp32, made.layers) if weights == "float" else int8
+
+
+def with_float_weights(int8: ModelProto, fp32: ModelProto, layers: Collection[str]) -> ModelProto:
+    """The int8 graph, whose `layers` read their weights of `fp32` again."""
+    before = {node.name: node.input[1] for node in fp32.graph.node if node.name in layers}
+    for node in int8.graph.node:
+        if node.name in before:
+            node.input[1] = before[node.name]
+    kept = {one.name for one in int8.graph.initializer}
+    int8.graph.initializer.extend(one for one in fp32.graph.initializer if one.name in {*before.values()} - kept)
+    return int8
 
 
 def by_onnxruntime(fp32: ModelProto, calibration: Calibration, method: str) -> ModelProto:

@@ -90,7 +90,25 @@ def _unboxed(text: str) -> str:
             blocks[-1].append(line)
     if "╭" not in text and len(blocks) > 1:  # without box characters the title is a block of its own
         blocks.pop(0)
-    return re.sub(r"\s+", " ", " ".join(blocks[0])).strip().rstrip(".") or "the command line cannot be read"
+    said = re.sub(r"\s+", " ", " ".join(blocks[0])).strip().rstrip(".") or "the command line cannot be read"
+    for pattern, rewrite in _PLAINER.items():
+        said = re.sub(pattern, rewrite, said, flags=re.IGNORECASE)
+    return said
+
+
+def _choices(found: re.Match[str]) -> str:
+    """None, by which tyro means the flag left out, is nothing to type; its order changes from run to run."""
+    known = sorted({*re.findall("'([^']*)'", found[3])} - {"None"})
+    return f"{found[2]} {found[1]}: expected {' or '.join(filter(None, (', '.join(known[:-1]), known[-1])))}"
+
+
+_PLAINER: dict[str, str | Callable[[re.Match[str]], str]] = {
+    r"invalid choice '(.*)' for argument '(-[^']*)'\. Expected one of \((.*?)\)": _choices,
+    r"Error parsing (-\S+): invalid literal for int\(\) with base 10: '(.*)'": r"\1 \2: expected a whole number",
+    r"Error parsing (-\S+): could not convert string to float: '(.*)'": r"\1 \2: expected a number",
+    r"Missing value for argument '(-[^']*)'\. Expected 1 values": r"\1: its value is missing",
+}
+"""Tyro's sentences (1.0) in ours; another version's, if not found here, are shown as they are."""
 
 
 def run(command: Callable[[], int | None], as_json: bool = False) -> int:

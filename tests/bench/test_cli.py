@@ -61,7 +61,7 @@ def test_the_batch_has_its_usual_names(flag, student, capsys):
 @pytest.mark.parametrize(("argv", "code", "words"), [
     (["latency"], 2, "--engine"),
     (["latency", "--engine", "missing.onnx"], 2, "missing.onnx: no such file"),
-    (["latency", "--engine", "missing.onnx", "--batch", "two"], 2, "invalid literal for int"),
+    (["latency", "--engine", "missing.onnx", "--batch", "two"], 2, "--batch two: expected a whole number"),
     (["latency", "--engine", "missing.onnx", "--batch", "0"], 2, "expected batch"),
     (["accuracy", "--engine", "missing.onnx", "--data", "missing"], 2, "missing: no such folder"),
 ])

@@ -6,7 +6,7 @@ import errno
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pytest
 import tyro
@@ -22,6 +22,10 @@ class Options:
     """A file."""
     batch: Annotated[int, tyro.conf.arg(aliases=["-b", "--batch-size"])] = 1
     """Images."""
+    share: float = 0.5
+    """Of them."""
+    hint: Literal["latency", "throughput", "both"] | None = None
+    """One of three."""
     img_size: str | None = None
     """Pixels."""
     json: bool = False
@@ -38,7 +42,7 @@ def test_aliases_and_both_spellings_set_the_field(argv):
 
 
 def test_flags_override_the_default_given():
-    assert commands.parse(Options, ["--batch", "5"], "tool", default=Options(Path("y"), 2, "8")) == Options(Path("y"), 5, "8")
+    assert commands.parse(Options, ["--batch", "5"], "tool", default=Options(Path("y"), 2, 0.25)) == Options(Path("y"), 5, 0.25)
 
 
 def test_a_switch_can_be_turned_on_and_off():
@@ -60,7 +64,10 @@ def test_an_unknown_flag_names_the_nearest(argv, words):
 
 @pytest.mark.parametrize(("argv", "words"), [
     ((), "--engine"),
-    (("--engine",), "Missing value for argument '--engine'"),
+    (("--engine",), "--engine: its value is missing."),
+    (("--engine", "x", "--batch", "1.5"), "--batch 1.5: expected a whole number."),
+    (("--engine", "x", "--share", "half"), "--share half: expected a number."),
+    (("--engine", "x", "--hint", "speed"), "--hint speed: expected both, latency or throughput."),
     (("--engine", "x", "--batch", "/a/long/path" * 9), "/a/long/path" * 9),
     (("--engine", "x", "stray"), "stray"),
 ])
