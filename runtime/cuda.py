@@ -171,6 +171,8 @@ class DeviceArray(NamedTuple):
     """Handle of the stream that may still be writing it; None when nothing needs to be waited for."""
     owner: Any
     """Keeps the memory alive."""
+    index: int | None = None
+    """Of the GPU, where the array says it; the interface does not."""
 
 
 DEFAULT_STREAM = 1
@@ -227,7 +229,7 @@ CODES = {0: "i", 1: "u", 2: "f"}
 
 
 def _from_dlpack(array: Any) -> DeviceArray:
-    kind = array.__dlpack_device__()[0]
+    kind, index = array.__dlpack_device__()
     if int(kind) not in CUDA_DEVICES:
         raise UsageError(f"a {type(array).__name__} lies on a device of DLPack type {int(kind)}, not on a CUDA GPU. "
                          "Give it as numpy")
@@ -242,4 +244,4 @@ def _from_dlpack(array: Any) -> DeviceArray:
         _require_contiguous([tensor.strides[i] for i in range(tensor.ndim)], shape, 1)
     dtype = np.dtype(f"{CODES[tensor.code]}{tensor.bits // 8}")
     # The capsule is not consumed: when it goes, its own destructor lets the tensor go.
-    return DeviceArray(int(tensor.data or 0) + tensor.byte_offset, shape, dtype, DEFAULT_STREAM, (array, capsule))
+    return DeviceArray(int(tensor.data or 0) + tensor.byte_offset, shape, dtype, DEFAULT_STREAM, (array, capsule), int(index))

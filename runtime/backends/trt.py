@@ -75,8 +75,7 @@ class TrtBackend:
 
         What its producer still has in its stream is waited for; the logits are complete when this returns.
         """
-        source = cuda.device_array(batch)
-        image = self._image
+        source, image = self._here(batch, "batch"), self._image
         if source.dtype != np.float32 or source.shape[1:] != image or len(source.shape) != 4:
             sizes = ", ".join(map(str, image))
             raise UsageError(f"batch is {source.dtype} {source.shape} on the GPU; expected float32 (N, {sizes})")
@@ -92,10 +91,27 @@ class TrtBackend:
         sizes = self._profile(count)
         if out is None:
             out = np.empty(shape, np.float32)
-        target = _target(out, shape)
+        target = self._target(out, shape)
         with self._held.pool.lend() as slot, self._held.device.active():
             slot.run(sizes, source, target)
         return out
+
+    def _target(self, out: Any, shape: tuple[int, int]) -> np.ndarray | DeviceArray:
+        """`out` as somewhere to write. Raises UsageError unless it is float32 of this shape, on the host or on this GPU."""
+        if isinstance(out, np.ndarray):
+            require_out(out, shape)
+            return out
+        target = self._here(out, "out")
+        if target.dtype != np.float32 or target.shape != shape:
+            raise UsageError(f"out is {target.dtype} {target.shape} on the GPU; expected float32 {shape}")
+        return target
+
+    def _here(self, array: Any, name: str) -> DeviceArray:
+        found, here = cuda.device_array(array), self._held.device.index
+        if found.index not in (None, here):
+            raise UsageError(f"{name} lies on cuda:{found.index}; the plan is open on cuda:{here}. Copy it there, or open "
+                             f'the plan with device="cuda:{found.index}"')
+        return found
 
     def _profile(self, count: int) -> Sizes:
         """The profile with the smallest largest batch that takes `count` images."""
@@ -210,14 +226,3 @@ def _batches(engine: Any, name: str, profile: int) -> tuple[int, int]:
 
 def _dtype(trt: ModuleType, engine: Any, name: str) -> str:
     return "float32" if engine.get_tensor_dtype(name) == trt.float32 else engine.get_tensor_dtype(name).name.lower()
-
-
-def _target(out: Any, shape: tuple[int, int]) -> np.ndarray | DeviceArray:
-    """`out` as somewhere to write. Raises UsageError unless it is float32 of this shape, on the host or the GPU."""
-    if isinstance(out, np.ndarray):
-        require_out(out, shape)
-        return out
-    target = cuda.device_array(out)
-    if target.dtype != np.float32 or target.shape != shape:
-        raise UsageError(f"out is {target.dtype} {target.shape} on the GPU; expected float32 {shape}")
-    return target

@@ -202,6 +202,28 @@ def case_arrays_on_the_gpu(place):
     device.close()
 
 
+class ByDlpack:
+    """numpy's capsule of an array, said to lie on a GPU."""
+
+    def __init__(self, values, index):
+        self.values, self.index = values, index
+
+    def __dlpack_device__(self):
+        return (2, self.index)
+
+    def __dlpack__(self, *, stream=None):
+        return self.values.__dlpack__()
+
+
+def case_arrays_on_another_gpu(place):
+    path, onnx = write(place)
+    with runtime.load(path) as engine:
+        raises(UsageError, "batch lies on cuda:1; the plan is open on cuda:0", lambda: engine.logits(ByDlpack(images(2), 1)))
+        out = ByDlpack(np.zeros((2, 5), np.float32), 1)
+        raises(UsageError, "out lies on cuda:1", lambda: engine.logits(images(2), out=out))
+        np.testing.assert_array_equal(engine.logits(ByDlpack(images(2), 0)), expected(onnx, images(2)))
+
+
 def case_what_the_producer_still_has_in_its_stream_is_waited_for(place):
     path, onnx = write(place)
     device = cuda.open_device(0)

@@ -129,7 +129,7 @@ class Shown:
 def test_cuda_array_interface():
     array = Shown(shape=(2, 3), stream=77)
     found = cuda.device_array(array)
-    assert found == (4096, (2, 3), np.dtype(np.float32), 77, array)
+    assert found == (4096, (2, 3), np.dtype(np.float32), 77, array, None)
     assert cuda.device_array(Shown(shape=(2, 3), typestr="<f2")).dtype == np.float16
     assert cuda.device_array(Shown(shape=(2, 3), stream=None)).stream is None, "nothing to wait for"
     assert cuda.device_array(Shown(shape=(2, 3), version=2)).stream == cuda.DEFAULT_STREAM
@@ -169,7 +169,7 @@ def test_dlpack(dtype):
     shown = Capsule(array)
     found = cuda.device_array(shown)
     assert (found.address, found.shape, found.dtype) == (array.ctypes.data, (2, 3, 4), np.dtype(dtype))
-    assert shown.asked == [found.stream] == [cuda.DEFAULT_STREAM]
+    assert shown.asked == [found.stream] == [cuda.DEFAULT_STREAM] and found.index == 0
 
 
 class Both(Capsule):
