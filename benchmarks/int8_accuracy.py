@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 from onnx import ModelProto
 from rich.console import Console
@@ -54,6 +55,7 @@ AT_ONCE = 16
 WEIGHTS: dict[str, dict[str, Any]] = {
     "max": {}, "mse": {"weight_scales": "mse"}, "bias": {"bias_correction": True}, "equalize": {"equalize": True}, "float": {}}
 """Settings of `export --int8`. float is not one: int8 activations and weights as they were, the limit of any better rounding."""
+UNROUNDED = ", weights float"
 COLUMNS = {"tool": "tool", "method": "method", "top1": "top-1 %", "drop": "drop", "flips": "flips -/+", "agreement": "agree %",
            "kl": "KL", "seconds": "s", "memory_mib": "MiB more"}
 
@@ -101,15 +103,15 @@ def measure(file: str, data: str, options: argparse.Namespace) -> dict[str, Any]
     chosen = samples.choose(val.labels, options.images, options.seed)
     samples.require_apart(train, used, val)
 
-    def logits_of(model: ModelProto) -> np.ndarray:
-        return run(model, (batch for batch, _ in samples.batches(val, chosen, found.preprocess)), options.threads)
+    def logits_of(model: ModelProto, engine: Callable[..., np.ndarray] = run) -> np.ndarray:
+        return engine(model, (batch for batch, _ in samples.batches(val, chosen, found.preprocess)), options.threads)
 
     reference, labels = logits_of(fp32), val.labels[chosen]
     rows, right = [], []
     for tool, method, make in contenders(fp32, Calibration(found.preprocess, train, used, seed=options.seed), options):
         with Peak() as peak:
             int8 = make()
-        logits = logits_of(int8)
+        logits = logits_of(int8, run_as_written if method.endswith(UNROUNDED) else run)
         right.append(logits.argmax(1) == labels)
         score = asdict(verify.accuracy(reference, logits, labels))
         rows.append({"tool": tool, "method": method, "top1": score["int8_top1"], "drop": score["drop"],
@@ -136,7 +138,7 @@ def contenders(fp32: ModelProto, calibration: Calibration,
     """(tool, method, what makes the int8 graph) of everything that is compared."""
     for placement in options.placements:
         for method, weights in itertools.product(options.methods, options.weights):
-            name = method if weights == "max" else f"{method}, weights {weights}"
+            name = {"max": method, "float": method + UNROUNDED}.get(weights, f"{method}, weights {weights}")
             yield f"ours {placement}", name, lambda p=placement, m=method, w=weights: ours(fp32, calibration, p, m, w)
     for method in ("MinMax", "Entropy"):
         yield "ONNX Runtime", method, lambda m=method: by_onnxruntime(fp32, calibration, m)
@@ -211,6 +213,15 @@ def run(model: ModelProto, batches: Iterator[np.ndarray], threads: int | None) -
         onnx.save(model, Path(folder) / "model.onnx")
         engine = OrtBackend(Path(folder) / "model.onnx", "cpu", threads)
         return np.concatenate([engine.run(batch) for batch in batches])
+
+
+def run_as_written(model: ModelProto, batches: Iterator[np.ndarray], threads: int | None) -> np.ndarray:
+    """Like `run`, nothing optimized: ONNX Runtime would round float weights between Q/DQ by itself, per tensor."""
+    settings = onnxruntime.SessionOptions()
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    settings.intra_op_num_threads = threads or 0
+    session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    return np.concatenate([session.run(None, {graph.INPUT: batch})[0] for batch in batches])
 
 
 class Peak:

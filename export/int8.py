@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from . import budget, calib_cache, equalize, qat, quantize, ranges, samples, wei
 from .calibrate import Histogram, collect
 from .evaluation import Evaluation
 from .options import Int8Options, note
-from .quantize import Plan
+from .quantize import Int8Weight, Plan
 from .ranges import Range
 from .verify import Accuracy, mean_kl
 
@@ -125,9 +125,17 @@ class Calibrated(Quantizer):
     def build(self, int8_layers: frozenset[str] | None = None) -> tuple[Plan, ModelProto]:
         made = self.plan(int8_layers)
         found = {tensor: self._range(tensor) for tensor in made.tensors}
-        options = weights.WeightOptions(self.options.weight_scales, self.options.bias_correction)
-        steps, biases = weights.prepare(self.model, made, self.rules, options, self.calibration.batches)
+        steps, biases = ({name: value for name, value in given.items() if name in made.layers} for given in self._weights)
         return made, quantize.quantize(self.model, made, found, self.rules, steps, biases)
+
+    @cached_property
+    def _weights(self) -> tuple[dict[str, Int8Weight], dict[str, np.ndarray]]:
+        """Of every layer the rules put in int8. What is taken out of a bias does not depend on which others are int8, too: it is
+        measured with the mean of every layer before as in the float network.
+        """
+        options = weights.WeightOptions(self.options.weight_scales, self.options.bias_correction)
+        images = partial(self.calibration.batches, "correcting biases")
+        return weights.prepare(self.model, self.plan(), self.rules, options, images)
 
     def _range(self, tensor: str) -> Range:
         key = (tensor, self.method)

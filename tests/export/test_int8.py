@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
 
-from export import int8, quantize, ranges
+from export import int8, quantize, ranges, weights
 from export.options import Int8Options, check_int8
 from runtime.errors import UsageError
 from runtime.images import open_images
@@ -98,6 +99,25 @@ def test_only_the_layers_asked_for_are_quantized(student_onnx, calibration, plac
     assert made.layers == every[:3]
     int8_weights = [t for t in graph.graph.initializer if t.data_type == 3 and len(t.dims) > 1]
     assert len(int8_weights) == 3
+
+
+def biases_of(model):
+    """{layer: its bias in the graph} of every Conv."""
+    values = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    return {node.name: values[node.input[2]] for node in model.graph.node if node.op_type == "Conv"}
+
+
+def test_biases_are_measured_once_and_corrected_only_where_the_layer_is_int8(student_onnx, calibration, monkeypatch):
+    calls = []
+    monkeypatch.setattr(weights, "prepare", lambda *args, prepare=weights.prepare: calls.append(1) or prepare(*args))
+    quantizer = int8.Calibrated(student_onnx, "tensorrt", dataclasses.replace(OPTIONS, bias_correction=True), calibration)
+    made, graph = quantizer.build()
+    kept = [name for name in made.layers if name in biases_of(graph)][:3]
+    own, every, some = (biases_of(model) for model in (student_onnx, graph, quantizer.build(frozenset(kept))[1]))
+    assert len(calls) == 1 and len(kept) == 3 < len(every)
+    for name in every:
+        assert np.array_equal(some[name], every[name] if name in kept else own[name])
+    assert not any(np.array_equal(every[name], own[name]) for name in kept)
 
 
 def test_flags_become_rules():
