@@ -8,6 +8,7 @@ Elsewhere: every step: statistics (export.calibrate), ranges (export.ranges), pl
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -146,7 +147,7 @@ class Calibrated(Quantizer):
 
     def _statistics(self) -> dict[str, Histogram]:
         """Of every tensor that any plan of this network may quantize: measured once, or read from the cache."""
-        tensors, images = candidates(self.model), self.calibration.images
+        tensors, images = candidates(self.model, self.rules), self.calibration.images
         if self.options.calib_cache == "none" or images is None:
             return collect(self.model, tensors, self.calibration.batches("calibrating"))
         folder = self.options.calib_cache or calib_cache.default_folder()
@@ -178,13 +179,15 @@ class Trained(Quantizer):
         return made, quantize.quantize(self.model, made, self.found.ranges, self.rules, kept)
 
 
-def candidates(model: ModelProto) -> list[str]:
-    """Every tensor that some placement may quantize, whichever layers go back to float: one calibration serves them all."""
+def candidates(model: ModelProto, rules: quantize.Rules) -> list[str]:
+    """Every tensor that some placement may quantize, by these rules or by its own, whichever layers go back to float: one
+    calibration serves them all.
+    """
     found: dict[str, None] = {}
-    for placement in quantize.PLACEMENTS:
+    for placement, each in itertools.product(quantize.PLACEMENTS, dict.fromkeys([quantize.Rules(), replace(rules, exclude=())])):
         try:
-            found |= dict.fromkeys(quantize.plan(model, placement).tensors)
-        except UsageError:  # nothing to quantize in this one; the placement asked for says so itself
+            found |= dict.fromkeys(quantize.plan(model, placement, each).tensors)
+        except UsageError:  # nothing to quantize by these; what was asked for says so itself
             continue
     constants = {tensor.name for tensor in model.graph.initializer}
     skips = [name for node in model.graph.node if node.op_type == "Add" for name in node.input if name not in constants]

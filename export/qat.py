@@ -148,8 +148,9 @@ def shared_scales(made: Plan, view: View) -> dict[str, str]:
     Found by giving every tensor a range of its own: what comes out with the same range shares it.
     """
     own = {tensor: Range(-float(index), float(index)) for index, tensor in enumerate(made.tensors, start=1)}
+    shared = with_shared_ranges(made.tensors, own, view, PLACEMENTS[made.placement].joins)
     first: dict[Range, str] = {}
-    return {tensor: first.setdefault(range_, tensor) for tensor, range_ in with_shared_ranges(made.tensors, own, view).items()}
+    return {tensor: first.setdefault(range_, tensor) for tensor, range_ in shared.items()}
 
 
 # from a checkpoint to the graph that is exported

@@ -57,7 +57,7 @@ def split(labels: np.ndarray, size: int, held_back: int, seed: int) -> tuple[np.
     """
     order = _order(labels, seed)
     if len(order) - size < min(held_back, FEWEST_HELD_BACK):
-        size = len(order) - min(held_back, len(order) // 4)
+        size = min(size, len(order) - min(held_back, len(order) // 4))
     return np.sort(order[:size]), np.sort(order[size:size + held_back])
 
 

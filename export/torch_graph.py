@@ -87,14 +87,16 @@ class TorchGraph(nn.Module):
             start = torch.tensor(view.constant(scale))
             _place(self, scale, nn.Parameter(torch.zeros_like(start)))
             _place(self, start_of(scale), start, persistent=True)
-        self._steps = self._compile(view)
+        self._steps = self._compile(view, float_view)
 
-    def _compile(self, view: View) -> list[Step]:
+    def _compile(self, view: View, float_view: View) -> list[Step]:
         steps, read = [], {self._output}
         for node in reversed(view.model.graph.node):
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
                 names, attributes, call = self._grid_step(node)
+            elif node.op_type == "Clip" and node.name not in float_view.nodes:  # keeps a pair from a float layer, changes nothing
+                names, call = (node.input[0],), identity
             else:
                 names, call = without_integer_filling(node, view), OPERATORS[node.op_type]
             done = tuple(name for name in dict.fromkeys(names) if name in view.producer and name not in read)

@@ -5,6 +5,7 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 from onnx import numpy_helper
 
@@ -82,13 +83,31 @@ def test_images_that_are_evaluated_are_refused_as_judges_too(preprocess):
         int8.choose_calibration(dataclasses.replace(OPTIONS, calib_size=4), digits, preprocess, digits, seed=0)
 
 
-def test_one_calibration_has_a_range_for_every_layer_that_goes_back_to_float(student_onnx):
-    known = set(int8.candidates(student_onnx))
+@pytest.mark.parametrize("rules", [quantize.Rules(), quantize.Rules(first=True), quantize.Rules(classifier=True),
+                                   quantize.Rules(depthwise="int8"), quantize.Rules(depthwise="float")], ids=str)
+@pytest.mark.parametrize("network", ["student", "conv_logits"])
+def test_one_calibration_has_a_range_for_every_layer_that_goes_back_to_float(student_onnx, conv_logits, network, rules):
+    model = student_onnx if network == "student" else conv_logits
+    known = set(int8.candidates(model, rules))
     for placement in quantize.PLACEMENTS:
-        layers = quantize.plan(student_onnx, placement).layers
-        for left_out in layers:
-            made = quantize.plan(student_onnx, placement, quantize.Rules(exclude=(left_out,)))
+        layers = quantize.plan(model, placement, rules).layers
+        for left_out in layers if len(layers) > 1 else ():
+            made = quantize.plan(model, placement, dataclasses.replace(rules, exclude=(left_out,)))
             assert set(made.tensors) <= known
+
+
+@pytest.fixture(scope="module")
+def conv_logits():
+    """A HardSwish behind a small stem that moves by two pixels, a depthwise layer, and a convolution that makes the logits."""
+    made = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["" : 20]> g (float[batch, 3, 8, 8] images) =>
+        (float[batch, 5] logits) { a = Conv <strides = [2,2], pads = [1,1,1,1]> (images, wa) h = HardSwish (a)
+        d = Conv <group = 16, pads = [1,1,1,1]> (h, wd) p = GlobalAveragePool (d) c = Conv (p, wc) logits = Flatten (c) }""")
+    dice = np.random.default_rng(0)
+    for name, shape in {"wa": (16, 3, 3, 3), "wd": (16, 1, 3, 3), "wc": (5, 16, 1, 1)}.items():
+        made.graph.initializer.append(numpy_helper.from_array(dice.normal(size=shape).astype(np.float32), name))
+    for node in made.graph.node:
+        node.name = node.output[0]
+    return made
 
 
 @pytest.mark.parametrize("placement", quantize.PLACEMENTS)

@@ -46,6 +46,11 @@ def test_a_small_pool_is_split_in_three_quarters_and_one():
     assert [len(part) for part in samples.split(np.arange(80) % 4, 40, 0, seed=0)] == [40, 0]
 
 
+@pytest.mark.parametrize(("pool", "size", "expected"), [(100, 8, [8, 92]), (127, 1, [1, 126]), (300, 200, [200, 100])])
+def test_a_split_never_uses_more_than_was_asked_for(pool, size, expected):
+    assert [len(part) for part in samples.split(np.arange(pool) % 4, size, 512, seed=0)] == expected
+
+
 def test_batches_stream_images_and_labels_in_order():
     images = image_set("set", [0, 51, 102, 153, 204], [0, 1, 0, 1, 0])
     spec = Preprocess(input_size=(3, 8, 8), crop_pct=1.0, mean=(0, 0, 0), std=(1, 1, 1))

@@ -183,6 +183,29 @@ def test_the_fake_quantized_network_is_the_int8_graph(quantized, digits_batch):
     assert np.abs(found - expected).mean() < 0.25 * np.abs(of_float - expected).mean()
 
 
+BRANCHES = ("a = Conv <pads = [1,1,1,1]> (images, wa) r = Relu (a) b = Conv <pads = [1,1,1,1]> (images, wb) "
+            "cat = Concat <axis = 1> (r, b) c = Conv <pads = [1,1,1,1]> (cat, wc) p = GlobalAveragePool (c) f = Flatten (p) "
+            "logits = Gemm <transB = 1> (f, w, bias)")
+
+
+@pytest.mark.parametrize("placement", q.PLACEMENTS)
+@pytest.mark.parametrize("exclude", [(), ("c",)], ids=["all", "without c"])
+def test_a_concat_of_two_signs_and_a_float_layer_behind_it_train_as_they_ship(placement, exclude):
+    """The cpu placement gives each input of a Concat its own zero point, and a float layer its pair through a Clip."""
+    fp32, images = small(BRANCHES, {"wa": (16, 4, 3, 3), "wb": 0.2 * noise(16, 4, 3, 3), "wc": 0.1 * noise(16, 32, 3, 3),
+                                    "w": (5, 16), "bias": (5,)}), noise(32, 4, 6, 6)
+    fp32.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", 5]))
+    rules = q.Rules(first=True, exclude=exclude)
+    made = q.plan(fp32, placement, rules)
+    assert ("c" in made.layers) == (not exclude)
+    assert {"r", "b"} <= set(made.tensors) or (placement, *exclude) == ("tensorrt", "c")
+    ranges = calibrate(fp32, made.tensors, [images], "minmax", unsigned=q.PLACEMENTS[placement].unsigned)
+    int8 = q.quantize(fp32, made, ranges, rules)
+    expected, of_float = onnx_logits(int8, images), onnx_logits(fp32, images)
+    found = torch_logits(TorchGraph(fp32, int8, shared_scales(made, View(fp32))), images)
+    assert np.abs(found - expected).mean() < 0.02 * np.abs(of_float - expected).mean()
+
+
 def test_gradients_reach_every_weight_and_every_scale(quantized, digits_batch):
     network = TorchGraph(*quantized)
     network(torch.from_numpy(digits_batch[:8])).square().sum().backward()
