@@ -7,6 +7,7 @@ Elsewhere: building (export.engine_process), the same checks for ONNX files (exp
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,9 @@ AGREEMENT = 99.0
 
 ENOUGH = 100
 """Images below which one flip alone would break AGREEMENT; then one image may differ."""
+
+AT_ONCE = 32
+"""Images the ONNX file is given at a time, at most."""
 
 NOISE = 64
 """Images of noise when there are no labelled ones."""
@@ -55,12 +59,26 @@ def check(plan: Path, onnx: Path, meta: Metadata, sizes: Sizes, batches: Iterabl
     max_drop: points of top-1 the plan may lose against the fp32 student; what its ONNX file lost is counted in.
     """
     with load(plan, device) as engine, load(onnx) as reference:
-        images = np.concatenate(list(batches)) if batches is not None else noise(engine.input_shape)
-        ours = logits(engine, images, sizes)
-        theirs = verify.in_batches(reference, images, min(len(images), 32))
+        parts = chunks(batches if batches is not None else [noise(engine.input_shape)], sizes.most)
+        some = next(parts)
+        found_by = [(logits(engine, part, sizes), verify.in_batches(reference, part, AT_ONCE))
+                    for part in itertools.chain([some], parts)]
+        ours, theirs = (np.concatenate(each) for each in zip(*found_by, strict=True))
         found = {"provider": engine.provider, "noise": labels is None, **agreement(theirs, ours, meta.precision, labels is None),
-                 "consistency": consistency(engine, images, sizes, tolerance(meta.precision))}
+                 "consistency": consistency(engine, some, sizes, tolerance(meta.precision))}
     return found | (accuracy(theirs, ours, labels, meta, max_drop) if labels is not None else {})
+
+
+def chunks(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """The same images (n, C, H, W), `size` at a time, the last ones as they come; no more than that is held."""
+    held = np.empty(0)
+    for batch in batches:
+        held = np.concatenate([held, batch]) if len(held) else batch
+        while len(held) >= size:
+            yield held[:size]
+            held = held[size:]
+    if len(held):
+        yield held
 
 
 def tolerance(precision: str) -> float:
@@ -70,6 +88,8 @@ def tolerance(precision: str) -> float:
 
 def agreement(reference: np.ndarray, logits: np.ndarray, precision: str, is_noise: bool) -> dict[str, Any]:
     """How the engine's logits (N, K) compare with the ONNX file's; on noise, where classes are close, by size alone."""
+    if not np.isfinite(reference).all():
+        raise GateError("the ONNX file's own logits are not finite on these images, so no plan is written. Check its network")
     if not np.isfinite(logits).all():
         raise GateError("the engine's logits are not finite, so no plan is written. Export without --fp16")
     scale = max(1.0, float(np.abs(reference).max()))
@@ -99,8 +119,8 @@ def consistency(engine: Predictor, images: np.ndarray, sizes: Sizes, allowed: fl
         together, few = engine.logits(some), logits(engine, some, Sizes(sizes.least, sizes.least))
         batch_spread = float(np.abs(together - few).max())
     limit = allowed * max(1.0, float(np.abs(repeated).max()))
-    worst = max(row_spread, batch_spread or 0.0)
-    if worst > limit:
+    worst = float(np.max([row_spread, 0.0 if batch_spread is None else batch_spread]))  # nan where one is
+    if not worst <= limit:
         raise GateError(f"the same image gives logits that differ by {worst:.3g} at another place or batch size (allowed "
                         f"{limit:.3g}), so no plan is written. Report the architecture")
     return {"batch_sizes": list(sizes), "row_spread": row_spread, "batch_spread": batch_spread, "allowed": limit}

@@ -70,18 +70,20 @@ def _files(lineage: Mapping[str, Any], file: Path, given: Given) -> Iterator[Anc
             continue
         name = str(entry.get("file") or "")
         wanted = getattr(given, what, None)  # a plan's ONNX file is only looked for beside it
-        places = [wanted] if wanted else [Path(name), file.parent / PurePath(name).name] if name else []
+        places = [wanted] if wanted else [file.parent / PurePath(name).name, Path(name)] if name else []
         yield _hashed(what, name, str(entry["sha256"]), places, bool(wanted))
 
 
 def _hashed(what: str, name: str, recorded: str, places: list[Path], is_given: bool) -> Ancestor:
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
+    found = [place for place in dict.fromkeys(places) if place.is_file()]
+    if not found:
         if is_given:
             raise UsageError(f"{places[0]}: no such file (given as the {what})")
         return Ancestor(what, name or None, recorded, None, ABSENT)
-    same = files.sha256(found) == recorded
-    return Ancestor(what, name or None, recorded, str(found), MATCHES if same else DIFFERS)
+    same = next((place for place in found if files.sha256(place) == recorded), None)
+    if same is None and not is_given and found == [Path(name)] and not found[0].is_absolute():  # only by chance in this folder
+        return Ancestor(what, name, recorded, None, ABSENT, f"{name} in the working folder is another one")
+    return Ancestor(what, name or None, recorded, str(same or found[0]), MATCHES if same else DIFFERS)
 
 
 def _fp32(lineage: Mapping[str, Any], file: Path, given: Given) -> Iterator[Ancestor]:
@@ -159,7 +161,7 @@ def _at_hand(spec: Any, folder: Path) -> str | None:
     kind, colon, path = spec.rpartition(":")
     if kind not in ("", "npz"):  # timm's own readers take time and network
         return None
-    return next((f"{kind}{colon}{place}" for place in (Path(path), folder / path) if place.exists()), None)
+    return next((f"{kind}{colon}{place}" for place in (folder / path, Path(path)) if place.exists()), None)
 
 
 def _open(spec: str, split: str, is_given: bool) -> tuple[ImageSet, str] | None:

@@ -24,7 +24,7 @@ from runtime.errors import DataError, UsageError
 from runtime.images import ImageSet
 
 from . import report as reports
-from .options import Int8Options, check_int8, note
+from .options import Int8Options, check_int8, check_sizes, flag, note, refuse_calibrated
 
 if TYPE_CHECKING:
     from distill.checkpoint import Checkpoint
@@ -146,6 +146,8 @@ def make(options: OnnxOptions) -> Made:
     from . import graph, reduced, verify
 
     checkpoint, held_out = open_inputs(options)
+    if options.int8 and checkpoint.quantized is not None:
+        refuse_calibrated(options, options.checkpoint)
     options = replace(options, placement=placement_of(options, checkpoint))
     calibration = open_calibration(options, checkpoint, held_out) if options.precision != "fp32" else None
     student = build(checkpoint)
@@ -173,7 +175,10 @@ def check(options: OnnxOptions) -> None:
     for name, least in (("verify_size", 1), ("img_size", 1)):
         value = getattr(options, name)
         if value is not None and value < least:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: expected {least} or more")
+            raise UsageError(f"{flag(name)} {value}: expected {least} or more")
+    if not options.atol > 0:
+        raise UsageError(f"--atol {options.atol}: expected above 0, a share of the largest logit")
+    check_sizes(options)
     lowest = 18 if options.precision == "fp32" else 19
     if not lowest <= options.opset <= 21:
         raise UsageError(f"--opset {options.opset}: expected {lowest} to 21 (the exporter starts at 18; fp16 scales need 19)")
@@ -187,7 +192,10 @@ def check(options: OnnxOptions) -> None:
     shared = {"max_drop", "accuracy_size", "calib", "calib_size"} if options.fp16 else {"max_drop", "accuracy_size"}
     for name, default in defaults.items():
         if name not in shared and getattr(options, name) != default:
-            raise UsageError(f"--{name.replace('_', '-')} is only read with --int8. Add --int8")
+            raise UsageError(f"{flag(name)} is only read with --int8. Add --int8")
+    if options.calib == "random":
+        raise UsageError("--calib random is for ranges of int8; what overflows in fp16 is looked for on real images. Add --int8, "
+                         "or give --calib DIR")
 
 
 def open_inputs(options: OnnxOptions) -> tuple[Checkpoint, ImageSet]:

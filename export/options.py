@@ -8,7 +8,7 @@ Elsewhere: what the settings do (export.int8), the flags of one command (export.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 import tyro
@@ -53,16 +53,26 @@ class Int8Options:
     equalize: bool = False
     """Cross-layer equalization before calibration: for networks whose channels differ much in range, such as depthwise ones."""
     bias_correction: bool = False
-    """Take the mean error that int8 weights and activations make in every channel back out of the bias."""
+    """Take the mean error that rounded weights make in every channel back out of the bias; reads the images twice more."""
     sensitivity: bool = False
     """Measure every layer's damage even when the budget holds at once; written to NAME.sensitivity.json and .md."""
 
 
+def flag(name: str) -> str:
+    """A field's flag."""
+    return f"--{name.replace('_', '-')}"
+
+
+def check_sizes(options: Int8Options) -> None:
+    """Raise UsageError for counts and budgets that cannot be; those that fp16 alone reads, too."""
+    for name, least in (("calib_size", 1), ("accuracy_size", 1), ("calib_draws", 1), ("max_drop", 0)):
+        if not getattr(options, name) >= least:  # nan is not, either
+            raise UsageError(f"{flag(name)} {getattr(options, name)}: expected {least} or more")
+
+
 def check_int8(options: Int8Options, fp16: bool) -> None:
     """Raise UsageError for settings that cannot be, before anything is read."""
-    for name, least in (("calib_size", 1), ("accuracy_size", 1), ("calib_draws", 1), ("max_drop", 0)):
-        if getattr(options, name) < least:
-            raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected {least} or more")
+    check_sizes(options)
     if not 50 < options.percentile <= 100:
         raise UsageError(f"--percentile {options.percentile}: expected above 50 and at most 100 "
                          "(99.99 keeps all but 1 value in 10,000)")
@@ -71,6 +81,20 @@ def check_int8(options: Int8Options, fp16: bool) -> None:
     if options.calib == "random" and (options.calib_method == "auto" or options.calib_draws > 1):
         raise UsageError("--calib random has no labels to choose a method or compare draws by. Leave --calib-method auto and "
                          "--calib-draws out, or give training images: --calib DIR")
+
+
+CALIBRATED = ("calib_method", "percentile", "calib_draws", "exclude", "depthwise", "first_layer", "last_layer", "weight_scales",
+              "equalize", "bias_correction")
+"""Settings of a calibration, which a checkpoint trained as int8 does not have."""
+
+
+def refuse_calibrated(options: Int8Options, path: object) -> None:
+    """Raise UsageError for a setting that a checkpoint of `distill train --qat` has settled already."""
+    defaults = {field.name: field.default for field in fields(Int8Options)}
+    for name in CALIBRATED:
+        if getattr(options, name) != defaults[name]:
+            raise UsageError(f"{flag(name)}: {path} holds weights, layers and scales trained as int8, which are exported as they "
+                             f"are. Leave {flag(name)} out, or export the student it began with")
 
 
 def note(text: str) -> None:

@@ -11,13 +11,14 @@ import contextlib
 import difflib
 import io
 import json
+import math
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .errors import Large2SmallError, MissingError, UsageError
 
@@ -41,7 +42,9 @@ def parse(options: type[T], argv: Sequence[str], prog: str, description: str = "
             return tyro.cli(options, prog=prog, description=description, args=list(argv), default=default)
         os.environ["COLUMNS"] = "1000"  # so that the complaint is not broken into lines
         with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(complaint):
-            return tyro.cli(options, prog=prog, description=description, args=list(argv), default=default)
+            found = tyro.cli(options, prog=prog, description=description, args=list(argv), default=default)
+        refuse_nan(found, prog)
+        return found
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -61,6 +64,14 @@ def check_flags(options: type, argv: Sequence[str], prog: str) -> None:
         flag = word.split("=", 1)[0]
         if flag.startswith("--") and flag.replace("_", "-") not in known:
             raise UsageError(f"unknown flag {flag}{nearest(flag, known)} See {prog} --help")
+
+
+def refuse_nan(options: Any, prog: str) -> None:
+    """Raise UsageError for a NaN: no comparison with it holds, so no check of a value would find it."""
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if isinstance(value, float) and math.isnan(value):
+            raise UsageError(f"--{field.name.replace('_', '-')} nan: expected a number. See {prog} --help")
 
 
 def nearest(word: str, known: Sequence[str] | set[str]) -> str:

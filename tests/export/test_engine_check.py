@@ -56,6 +56,21 @@ def test_equal_engine_passes_with_its_numbers():
     assert same["agreement"] == 100 and same["max_abs"] == 0 and same["images"] == 300
 
 
+@pytest.mark.parametrize("wrong", [1, 8])
+def test_engine_that_gives_nan_at_one_batch_size_is_refused(wrong):
+    spoilt = Engine(lambda batch, logits: logits * np.nan if len(batch) == wrong else logits)
+    with pytest.raises(GateError, match="differ by nan"):
+        engine_check.consistency(spoilt, IMAGES, Sizes(1, 8), 0.05)
+
+
+def test_images_are_regrouped_without_holding_more_than_one_call_takes():
+    parts = [IMAGES[start:start + 5] for start in range(0, 300, 5)]
+    found = list(engine_check.chunks(parts, 32))
+    assert [len(each) for each in found] == [32] * 9 + [12]
+    np.testing.assert_array_equal(np.concatenate(found), IMAGES)
+    assert [len(each) for each in engine_check.chunks([IMAGES[:7]], 2)] == [2, 2, 2, 1]
+
+
 @pytest.mark.parametrize("change", [
     lambda batch, logits: logits + np.arange(len(batch))[:, None],  # depends on the place
     lambda batch, logits: logits + len(batch),  # depends on the batch size
@@ -85,6 +100,11 @@ def test_noise_is_compared_by_size_of_the_difference_alone():
 def test_logits_that_are_not_finite_are_refused():
     with pytest.raises(GateError, match="not finite"):
         engine_check.agreement(network(IMAGES), np.full((300, 5), np.nan, np.float32), "fp16", True)
+
+
+def test_onnx_file_whose_logits_are_not_finite_is_no_reference():
+    with pytest.raises(GateError, match="ONNX file's own logits are not finite"):
+        engine_check.agreement(np.full((300, 5), np.nan, np.float32), network(IMAGES), "fp16", True)
 
 
 def test_budget_counts_what_the_onnx_file_lost_already():

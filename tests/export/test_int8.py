@@ -160,6 +160,7 @@ def test_the_cache_is_used_for_the_same_images_and_not_for_others(student_onnx, 
 @pytest.mark.parametrize(("settings", "said"), [
     ({"calib_size": 0}, "--calib-size 0: expected 1 or more"),
     ({"max_drop": -1.0}, "--max-drop -1.0: expected 0 or more"),
+    ({"max_drop": float("nan")}, "--max-drop nan: expected 0 or more"),
     ({"percentile": 50.0}, "--percentile 50.0: expected above 50"),
     ({"depthwise": "fp16"}, "Add --fp16"),
     ({"calib": "random", "calib_method": "auto"}, "no labels to choose a method"),

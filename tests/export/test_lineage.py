@@ -50,6 +50,18 @@ def test_one_changed_byte_in_an_ancestor_is_found(family, check, tmp_path, name,
     assert status(check(family)) == {"checkpoint": MATCHES, "teacher": MATCHES, "fp32 ONNX": MATCHES} | {what: DIFFERS}
 
 
+def test_a_file_of_that_name_in_the_working_folder_is_no_contradiction(family, check, tmp_path, tmp_path_factory, monkeypatch):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.chdir(elsewhere)
+    (elsewhere / "best.pth").write_bytes(b"another training")
+    assert status(check(family))["checkpoint"] == MATCHES  # what lies beside the artifact
+    (tmp_path / "best.pth").unlink()
+    found = next(ancestor for ancestor in check(family) if ancestor.what == "checkpoint")
+    assert found.status == ABSENT and found.note == "best.pth in the working folder is another one"
+    (elsewhere / "best.pth").write_bytes(b"best.pth")
+    assert status(check(family))["checkpoint"] == MATCHES
+
+
 def test_ancestors_that_are_gone_are_not_at_hand(family, check, tmp_path):
     for name in ("best.pth", "teacher.pth", "best.onnx"):
         (tmp_path / name).unlink()

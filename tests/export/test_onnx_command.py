@@ -272,6 +272,13 @@ def test_an_existing_file_is_kept(student_file, tmp_path, capsys):
     (("--placement", "dla"), "dla"),
     (("--int8", "--fp16", "--placement", "cpu"), "no CPU engine has integer kernels between fp16 layers"),
     (("--fp16", "--equalize"), "--equalize is only read with --int8"),
+    (("--atol", "-1"), "--atol -1.0: expected above 0"),
+    (("--atol", "nan"), "--atol nan: expected a number"),
+    (("--int8", "--max-drop", "nan"), "--max-drop nan: expected a number"),
+    (("--fp16", "--max-drop", "-3"), "--max-drop -3.0: expected 0 or more"),
+    (("--fp16", "--accuracy-size", "0"), "--accuracy-size 0: expected 1 or more"),
+    (("--fp16", "--calib-size", "-5"), "--calib-size -5: expected 1 or more"),
+    (("--fp16", "--calib", "random"), "--calib random is for ranges of int8"),
 ])
 def test_settings_that_cannot_be_are_refused_before_anything_is_read(student_file, tmp_path, capsys, words, said):
     extra = () if "--output" in words else ("--output", tmp_path / "a.onnx")

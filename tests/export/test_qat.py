@@ -153,6 +153,15 @@ def test_another_placement_graph_or_student_is_refused(run, fp32, workspace):
         qat.trained(checkpoint.load(workspace / "runs/student/best.pth"), fp32)
 
 
+@pytest.mark.parametrize("words", [("--calib-draws", "2"), ("--calib-method", "auto"), ("--exclude", "conv1"), ("--equalize",),
+                                   ("--depthwise", "fp32"), ("--last-layer", "int8")])
+def test_settings_of_a_calibration_are_refused_for_what_was_trained(run, tmp_path, capsys, words):
+    _, best = run
+    assert main(["export", "onnx", "--int8", str(best.path), "--output", str(tmp_path / "a.onnx"), *words]) == 2
+    assert f"{words[0]}: {best.path} holds weights, layers and scales trained as int8" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_layers_may_go_back_to_float_and_keep_their_trained_weights(run, fp32):
     _, best = run
     parts = qat.trained(best, fp32)

@@ -239,6 +239,13 @@ def test_rows_of_one_image_that_differ_are_found(images):
         verify.consistency(uneven, images, 0.05)
 
 
+@pytest.mark.parametrize("where", [lambda batch: len(batch) == 1, lambda batch: (batch == batch[:1]).all() and len(batch) > 1])
+def test_logits_that_are_nan_at_one_batch_size_are_no_consistent_ones(images, where):
+    spoilt = SimpleNamespace(logits=lambda batch: np.full((len(batch), 3), np.nan) if where(batch) else batch.mean((2, 3)))
+    with pytest.raises(GateError, match="differ by nan"):
+        verify.consistency(spoilt, images, 100)
+
+
 def test_a_graph_that_repeats_itself_passes(images, tmp_path):
     assert verify.require_repeatable(artifact(MEAN), tmp_path / "mean.onnx", images) == {
         "images": 20, "runs": 2, "sessions": 2, "bit_equal": True}
