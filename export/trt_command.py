@@ -28,7 +28,7 @@ from runtime.images import ImageSet, open_images
 from . import engine, onnx_command
 from .engine import Profile, Settings
 from .onnx_command import PACKAGES, FileOptions, OnnxOptions
-from .options import Int8Options, note
+from .options import Int8Options, check_sizes, note
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -156,6 +156,7 @@ def check(options: TrtOptions) -> Settings:
             raise UsageError(f"--{unread[0].replace('_', '-')} is only read for a checkpoint. Leave it out")
     elif not options.rebuild:
         onnx_command.check(options.onnx_options)
+    check_sizes(options)
     if not 0 <= options.opt_level <= 5:
         raise UsageError(f"--opt-level {options.opt_level}: expected 0 to 5")
     if options.batch is not None and options.dynamic:

@@ -181,6 +181,7 @@ def test_changed_onnx_file_is_refused(fp32_file, capsys):
 
 @pytest.mark.parametrize(("flags", "words"), [
     (["--dynamic", "1,2"], "--dynamic 1,2: expected MIN,OPT,MAX"), (["--dynamic", "4,2,8"], "batch sizes 4,2,8"),
+    (["--accuracy-size", "0"], "--accuracy-size 0: expected 1 or more"), (["--max-drop", "-1"], "--max-drop -1.0: expected 0"),
     (["--batch", "0"], "--batch 0: expected 1 or more"), (["--batch", "2", "--dynamic", "1,2,4"], "Give one of them"),
     (["--opt-level", "6"], "--opt-level 6: expected 0 to 5"), (["--workspace", "much"], "--workspace much"),
     (["--workspace", "0GiB"], "expected a size above 0"), (["--output", "a.engine"], "expected a name that ends in .plan"),
