@@ -82,9 +82,13 @@ def to_onnx(merged: nn.Module, input_size: tuple[int, int, int], opset: int = 19
 
 
 def write_metadata(model: ModelProto, metadata: Metadata) -> bytes:
-    """The file's content, sealed: the model with `metadata` in its `metadata_props`, in place of any it had."""
+    """A file's content, sealed: the model with `metadata` in its `metadata_props`, in place of any it had; it is not changed."""
+    own = {entry.key: entry.value for entry in model.metadata_props}
     onnx.helper.set_model_props(model, metadata.to_map())
-    return seal(model.SerializeToString(deterministic=True))
+    try:
+        return seal(model.SerializeToString(deterministic=True))
+    finally:
+        onnx.helper.set_model_props(model, own)
 
 
 def _modules(model: ModelProto) -> dict[str, str]:

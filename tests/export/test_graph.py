@@ -131,10 +131,12 @@ def test_export_is_the_same_bytes_every_time(tiny_onnx):
 def test_metadata_reads_back_and_replaces_what_was_there(tiny_onnx):
     model = onnx.ModelProto()
     model.CopyFrom(tiny_onnx)
-    graph.write_metadata(model, Metadata(model="old"))
+    onnx.helper.set_model_props(model, {**Metadata(model="old").to_map(), "theirs": "x"})
+    before = model.SerializeToString()
     content = graph.write_metadata(model, Metadata(model="new", macs=12))
     found = {entry.key: entry.value for entry in onnx.load_from_string(content).metadata_props}
     assert read_map(found, "tiny").model == "new" and read_map(found, "tiny").macs == 12
+    assert "theirs" not in found and model.SerializeToString() == before
 
 
 def test_what_is_written_is_sealed_and_again_after_it_was_read(tiny_onnx):
