@@ -47,7 +47,7 @@ class AccuracyOptions(subject.EngineOptions):
     reference: Path | None = None
     """Another artifact to compare with, such as the teacher or the fp32 student."""
     batch: Annotated[int, tyro.conf.arg(aliases=["-b", "--batch-size"])] = 64
-    """Images per call, 1 or more; a file of fixed batch size keeps its own."""
+    """Images per call, 1 or more; a file that does not take so many gets what it takes."""
     limit: int | None = None
     """Evaluate only this many images, spread evenly over the set, 1 or more."""
     skip_bad_images: bool = False
@@ -92,7 +92,7 @@ class AccuracyResult:
 
 def evaluate(predictor: Predictor, images: ImageSet, batch: int = 64, *, limit: int | None = None, skip_bad: bool = False,
              workers: int | None = None, progress: Callable[[int], None] | None = None) -> AccuracyResult:
-    """Accuracy of `predictor` on `images`, in batches of `batch` (or of the file's fixed size, the last one filled up).
+    """Accuracy of `predictor` on `images`, in batches of `batch` or as near to it as the file takes (`Predictor.fit`).
 
     progress is called with the number of images done since its last call. Raises ArtifactError when preprocessing is
     unknown, the classes are others than the data's, or logits are not finite; DataError naming an unreadable image,
@@ -100,17 +100,16 @@ def evaluate(predictor: Predictor, images: ImageSet, batch: int = 64, *, limit: 
     """
     subject.require_preprocess(predictor)
     require_same_classes(predictor.class_names, str(predictor.path), images.class_names, images.name)
-    fixed = predictor.input_shape[0]
-    chosen = spread(len(images), limit)
+    at_once, chosen = predictor.fit(batch), spread(len(images), limit)
     logits, kept, skipped = [], [], []
     with ThreadPoolExecutor(workers or env.usable_cores()) as pool:
-        for some in np.array_split(chosen, range(fixed or batch, len(chosen), fixed or batch)):
+        for some in np.array_split(chosen, range(at_once, len(chosen), at_once)):
             pixels = list(pool.map(lambda index: _pixels(predictor, images, int(index), skip_bad), some))
             good = [p for p in pixels if p is not None]
             skipped += [images.item_name(int(i)) for i, p in zip(some, pixels, strict=True) if p is None]
             kept += [int(i) for i, p in zip(some, pixels, strict=True) if p is not None]
             if good:
-                logits.append(_logits(predictor, good, fixed))
+                logits.append(predictor.logits_in_batches(predictor.preprocess.normalize(np.stack(good)), at_once))
                 _check(logits[-1], predictor, images, kept[-len(good):])
             if progress:
                 progress(len(some))
@@ -210,12 +209,6 @@ def _pixels(predictor: Predictor, images: ImageSet, index: int, skip_bad: bool) 
         if skip_bad:
             return None
         raise
-
-
-def _logits(predictor: Predictor, pixels: list[np.ndarray], fixed: int | None) -> np.ndarray:
-    """(n, K) of n images; a file of fixed batch size gets the last image repeated, and those rows are dropped."""
-    padding = [pixels[-1]] * ((fixed or len(pixels)) - len(pixels))
-    return predictor.logits(predictor.preprocess.normalize(np.stack(pixels + padding)))[:len(pixels)]
 
 
 def _check(scores: np.ndarray, predictor: Predictor, images: ImageSet, indices: list[int]) -> None:

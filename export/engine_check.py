@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from runtime.artifact import Metadata
 from runtime.errors import GateError
 
 from . import verify
-from .engine import Profile
 
 FP32_TOLERANCE = 0.01
 """Like verify's tolerances, for fp32 plans: TF32 keeps 10 bits of each factor (docs.nvidia.com, A100 architecture), about 20 such
@@ -38,20 +37,7 @@ NOISE = 64
 """Images of noise when there are no labelled ones."""
 
 
-class Sizes(NamedTuple):
-    """Batch sizes a plan takes."""
-
-    least: int
-    most: int
-
-
-def sizes_of(profiles: Iterable[Profile]) -> Sizes:
-    """The smallest and the largest over all profiles."""
-    profiles = list(profiles)
-    return Sizes(min(p.min for p in profiles), max(p.max for p in profiles))
-
-
-def check(plan: Path, onnx: Path, meta: Metadata, sizes: Sizes, batches: Iterable[np.ndarray] | None, labels: np.ndarray | None,
+def check(plan: Path, onnx: Path, meta: Metadata, batches: Iterable[np.ndarray] | None, labels: np.ndarray | None,
           max_drop: float, device: str = "cuda") -> dict[str, Any]:
     """Run plan and ONNX file on the same images and compare.
 
@@ -59,13 +45,14 @@ def check(plan: Path, onnx: Path, meta: Metadata, sizes: Sizes, batches: Iterabl
     max_drop: points of top-1 the plan may lose against the fp32 student; what its ONNX file lost is counted in.
     """
     with load(plan, device) as engine, load(onnx) as reference:
-        parts = chunks(batches if batches is not None else [noise(engine.input_shape)], sizes.most)
+        most = largest(engine)
+        parts = chunks(batches if batches is not None else [noise(engine.input_shape)], most)
         some = next(parts)
-        found_by = [(logits(engine, part, sizes), verify.in_batches(reference, part, AT_ONCE))
+        found_by = [(engine.logits_in_batches(part, most), reference.logits_in_batches(part, AT_ONCE))
                     for part in itertools.chain([some], parts)]
         ours, theirs = (np.concatenate(each) for each in zip(*found_by, strict=True))
         found = {"provider": engine.provider, "noise": labels is None, **agreement(theirs, ours, meta.precision, labels is None),
-                 "consistency": consistency(engine, some, sizes, tolerance(meta.precision))}
+                 "consistency": consistency(engine, some, tolerance(meta.precision))}
     return found | (accuracy(theirs, ours, labels, meta, max_drop) if labels is not None else {})
 
 
@@ -106,24 +93,25 @@ def agreement(reference: np.ndarray, logits: np.ndarray, precision: str, is_nois
     return found
 
 
-def consistency(engine: Predictor, images: np.ndarray, sizes: Sizes, allowed: float) -> dict[str, Any]:
+def consistency(engine: Predictor, images: np.ndarray, allowed: float) -> dict[str, Any]:
     """Raise GateError where an image's logits depend on its neighbours, its place or the batch size.
 
     row_spread: between the rows of a batch of one image again and again; batch_spread: between the smallest batch and the
     largest, None for a plan of one batch size.
     """
-    some = np.resize(images, (sizes.most, *images.shape[1:]))
-    repeated = engine.logits(np.repeat(some[:1], sizes.most, axis=0))
+    least, most = engine.fit(1), largest(engine)
+    some = np.resize(images, (most, *images.shape[1:]))
+    repeated = engine.logits(np.repeat(some[:1], most, axis=0))
     row_spread, batch_spread = float(np.abs(repeated - repeated[:1]).max()), None
-    if sizes.least < sizes.most:
-        together, few = engine.logits(some), logits(engine, some, Sizes(sizes.least, sizes.least))
+    if least < most:
+        together, few = engine.logits(some), engine.logits_in_batches(some, least)
         batch_spread = float(np.abs(together - few).max())
     limit = allowed * max(1.0, float(np.abs(repeated).max()))
     worst = float(np.max([row_spread, 0.0 if batch_spread is None else batch_spread]))  # nan where one is
     if not worst <= limit:
         raise GateError(f"the same image gives logits that differ by {worst:.3g} at another place or batch size (allowed "
                         f"{limit:.3g}), so no plan is written. Report the architecture")
-    return {"batch_sizes": list(sizes), "row_spread": row_spread, "batch_spread": batch_spread, "allowed": limit}
+    return {"batch_sizes": [least, most], "row_spread": row_spread, "batch_spread": batch_spread, "allowed": limit}
 
 
 def accuracy(reference: np.ndarray, logits: np.ndarray, labels: np.ndarray, meta: Metadata, max_drop: float) -> dict[str, Any]:
@@ -139,16 +127,9 @@ def accuracy(reference: np.ndarray, logits: np.ndarray, labels: np.ndarray, meta
             "wrong_to_right": compared.wrong_to_right, "mcnemar_p": compared.mcnemar_p, "kl_nats": compared.kl_nats}
 
 
-def logits(engine: Predictor, images: np.ndarray, sizes: Sizes) -> np.ndarray:
-    """(N, K), in the largest batches the plan takes; a last one that is too small is filled up with its own images."""
-    return np.concatenate(list(_in_batches(engine, images, sizes)))
-
-
-def _in_batches(engine: Predictor, images: np.ndarray, sizes: Sizes) -> Iterator[np.ndarray]:
-    for start in range(0, len(images), sizes.most):
-        part = images[start:start + sizes.most]
-        filled = np.resize(part, (max(len(part), sizes.least), *part.shape[1:]))
-        yield engine.logits(filled)[:len(part)]
+def largest(engine: Predictor) -> int:
+    """Most images that the plan takes in one call."""
+    return max(most for _, most in engine.batch_sizes)
 
 
 def noise(shape: list[int | None]) -> np.ndarray:

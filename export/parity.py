@@ -59,7 +59,7 @@ class ParityOptions:
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CKPT")]
     """A checkpoint of this project, or weights of another one together with --model."""
     file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
-    """The artifact made from it: an .onnx file."""
+    """The artifact made from it: an .onnx file, or a .plan file where its GPU is."""
     data: str | None = None
     """Labelled images (DIR, npz:FILE, digits); the checkpoint's own validation images when not given."""
     size: int = 256
@@ -105,7 +105,7 @@ def compare(options: ParityOptions) -> dict[str, Any]:
         student, reference, logits = onnx_command.build(checkpoint), [], []
         for pixels in same_pixels(images, chosen, checkpoint.preprocess, predictor):
             reference.append(verify.torch_logits(student, pixels))
-            logits.append(predictor.logits(pixels))
+            logits.append(predictor.logits_in_batches(pixels))
         decisions = compare_decisions(np.concatenate(reference), np.concatenate(logits), predictor, images, chosen, options)
         made_from = (predictor.metadata.lineage.get("checkpoint") or {}).get("sha256")
         return {"checkpoint": str(options.checkpoint), "file": str(options.file), "precision": predictor.metadata.precision,

@@ -306,8 +306,7 @@ def run_on_gpu(plan: Path, source: Source, content: bytes, meta: Metadata, setti
         pairs = samples.batches(source.held_out, chosen, meta.preprocess, about="the engine on labelled images")
         batches = (batch for batch, _ in pairs)
     try:
-        found = engine_check.check(plan, source.onnx, meta, engine_check.sizes_of(settings.profiles), batches, labels,
-                                   options.max_drop)
+        found = engine_check.check(plan, source.onnx, meta, batches, labels, options.max_drop)
     except GateError as error:
         raise GateError(f"{error}. {source.onnx} stays") from error
     warnings = built["warnings"] + ([] if labels is not None else ["accuracy was not measured: no labelled images (--data DIR)"])

@@ -133,7 +133,7 @@ def parity(predictor: Predictor, reference: np.ndarray, images: np.ndarray, atol
     worst: list[Agreement] = []
     for size in BATCH_SIZES:
         count = len(images) if size == max(BATCH_SIZES) else min(len(images), 8 * size)
-        logits = in_batches(predictor, images[:count], size)
+        logits = predictor.logits_in_batches(images[:count], size)
         worst.append(require_equal(reference[:count], logits, atol, f"ONNX against torch at batch {size}"))
     spread = require_consistent(predictor, images, atol)
     largest = max(worst, key=lambda found: found.max_abs)
@@ -159,7 +159,7 @@ def consistency(predictor: Predictor, images: np.ndarray, tolerance: float) -> d
     image alone and the same image in a batch. top1_changed: images whose best class is another one in a batch.
     """
     some = images[:max(BATCH_SIZES)]
-    alone = in_batches(predictor, some, 1)
+    alone = predictor.logits_in_batches(some, 1)
     together = predictor.logits(np.ascontiguousarray(some))
     repeated = predictor.logits(np.repeat(some[:1], len(some), axis=0))
     row_spread = float(np.abs(repeated - repeated[:1]).max())
@@ -302,11 +302,6 @@ def logits_of(content: bytes, path: Path, batches: Iterable[np.ndarray]) -> np.n
     """
     with opened(content, path) as predictor:
         return np.concatenate([predictor.logits(batch) for batch in batches])
-
-
-def in_batches(predictor: Predictor, images: np.ndarray, size: int) -> np.ndarray:
-    """(N, K) logits, `size` images at a time."""
-    return np.concatenate([predictor.logits(images[i:i + size]) for i in range(0, len(images), size)])
 
 
 @contextlib.contextmanager

@@ -145,6 +145,9 @@ class Predictor:
         self.device: str = backend.device
         self.input_shape: list[int | None] = backend.input_shape
         """(N, C, H, W); None where any size goes."""
+        size = backend.input_shape[0]
+        self.batch_sizes: list[tuple[int, int | None]] = getattr(backend, "batch_sizes", [(size or 1, size)])
+        """(smallest, largest) number of images in one call, for each range that the file takes; None: no limit."""
         self._sizes = tuple(backend.input_shape)
 
     @property
@@ -171,6 +174,24 @@ class Predictor:
         if math.isnan(np.dot(flat, flat)):  # a sum of squares is NaN only when a value is; int8 engines would hide it
             raise UsageError(f"batch holds NaN ({int(np.isnan(flat).sum())} of {flat.size} values). Check what made it")
         return run(batch) if out is None else run(batch, out)
+
+    def fit(self, count: int) -> int:
+        """How many images to give for `count`: the smallest batch that holds them, or the largest there is when none does."""
+        holding = [max(count, least) for least, most in self.batch_sizes if most is None or count <= most]
+        return min(holding) if holding else max(most for _, most in self.batch_sizes)
+
+    def logits_in_batches(self, images: np.ndarray, size: int = 64) -> np.ndarray:
+        """Raw scores (N, K) float32 of any number of preprocessed images (N, C, H, W) float32, N of 1 or more.
+
+        Takes as many calls as it needs: of `size` images, or as near to it as the file allows. Where a call needs more images
+        than are left, the last one is repeated, and its further scores are dropped. Raises as `logits` does.
+        """
+        size, found = self.fit(size), []
+        for start in range(0, len(images) or 1, size):
+            part = images[start:start + size]
+            filling = np.repeat(part[-1:], self.fit(len(part)) - len(part), axis=0)
+            found.append(self.logits(np.concatenate([part, filling]) if len(filling) else part)[:len(part)])
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
     def classify(self, images: Image | Sequence[Image], top: int = 5) -> list[list[Prediction]]:
         """The `top` most probable classes of every image, best first.

@@ -132,11 +132,9 @@ class Pipeline:
         self.failure: BaseException | None = None
         self._predictor, self._on_labels, self._on_unreadable = predictor, on_labels, on_unreadable
         self._batch, self._max_wait, self._top = batch, max_wait_ms / 1e3, top
-        fixed = predictor.input_shape[0]
-        if fixed is not None and batch > fixed:
-            raise UsageError(f"batch {batch}: {predictor.path} takes {fixed} at a time. Give --batch {fixed} or less")
-        profiles = (predictor.metadata.engine or {}).get("profiles") or [{"min": 1}]  # of a plan
-        self._least = fixed or min(profile["min"] for profile in profiles)
+        most = predictor.fit(batch)
+        if most < batch:
+            raise UsageError(f"batch {batch}: {predictor.path} takes {most} at a time. Give --batch {most} or less")
         self._ready: BoundedQueue[Ready] = BoundedQueue(max(capacity, batch))
         self._lock, self._decoding = threading.Lock(), decoders
         self._threads = [threading.Thread(target=self._guarded, args=(work,), name=work.__name__)
@@ -220,6 +218,5 @@ class Pipeline:
         self._on_labels(results)
 
     def _logits(self, pixels: list[np.ndarray]) -> np.ndarray:
-        """(N, K) of N images; where that is fewer than the artifact takes, the last image is repeated."""
-        missing = max(self._least - len(pixels), 0)
-        return self._predictor.logits(np.stack(pixels + [pixels[-1]] * missing))[:len(pixels)]
+        """(N, K) of N images, in one call unless the artifact takes no batch of that size."""
+        return self._predictor.logits_in_batches(np.stack(pixels), self._batch)

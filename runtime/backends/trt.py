@@ -61,6 +61,7 @@ class TrtBackend:
                          f"{', CUDA graphs' if cuda_graph else ''})")
         self._image, self._classes = held.opened.image, held.opened.classes
         sizes = {size for each in self._profiles for size in (each.min, each.max)}
+        self.batch_sizes = [(each.min, each.max) for each in self._profiles]
         self.input_shape: list[int | None] = [sizes.pop() if len(sizes) == 1 else None, *self._image]
 
     def run(self, batch: np.ndarray, out: Any = None) -> Any:

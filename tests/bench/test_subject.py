@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 import runtime
-from bench import cli, subject
+from bench import accuracy, cli, subject
 from bench.latency import LatencyOptions
 from bench.subject import EngineOptions
 from bench.table import TableOptions
 from runtime import Metadata, MissingError, Predictor, UsageError
+from runtime.images import open_images
 
 ONNX, PLAN = Path("student.onnx"), Path("student.plan")
 
@@ -105,8 +106,8 @@ class PlanBackend:
     engine, version, provider, device, threads = "tensorrt", "10.3.0.30", "TensorRT on A GPU", "cuda", None
     input_shape = (2, 3, 8, 8)
 
-    def __init__(self, path):
-        self.path = path
+    def __init__(self, path, batch_sizes=((2, 2),)):
+        self.path, self.batch_sizes = path, batch_sizes
 
     def run(self, batch, out=None):
         return batch.mean((2, 3))[:, ::-1].copy()
@@ -138,6 +139,15 @@ def test_accuracy_of_a_plan_of_fixed_batch_size_against_its_onnx_file(plan, stud
     result = json.loads(capsys.readouterr().out)
     assert (result["n"], result["top1_percent"], result["agreement_percent"]) == (12, 100, 100)
     assert (result["backend"], result["reference"]["backend"]) == ("tensorrt", "onnxruntime")
+
+
+def test_accuracy_of_a_plan_is_measured_in_batches_that_it_takes(tiny, tmp_path, photos, monkeypatch):
+    given, run = [], PlanBackend.run
+    monkeypatch.setattr(PlanBackend, "run", lambda self, batch: given.append(len(batch)) or run(self, batch))
+    monkeypatch.setattr(PlanBackend, "input_shape", (None, 3, 8, 8))
+    predictor = Predictor(PlanBackend(tmp_path / "student.plan", [(3, 5)]), tiny.metadata())
+    assert accuracy.evaluate(predictor, open_images(str(photos), "val")).top1 == 100
+    assert given == [5, 5, 3]  # of 12 images; the last two with one of them again
 
 
 def test_a_table_of_plans_and_onnx_files_says_which_ran_where(plan, student, photos, capsys):

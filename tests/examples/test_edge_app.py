@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -311,7 +310,9 @@ class Slow:
         self._real = runtime.load(student, threads=1)
         self.go, self.batches = threading.Semaphore(0), []
         self.preprocess, self.input_shape, self.path = self._real.preprocess, self._real.input_shape, self._real.path
-        self.predictions, self.metadata = self._real.predictions, self._real.metadata
+        self.predictions, self.batch_sizes = self._real.predictions, self._real.batch_sizes
+
+    fit, logits_in_batches = runtime.Predictor.fit, runtime.Predictor.logits_in_batches
 
     def logits(self, batch: np.ndarray) -> np.ndarray:
         assert self.go.acquire(timeout=20)
@@ -322,7 +323,7 @@ class Slow:
 def make(pipeline, student, results, least=None, **changes):
     slow = Slow(student)
     if least:
-        slow.metadata = replace(slow.metadata, engine={"profiles": [{"min": least, "opt": 8, "max": 8}]})
+        slow.batch_sizes = [(least, 8)]
     settings = {"capacity": 3, "drop_oldest": True, "batch": 1, "max_wait_ms": 5, "decoders": 1, "top": 1} | changes
     made = pipeline.Pipeline(slow, results.extend, lambda name, reason: None, **settings)
     slow.go.release()  # the warm-up of start()

@@ -4,10 +4,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from function_engine import given, predictor_of
 
 from export import engine_check
-from export.engine import Profile
-from export.engine_check import Sizes
 from runtime.artifact import Metadata
 from runtime.errors import GateError
 
@@ -19,38 +18,25 @@ def network(batch):
     return batch.reshape(len(batch), -1) @ WEIGHTS
 
 
-class Engine:
-    """Counts the batch sizes it is given; `change` spoils its logits."""
-
-    def __init__(self, change=lambda batch, logits: logits):
-        self.change, self.sizes = change, []
-        self.input_shape, self.provider = [None, 3, 4, 4], "test"
-
-    def logits(self, batch):
-        self.sizes.append(len(batch))
-        return self.change(batch, network(batch))
-
-
-def test_last_batch_is_filled_up_and_its_filling_left_out():
-    engine = Engine()
-    found = engine_check.logits(engine, IMAGES[:11], Sizes(4, 8))
-    np.testing.assert_allclose(found, network(IMAGES[:11]), atol=1e-5)
-    assert engine.sizes == [8, 4]
+def engine_of(change=lambda batch, logits: logits, batch_sizes=((1, 8),)):
+    """A predictor of `network` whose logits `change` may spoil."""
+    return predictor_of(lambda batch: change(batch, network(batch)), batch_sizes, IMAGES.shape[1:])
 
 
 def test_static_plan_is_only_asked_for_its_size():
-    engine = Engine()
-    engine_check.logits(engine, IMAGES[:10], Sizes(4, 4))
-    engine_check.consistency(engine, IMAGES, Sizes(4, 4), 0.01)
-    assert set(engine.sizes) == {4}
+    engine = engine_of(batch_sizes=[(4, 4)])
+    found = engine_check.consistency(engine, IMAGES, 0.01)
+    assert set(given(engine)) == {4} and found["batch_sizes"] == [4, 4] and found["batch_spread"] is None
 
 
-def test_sizes_over_all_profiles():
-    assert engine_check.sizes_of([Profile(4, 8, 16), Profile(1, 1, 2)]) == Sizes(1, 16)
+def test_smallest_and_largest_batch_over_all_profiles_are_compared():
+    engine = engine_of(batch_sizes=[(1, 2), (4, 16)])
+    assert engine_check.consistency(engine, IMAGES, 0.01)["batch_sizes"] == [1, 16]
+    assert given(engine) == [16, 16, *[1] * 16]
 
 
 def test_equal_engine_passes_with_its_numbers():
-    found = engine_check.consistency(Engine(), IMAGES, Sizes(1, 8), 1e-4)
+    found = engine_check.consistency(engine_of(), IMAGES, 1e-4)
     assert found["batch_sizes"] == [1, 8] and found["row_spread"] == 0 and found["batch_spread"] < 1e-4
     same = engine_check.agreement(network(IMAGES), network(IMAGES), "int8", False)
     assert same["agreement"] == 100 and same["max_abs"] == 0 and same["images"] == 300
@@ -58,9 +44,9 @@ def test_equal_engine_passes_with_its_numbers():
 
 @pytest.mark.parametrize("wrong", [1, 8])
 def test_engine_that_gives_nan_at_one_batch_size_is_refused(wrong):
-    spoilt = Engine(lambda batch, logits: logits * np.nan if len(batch) == wrong else logits)
+    spoilt = engine_of(lambda batch, logits: logits * np.nan if len(batch) == wrong else logits)
     with pytest.raises(GateError, match="differ by nan"):
-        engine_check.consistency(spoilt, IMAGES, Sizes(1, 8), 0.05)
+        engine_check.consistency(spoilt, IMAGES, 0.05)
 
 
 def test_images_are_regrouped_without_holding_more_than_one_call_takes():
@@ -77,7 +63,7 @@ def test_images_are_regrouped_without_holding_more_than_one_call_takes():
 ])
 def test_engine_that_mixes_images_is_refused(change):
     with pytest.raises(GateError, match="at another place or batch size"):
-        engine_check.consistency(Engine(change), IMAGES, Sizes(1, 8), 0.05)
+        engine_check.consistency(engine_of(change), IMAGES, 0.05)
 
 
 def test_engine_that_decides_otherwise_is_refused():
@@ -121,20 +107,12 @@ def test_budget_counts_what_the_onnx_file_lost_already():
 
 def test_whole_check_opens_both_files(monkeypatch):
     opened = []
-
-    class Opened(Engine):
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            return None
-
-    monkeypatch.setattr(engine_check, "load", lambda path, *device: opened.append((path, *device)) or Opened())
+    monkeypatch.setattr(engine_check, "load", lambda path, *device: opened.append((path, *device)) or engine_of())
     meta, labels = Metadata(precision="fp32"), network(IMAGES).argmax(1)
-    found = engine_check.check("a.plan", "a.onnx", meta, Sizes(1, 8), [IMAGES[:100], IMAGES[100:]], labels, 0.0)
+    found = engine_check.check("a.plan", "a.onnx", meta, [IMAGES[:100], IMAGES[100:]], labels, 0.0)
     assert opened == [("a.plan", "cuda"), ("a.onnx",)]
     assert found["top1"] == 100 and found["images"] == 300 and not found["noise"]
-    without = engine_check.check("a.plan", "a.onnx", meta, Sizes(1, 8), None, None, 0.0)
+    without = engine_check.check("a.plan", "a.onnx", meta, None, None, 0.0)
     assert without["noise"] and "top1" not in without and without["images"] == engine_check.NOISE
 
 

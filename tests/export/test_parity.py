@@ -74,6 +74,15 @@ def test_equal_roads_pass_with_the_numbers(run, artifact, student, preprocess, p
     assert values["made_from_this_checkpoint"] is None
 
 
+def test_a_file_of_fixed_batch_size_is_compared_like_any_other(run, artifact, student_onnx):
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(student_onnx)
+    for value in (*fixed.graph.input, *fixed.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 4
+    code, out, err = run(artifact(fixed), "--size", 30, "--json")
+    assert (code, err) == (0, "") and json.loads(out)["images"] == 30
+
+
 def test_a_person_gets_a_line_per_step(run, artifact):
     code, out, _ = run(artifact(lineage={"checkpoint": {"file": "other.pth", "sha256": "00" * 32}}), "--size", 20)
     assert code == 0

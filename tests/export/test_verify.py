@@ -4,11 +4,11 @@ import contextlib
 import itertools
 import math
 from fractions import Fraction
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
+from function_engine import predictor_of
 
 from export import graph, verify
 from runtime.artifact import Metadata
@@ -230,7 +230,7 @@ def test_int8_may_move_a_whole_step_where_half_moves_its_last_bit():
 
 
 def test_rows_of_one_image_that_differ_are_found(images):
-    uneven = SimpleNamespace(logits=lambda batch: batch.mean((2, 3)) + 0.5 * np.arange(len(batch))[:, None] * [1, 0, 0])
+    uneven = predictor_of(lambda batch: batch.mean((2, 3)) + 0.5 * np.arange(len(batch))[:, None] * [1, 0, 0])
     found = verify.consistency(uneven, images, 100)
     assert found["row_spread"] == pytest.approx(7.5) and found["batch_spread"] == pytest.approx(7.5)
     means = images[:16].mean((2, 3))  # 0.5 more of class 0 from place to place: where does it overtake?
@@ -241,7 +241,7 @@ def test_rows_of_one_image_that_differ_are_found(images):
 
 @pytest.mark.parametrize("where", [lambda batch: len(batch) == 1, lambda batch: (batch == batch[:1]).all() and len(batch) > 1])
 def test_logits_that_are_nan_at_one_batch_size_are_no_consistent_ones(images, where):
-    spoilt = SimpleNamespace(logits=lambda batch: np.full((len(batch), 3), np.nan) if where(batch) else batch.mean((2, 3)))
+    spoilt = predictor_of(lambda batch: np.full((len(batch), 3), np.nan) if where(batch) else batch.mean((2, 3)))
     with pytest.raises(GateError, match="differ by nan"):
         verify.consistency(spoilt, images, 100)
 
@@ -263,7 +263,7 @@ def test_another_result_from_a_new_session_is_found(images, tmp_path, monkeypatc
     @contextlib.contextmanager
     def opened(content, path):
         offset = np.float32(1e-6 * next(sessions))
-        yield SimpleNamespace(logits=lambda batch: batch.mean((2, 3)) + offset)
+        yield predictor_of(lambda batch: batch.mean((2, 3)) + offset)
 
     monkeypatch.setattr(verify, "opened", opened)
     with pytest.raises(GateError, match="give other logits when opened again"):

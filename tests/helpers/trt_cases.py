@@ -118,11 +118,12 @@ def case_batch_of_fixed_size(place):
 
 
 def case_batch_outside_every_profile(place):
-    path, _ = write(place, ((2, 2, 3), (6, 7, 8)))
+    path, onnx = write(place, ((2, 2, 3), (6, 7, 8)))
     with runtime.load(path) as engine:
         for count in (1, 4, 5, 9):
             words = f"takes batches of 2 to 3 or 6 to 8 images, given {count}"
             raises(UsageError, words, lambda n=count: engine.logits(images(n)))
+            np.testing.assert_array_equal(engine.logits_in_batches(images(count)), expected(onnx, images(count)))
         assert engine.logits(images(7)).shape == (7, 5)
 
 

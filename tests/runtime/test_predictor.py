@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
+from function_engine import given, predictor_of
 from PIL import Image
 
 import runtime
@@ -164,6 +165,31 @@ def test_what_runs_is_reported(student):
         assert predictor.input_shape == [None, 3, 8, 8]
         assert predictor.metadata.role == "student"
         assert predictor.unknown == []
+
+
+@pytest.mark.parametrize(("batch_sizes", "size", "calls"), [
+    ([(1, 8)], 64, [8, 3]), ([(1, 8)], 4, [4, 4, 3]), ([(4, 8)], 64, [8, 4]), ([(4, 4)], 1, [4, 4, 4]),
+    ([(1, 2), (6, 8)], 8, [8, 6]), ([(1, 2), (6, 8)], 4, [6, 6]), ([(8, 8), (1, 32)], 64, [11]), ([(16, 16)], 2, [16]),
+])
+def test_any_number_of_images_goes_in_the_batches_that_the_file_takes(batch_sizes, size, calls):
+    predictor = predictor_of(lambda batch: batch[:, 0, 0], batch_sizes, (1, 1, 2))
+    images = np.arange(22, dtype=np.float32).reshape(11, 1, 1, 2)
+    np.testing.assert_array_equal(predictor.logits_in_batches(images, size), images[:, 0, 0])
+    assert given(predictor) == calls
+    with pytest.raises(UsageError, match="expected float32"):
+        predictor.logits_in_batches(images[:0])
+
+
+def test_a_file_of_free_batch_size_takes_any_and_one_of_fixed_size_its_own(student, tiny, tmp_path):
+    with runtime.load(student, threads=1) as predictor:
+        assert predictor.batch_sizes == [(1, None)] and predictor.fit(1000) == 1000
+    with pytest.warns(UserWarning, match="carries no preprocess"):
+        fixed = runtime.load(tiny.write(tmp_path / "fixed.onnx", batch=4))
+    assert fixed.batch_sizes == [(4, 4)] and fixed.fit(1) == fixed.fit(9) == 4
+    images = np.random.default_rng(0).standard_normal((9, 3, 8, 8)).astype(np.float32)
+    with pytest.warns(UserWarning, match="carries no preprocess"):
+        free = runtime.load(tiny.write(tmp_path / "free.onnx"))
+    np.testing.assert_allclose(fixed.logits_in_batches(images), free.logits(images), rtol=1e-5, atol=1e-6)
 
 
 def test_a_file_without_metadata_runs_and_says_what_is_unknown(tiny, tmp_path):
