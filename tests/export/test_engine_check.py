@@ -75,6 +75,28 @@ def test_engine_that_decides_otherwise_is_refused():
         engine_check.agreement(reference, swapped, "int8", False)
 
 
+@pytest.mark.parametrize(("images", "flips", "passes"), [(300, 3, True), (300, 4, False), (20, 1, True), (20, 2, False)])
+def test_decisions_may_differ_on_one_image_in_a_hundred_however_close_the_logits(images, flips, passes):
+    reference = np.tile(np.float32([5, 5 + 1e-3]), (images, 1))
+    swapped = np.where(np.arange(images)[:, None] < flips, reference[:, ::-1], reference)
+    if passes:
+        assert engine_check.agreement(reference, swapped, "int8", False)["agreement"] == pytest.approx(100 - 100 * flips / images)
+    else:
+        with pytest.raises(GateError, match="does not decide as its ONNX file"):
+            engine_check.agreement(reference, swapped, "int8", False)
+
+
+@pytest.mark.parametrize(("scale", "passes"), [(1, False), (100, True)])
+def test_rows_may_differ_by_a_share_of_the_logits(scale, passes):
+    engine = predictor_of(lambda batch: np.full((len(batch), 2), scale) + 0.5 * np.arange(len(batch))[:, None], ((4, 4),))
+    if passes:
+        found = engine_check.consistency(engine, IMAGES, 0.05)
+        assert found["row_spread"] == 1.5 and found["allowed"] == pytest.approx(0.05 * 101.5)
+    else:
+        with pytest.raises(GateError, match="at another place"):
+            engine_check.consistency(engine, IMAGES, 0.05)
+
+
 def test_noise_is_compared_by_size_of_the_difference_alone():
     reference = np.zeros((10, 2), np.float32)
     reference[:, 1] = 1e-4  # a flip of the class means nothing here

@@ -192,6 +192,15 @@ def test_a_file_of_free_batch_size_takes_any_and_one_of_fixed_size_its_own(stude
     np.testing.assert_allclose(fixed.logits_in_batches(images), free.logits(images), rtol=1e-5, atol=1e-6)
 
 
+def test_scores_go_where_the_caller_wants_them(student):
+    images, out = np.random.default_rng(0).standard_normal((3, 3, 8, 8)).astype(np.float32), np.full((3, 3), 7, np.float32)
+    with runtime.load(student) as predictor:
+        assert predictor.logits(images, out=out) is out
+        np.testing.assert_array_equal(out, predictor.logits(images))
+        with pytest.raises(UsageError, match=r"expected a writeable float32 array \(3, 3\)"):
+            predictor.logits(images, out=out[:2])
+
+
 def test_a_file_without_metadata_runs_and_says_what_is_unknown(tiny, tmp_path):
     path = tiny.write(tmp_path / "foreign.onnx")
     with pytest.warns(UserWarning, match=r"foreign\.onnx: carries no preprocess and no class_names"):
