@@ -60,6 +60,15 @@ class Checkpoint:
     """Where it was read from."""
 
     @property
+    def notes(self) -> list[str]:
+        """What a person should know of the weights before using them: what was changed on the way, and what they are not."""
+        notes = list(self.lineage.get("converted") or [])
+        if self.quantized is not None:
+            notes.append("trained with --qat; used here is the fp32 student that training began with, not the int8 graph. "
+                         f"Its accuracy: distill export onnx --int8 {self.path}")
+        return notes
+
+    @property
     def num_classes(self) -> int | None:
         return len(self.class_names) if self.class_names else None
 

@@ -253,7 +253,7 @@ def _print(measured: Sequence[Measured], folder: Path, about: str) -> None:
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
     console.print(table)
     for each in measured:
-        for note in each.checkpoint.lineage.get("converted", []):
+        for note in each.checkpoint.notes:
             print(f"{each.checkpoint.path}: {note}")
         if each.result.skipped:
             print(f"{each.label}: {each.result.skipped} images left out, their gradient is not finite")

@@ -155,9 +155,9 @@ def run(options: EvalOptions) -> None:
     if options.json:
         print(json.dumps({"checkpoint": options.checkpoint, "data": spec, "model": found.model, "top1_percent": result.top1,
                           "top5_percent": result.top5, "loss_nats": result.loss, "images": result.images,
-                          "skipped_images": result.skipped}))
+                          "skipped_images": result.skipped, "notes": found.notes}))
         return
-    for note in found.lineage.get("converted", []):
+    for note in found.notes:
         print(f"{options.checkpoint}: {note}")
     if found.class_names is None:
         print(f"{options.checkpoint}: carries no class names; their order is taken from {spec}")

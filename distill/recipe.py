@@ -210,7 +210,8 @@ class Recipe:
         for name in ("epochs", "batch", "grad_accum", "eval_batch", "lr_base_size"):
             need(getattr(self, name) >= 1, name, "1 or more")
         for name in ("distill_loss_weight", "feature_weight", "task_loss_weight", "weight_decay", "mixup", "cutmix",
-                     "crop_padding", "warmup_epochs", "min_lr", "warmup_lr", "img_size", "num_classes", "checkpoint_minutes"):
+                     "crop_padding", "warmup_epochs", "min_lr", "warmup_lr", "img_size", "num_classes", "checkpoint_minutes",
+                     "color_jitter", "seed"):
             need(getattr(self, name) >= 0, name, "0 or more")
         for name in ("hflip", "reprob", "mixup_prob", "mixup_switch_prob", "drop", "drop_path", "model_ema_decay",
                      "sparse_prune_rate"):

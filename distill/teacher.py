@@ -84,7 +84,7 @@ def load(recipe: Recipe, class_names: list[str], student_preprocess: Preprocess,
         model = models.build(found.model, len(class_names), found.model_args)
         checkpoints.load_weights(model, found)
         about = {"model": found.model, "file": str(recipe.teacher_ckpt), "sha256": files.sha256(recipe.teacher_ckpt),
-                 "converted": found.lineage.get("converted")}
+                 "converted": found.notes}
         preprocess = found.preprocess
     else:
         model = models.build(name, len(class_names), model_args, pretrained=True)

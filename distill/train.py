@@ -57,7 +57,7 @@ class TrainOptions(Recipe):
 
     def beside_recipe(self) -> dict[str, Any]:
         """Settings that args.yaml keeps although they are not the recipe's, because a resumed run needs them."""
-        return {"control": self.control}
+        return {"control": self.control, "erf": self.erf}
 
 
 def parse(argv: Sequence[str], prog: str = "distill train", base: TrainOptions | None = None,
@@ -133,6 +133,8 @@ def run(options: TrainOptions, make: Callable[..., Any] | None = None) -> None:
             run_.resume(where / "last.pth")
             _say(f"{role}: resumed at epoch {run_.epoch + 1}, step {run_.updates}"
                  if run_.epoch < recipe.epochs else f"{role}: finished already")
+        elif options.resume:
+            _say(f"{role}: nothing was saved yet, it starts from the beginning")
         if role != "control" and options.overwrite and not options.resume:
             _remove_old_run(folder)
         if role != "control":  # not earlier: a refused resume leaves the run as it was, a refused setting no run at all
@@ -145,9 +147,10 @@ def run(options: TrainOptions, make: Callable[..., Any] | None = None) -> None:
                        "teacher_agreement_percent": best["val_teacher_agreement_percent"], **run_.more}
     if result["control"]:
         result["gain_points"] = result["best"]["top1_percent"] - result["control"]["top1_percent"]
+    files.write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
     if options.erf:
         result["erf"] = _measure_erf(options, folder, result, val_spec)
-    files.write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
+        files.write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
     print(json.dumps(result) if options.json else _summary(result))
 
 
@@ -175,7 +178,8 @@ def _teacher_accuracy(teacher: Any, val: Any, options: TrainOptions, device: Any
     from .evaluate import evaluate
 
     loader = eval_loader(val, teacher.preprocess, options.eval_batch, options.workers, device)
-    return evaluate(teacher.forward, loader, device, amp_dtype=teacher.dtype, channels_last=options.channels_last,
+    # not teacher.forward: one that is compiled now may miss the hooks that a feature loss adds later
+    return evaluate(teacher.model, loader, device, amp_dtype=teacher.dtype, channels_last=options.channels_last,
                     skip_bad=options.skip_bad_images)
 
 
@@ -215,10 +219,14 @@ def _student_preprocess(options: Recipe) -> Any:
 def _prepare_folder(options: TrainOptions) -> Path:
     if options.resume:
         folder = _run_folder(options.resume)
-        if not (folder / "args.yaml").is_file() and not options.data:
-            raise UsageError(f"{options.resume}: no run to resume (no args.yaml). Give the folder that --output named")
+        if not (folder / "args.yaml").is_file():
+            raise UsageError(f"{options.resume}: no run to resume (no args.yaml). Give the folder that --output named; to start "
+                             "from weights give --student-ckpt, or --qat --resume FILE to train them as int8")
         for place in (folder, folder / "control"):
             files.remove_leftovers(place)
+            if (place / "metrics.jsonl").exists() and not (place / "last.pth").exists():
+                raise UsageError(f"{place / 'last.pth'} is gone, so the run cannot go on bit for bit. Put it back, or start "
+                                 f"another run from its best weights: --student-ckpt {place / 'best.pth'} --output OTHER")
         return folder
     if not options.data:
         raise UsageError("no data given. Expected --data DIR (with train/ and val/), npz:FILE, digits or torch/NAME:DIR")
@@ -228,13 +236,20 @@ def _prepare_folder(options: TrainOptions) -> Path:
                          "or choose another --output")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file. Choose another --output")
+    written = {(place / name).resolve() for place in (folder, folder / "control") for name in ("best.pth", "last.pth")}
+    for flag in ("teacher_ckpt", "student_ckpt"):
+        given = getattr(options, flag)
+        if given and Path(given).resolve() in written:
+            raise UsageError(f"--{flag.replace('_', '-')} {given} would be overwritten by this run. Choose another --output")
     return folder
 
 
 def _remove_old_run(folder: Path) -> None:
-    for name in ("last.pth", "best.pth", "summary.csv", "metrics.jsonl", "result.json"):
-        for place in (folder, folder / "control"):
+    for place in (folder, folder / "control"):
+        for name in ("last.pth", "best.pth", "summary.csv", "metrics.jsonl", "result.json"):
             (place / name).unlink(missing_ok=True)
+        for events in place.glob("events.out.tfevents.*"):  # TensorBoard would draw both runs as one
+            events.unlink()
     shutil.rmtree(folder / "erf", ignore_errors=True)
 
 

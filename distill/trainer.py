@@ -103,6 +103,7 @@ class Trainer:
         seed_all(recipe.seed)
         if device.type == "cuda":
             torch.cuda.manual_seed_all(recipe.seed)
+            torch.cuda.set_device(device.index or 0)  # events are recorded on the current one
         if recipe.tensorboard:
             importlib.import_module("torch.utils.tensorboard")  # a missing package is named now, not after an epoch
         self.recipe, self.folder, self.device, self.role = recipe, folder, device, role
@@ -115,7 +116,7 @@ class Trainer:
         if recipe.student_ckpt:
             start = checkpoints.load_any(recipe.student_ckpt, recipe.student, self.model_args)
             require_same_classes(start.class_names, recipe.student_ckpt, self.class_names, "data")
-            self.notes += start.lineage.get("converted") or []
+            self.notes += start.notes
             if start.class_names is None:  # a published file may show its own kernel sizes
                 self.model_args = start.model_args
         model = models.build(recipe.student, len(self.class_names), self.model_args,
@@ -370,7 +371,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,
             "sparse": self.sparse.state_dict() if self.sparse else None,
-            "projectors": self.objective.state_dict() if self.objective else {}, "random": random_state(),
+            "projectors": self.objective.state_dict() if self.objective else {}, "random": random_state(self.device),
             "tally": dataclasses.asdict(self.tally), "history": self.history, "best": self.best,
         }
         checkpoints.save(last, self.folder / "last.pth")
@@ -387,10 +388,11 @@ class Trainer:
             key = changed[0]
             raise UsageError(f"--{key.replace('_', '-')} is {now[key]!r}, the run to resume has {then[key]!r}. "
                              "A resumed run keeps its recipe; start another one with a new --output")
-        before, today = (about.get("data", {}).get("train_sha256") for about in (last.lineage, self.lineage))
-        if before and today and before != today:
-            raise UsageError(f"{path}: the training images are not those the run began with. Put them back (a broken one may "
-                             "stay, with --skip-bad-images), or start another run with a new --output")
+        for key, which in (("train_sha256", "training"), ("val_sha256", "validation")):
+            before, today = (about.get("data", {}).get(key) for about in (last.lineage, self.lineage))
+            if before and today and before != today:
+                raise UsageError(f"{path}: the {which} images are not those the run began with. Put them back (a broken one may "
+                                 "stay, with --skip-bad-images), or start another run with a new --output")
         teachers = [(about.get("teacher") or {}).get("sha256") for about in (last.lineage, self.lineage)]
         if teachers[0] != teachers[1]:
             raise UsageError(f"{path}: the teacher's file is not the one the run began with. Put it back, "
@@ -409,7 +411,7 @@ class Trainer:
         self.scheduler.step_update(self.updates)
         self.tally, self.history, self.best = Tally(**state["tally"]), state["history"], state["best"]
         write_records(self.folder, self.history)
-        set_random_state(state["random"])
+        set_random_state(state["random"], self.device)
 
     def _restore(self, last: checkpoints.Checkpoint) -> None:
         """Put the weights of last.pth into the network; the rest of its state is read by `resume`."""
@@ -476,23 +478,23 @@ class _Stopwatch:
         return taken
 
 
-def random_state() -> dict[str, Any]:
-    """State of python's, numpy's and torch's generators, as values `weights_only` loading accepts."""
+def random_state(device: torch.device) -> dict[str, Any]:
+    """State of python's, numpy's and torch's generators, as values `weights_only` loading accepts; of GPUs that of `device`."""
     name, keys, position, has_gauss, cached = np.random.get_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
     return {"python": random.getstate(), "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
             "torch": torch.get_rng_state(), "cuda": cuda}
 
 
-def set_random_state(state: dict[str, Any]) -> None:
-    """Undo `random_state`."""
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Undo `random_state`, on a GPU of another number if need be."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"][0], device)
 
 
 def write_records(folder: Path, history: list[dict[str, Any]]) -> None:

@@ -153,8 +153,9 @@ def require_possible(options: QatOptions) -> None:
 
 def default_output(start: Path, student: str) -> str:
     """runs/student/best.pth -> runs/student-qat; another file -> runs/STUDENT-qat."""
-    is_in_run = (start.parent / "args.yaml").is_file()
-    return str(start.parent.with_name(f"{start.parent.name}-qat")) if is_in_run else f"runs/{student}-qat"
+    folder = start.resolve().parent if start.parent.name in ("", "..") else start.parent  # typed inside the folder
+    is_in_run = (folder / "args.yaml").is_file()
+    return str(folder.with_name(f"{folder.name}-qat")) if is_in_run else f"runs/{student}-qat"
 
 
 def _without(argv: Sequence[str], flag: str) -> list[str]:

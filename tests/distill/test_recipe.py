@@ -156,7 +156,8 @@ NAN = float("nan")
     ("kd_temperature", 0.0), ("kd_temperature", NAN), ("kd_gamma", -1.0), ("distill_loss_weight", -1.0), ("mixup", -1.0),
     ("hflip", 2.0), ("reprob", -0.5), ("clip_grad", 0.0), ("layer_decay", 0.0), ("layer_decay", 1.1), ("workers", -2),
     ("img_size", -1), ("warmup_epochs", -1.0), ("crop_padding", -1), ("checkpoint_minutes", -1.0), ("model_ema_decay", 1.1),
-    ("scale", (0.0, 1.0)), ("scale", (0.9, 0.1)), ("ratio", (0.0, 1.0)), ("num_classes", -1)])
+    ("scale", (0.0, 1.0)), ("scale", (0.9, 0.1)), ("ratio", (0.0, 1.0)), ("num_classes", -1), ("seed", -1),
+    ("color_jitter", -0.1)])
 def test_a_value_out_of_range_is_refused_by_name(name, value):
     with pytest.raises(UsageError, match=f"^{name.replace('_', '-')} "):
         Recipe(**{name: value})

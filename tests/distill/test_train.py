@@ -176,6 +176,66 @@ def test_resume_finishes_the_control_as_well(run, teacher_file, tmp_path, same_w
     assert json.loads((tmp_path / "run" / "result.json").read_text())["control"]
 
 
+@pytest.mark.parametrize("flag", ["--teacher-ckpt", "--student-ckpt"])
+@pytest.mark.parametrize("output", ["run", "run/../run"])
+def test_a_run_does_not_overwrite_the_weights_it_reads(run, tmp_path, same_weights, flag, output):
+    assert run("--teacher", "none")[0] == 0
+    best = tmp_path / "run" / "best.pth"
+    before = best.read_bytes()
+    code, _, err = run(flag, str(best), "--overwrite", output=output)
+    assert code == 2 and f"{flag} {best} would be overwritten by this run. Choose another --output" in err
+    assert best.read_bytes() == before
+
+
+def test_a_run_whose_last_pth_is_gone_is_not_begun_again_in_silence(run, tmp_path, capsys):
+    assert run("--teacher", "none")[0] == 0
+    folder = tmp_path / "run"
+    (folder / "last.pth").unlink()
+    before = (folder / "best.pth").read_bytes()
+    assert main(["train", "--resume", str(folder)]) == 2
+    assert "last.pth is gone" in capsys.readouterr().err and (folder / "best.pth").read_bytes() == before
+    for name in ("best.pth", "metrics.jsonl", "summary.csv", "result.json"):  # as if it was killed before the first save
+        (folder / name).unlink()
+    assert main(["train", "--resume", str(folder)]) == 0
+    assert "plain: nothing was saved yet, it starts from the beginning" in capsys.readouterr().err
+    again = torch.load(folder / "best.pth", weights_only=True)["state_dict"]
+    (tmp_path / "old.pth").write_bytes(before)
+    old = torch.load(tmp_path / "old.pth", weights_only=True)["state_dict"]
+    assert all(torch.equal(again[key], old[key]) for key in old)
+
+
+def test_weights_alone_are_no_run_to_resume(run, tmp_path):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "weights.pth")
+    for name in ("weights.pth", "no_such_folder"):
+        code, _, err = run("--resume", str(tmp_path / name))
+        assert code == 2 and "no run to resume" in err and "--student-ckpt" in err
+    assert sorted(each.name for each in tmp_path.iterdir() if each.name in ("best.pth", "last.pth", "no_such_folder")) == []
+
+
+def test_resume_measures_the_field_again_and_a_failure_of_it_keeps_the_result(run, tmp_path, monkeypatch, capsys):
+    from distill import erf_command
+    from runtime.errors import DataError
+
+    def fails(options):
+        raise DataError("no map")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(erf_command, "measure_and_write", fails)
+        assert run("--teacher", "none", "--erf")[0] != 0
+    folder = tmp_path / "run"
+    assert "erf" not in json.loads((folder / "result.json").read_text())
+    assert main(["train", "--resume", str(folder)]) == 0
+    result = json.loads((folder / "result.json").read_text())
+    assert [network["label"] for network in result["erf"]] == ["plain"] and (folder / "erf").is_dir()
+
+
+def test_overwrite_removes_the_events_of_the_old_run(run, tmp_path):
+    assert run("--teacher", "none", "--tensorboard")[0] == 0
+    old = {path.name for path in (tmp_path / "run").glob("events.out.tfevents.*")}
+    assert run("--teacher", "none", "--overwrite")[0] == 0
+    assert old and not list((tmp_path / "run").glob("events.out.tfevents.*"))
+
+
 def test_resume_clears_what_a_killed_process_left(run, teacher_file, tmp_path):
     run("--teacher-ckpt", teacher_file, "--control")
     leftovers = [tmp_path / "run" / place / ".last.pth.tmp-1" for place in (".", "control")]

@@ -407,24 +407,25 @@ def test_weights_alone_cannot_be_resumed(trainer):
         trainer().resume(run.folder / "best.pth")
 
 
-def test_other_images_under_the_same_name_are_not_resumed(trainer, images):
-    """The fingerprint in the lineage tells them apart: the weights would be those of neither."""
+@pytest.mark.parametrize(("key", "words"), [("train_sha256", "training images"), ("val_sha256", "validation images")])
+def test_other_images_under_the_same_name_are_not_resumed(trainer, images, key, words):
+    """The fingerprint in the lineage tells them apart: the weights, or what is called the best of them, would be of neither."""
     run = trainer()
-    run.lineage = {"data": {"train_sha256": "a" * 64}}
+    run.lineage = {"data": {key: "a" * 64}}
     run.save()
     again = trainer()
-    again.lineage = {"data": {"train_sha256": "b" * 64}}
-    with pytest.raises(UsageError, match="training images"):
+    again.lineage = {"data": {key: "b" * 64}}
+    with pytest.raises(UsageError, match=words):
         again.resume(run.folder / "last.pth")
 
 
 def test_random_states_come_back_through_a_file(tmp_path):
     random.seed(1), np.random.seed(2), torch.manual_seed(3)
     np.random.randn(1)  # leaves a second Gaussian in the cache
-    torch.save(trainers.random_state(), tmp_path / "r.pth")
+    torch.save(trainers.random_state(torch.device("cpu")), tmp_path / "r.pth")
     expected = random.random(), random.gauss(0, 1), np.random.randn(2).tolist(), torch.rand(2).tolist()
     random.seed(9), np.random.seed(9), torch.manual_seed(9)
-    trainers.set_random_state(torch.load(tmp_path / "r.pth", weights_only=True))
+    trainers.set_random_state(torch.load(tmp_path / "r.pth", weights_only=True), torch.device("cpu"))
     assert expected == (random.random(), random.gauss(0, 1), np.random.randn(2).tolist(), torch.rand(2).tolist())
 
 

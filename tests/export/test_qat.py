@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -132,6 +133,7 @@ def test_the_checkpoint_still_is_the_fp32_student_and_says_what_both_can(run, wo
     assert all(torch.equal(best.state_dict[key], value) for key, value in student.state_dict.items())
     assert {"top1", "int8_top1", "untrained_int8_top1"} <= set(best.metrics)
     assert best.lineage["student"]["file"] == str(workspace / "runs/student/best.pth")
+    assert main(["eval", best.path]) == 0 and "not the int8 graph" in capsys.readouterr().out
     assert main(["eval", best.path, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["top1_percent"] == pytest.approx(best.metrics["top1"])
     result = json.loads((workspace / run[0] / "result.json").read_text())["best"]
@@ -212,6 +214,16 @@ def test_the_students_own_recipe_is_the_start_and_flags_come_over_it(workspace):
     assert options.output == str(workspace / "runs/student-qat")
     assert options.resume == "" and options.student_ckpt == str(workspace / "runs/student/best.pth")
     assert qat_command.parse(["--qat", "--resume", str(workspace / "runs/student")]).student_ckpt == options.student_ckpt
+
+
+@pytest.mark.parametrize(("where", "named"), [
+    ("runs/student", "best.pth"), ("runs/student", "."), ("runs", "student"), ("runs/student/control", ".."),
+    (".", "runs/student")])
+def test_the_run_goes_beside_the_students_own_wherever_it_is_typed(workspace, monkeypatch, where, named):
+    (workspace / where).mkdir(exist_ok=True)
+    monkeypatch.chdir(workspace / where)
+    options = qat_command.parse(["--qat", "--resume", named])
+    assert Path(options.output).resolve() == workspace / "runs/student-qat"
 
 
 def test_the_run_folder_says_that_it_is_quantized_and_how(run, workspace):
