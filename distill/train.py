@@ -45,7 +45,7 @@ class TrainOptions(Recipe):
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
     """Run folder; default: runs/STUDENT."""
     resume: str = ""
-    """Continue this run folder (or its last.pth) bit for bit; its recipe is used."""
+    """Continue this run folder (or its last.pth) bit for bit; its recipe is used. With --data, one without a run is begun."""
     overwrite: bool = False
     """Replace an existing run folder."""
     control: bool = False
@@ -219,7 +219,8 @@ def _student_preprocess(options: Recipe) -> Any:
 def _prepare_folder(options: TrainOptions) -> Path:
     if options.resume:
         folder = _run_folder(options.resume)
-        if not (folder / "args.yaml").is_file():
+        is_new = not (Path(options.resume).is_file() or options.resume.endswith(".pth") or any(folder.glob("*.pth")))
+        if not (folder / "args.yaml").is_file() and not (options.data and is_new):  # a script may always say --resume
             raise UsageError(f"{options.resume}: no run to resume (no args.yaml). Give the folder that --output named; to start "
                              "from weights give --student-ckpt, or --qat --resume FILE to train them as int8")
         for place in (folder, folder / "control"):

@@ -206,10 +206,19 @@ def test_a_run_whose_last_pth_is_gone_is_not_begun_again_in_silence(run, tmp_pat
 
 def test_weights_alone_are_no_run_to_resume(run, tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "weights.pth")
-    for name in ("weights.pth", "no_such_folder"):
-        code, _, err = run("--resume", str(tmp_path / name))
+    torch.save({"a": torch.zeros(1)}, tmp_path / "resnet20.th")
+    before = sorted(tmp_path.rglob("*"))
+    for name in ("weights.pth", "resnet20.th", "no_such_folder/last.pth", "."):
+        code, _, err = run("--teacher", "none", "--resume", str(tmp_path / name))
         assert code == 2 and "no run to resume" in err and "--student-ckpt" in err
-    assert sorted(each.name for each in tmp_path.iterdir() if each.name in ("best.pth", "last.pth", "no_such_folder")) == []
+    assert main(["train", "--resume", str(tmp_path / "no_such_folder")]) == 2
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_script_that_always_says_resume_starts_in_a_new_folder(run, tmp_path):
+    code, _, err = run("--teacher", "none", "--resume", str(tmp_path / "new"))
+    assert code == 0 and "nothing was saved yet, it starts from the beginning" in err
+    assert (tmp_path / "new" / "last.pth").is_file()
 
 
 def test_resume_measures_the_field_again_and_a_failure_of_it_keeps_the_result(run, tmp_path, monkeypatch, capsys):
