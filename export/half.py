@@ -6,7 +6,7 @@ Elsewhere: changing the types (export.half_graph), int8 (export.quantize), accur
 
 LayerNormalization becomes half like everything else, X, scale and bias of one type: its `stash_type` of 1 asks every engine to
 compute mean and variance in float32 (ONNX specification; TensorRT does from 8.6, NVIDIA/TensorRT issue 2781), so only what it
-reads and puts out has to fit, and that is measured as for any node. A mean over a map has no such rule, see `with_sums`.
+reads and puts out has to fit, and that is measured as for any node. A mean or norm over a map has no such rule, see `with_sums`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,12 @@ LOST = 0.05
 ATTEMPTS = 8
 """Rounds of running the fp16 graph and keeping what still overflows."""
 PRECISIONS = ("int8", "fp16", "fp32")
-AVERAGES = ("ReduceMean", "GlobalAveragePool")
+ADDED_UP = {"ReduceMean": "ReduceL1", "GlobalAveragePool": "ReduceL1", "ReduceSum": "ReduceL1", "ReduceL2": "ReduceSumSquare",
+            "ReduceSumSquare": "ReduceSumSquare"}
+"""Operators that add up, and what measures the largest sum on the way. onnx-tensorrt 10.1 makes ReduceL2 of x * x, a sum and a
+root, all in the type of x; later parsers cast (seen in TensorRT for RTX 1.7)."""
+PASSING = ("Expand", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Identity")
+"""Operators that hand numbers on as they are."""
 Batches = Callable[[], Iterable[np.ndarray]]
 """Starts anew with every call; batches (n, C, H, W) float32."""
 
@@ -92,7 +97,7 @@ def precisions(model: ModelProto) -> dict[str, str]:
 def overflowing(model: ModelProto, batches: Iterable[np.ndarray], margin: float = MARGIN) -> dict[str, str]:
     """{node: why it must stay fp32}, found by running the model in fp32 once over all images, in constant memory.
 
-    Nodes that make or read a tensor of more than 65504 / margin; nodes that average so much (`with_sums`); nodes with a constant
+    Nodes that make or read a tensor of more than 65504 / margin; nodes that add up so much (`with_sums`); nodes with a constant
     that half cannot hold. Raises GateError when a tensor is not finite in fp32.
     """
     model = without_constant_nodes(model)
@@ -105,7 +110,7 @@ def overflowing(model: ModelProto, batches: Iterable[np.ndarray], margin: float 
     kept, limit = badly_rounded(model), LARGEST / margin
     for name, size in sizes.items():
         if size > limit:
-            nodes, what = ([sums[name]], "its mean adds up to") if name in sums else (around(model, name), f"{name} reaches")
+            nodes, what = ([sums[name]], "it adds up to") if name in sums else (around(model, name), f"{name} reaches")
             for node in nodes:
                 kept.setdefault(node, f"{what} {size:.4g}, more than {limit:.0f} (65504 / {margin:g})")
     return kept
@@ -114,9 +119,10 @@ def overflowing(model: ModelProto, batches: Iterable[np.ndarray], margin: float 
 def badly_rounded(model: ModelProto) -> dict[str, str]:
     """{node: reason} for constants beyond half's range, or so small that rounding loses more than `LOST` of their norm.
 
-    Not scales, which have a floor; not the bounds of a Clip, which may as well be infinite.
+    Not scales, which have a floor; not the bounds of a Clip, which may as well be infinite, but for one that becomes zero: what
+    it guards, such as a division (F.normalize), must then be kept too.
     """
-    view, found = View(model), {}
+    view, found = View(model), guards_that_vanish(model)
     for name, tensor in view.constants.items():
         readers = [node.name for node, _ in view.consumers[name] if node.op_type not in ("Clip", *PAIR)]
         if tensor.data_type != FLOAT or not readers:
@@ -129,6 +135,21 @@ def badly_rounded(model: ModelProto) -> dict[str, str]:
         elif lost > LOST:
             zeros = np.count_nonzero(value) - np.count_nonzero(to_float16(value))
             found |= dict.fromkeys(readers, f"constant {name} loses {lost:.0%} of its norm in half ({zeros} values become zero)")
+    return found
+
+
+def guards_that_vanish(model: ModelProto) -> dict[str, str]:
+    """{node: reason} of each Clip with a bound that half rounds to zero, and of what reads its result."""
+    view, found = View(model), {}
+    for clip in [node for node in model.graph.node if node.op_type == "Clip"]:
+        bounds = [view.constant(name).astype(np.float64) for name in clip.input[1:] if name in view.constants]
+        gone = [float(bound) for bound in bounds if bound.size == 1 and bound != 0 and to_float16(bound) == 0]
+        waiting = [clip] if gone else []
+        while waiting:
+            node = waiting.pop()
+            found[node.name] = f"bound {gone[0]:.4g} of {clip.name} becomes zero in half"
+            if node is clip or node.op_type in PASSING:
+                waiting += [reader for reader, _ in view.consumers[node.output[0]] if reader.name not in found]
     return found
 
 
@@ -166,18 +187,23 @@ def largest(model: ModelProto, tensors: Sequence[str], batches: Iterable[np.ndar
     probed = ModelProto()
     probed.CopyFrom(model)
     for name in tensors:
-        probed.graph.node.extend([helper.make_node("Abs", [name], [f"{name}__magnitude"]),
-                                  helper.make_node("ReduceMax", [f"{name}__magnitude"], [f"{name}__largest"], keepdims=0)])
-        probed.graph.output.append(helper.make_tensor_value_info(f"{name}__largest", FLOAT, []))
+        probed.graph.node.extend([
+            helper.make_node("Abs", [name], [f"{name}__magnitude"]),
+            helper.make_node("ReduceMax", [f"{name}__magnitude"], [f"{name}__most"], keepdims=0),
+            helper.make_node("IsNaN", [name], [f"{name}__is_nan"]),  # ReduceMax may pass over a NaN
+            helper.make_node("Cast", [f"{name}__is_nan"], [f"{name}__nans"], to=FLOAT),
+            helper.make_node("ReduceMax", [f"{name}__nans"], [f"{name}__any_nan"], keepdims=0)])
+        probed.graph.output.extend(helper.make_tensor_value_info(f"{name}{end}", FLOAT, []) for end in ("__most", "__any_nan"))
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
     session = ort.InferenceSession(probed.SerializeToString(), settings, providers=["CPUExecutionProvider"])
-    wanted = [f"{name}__largest" for name in tensors]
+    wanted = [f"{name}{end}" for end in ("__most", "__any_nan") for name in tensors]
     outputs = [value.name for value in model.graph.output]
     sizes, finite, seen = np.zeros(len(tensors)), True, 0
     for batch in batches:
         found = session.run(wanted + outputs, {model.graph.input[0].name: batch})
-        sizes = np.maximum(sizes, [float(value) for value in found[:len(wanted)]])  # unlike max(), keeps a NaN
+        most, any_nan = np.array([float(value) for value in found[:len(wanted)]]).reshape(2, len(tensors))
+        sizes = np.maximum(sizes, np.where(any_nan > 0, np.nan, most))  # unlike max(), keeps a NaN
         finite = finite and all(np.isfinite(value).all() for value in found[len(wanted):])
         seen += len(batch)
     if not seen:
@@ -186,17 +212,17 @@ def largest(model: ModelProto, tensors: Sequence[str], batches: Iterable[np.ndar
 
 
 def with_sums(model: ModelProto) -> tuple[ModelProto, dict[str, str]]:
-    """The model with the sum of |x| beside each mean of x, and {that tensor: node with the mean}.
+    """The model with the largest sum on the way beside each node that adds up, and {that tensor: the node}.
 
-    An engine may add up in half before it divides: TensorRT warns that its half Reduce layers may overflow (pytorch/TensorRT
-    issue 4061). No partial sum is larger than that of |x|, in whatever order it adds.
+    An engine may add up in half before it divides or takes a root: TensorRT warns that its half Reduce layers may overflow
+    (pytorch/TensorRT issue 4061). No partial sum is larger than that of |x| (of x * x in a norm), in whatever order it adds.
     """
     result, view, sums = ModelProto(), View(model), {}
     result.CopyFrom(model)
-    for node in [node for node in model.graph.node if node.op_type in AVERAGES]:
+    for node in [node for node in model.graph.node if node.op_type in ADDED_UP]:
         output, copy = f"{node.name}__sum", NodeProto()
         copy.CopyFrom(node)
-        copy.op_type, copy.name, copy.output[0] = "ReduceL1", output, output
+        copy.op_type, copy.name, copy.output[0] = ADDED_UP[node.op_type], output, output
         if node.op_type == "GlobalAveragePool":
             rank = len(view.shapes.get(node.input[0], "NCHW"))
             result.graph.initializer.append(numpy_helper.from_array(np.arange(2, rank), f"{output}_axes"))

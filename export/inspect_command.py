@@ -135,10 +135,11 @@ def inspect_plan(path: Path, seal: str) -> dict[str, Any]:
     """What lies beside a plan, and what its first bytes say. Raises ArtifactError when it is no plan or has nothing beside it."""
     from runtime import plan
 
-    header, meta = plan.read_header(path), read_sidecar(path)
+    header, meta = plan.header(path), read_sidecar(path)
     built = meta.engine or {}
+    version = ".".join(map(str, header.version)) if header.version else built.get("version", "unknown")
     return {
-        "file": str(path), "kind": f"plan of {plan.PRODUCTS[header.flavor]} {'.'.join(map(str, header.version))}",
+        "file": str(path), "kind": f"plan of {plan.PRODUCTS[header.flavor]} {version}",
         "sha256": files.sha256(path), "size_bytes": path.stat().st_size, "seal": seal, "metadata": _plain(meta), "graph": None,
         "warnings": [*built.get("warnings", []), *warnings_of(meta)]}
 

@@ -32,7 +32,7 @@ from . import graph, samples
 from .calibrate import calibrate
 from .quantize import LARGEST, PLACEMENTS, Int8Weight, Plan, Rules, channel_axis, plan, quantize, with_shared_ranges
 from .ranges import Range
-from .torch_graph import TorchGraph
+from .torch_graph import TorchGraph, grids_of, scales_of
 from .view import View
 
 SCHEMA = 1
@@ -113,9 +113,9 @@ class QatTrainer(Trainer):
                        "int8_top1": metrics["top1"], "int8_top5": metrics["top5"], "int8_loss": metrics["loss"],
                        "untrained_int8_top1": self.before["int8_top1"], **kept}
         found = super()._checkpoint(self.student.state_dict(), metrics)
-        scales = self.model.scales(weights)
+        scales = scales_of(self.model, weights)
         scales |= {tensor: scales[first] for tensor, first in self.shared.items()}
-        zeros = {grid.tensor: grid.zero for grid in self.model.grids.values()}
+        zeros = {grid.tensor: grid.zero for grid in grids_of(self.model).values()}
         found.quantized = {
             "schema": SCHEMA, "settings": plain(self.settings), "layers": list(self.plan.layers),
             "ranges": {tensor: [float(limit) for limit in range_] for tensor, range_ in self.ranges.items()},

@@ -82,8 +82,8 @@ class TorchGraph(nn.Module):
             else:
                 self._integers[name] = value
         self._weights = float_weights(view, float_view)
-        self.grids = grids(view, self._weights, shared or {})
-        for scale in {grid.scale: None for grid in self.grids.values()}:
+        self._grids = grids(view, self._weights, shared or {})
+        for scale in {grid.scale: None for grid in self._grids.values()}:
             start = torch.tensor(view.constant(scale))
             _place(self, scale, nn.Parameter(torch.zeros_like(start)))
             _place(self, start_of(scale), start, persistent=True)
@@ -106,7 +106,7 @@ class TorchGraph(nn.Module):
 
     def _grid_step(self, node: NodeProto) -> tuple[tuple[str, ...], Attributes, Callable[..., Tensor]]:
         """A Q node, or the DQ node of a weight, rounds; the DQ node behind a Q passes on, what comes is float already."""
-        grid = self.grids.get(node.output[0])
+        grid = self._grids.get(node.output[0])
         if grid is None:
             return (node.input[0],), {}, identity
         return (grid.tensor, start_of(grid.scale), grid.scale), {"grid": grid}, fake_quantize
@@ -123,10 +123,16 @@ class TorchGraph(nn.Module):
     def _value(self, name: str, values: Mapping[str, Tensor]) -> Tensor:
         return values[name] if name in values else _find(self, name)
 
-    def scales(self, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """{tensor: scale} of a state_dict (its own): float32, () for an activation, (channels,) for a weight; all above 0."""
-        state = self.state_dict() if state is None else state
-        return {grid.tensor: scale_of(state[start_of(grid.scale)], state[grid.scale].detach()) for grid in self.grids.values()}
+
+def grids_of(graph: TorchGraph) -> dict[str, FakeQuant]:
+    """The grids that tensors are rounded to, by what is rounded."""
+    return graph._grids
+
+
+def scales_of(graph: TorchGraph, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """{tensor: scale} of a state_dict (its own): float32, () for an activation, (channels,) for a weight; all above 0."""
+    state = graph.state_dict() if state is None else state
+    return {grid.tensor: scale_of(state[start_of(grid.scale)], state[grid.scale].detach()) for grid in grids_of(graph).values()}
 
 
 def require_known(view: View) -> None:
@@ -286,7 +292,10 @@ def slice_(_: Attributes, x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor 
     places = range(len(starts)) if axes is None else axes.tolist()
     strides = [1] * len(starts) if steps is None else steps.tolist()
     for axis, start, end, stride in zip(places, starts.tolist(), ends.tolist(), strides, strict=True):
-        x = x[(slice(None),) * (axis % x.ndim) + (slice(start, end, stride),)]
+        if stride > 0:
+            x = x[(slice(None),) * (axis % x.ndim) + (slice(start, end, stride),)]
+        else:  # torch's own slices only go forward
+            x = x.index_select(axis, torch.tensor([*range(x.shape[axis])[start:end:stride]], device=x.device))
     return x
 
 

@@ -140,7 +140,8 @@ def labels_text(labels: Sequence[str]) -> str:
 
 
 def write(repository: Path, version: int, model: Model, serving: Serving, sha256: str, overwrite: bool) -> list[Path]:
-    """Make REPOSITORY/NAME, or replace it; older versions in it stay. Returns its files of this version.
+    """Make REPOSITORY/NAME, or replace its config, its labels and this version; all else in it stays. Returns the files of this
+    version.
 
     sha256: of the artifact, which the copy must have. Everything is written in a folder beside it, which then takes its name, so
     that a server that polls the repository never sees half a model. Raises UsageError when it is there already.
@@ -148,9 +149,12 @@ def write(repository: Path, version: int, model: Model, serving: Serving, sha256
     target = repository / serving.name
     refuse(target, version, overwrite)
     with _staged(target) as folder:
-        for old in versions(target):
-            if old != version:
-                shutil.copytree(target / str(old), folder / str(old), copy_function=_link)
+        replaced = {CONFIG, LABELS, str(version)}
+        for other in (each for each in (target.iterdir() if target.exists() else ()) if each.name not in replaced):
+            if other.is_dir():  # older versions, and what a server's owner put there, such as warmup/
+                shutil.copytree(other, folder / other.name, copy_function=_link)
+            else:
+                _link(str(other), str(folder / other.name))
         model_file = folder / str(version) / f"model{model.path.suffix}"
         model_file.parent.mkdir()
         shutil.copyfile(model.path, model_file)

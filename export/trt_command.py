@@ -12,7 +12,7 @@ import json
 import platform
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from runtime import commands, driver, env, files
+from runtime import commands, driver, env, files, plan
 from runtime.artifact import Metadata, check_file, read_sidecar, require_same_classes, sidecar_bytes, sidecar_of
 from runtime.errors import ArtifactError, GateError, MissingError, UsageError
 from runtime.images import ImageSet, open_images
@@ -112,28 +112,47 @@ class Source:
     meta: Metadata
     held_out: ImageSet | None
     """Labelled images, when there are any."""
+    place: Callable[[], None] | None = None
+    """Puts the ONNX file where it belongs, when it waits elsewhere."""
 
 
 def main(argv: Sequence[str], prog: str) -> int:
     """Parse and run; errors are raised (export.cli turns them into a line)."""
-    export_trt(commands.parse(TrtOptions, argv, prog, DESCRIPTION.format(prog=prog)))
+    export_trt(parse(argv, prog))
     return 0
+
+
+def parse(argv: Sequence[str], prog: str) -> TrtOptions:
+    """The flags; with --rebuild over the settings that the plan was built with."""
+    description = DESCRIPTION.format(prog=prog)
+    options = commands.parse(TrtOptions, argv, prog, description)
+    if not options.rebuild:
+        return options
+    before = as_it_was_built(options)
+    given = commands.parse(TrtOptions, argv, prog, description, before)
+    if before.dynamic and given.batch is not None and given.dynamic == before.dynamic:  # one kind takes the other's place
+        return replace(given, dynamic=())
+    if before.batch is not None and given.dynamic and given.batch == before.batch:
+        return replace(given, batch=None)
+    return given
 
 
 def export_trt(options: TrtOptions) -> dict[str, Any]:
     """Export, build, check, write; returns what was measured. Raises, and leaves no plan, when a check fails."""
     settings = check(options)
     if options.rebuild:
-        options, settings = as_it_was_built(options, settings)
+        onnx, is_same = onnx_of(options.checkpoint), _is_same(options.target, options.checkpoint)
+        options = replace(options, checkpoint=onnx, output=options.target, rebuild=False, overwrite=options.overwrite or is_same)
     from . import engine_process  # after the checks: it imports rich and what shows progress
 
-    source = open_source(options, settings)
-    finished = engine_process.build(source.onnx, settings, options.timing_cache)
-    meta = describe(source, settings, finished)
     with tempfile.TemporaryDirectory(prefix="large2small-", dir=_existing(options.target.parent)) as folder:
+        source = open_source(options, Path(folder))
+        require_room(options, source)
+        finished = engine_process.build(source.onnx, settings, options.timing_cache)
+        meta = describe(source, settings, finished)
         meta = run_on_gpu(Path(folder) / options.target.name, source, finished.plan, meta, settings, options)
-    write(options, source, finished.plan, meta)
-    return report(options, source, meta)
+        write(options, source, finished.plan, meta)
+        return report(options, meta)
 
 
 def check(options: TrtOptions) -> Settings:
@@ -144,7 +163,7 @@ def check(options: TrtOptions) -> Settings:
         raise UsageError(f"--rebuild {options.checkpoint}: expected a .plan file")
     if options.target.suffix != ".plan":
         raise UsageError(f"--output {options.target}: expected a name that ends in .plan")
-    if not options.rebuild:
+    if not (options.rebuild and _is_same(options.target, options.checkpoint)):
         files.refuse_existing(options.target, options.overwrite)
     if options.from_onnx and (options.int8 or options.fp16):
         raise UsageError(f"{options.checkpoint}: an .onnx file has its precision already; --int8 and --fp16 are for checkpoints. "
@@ -167,6 +186,8 @@ def check(options: TrtOptions) -> Settings:
     profiles = tuple(parse_profile(text) for text in options.dynamic) or (Profile(one_size, one_size, one_size),)
     engine.check_profiles(profiles)
     flavor = installed_flavor() if options.flavor == "auto" else options.flavor
+    if flavor == "tensorrt" and options.checkpoint.suffix not in (".onnx", ".plan"):
+        engine.check_opset(options.opset, str(plan.tensorrt_module(flavor).__version__))  # not after the whole export
     if find_spec("onnxruntime") is None and isinstance(driver.find(), driver.Driver):
         raise MissingError("where a GPU is, a plan is compared with its ONNX file before it is written, by ONNX Runtime. Install "
                            'it: pip install "large2small[cpu]"')
@@ -178,8 +199,6 @@ def check(options: TrtOptions) -> Settings:
 
 def installed_flavor() -> str:
     """tensorrt or rtx, whichever is here, tensorrt first. Raises MissingError when neither is."""
-    from runtime import plan
-
     for flavor in ("tensorrt", "rtx"):
         try:
             plan.tensorrt_module(flavor)
@@ -202,40 +221,67 @@ def parse_size(text: str | None) -> int | None:
     if text is None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", text, re.IGNORECASE)
-    if not found or float(found[1]) <= 0:
+    if not found or int(float(found[1]) * UNITS[found[2].upper()]) < 1:
         raise UsageError(f"--workspace {text}: expected a size above 0 such as 512MiB or 4GiB")
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 
-def as_it_was_built(options: TrtOptions, settings: Settings) -> tuple[TrtOptions, Settings]:
-    """For --rebuild: the ONNX file and the settings that the plan's metadata names; what flags say goes before."""
-    plan = options.checkpoint
-    built = read_sidecar(plan).engine
+def as_it_was_built(options: TrtOptions) -> TrtOptions:
+    """For --rebuild: the options with the settings that the plan's metadata names."""
+    path = options.checkpoint
+    if path.suffix != ".plan":
+        raise UsageError(f"--rebuild {path}: expected a .plan file")
+    built = read_sidecar(path).engine
     if not built:
-        raise ArtifactError(f"{sidecar_of(plan)}: does not say how the plan was built. Build it from the ONNX file: "
+        raise ArtifactError(f"{sidecar_of(path)}: does not say how the plan was built. Build it from the ONNX file: "
                             "distill export trt STUDENT.onnx")
-    onnx = plan.with_name(built["onnx"]["file"])
+    try:
+        flags = built["flags"]
+        profiles = [Profile(**sizes) for sizes in built["profiles"]]
+        settings = {name: flags[name] for name in ("opt_level", "hardware_compat", "version_compat", "strip_weights", "sparsity",
+                                                   "tf32")}
+        for name, value in settings.items():
+            if type(value) is not type(getattr(Settings(), name)):
+                raise TypeError(f"{name} is {value!r}")
+        workspace = flags["workspace_bytes"]
+        is_static = len(profiles) == 1 and profiles[0].min == profiles[0].max
+        return replace(options, flavor=built["flavor"], batch=profiles[0].opt if is_static else None,
+                       dynamic=() if is_static else tuple(",".join(map(str, sizes)) for sizes in profiles),
+                       workspace=None if workspace is None else str(workspace), **settings)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ArtifactError(f"{sidecar_of(path)}: does not say all of how the plan was built, or in the words of another version "
+                            f"({type(error).__name__}: {error}). Build it from the ONNX file: "
+                            "distill export trt STUDENT.onnx") from error
+
+
+def onnx_of(path: Path) -> Path:
+    """The ONNX file that the plan was built from, beside it. Raises ArtifactError where it is not, or is another."""
+    recorded = (read_sidecar(path).engine or {})["onnx"]
+    onnx = path.with_name(recorded["file"])
     if not onnx.is_file():
-        raise ArtifactError(f"{onnx}: what {plan.name} was built from is not beside it. Copy it there, or export again")
-    if files.sha256(onnx) != built["onnx"]["sha256"]:
-        raise ArtifactError(f"{onnx}: not what {plan.name} was built from (SHA-256 differs). Copy it again, or export again")
-    recorded = {**built["flags"], "flavor": built["flavor"], "profiles": tuple(Profile(**sizes) for sizes in built["profiles"])}
-    recorded["workspace"] = recorded.pop("workspace_bytes")
-    given = {name: getattr(settings, name) for name in asdict(settings)
-             if name != "flavor" and getattr(settings, name) != getattr(Settings(), name)}
-    if options.flavor != "auto":
-        given["flavor"] = options.flavor
-    if options.batch is not None:  # 1 is the default, so it does not show among the differences
-        given["profiles"] = settings.profiles
-    merged = Settings(**recorded | given)
-    return replace(options, checkpoint=onnx, output=options.target, rebuild=False, overwrite=True), merged
+        raise ArtifactError(f"{onnx}: what {path.name} was built from is not beside it. Copy it there, or export again")
+    if files.sha256(onnx) != recorded["sha256"]:
+        raise ArtifactError(f"{onnx}: not what {path.name} was built from (SHA-256 differs). Copy it again, or export again")
+    return onnx
 
 
-def open_source(options: TrtOptions, settings: Settings) -> Source:
-    """The ONNX file, exported first when the source is a checkpoint. Raises ArtifactError for one that TensorRT refuses."""
+def _is_same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
+
+
+def open_source(options: TrtOptions, folder: Path) -> Source:
+    """The ONNX file, exported first when the source is a checkpoint. Raises ArtifactError for one that TensorRT refuses.
+
+    Where a plan stands already, the ONNX file it needs is not replaced before the new plan is there to follow: the exported one
+    then waits in `folder`.
+    """
     if not options.from_onnx:
         inner = options.onnx_options
         made = onnx_command.make(inner)
+        if options.target.exists():
+            waiting = folder / inner.target.name
+            files.write_bytes(waiting, made.content)
+            return Source(waiting, made.meta, made.held_out, lambda: onnx_command.write(inner, made))
         onnx_command.write(inner, made)
         note(f"{inner.target}: the portable ONNX file, checked; it stays")
         return Source(inner.target, made.meta, made.held_out)
@@ -308,27 +354,46 @@ def run_on_gpu(plan: Path, source: Source, content: bytes, meta: Metadata, setti
     try:
         found = engine_check.check(plan, source.onnx, meta, batches, labels, options.max_drop)
     except GateError as error:
-        raise GateError(f"{error}. {source.onnx} stays") from error
-    warnings = built["warnings"] + ([] if labels is not None else ["accuracy was not measured: no labelled images (--data DIR)"])
-    return replace(meta, engine=built | {"state": "run", "warnings": warnings},
+        stays = options.target if source.place else source.onnx
+        raise GateError(f"{error}. {stays} stays") from error
+    warnings = []
+    if labels is None:
+        why = ("no labelled images (--data DIR)" if source.held_out is None
+               else "the ONNX file does not say how images are preprocessed")
+        warnings = [f"accuracy was not measured: {why}"]
+    return replace(meta, engine=built | {"state": "run", "warnings": [*built["warnings"], *warnings]},
                    verification=meta.verification | {"engine": found})
+
+
+def require_room(options: TrtOptions, source: Source) -> None:
+    """Raise UsageError, before the long build, where another ONNX file has the name of the one that will lie beside the plan."""
+    beside = beside_plan(options, source)
+    if beside.exists() and files.sha256(beside) != files.sha256(source.onnx):
+        files.refuse_existing(beside, options.overwrite)
+
+
+def beside_plan(options: TrtOptions, source: Source) -> Path:
+    return options.target.with_name(source.onnx.name)
 
 
 def write(options: TrtOptions, source: Source, plan: bytes, meta: Metadata) -> None:
     """Plan, metadata, and the ONNX file when it lies elsewhere."""
-    beside = options.target.with_name(source.onnx.name)
-    if not beside.exists() or files.sha256(beside) != (meta.engine or {})["onnx"]["sha256"]:
+    beside = beside_plan(options, source)
+    if source.place:
+        source.place()
+    elif not beside.exists() or files.sha256(beside) != (meta.engine or {})["onnx"]["sha256"]:
         files.refuse_existing(beside, options.overwrite)
         files.write_bytes(beside, source.onnx.read_bytes())
     files.write_bytes(options.target, plan)
     files.write_bytes(sidecar_of(options.target), sidecar_bytes(meta))
 
 
-def report(options: TrtOptions, source: Source, meta: Metadata) -> dict[str, Any]:
+def report(options: TrtOptions, meta: Metadata) -> dict[str, Any]:
     """Print the result; with --json one object. Returns the object."""
     built = meta.engine or {}
     checked = meta.verification.get("engine") or {}
-    result = {"output": str(options.target), "sidecar": str(sidecar_of(options.target)), "onnx": str(source.onnx),
+    result = {"output": str(options.target), "sidecar": str(sidecar_of(options.target)),
+              "onnx": str(options.target.with_name(built["onnx"]["file"])),
               "precision": meta.precision, "model": meta.model, "size_bytes": built["plan_bytes"], "sha256": built["plan_sha256"],
               **{key: built[key] for key in ("flavor", "version", "gpu", "compute_capability", "driver", "profiles", "layers",
                                              "warnings", "state", "build_seconds", "build_peak_mib", "timing_cache")},

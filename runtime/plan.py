@@ -99,11 +99,7 @@ def preflight(path: str | Path, verify: bool = True) -> Metadata:
 def require_whole(path: str | Path, verify: bool = True) -> Metadata:
     """The plan's metadata, when both files are as they were written and belong together. Raises ArtifactError."""
     path = Path(path)
-    try:
-        read_header(path)
-    except ArtifactError:
-        if path.stat().st_size == 0 or not _is_version_compatible(path):
-            raise
+    header(path)
     if not verify and not sidecar_of(path).exists():
         return Metadata(precision="unknown")
     meta = read_sidecar(path)
@@ -130,14 +126,15 @@ def _is_version_compatible(path: Path) -> bool:
         return False
 
 
-def header(path: str | Path, meta: Metadata) -> Header:
+def header(path: str | Path) -> Header:
     """`read_header`, and for a version-compatible plan without one what its metadata says of the flavor."""
+    path = Path(path)
     try:
         return read_header(path)
     except ArtifactError:
-        if not meta.engine:
+        if path.stat().st_size == 0 or not _is_version_compatible(path):
             raise
-        return Header(meta.engine["flavor"], None)
+        return Header((read_sidecar(path).engine or {})["flavor"], None)
 
 
 def require_version(path: str | Path, meta: Metadata) -> ModuleType:
@@ -145,7 +142,7 @@ def require_version(path: str | Path, meta: Metadata) -> ModuleType:
 
     A plan runs on its own version to the build number; a version-compatible one on later ones too.
     """
-    found = header(path, meta)
+    found = header(path)
     trt = tensorrt_module(found.flavor)
     compatible = bool(meta.engine and meta.engine["flags"]["version_compat"])
     wrote = found.version or _numbers(meta.engine["version"] if meta.engine else "")

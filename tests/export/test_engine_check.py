@@ -127,6 +127,12 @@ def test_budget_counts_what_the_onnx_file_lost_already():
         engine_check.accuracy(reference, engine, labels, meta, 1.2)
 
 
+def test_ranges_of_noise_are_measured_and_held_to_nothing():
+    reference = network(IMAGES)
+    meta = Metadata(precision="int8", verification={"int8": {"drop": 60.0}}, quantization={"not_for_accuracy": True})
+    assert engine_check.accuracy(reference, reference, reference.argmax(1), meta, 1.0)["drop"] == 60
+
+
 def test_whole_check_opens_both_files(monkeypatch):
     opened = []
     monkeypatch.setattr(engine_check, "load", lambda path, *device: opened.append((path, *device)) or engine_of())

@@ -118,8 +118,44 @@ def test_a_mean_is_kept_when_its_sum_could_overflow(mean, logits):
     made = model(f"logits = {mean}", logits, (4, 64, 64), axes=np.array([2, 3]))
     batch = np.full((1, 4, 64, 64), -5, np.float32)
     batch[:, :, :, 32:] = 5  # 64 x 64 x 5 = 20480 in some order, the mean is 0
-    assert half.overflowing(made, [batch]) == {"logits": "its mean adds up to 2.048e+04, more than 16376 (65504 / 4)"}
+    assert half.overflowing(made, [batch]) == {"logits": "it adds up to 2.048e+04, more than 16376 (65504 / 4)"}
     assert half.overflowing(made, [batch / 2]) == {}
+
+
+@pytest.mark.parametrize(("op", "value", "limit"), [("ReduceL2", 2.1, 2), ("ReduceSumSquare", 2.1, 2), ("ReduceSum", 4.2, 4)])
+def test_a_norm_is_kept_when_what_it_adds_up_could_overflow(op, value, limit):
+    """64 x 64 values: their squares add up to 4096 x value^2, their magnitudes to 4096 x value; both must stay below 16376."""
+    made = model(f"s = {op} (images, axes)  logits = Mul (s, small)", "b, c, d, e", (4, 64, 64), axes=np.array([2, 3]),
+                 small=np.float32(1e-2))
+    signs = np.where(np.arange(64) % 2, 1, -1).astype(np.float32)  # the sum itself is 0
+    batch = np.broadcast_to(signs, (1, 4, 64, 64)).astype(np.float32)
+    kept = {"s", "logits"} if op == "ReduceSumSquare" else {"s"}  # whose own result is too large, too
+    assert set(half.overflowing(made, [np.float32(value) * batch])) == kept
+    assert half.overflowing(made, [np.float32(limit - 0.1) * batch]) == {}
+
+
+NORMALIZE = ("f = Flatten (images)  n = ReduceL2 <keepdims = 1> (f, one)  c = Clip (n, least)  s = Shape (f)  e = Expand (c, s)  "
+             "d = Div (f, e)  logits = MatMul (d, w)")
+
+
+def test_what_keeps_a_division_from_zero_is_kept_and_what_it_guards():
+    """torch's F.normalize: its 1e-12 is 0 in half, and an image whose features are all zero would be 0 / 0."""
+    made = model(NORMALIZE, "batch, e", one=np.array([1]), least=np.float32(1e-12), w=np.ones((144, 3), np.float32))
+    batch = np.concatenate([BATCH, np.zeros_like(BATCH[:1])])
+    result, report = half.convert(made, lambda: [batch])
+    assert set(report["kept_fp32"]) == {"c", "e", "d"} and "1e-12 of c becomes zero" in report["kept_fp32"]["d"]
+    assert np.isfinite(run(result, batch)).all() and run(result, batch) == pytest.approx(run(made, batch), rel=5e-3, abs=5e-3)
+    coarse = model(NORMALIZE, "batch, e", one=np.array([1]), least=np.float32(1e-3), w=np.ones((144, 3), np.float32))
+    assert half.badly_rounded(coarse) == {}
+
+
+def test_a_nan_anywhere_in_a_tensor_is_found():
+    """ONNX Runtime's ReduceMax passes over some."""
+    made = model("a = Log (images)  z = Constant <value_float = 0.0> ()  c = IsNaN (a)  logits = Where (c, z, a)")
+    for place in range(6):
+        batch = np.ones((1, 4, 6, 6), np.float32)
+        batch[0, 0, 0, place] = -1
+        assert np.isnan(half.largest(made, ["a"], [batch])[0]["a"]), place
 
 
 def test_a_layer_norm_stays_half_while_what_it_reads_fits():

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from distill import checkpoint, cli
 from export import graph, inspect_command, inspect_report
 from runtime import env
-from runtime.artifact import Metadata, sidecar_bytes, sidecar_of
+from runtime.artifact import Metadata, read_sidecar, sidecar_bytes, sidecar_of
 from runtime.preprocess import Preprocess
 
 
@@ -271,6 +271,17 @@ def test_a_plan_its_metadata_and_its_onnx_file(plan, capsys):
     assert said["kind"] == "plan of TensorRT 10.3.0.30" and said["seal"] == "intact"
     assert said["metadata"]["model"] == "resnet20" and said["warnings"][0] == "3 layers only change a format"
     assert [(each["what"], each["status"]) for each in said["lineage"]] == [("onnx", "matches")]
+
+
+def test_a_version_compatible_plan_may_begin_with_its_own_runtime(plan, capsys):
+    meta, content = read_sidecar(plan), b"\x7fELF" + plan.read_bytes()
+    plan.write_bytes(content)
+    assert cli.main(["inspect", str(plan)]) == 4 and "not a TensorRT plan" in capsys.readouterr().err
+    meta.engine.update(plan_sha256=hashlib.sha256(content).hexdigest(), plan_bytes=len(content))
+    meta.engine["flags"]["version_compat"] = True
+    sidecar_of(plan).write_bytes(sidecar_bytes(meta))
+    assert cli.main(["inspect", str(plan), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kind"] == "plan of TensorRT 10.3.0.30"
 
 
 @pytest.mark.parametrize("which", ["plan", "sidecar", "onnx"])

@@ -14,7 +14,7 @@ from export import graph
 from export import quantize as q
 from export.calibrate import calibrate
 from export.qat import shared_scales
-from export.torch_graph import SCALE_SPEED, FakeQuant, TorchGraph, fake_quantize
+from export.torch_graph import SCALE_SPEED, FakeQuant, TorchGraph, fake_quantize, scales_of
 from export.view import View
 from runtime.errors import UsageError
 
@@ -59,6 +59,9 @@ FLOAT, INT = np.float32, np.int64
     ("f = Flatten (images) logits = Gemm <alpha = 0.5, beta = 2.0, transB = 1> (f, w, b)", {"w": (3, 144), "b": (3,)}),
     ("f = Flatten <axis = 2> (images) logits = Gemm <transA = 1> (f, w)", {"w": (8, 3)}),
     ("logits = MatMul (images, w)", {"w": (6, 5)}),
+    ("logits = MatMul (images, scales)", {"scales": (6, 5)}), ("logits = MatMul (images, grids)", {"grids": (6, 5)}),
+    ("a = Slice (images, last, first, axis, back) logits = Slice (a, two, first, axis, back2)",
+     {"last": INT([-1]), "first": INT([-2**63]), "axis": INT([-1]), "back": INT([-1]), "two": INT([4]), "back2": INT([-2])}),
     ("a = Add (images, b) s = Sub (a, one) m = Mul (s, b) logits = Div (m, two)",
      {"b": (4, 1, 1), "one": FLOAT(1), "two": FLOAT(2)}),
     ("p = Mul (images, images) r = Sqrt (p) logits = Pow (r, three)", {"three": FLOAT(3)}),
@@ -227,7 +230,7 @@ def test_tensors_with_one_scale_share_one_parameter(quantized):
 def test_scales_start_where_calibration_put_them(quantized):
     fp32, int8, shared = quantized
     view = View(int8)
-    for tensor, scale in TorchGraph(fp32, int8, shared).scales().items():
+    for tensor, scale in scales_of(TorchGraph(fp32, int8, shared)).items():
         assert (scale.numpy() == view.constant(f"{shared.get(tensor, tensor)}_scale")).all()
 
 

@@ -173,6 +173,17 @@ def test_a_new_version_stands_beside_the_old_one(artifact):
         artifact(1, overwrite=True)
 
 
+def test_what_a_servers_owner_put_into_the_folder_stays(artifact):
+    artifact()
+    (artifact.target / "warmup").mkdir()
+    (artifact.target / "warmup/raw").write_bytes(b"pixels")
+    (artifact.target / "notes.txt").write_text("mine")
+    artifact(overwrite=True, labels=())
+    artifact(2, overwrite=True)
+    assert (artifact.target / "warmup/raw").read_bytes() == b"pixels" and (artifact.target / "notes.txt").read_text() == "mine"
+    assert triton.versions(artifact.target) == [1, 2] and (artifact.target / "labels.txt").read_text() == "cat\ndog\n"
+
+
 def test_a_folder_that_is_no_model_is_not_touched(artifact):
     artifact.target.mkdir(parents=True)
     (artifact.target / "thesis.tex").write_text("years of work")

@@ -18,7 +18,7 @@ import runtime
 from export import cli, engine_process, graph, quantize, trt_command
 from export.calibrate import calibrate
 from export.engine import Profile, Settings
-from runtime.artifact import Metadata, check_file, read_sidecar, sidecar_of
+from runtime.artifact import Metadata, check_file, read_sidecar, sidecar_bytes, sidecar_of
 from runtime.errors import ArtifactError, MissingError
 from runtime.plan import preflight
 
@@ -104,6 +104,50 @@ def test_plan_elsewhere_gets_its_onnx_file_beside_it(fp32_file, tmp_path):
 
 
 @rtx
+def test_rebuild_elsewhere_replaces_nothing_unasked(fp32_file, tmp_path, capsys):
+    assert export(fp32_file, "--flavor", "rtx") == 0
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "student.plan").write_bytes(b"another plan")
+    assert export("--rebuild", fp32_file.with_suffix(".plan"), "--output", other / "student.plan") == 2
+    assert "exists already" in error_of(capsys) and (other / "student.plan").read_bytes() == b"another plan"
+    (other / "student.plan").unlink()
+    (other / "student.onnx").write_bytes(b"another network")
+    assert export("--rebuild", fp32_file.with_suffix(".plan"), "--output", other / "student.plan") == 2
+    assert "student.onnx exists already" in error_of(capsys) and os.listdir(other) == ["student.onnx"]
+    assert export("--rebuild", fp32_file.with_suffix(".plan"), "--output", other / "student.plan", "--overwrite") == 0
+    assert (other / "student.onnx").read_bytes() == fp32_file.read_bytes()
+
+
+@rtx
+@pytest.mark.parametrize("change", [lambda flags: flags.pop("tf32"), lambda flags: flags.update(opt_level=None)])
+def test_rebuild_of_a_plan_of_another_version_of_ours(fp32_file, capsys, change):
+    plan = fp32_file.with_suffix(".plan")
+    assert export(fp32_file, "--flavor", "rtx") == 0
+    meta = read_sidecar(plan)
+    change(meta.engine["flags"])
+    sidecar_of(plan).write_bytes(sidecar_bytes(meta))
+    assert export("--rebuild", plan) == 4
+    assert "does not say all of how the plan was built" in error_of(capsys)
+
+
+@rtx
+def test_failed_build_from_a_checkpoint_leaves_the_plan_and_the_onnx_file_that_were_there(student_file, tmp_path, monkeypatch):
+    plan = tmp_path / "s.plan"
+    flags = ("--output", plan, "--data", "digits", "--verify-size", 32, "--flavor", "rtx")
+    assert export(student_file, *flags) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert {"s.plan", "s.onnx", "s.plan.json"} <= set(before)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_process, "build", lambda *given: (_ for _ in ()).throw(MissingError("no memory")))
+        assert export(student_file, *flags, "--overwrite", "--opset", 20) == 3
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert export(student_file, *flags, "--overwrite", "--opset", 20) == 0
+    assert (tmp_path / "s.onnx").read_bytes() != before["s.onnx"] and preflight(plan)
+    assert set(before) == {path.name for path in tmp_path.iterdir()}
+
+
+@rtx
 def test_rebuild_takes_the_settings_it_was_built_with(fp32_file, capsys):
     plan = fp32_file.with_suffix(".plan")
     assert export(fp32_file, "--flavor", "rtx", "--dynamic", "1,2,4", "--opt-level", 2) == 0
@@ -115,6 +159,9 @@ def test_rebuild_takes_the_settings_it_was_built_with(fp32_file, capsys):
     assert again["flags"]["opt_level"] == 2 and again["profiles"] == [{"min": 1, "opt": 2, "max": 4}]
     assert export("--rebuild", plan, "--batch", 3) == 0
     assert read_sidecar(plan).engine["profiles"] == [{"min": 3, "opt": 3, "max": 3}]
+    assert export("--rebuild", plan, "--dynamic", "1,1,2", "--opt-level", 3) == 0  # also back to the defaults
+    built = read_sidecar(plan).engine
+    assert built["profiles"] == [{"min": 1, "opt": 1, "max": 2}] and built["flags"]["opt_level"] == 3
     capsys.readouterr()
     fp32_file.write_bytes(fp32_file.read_bytes() + b" ")
     assert export("--rebuild", plan) == 4 and "SHA-256 differs" in error_of(capsys)
@@ -184,7 +231,8 @@ def test_changed_onnx_file_is_refused(fp32_file, capsys):
     (["--accuracy-size", "0"], "--accuracy-size 0: expected 1 or more"), (["--max-drop", "-1"], "--max-drop -1.0: expected 0"),
     (["--batch", "0"], "--batch 0: expected 1 or more"), (["--batch", "2", "--dynamic", "1,2,4"], "Give one of them"),
     (["--opt-level", "6"], "--opt-level 6: expected 0 to 5"), (["--workspace", "much"], "--workspace much"),
-    (["--workspace", "0GiB"], "expected a size above 0"), (["--output", "a.engine"], "expected a name that ends in .plan"),
+    (["--workspace", "0GiB"], "expected a size above 0"),
+    (["--workspace", "0.5"], "expected a size above 0"), (["--output", "a.engine"], "expected a name that ends in .plan"),
     (["--int8"], "has its precision already"), (["--calib", "digits"], "--calib is only read for a checkpoint"),
     (["--hardware-compat", "ampere_plus"], "choose their kernels"), (["--flavour", "rtx"], "did you mean --flavor?"),
     (["--rebuild"], "expected a .plan file")])

@@ -75,7 +75,7 @@ def test_version_compatible_plan_may_begin_with_something_else(make, installed):
     path = make(magic=b"\x7fELF", flags={"version_compat": True})
     installed("tensorrt", "11.4.0.106")
     meta = plan.preflight(path)
-    assert plan.header(path, meta) == ("tensorrt", None)
+    assert plan.header(path) == ("tensorrt", None)
     plan.require_version(path, meta)
     with pytest.raises(ArtifactError, match="not a TensorRT plan"):
         plan.preflight(make(magic=b"\x7fELF"))
