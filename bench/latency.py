@@ -73,8 +73,10 @@ class LatencyOptions(subject.EngineOptions):
         if self.batch < 1 or self.iterations < 1 or self.warmup < 0:
             raise UsageError(f"batch {self.batch}, iterations {self.iterations}, warmup {self.warmup}: "
                              "expected batch and iterations of 1 or more, warmup of 0 or more")
-        if self.duration is not None and not self.duration > 0:
+        if self.duration is not None and not 0 < self.duration < float("inf"):
             raise UsageError(f"duration {self.duration}: expected seconds above 0")
+        if self.seed < 0:
+            raise UsageError(f"seed {self.seed}: expected 0 or more")
         stats.parse_percentiles(self.percentiles)
         self.require_read([self.engine])
         if self.img_size is not None:
@@ -193,12 +195,13 @@ def main(argv: Sequence[str], prog: str) -> int:
     options = commands.parse(LatencyOptions, argv, prog, EXAMPLES.format(prog=prog))
     if options.results_file:
         files.refuse_existing(options.results_file, options.overwrite)
+        files.require_writable(options.results_file)
     result, samples = run(options)
+    if not options.json:  # shown first: what was measured is not lost when it cannot be written
+        report.console().print(to_rich(result, options.percentiles))
     if options.results_file:
         every = {name: (values / stats.NS_PER_MS).tolist() for name, values in samples.items()}
         files.write_text(options.results_file, report.to_json(result | {"samples_ms": every}))
-    if options.json:
+    if options.json:  # last: stdout is one object, this one or that of an error
         report.print_json(result)
-    else:
-        report.console().print(to_rich(result, options.percentiles))
     return 0

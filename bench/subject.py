@@ -83,7 +83,8 @@ class EngineOptions:
             raise UsageError(f"--engine-backend {self.engine_backend}: {paths[0]} is a plan, which runs on TensorRT only. Give "
                              "its .onnx file, or leave --engine-backend out")
         for flag, engines in READ_BY.items():
-            if getattr(self, flag) and not used.intersection(engines):
+            value = getattr(self, flag)
+            if value is not None and value is not False and not used.intersection(engines):
                 raise UsageError(f"--{flag.replace('_', '-')} is read by {' and '.join(engines)} only, and {paths[0].name} runs "
                                  f"on {self.backend(paths[0])}. Leave it out")
         if self.contexts is not None and self.contexts < 1:

@@ -75,6 +75,8 @@ class TableOptions(subject.EngineOptions):
         if self.batch < 1 or self.iterations < 1 or self.warmup < 0 or (self.limit is not None and self.limit < 1):
             raise UsageError(f"batch {self.batch}, iterations {self.iterations}, warmup {self.warmup}, limit {self.limit}: "
                              "expected batch, iterations and limit of 1 or more, warmup of 0 or more")
+        if self.seed < 0:
+            raise UsageError(f"seed {self.seed}: expected 0 or more")
         if not self.students:
             raise UsageError("no student given. Add one or more .onnx or .plan files after the flags")
         self.require_read([path for _, path in self.artifacts])
@@ -167,6 +169,8 @@ def build(options: TableOptions) -> Table:
         predictors = [open_files.enter_context(subject.open_artifact(path, options))
                       for _, path in options.artifacts]
         calls = [subject.make_calls(p, options.batch, images=images, seed=options.seed) for p in predictors]
+        for call in calls:  # what a file cannot do, such as this batch, is said before accuracy is measured
+            call.functions["compute"]()
         results = [_evaluate(predictor, images, options) for predictor in predictors]
         samples = {boundary: latency.interleaved({str(i): c.functions[boundary] for i, c in enumerate(calls)},
                                                  iterations=options.iterations, warmup=options.warmup)
@@ -290,12 +294,13 @@ def main(argv: Sequence[str], prog: str) -> int:
     options = commands.parse(TableOptions, argv, prog, EXAMPLES.format(prog=prog))
     for path in options.outputs:
         files.refuse_existing(path, options.overwrite)
+        files.require_writable(path)
     table = build(options)
-    if options.output:
-        write(table, options.outputs)
-    if options.json:
-        print(to_json(table), end="")
-    else:
+    if not options.json:  # shown first: what was measured is not lost when it cannot be written
         console = report.console()
         console.print(to_rich(table, console.width))
+    if options.output:
+        write(table, options.outputs)
+    if options.json:  # last: stdout is one object, this one or that of an error
+        print(to_json(table), end="")
     return 0

@@ -52,10 +52,22 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def require_writable(path: str | Path) -> None:
+    """Raise now what writing `path` would raise later, before the work whose result goes there. Makes its folder."""
+    path = Path(path)
+    probe = path.with_name(f".{path.name}{TEMPORARY_MARK}{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise _explained(error, path) from error
+
+
 def _explained(error: OSError, path: Path) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return MissingError(f"{path}: no space left to write it ({error.strerror}). Free space or choose another --output")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOENT):
         return UsageError(f"{path}: cannot be written ({error.strerror}). Choose another --output")
     return error
 

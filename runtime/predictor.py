@@ -202,8 +202,8 @@ class Predictor:
         if self.preprocess is None:
             raise ArtifactError(f"{self.path}: preprocessing unknown. Give runtime.load(preprocess=Preprocess(...)), "
                                 "or export the file with distill export onnx")
-        if isinstance(images, (str, bytes, bytearray, Path)) or not isinstance(images, (Sequence, np.ndarray)) or (
-                isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[2] in (1, 3, 4)):
+        if isinstance(images, (str, bytes, bytearray, memoryview, Path)) or not isinstance(images, (Sequence, np.ndarray)) or (
+                isinstance(images, np.ndarray) and (images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (1, 3, 4)))):
             images = [images]
         if len(images) == 0:
             return []
@@ -214,6 +214,9 @@ class Predictor:
         if top < 1:
             raise UsageError(f"top {top}: expected 1 or more")
         names = self.class_names
+        if names and len(names) != logits.shape[1]:
+            raise ArtifactError(f"{self.path}: gives {logits.shape[1]} scores per image, and there are {len(names)} class names. "
+                                "Give runtime.load(class_names=...) one for each, in the order of the scores")
         exponents = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float64)
         probabilities = exponents / exponents.sum(axis=1, keepdims=True)
         best = np.argsort(-logits, axis=1, kind="stable")[:, :top]

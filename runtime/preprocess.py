@@ -20,6 +20,8 @@ from .errors import DataError, UsageError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
+MOST_PIXELS = 2**26
+"""Of a resized image; more comes only of a strip whose short side is scaled up, and would take gigabytes."""
 
 Image = Any  # a path (str, os.PathLike), encoded bytes, a PIL.Image.Image, or a uint8 array
 
@@ -94,7 +96,7 @@ def open_rgb(image: Image) -> Any:
     from PIL import Image as pil  # here, so that `import runtime` does not pay for it
 
     if isinstance(image, pil.Image):
-        return image if image.mode == "RGB" else image.convert("RGB")
+        return image if image.mode == "RGB" else _rgb(image, getattr(image, "filename", "") or "a PIL image")
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
             raise UsageError(f"array of {image.dtype} {image.shape}: expected uint8 (height, width, 3). "
@@ -110,11 +112,25 @@ def open_rgb(image: Image) -> Any:
 def _decode(pil: Any, source: Any, name: str) -> Any:
     try:
         with pil.open(source) as opened:
-            return opened.convert("RGB")
+            return _rgb(opened, name)
+    except DataError:
+        raise
     except FileNotFoundError:
         raise DataError(f"{name}: no such image") from None
-    except (OSError, SyntaxError, ValueError, EOFError, pil.DecompressionBombError) as error:
-        raise DataError(f"{name}: not a readable image ({' '.join(str(error).split())})") from error
+    except Exception as error:
+        raise _unreadable(name, error) from error
+
+
+def _rgb(image: Any, name: str) -> Any:
+    try:
+        return image.convert("RGB")  # where Pillow decodes what it has only opened
+    except Exception as error:
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> DataError:
+    """For whatever a decoder raises at a damaged file: each format has its own errors, from OSError to NotImplementedError."""
+    return DataError(f"{name}: not a readable image ({' '.join(str(error).split()) or type(error).__name__})")
 
 
 def _resize(image: Any, spec: Preprocess, name: str) -> Any:
@@ -126,6 +142,9 @@ def _resize(image: Any, spec: Preprocess, name: str) -> Any:
     if min(size) < 1:
         raise DataError(f"{name}: {image.width} x {image.height} pixels are too narrow for crop mode {spec.crop_mode}, which "
                         f"scales them to {size[1]} x {size[0]}. Crop it, or leave it out")
+    if size[0] * size[1] > MOST_PIXELS:
+        raise DataError(f"{name}: {image.width} x {image.height} pixels are too narrow for crop mode {spec.crop_mode}, which "
+                        f"scales them to {size[1]} x {size[0]}, more than {MOST_PIXELS:,} pixels. Crop it, or leave it out")
     return image.resize((size[1], size[0]), getattr(_resampling(), spec.interpolation.upper()))
 
 

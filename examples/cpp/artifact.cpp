@@ -145,7 +145,7 @@ void read_metadata(const Json& metadata, Artifact& artifact) {
 }
 
 // The JSON beside a plan, which must be about this plan and about TensorRT itself.
-Json plan_metadata(const std::string& path, std::uint64_t plan_size) {
+Json plan_metadata(const std::string& path, std::uint64_t plan_size, bool& version_compatible) {
     std::ifstream file(path + ".json", std::ios::binary);
     if (!file) {
         throw Error(Exit::artifact, path + ".json is not beside it, which holds preprocessing and class names. Copy both files");
@@ -160,13 +160,21 @@ Json plan_metadata(const std::string& path, std::uint64_t plan_size) {
     if (engine.at("flavor").string() != "tensorrt") {
         throw Error(Exit::artifact, "a plan of TensorRT for RTX; this program runs those of TensorRT. Build it with distill export trt");
     }
+    if (const Json* flags = engine.find("flags")) {
+        const Json *stripped = flags->find("strip_weights"), *compatible = flags->find("version_compat");
+        if (stripped && stripped->boolean()) {
+            throw Error(Exit::artifact,
+                        "built without its weights, which this program cannot put back. Build it without --strip-weights");
+        }
+        version_compatible = compatible && compatible->boolean();
+    }
     return metadata;
 }
 
 void fill(std::ifstream& file, Artifact& artifact) {
     const std::uint64_t size = size_of(file);
     if (artifact.is_plan) {
-        read_metadata(plan_metadata(artifact.path, size), artifact);
+        read_metadata(plan_metadata(artifact.path, size, artifact.version_compatible), artifact);
         return;
     }
     const std::string text = onnx_metadata(file, size);

@@ -13,6 +13,7 @@
 struct Artifact {
     std::string path;
     bool is_plan = false;
+    bool version_compatible = false;  // of a plan: it brings a runtime of its own, which must be allowed to run
     Preprocess preprocess;
     std::vector<std::string> class_names;
 };

@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <memory>
+#include <new>
 #include <string_view>
 
 #include "error.hpp"
@@ -228,10 +230,16 @@ Image decode(const Bytes& file) {
 Image read_image(const std::string& path) {
     std::ifstream stream(path, std::ios::binary);
     if (!stream) throw Error(Exit::usage, path + ": no such image");
-    const Bytes file((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
+    std::error_code ignored;
+    if (std::filesystem::is_directory(path, ignored)) throw Error(Exit::usage, path + ": is a folder, not an image");
     try {
+        const Bytes file((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
         return decode(file);
     } catch (const Error& error) {
         throw Error(error.code, path + ": " + error.what());
+    } catch (const std::ios_base::failure& error) {
+        throw Error(Exit::usage, path + ": cannot be read (" + error.what() + ")");
+    } catch (const std::bad_alloc&) {
+        throw Error(Exit::usage, path + ": does not fit into memory");
     }
 }

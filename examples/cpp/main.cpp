@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <fstream>
 #include <iostream>
+#include <new>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -143,6 +144,8 @@ private:
             preprocess_.apply(std::move(image), out);
         } catch (const Error& error) {
             throw Error(error.code, path + ": " + error.what());
+        } catch (const std::bad_alloc&) {
+            throw Error(Exit::usage, path + ": does not fit into memory");
         }
     }
 

@@ -112,6 +112,7 @@ public:
         const std::vector<char> plan = plan_of(artifact);
         runtime_.reset(nvinfer1::createInferRuntime(logger()));
         check(runtime_ != nullptr, "createInferRuntime");
+        runtime_->setEngineHostCodeAllowed(artifact.version_compatible);
         engine_.reset(runtime_->deserializeCudaEngine(plan.data(), plan.size()));
         check(engine_ != nullptr, "opening the plan");
         find_tensors(artifact.preprocess);

@@ -46,8 +46,8 @@ def positive(kind: type) -> Any:
     """A number above 0, for argparse."""
     def number(text: str) -> Any:
         value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"{text}: expected more than 0")
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text}: expected more than 0, and finite")
         return value
     number.__name__ = kind.__name__  # argparse names it in "invalid int value"
     return number
@@ -177,4 +177,5 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="surrogateescape")  # a file name need not be text; it is given back as it was
     sys.exit(main(sys.argv[1:]))

@@ -65,15 +65,17 @@ def _arrived(path: Path, stop: threading.Event) -> Iterator[str]:
 
 
 def camera(device: str, offer: Offer, stop: threading.Event) -> None:
-    """Offer every frame of a V4L2 camera (a number or /dev/videoN) or of anything else that OpenCV opens (a file, a URL).
+    """Offer every frame of a V4L2 camera (a number or /dev/videoN) or of what else OpenCV opens (a file, the URL of a stream).
 
-    Needs OpenCV, which nothing else here does. Raises MissingError when it is not installed or the camera cannot be opened.
+    Needs OpenCV, which nothing else here does. Raises MissingError when it is not installed, the camera cannot be opened, or a
+    camera or stream delivers no more frames.
     """
     try:
         import cv2
     except ImportError:
         raise MissingError("--camera needs OpenCV. Install it: pip install opencv-python-headless") from None
     is_v4l2 = device.isdigit() or device.startswith("/dev/video")
+    is_endless = is_v4l2 or "://" in device  # a stream that stops is lost; a file that stops is at its end
     capture = cv2.VideoCapture(int(device) if device.isdigit() else device, cv2.CAP_V4L2 if is_v4l2 else cv2.CAP_ANY)
     try:
         if not capture.isOpened():
@@ -81,7 +83,7 @@ def camera(device: str, offer: Offer, stop: threading.Event) -> None:
         number = 0
         while not stop.is_set():
             arrived, frame = capture.read()
-            if not arrived and is_v4l2:
+            if not arrived and is_endless:
                 raise MissingError(f"camera {device} delivers no frames any more ({number} so far). Is it still connected?")
             if not arrived or not offer(f"frame {number}", np.ascontiguousarray(frame[..., ::-1])):  # OpenCV's order is BGR
                 return

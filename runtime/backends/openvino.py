@@ -35,8 +35,9 @@ class OpenVinoBackend:
         """
         try:
             import openvino
-        except ImportError:
-            raise MissingError(f'{path} on OpenVINO needs its package. Install it: pip install "large2small[openvino]"') from None
+        except ImportError as error:
+            raise MissingError(f'{path} on OpenVINO needs its package. Install it: pip install "large2small[openvino]" '
+                               f"({' '.join(str(error).split())})") from error
         self.path, self.device, self.hint = Path(path), device, hint
         _check(self.path, device, threads, hint)
         self._metadata = metadata_props(self.path)

@@ -42,9 +42,10 @@ class OrtBackend:
         """
         try:
             import onnxruntime as ort
-        except ImportError:
+        except ImportError as error:
             extra = "cpu" if (provider or device or "cpu").startswith("cpu") else "gpu"
-            raise MissingError(f'{path} needs ONNX Runtime. Install it: pip install "large2small[{extra}]"') from None
+            raise MissingError(f'{path} needs ONNX Runtime. Install it: pip install "large2small[{extra}]" '
+                               f"({' '.join(str(error).split())})") from error
         self.path = Path(path)
         self.device = device if device is not None else "cpu" if provider in (None, "cpu") else "cuda"
         self.provider, options = _provider(self.device, provider, ort.get_available_providers())

@@ -10,7 +10,7 @@ import pytest
 import runtime
 from bench import cli, latency, subject
 from bench.latency import LatencyOptions
-from runtime import DataError, UsageError
+from runtime import DataError, MissingError, UsageError
 from runtime.images import open_images
 
 
@@ -193,6 +193,26 @@ def test_the_text_has_percentiles_n_warm_up_threads_and_provider(student, capsys
                   "end-to-end", "synthetic"):
         assert words in out
     assert max(map(len, out.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("place", ["student.onnx/x.json", "/proc/nowhere/x.json"])
+def test_a_results_file_that_cannot_be_written_is_named_before_measuring(student, tmp_path, capsys, monkeypatch, place):
+    monkeypatch.setattr(latency, "run", lambda options: pytest.fail("measured"))
+    assert cli.main(["latency", "--engine", str(student), "--results-file", str(tmp_path / place)]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_what_was_measured_is_shown_though_the_disk_is_full_then(student, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(latency.files, "write_text", lambda *_: (_ for _ in ()).throw(MissingError("no space left")))
+    argv = ["latency", "--engine", str(student), "--iterations", "3", "--results-file", str(tmp_path / "a.json")]
+    assert cli.main(argv) == 3 and "latency in ms" in capsys.readouterr().out
+    assert cli.main([*argv, "--json"]) == 3 and json.loads(capsys.readouterr().out)["exit_code"] == 3  # one object
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--duration", "inf"), ("--seed", "-1"), ("--duration", "0")])
+def test_values_that_cannot_be_are_refused(student, capsys, flag, value):
+    assert cli.main(["latency", "--engine", str(student), flag, value]) == 2
+    assert "expected" in capsys.readouterr().err
 
 
 def test_the_results_file_keeps_every_duration_and_is_not_overwritten(student, tmp_path, capsys):

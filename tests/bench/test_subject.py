@@ -49,6 +49,7 @@ def test_every_engine_gets_what_it_reads_and_nothing_else(loaded, path, flags, d
     ([PLAN], {"engine_backend": "onnxruntime"}, "which runs on TensorRT only"),
     ([PLAN, ONNX], {"engine_backend": "tensorrt"}, "student.onnx is no plan. Build one: distill export trt student.onnx"),
     ([PLAN], {"threads": 2}, "--threads is read by onnxruntime and openvino only, and student.plan runs on tensorrt"),
+    ([PLAN], {"threads": 0}, "--threads is read by"),
     ([PLAN], {"contexts": 0}, "expected 1 or more"), ([PLAN], {"contexts": -1}, "expected 1 or more")])
 def test_a_flag_that_none_of_the_engines_reads_is_refused(paths, flags, words):
     with pytest.raises(UsageError, match=words):

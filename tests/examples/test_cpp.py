@@ -239,10 +239,12 @@ def test_without_class_names_the_labels_are_numbers(classify, images, tiny, tmp_
 
 def test_an_unreadable_image_is_named_and_the_others_are_labelled(classify, images, fp32, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"junk")
-    done = classify(fp32, images[0], tmp_path / "bad.jpg", tmp_path / "no.ppm", images[1])
+    (tmp_path / "folder").mkdir()
+    done = classify(fp32, images[0], tmp_path / "bad.jpg", tmp_path / "no.ppm", tmp_path / "folder", images[1])
     assert done.returncode == 2
     assert [line.split("\t")[0] for line in done.stdout.splitlines()] == [str(images[0]), str(images[1])]
-    assert [line.split(": ")[1] for line in done.stderr.splitlines()] == [str(tmp_path / "bad.jpg"), str(tmp_path / "no.ppm")]
+    assert [line.split(": ")[1] for line in done.stderr.splitlines()] == [
+        str(tmp_path / name) for name in ("bad.jpg", "no.ppm", "folder")]
 
 
 def broken_images(folder: Path, reads: set[str]) -> list[Path]:
@@ -333,6 +335,8 @@ def test_a_plan_needs_its_metadata_and_tensorrt(classify, tmp_path, images):
     assert "has 104 bytes" in classify.refuses(4, plan, images[0])
     beside(flavor="rtx")
     assert "TensorRT for RTX" in classify.refuses(4, plan, images[0])
+    beside(flags={"strip_weights": True, "version_compat": False})
+    assert "built without its weights" in classify.refuses(4, plan, images[0])
     beside()
     words = classify.refuses(3, plan, images[0])  # built without it, or no GPU in this machine
     assert "TensorRT" in words or "GPU" in words

@@ -178,7 +178,8 @@ import numpy as np
 CAP_V4L2, CAP_ANY = 200, 0
 class VideoCapture:
     def __init__(self, device, api):
-        assert (device, api) == ((0, CAP_V4L2) if os.environ["KIND"] == "camera" else ("film.mp4", CAP_ANY))
+        film = os.environ.get("URL", "film.mp4")
+        assert (device, api) == ((0, CAP_V4L2) if os.environ["KIND"] == "camera" else (film, CAP_ANY))
         self.left = int(os.environ["FRAMES"])
     def isOpened(self):
         return self.left > 0
@@ -229,6 +230,20 @@ def test_a_camera_that_stops_or_cannot_be_opened_is_an_error(student, camera):
     path = camera("camera", 0)
     code, out, errors = run(student, "--camera", "0", path=[path], allowed=["cv2"])
     assert (code, out) == (3, "") and "cannot be opened" in errors
+
+
+def test_a_stream_that_stops_is_lost(student, camera, monkeypatch):
+    monkeypatch.setenv("URL", "rtsp://somewhere/1")
+    code, out, errors = run(student, "--camera", "rtsp://somewhere/1", "--json", path=[camera("film", 3)], allowed=["cv2"])
+    assert code == 3 and "delivers no frames any more (3 so far)" in errors and records(out)[1]["images"] == 3
+
+
+def test_a_file_name_that_is_no_text_comes_back_as_it_was(student, folder, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")
+    os.rename(next(folder.glob("*.png")), os.fsencode(folder) + b"/caf\xe9.png")
+    process = start(student, "--folder", folder)
+    out, _ = process.stdout.buffer.read(), process.wait(60)
+    assert process.returncode == 0 and b"caf\xe9.png\t" in out
 
 
 def test_a_camera_ends_with_code_0_at_a_signal(student, camera):

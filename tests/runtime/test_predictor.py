@@ -46,10 +46,12 @@ def test_of_many_equal_scores_the_lower_class_comes_first(student):
 def test_every_form_of_image_alone_or_in_a_list_gets_the_same_answer(student, tmp_path):
     solid(BLUE).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
-    forms = [str(tmp_path / "a.png"), tmp_path / "a.png", data, bytearray(data), solid(BLUE), np.asarray(solid(BLUE))]
+    forms = [str(tmp_path / "a.png"), tmp_path / "a.png", data, bytearray(data), memoryview(data), solid(BLUE),
+             np.asarray(solid(BLUE))]
     with runtime.load(student) as predictor:
         answers = [predictor.classify(form) for form in forms] + [predictor.classify([form]) for form in forms]
-        assert len(predictor.classify(forms)) == 6
+        assert len(predictor.classify(forms)) == 7
+        assert len(predictor.classify(np.full((8, 10), 9, np.uint8))) == 1      # gray
         assert len(predictor.classify(np.stack([np.asarray(solid(RED))] * 3))) == 3      # (N, H, W, 3)
         assert predictor.classify([]) == []
     assert all(answer == answers[0] for answer in answers)
@@ -190,6 +192,13 @@ def test_a_file_of_free_batch_size_takes_any_and_one_of_fixed_size_its_own(stude
     with pytest.warns(UserWarning, match="carries no preprocess"):
         free = runtime.load(tiny.write(tmp_path / "free.onnx"))
     np.testing.assert_allclose(fixed.logits_in_batches(images), free.logits(images), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_class_names_must_be_as_many_as_scores(student, count):
+    said = pytest.raises(ArtifactError, match=f"gives 3 scores per image, and there are {count} class names")
+    with runtime.load(student, class_names=["name"] * count) as predictor, said:
+        predictor.classify(solid(RED))
 
 
 def test_scores_go_where_the_caller_wants_them(student):

@@ -161,6 +161,34 @@ def test_a_broken_image_is_named(tmp_path, data):
         Preprocess()(data)
 
 
+@pytest.mark.parametrize("error", [RuntimeError("Failed to decode"), NotImplementedError("pixel format"), MemoryError()])
+def test_whatever_a_decoder_raises_is_a_broken_image(tmp_path, monkeypatch, error):
+    """Pillow's AVIF, DDS and other plugins raise their own errors."""
+    def fails(*_):
+        raise error
+
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(GENERATED["landscape"])
+    monkeypatch.setattr(Image.Image, "convert", fails)
+    with pytest.raises(DataError, match=rf"broken\.jpg: not a readable image \({str(error) or 'MemoryError'}\)"):
+        Preprocess()(path)
+
+
+def test_a_truncated_image_that_was_only_opened_is_named(tmp_path):
+    path = tmp_path / "cut.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)).save(path)  # gray: it must be converted
+    path.write_bytes(path.read_bytes()[:1000])
+    with Image.open(path) as opened, pytest.raises(DataError, match=r"cut\.png: not a readable image"):
+        Preprocess()(opened)
+
+
+def test_a_strip_that_would_become_gigantic_is_refused(tmp_path):
+    path = tmp_path / "strip.pgm"
+    path.write_bytes(b"P5 1 3000000 255\n" + bytes(3000000))
+    with pytest.raises(DataError, match=r"strip\.pgm: 1 x 3000000 pixels are too narrow .* more than 67,108,864 pixels"):
+        Preprocess((3, 32, 32))(path)
+
+
 def test_a_missing_image_is_named(tmp_path):
     with pytest.raises(DataError, match=r"no\.jpg: no such image"):
         Preprocess()(tmp_path / "no.jpg")
