@@ -75,8 +75,6 @@ class LatencyOptions(subject.EngineOptions):
                              "expected batch and iterations of 1 or more, warmup of 0 or more")
         if self.duration is not None and not 0 < self.duration < float("inf"):
             raise UsageError(f"duration {self.duration}: expected seconds above 0")
-        if self.seed < 0:
-            raise UsageError(f"seed {self.seed}: expected 0 or more")
         stats.parse_percentiles(self.percentiles)
         self.require_read([self.engine])
         if self.img_size is not None:

@@ -75,8 +75,6 @@ class TableOptions(subject.EngineOptions):
         if self.batch < 1 or self.iterations < 1 or self.warmup < 0 or (self.limit is not None and self.limit < 1):
             raise UsageError(f"batch {self.batch}, iterations {self.iterations}, warmup {self.warmup}, limit {self.limit}: "
                              "expected batch, iterations and limit of 1 or more, warmup of 0 or more")
-        if self.seed < 0:
-            raise UsageError(f"seed {self.seed}: expected 0 or more")
         if not self.students:
             raise UsageError("no student given. Add one or more .onnx or .plan files after the flags")
         self.require_read([path for _, path in self.artifacts])

@@ -45,7 +45,7 @@ def check(plan: Path, onnx: Path, meta: Metadata, batches: Iterable[np.ndarray] 
     max_drop: points of top-1 the plan may lose against the fp32 student; what its ONNX file lost is counted in.
     """
     with load(plan, device) as engine, load(onnx) as reference:
-        most = largest(engine)
+        most = engine.largest_batch
         parts = chunks(batches if batches is not None else [noise(engine.input_shape)], most)
         some = next(parts)
         found_by = [(engine.logits_in_batches(part, most), reference.logits_in_batches(part, AT_ONCE))
@@ -99,7 +99,7 @@ def consistency(engine: Predictor, images: np.ndarray, allowed: float) -> dict[s
     row_spread: between the rows of a batch of one image again and again; batch_spread: between the smallest batch and the
     largest, None for a plan of one batch size.
     """
-    least, most = engine.fit(1), largest(engine)
+    least, most = engine.fit(1), engine.largest_batch
     some = np.resize(images, (most, *images.shape[1:]))
     repeated = engine.logits(np.repeat(some[:1], most, axis=0))
     row_spread, batch_spread = float(np.abs(repeated - repeated[:1]).max()), None
@@ -126,11 +126,6 @@ def accuracy(reference: np.ndarray, logits: np.ndarray, labels: np.ndarray, meta
                         "plan is written. Allow more with --max-drop")
     return {"top1": compared.int8_top1, "onnx_top1": compared.fp32_top1, "drop": drop, "right_to_wrong": compared.right_to_wrong,
             "wrong_to_right": compared.wrong_to_right, "mcnemar_p": compared.mcnemar_p, "kl_nats": compared.kl_nats}
-
-
-def largest(engine: Predictor) -> int:
-    """Most images that the plan takes in one call."""
-    return max(most for _, most in engine.batch_sizes)
 
 
 def noise(shape: list[int | None]) -> np.ndarray:

@@ -189,8 +189,8 @@ def versions(target: Path) -> list[int]:
 @contextlib.contextmanager
 def _staged(target: Path) -> Iterator[Path]:
     """An empty folder that takes the target's name on success, and is gone after any failure."""
-    folder = target.with_name(f".{target.name}{files.TEMPORARY_MARK}{os.getpid()}")
-    aside = target.with_name(f".{target.name}{files.TEMPORARY_MARK}{os.getpid()}-old")
+    folder = files.temporary_beside(target)
+    aside = folder.with_name(f"{folder.name}-old")
     try:
         folder.mkdir(parents=True)
         yield folder

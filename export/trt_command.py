@@ -145,9 +145,9 @@ def export_trt(options: TrtOptions) -> dict[str, Any]:
         options = replace(options, checkpoint=onnx, output=options.target, rebuild=False, overwrite=options.overwrite or is_same)
     from . import engine_process  # after the checks: it imports rich and what shows progress
 
-    with tempfile.TemporaryDirectory(prefix="large2small-", dir=_existing(options.target.parent)) as folder:
+    with tempfile.TemporaryDirectory(prefix="large2small-", dir=files.existing(options.target.parent)) as folder:
         source = open_source(options, Path(folder))
-        require_room(options, source)
+        is_missing_beside(options, source)  # says now, before the long build, what writing would say
         finished = engine_process.build(source.onnx, settings, options.timing_cache)
         meta = describe(source, settings, finished)
         meta = run_on_gpu(Path(folder) / options.target.name, source, finished.plan, meta, settings, options)
@@ -165,6 +165,7 @@ def check(options: TrtOptions) -> Settings:
         raise UsageError(f"--output {options.target}: expected a name that ends in .plan")
     if not (options.rebuild and _is_same(options.target, options.checkpoint)):
         files.refuse_existing(options.target, options.overwrite)
+    files.require_writable(options.target)
     if options.from_onnx and (options.int8 or options.fp16):
         raise UsageError(f"{options.checkpoint}: an .onnx file has its precision already; --int8 and --fp16 are for checkpoints. "
                          "Leave them out, or give the checkpoint")
@@ -365,25 +366,22 @@ def run_on_gpu(plan: Path, source: Source, content: bytes, meta: Metadata, setti
                    verification=meta.verification | {"engine": found})
 
 
-def require_room(options: TrtOptions, source: Source) -> None:
-    """Raise UsageError, before the long build, where another ONNX file has the name of the one that will lie beside the plan."""
-    beside = beside_plan(options, source)
-    if beside.exists() and files.sha256(beside) != files.sha256(source.onnx):
+def is_missing_beside(options: TrtOptions, source: Source) -> bool:
+    """Must the ONNX file still be put beside the plan? Raises UsageError where another one has its name, unless --overwrite."""
+    beside = options.target.with_name(source.onnx.name)
+    if beside.exists():
+        if files.sha256(beside) == files.sha256(source.onnx):
+            return False
         files.refuse_existing(beside, options.overwrite)
-
-
-def beside_plan(options: TrtOptions, source: Source) -> Path:
-    return options.target.with_name(source.onnx.name)
+    return True
 
 
 def write(options: TrtOptions, source: Source, plan: bytes, meta: Metadata) -> None:
     """Plan, metadata, and the ONNX file when it lies elsewhere."""
-    beside = beside_plan(options, source)
     if source.place:
         source.place()
-    elif not beside.exists() or files.sha256(beside) != (meta.engine or {})["onnx"]["sha256"]:
-        files.refuse_existing(beside, options.overwrite)
-        files.write_bytes(beside, source.onnx.read_bytes())
+    elif is_missing_beside(options, source):
+        files.write_bytes(options.target.with_name(source.onnx.name), source.onnx.read_bytes())
     files.write_bytes(options.target, plan)
     files.write_bytes(sidecar_of(options.target), sidecar_bytes(meta))
 
@@ -406,8 +404,3 @@ def report(options: TrtOptions, meta: Metadata) -> dict[str, Any]:
 
         engine_report.show(options.target, meta)
     return result
-
-
-def _existing(folder: Path) -> Path:
-    """The folder or the nearest one above that exists: a plan is checked on the disk where it will lie."""
-    return next(each for each in (folder, *folder.resolve().parents) if each.is_dir())

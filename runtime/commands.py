@@ -43,7 +43,7 @@ def parse(options: type[T], argv: Sequence[str], prog: str, description: str = "
         os.environ["COLUMNS"] = "1000"  # so that the complaint is not broken into lines
         with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(complaint):
             found = tyro.cli(options, prog=prog, description=description, args=list(argv), default=default)
-        refuse_nan(found, prog)
+        refuse_impossible(found, prog)
         return found
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -66,12 +66,16 @@ def check_flags(options: type, argv: Sequence[str], prog: str) -> None:
             raise UsageError(f"unknown flag {flag}{nearest(flag, known)} See {prog} --help")
 
 
-def refuse_nan(options: Any, prog: str) -> None:
-    """Raise UsageError for a NaN: no comparison with it holds, so no check of a value would find it."""
+def refuse_impossible(options: Any, prog: str) -> None:
+    """Raise UsageError for what no command can use: a NaN, with which no comparison holds, so that no check of a value would
+    find it; a seed below 0, which numpy refuses.
+    """
     for field in fields(options):
         value = getattr(options, field.name)
         if isinstance(value, float) and math.isnan(value):
             raise UsageError(f"--{field.name.replace('_', '-')} nan: expected a number. See {prog} --help")
+        if field.name == "seed" and value < 0:
+            raise UsageError(f"--seed {value}: expected 0 or more. See {prog} --help")
 
 
 def nearest(word: str, known: Sequence[str] | set[str]) -> str:

@@ -37,7 +37,7 @@ def write_text(path: str | Path, content: str) -> None:
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; on success it becomes `path`, on any failure it is removed."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}{TEMPORARY_MARK}{os.getpid()}")
+    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -52,16 +52,25 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def temporary_beside(path: Path) -> Path:
+    """A name in the same folder that `remove_leftovers` knows."""
+    return path.with_name(f".{path.name}{TEMPORARY_MARK}{os.getpid()}")
+
+
 def require_writable(path: str | Path) -> None:
-    """Raise now what writing `path` would raise later, before the work whose result goes there. Makes its folder."""
+    """Raise now what writing `path` would raise later, before the work whose result goes there; leaves nothing behind."""
     path = Path(path)
-    probe = path.with_name(f".{path.name}{TEMPORARY_MARK}{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = temporary_beside(existing(path.parent) / path.name)
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise _explained(error, path) from error
+
+
+def existing(folder: Path) -> Path:
+    """What there is of a path: itself or the nearest one above, on whose disk it will lie."""
+    return next(each for each in (folder, *folder.resolve().parents) if each.exists())
 
 
 def _explained(error: OSError, path: Path) -> Exception:

@@ -118,23 +118,17 @@ def require_whole(path: str | Path, verify: bool = True) -> Metadata:
     return meta
 
 
-def _is_version_compatible(path: Path) -> bool:
-    """What the metadata beside it says, if any: such a plan may begin with its own runtime."""
-    try:
-        return bool((read_sidecar(path).engine or {})["flags"]["version_compat"])
-    except (ArtifactError, KeyError):
-        return False
-
-
 def header(path: str | Path) -> Header:
-    """`read_header`, and for a version-compatible plan without one what its metadata says of the flavor."""
+    """`read_header`, and for a version-compatible plan, which may begin with its own runtime, the flavor its metadata says."""
     path = Path(path)
     try:
         return read_header(path)
     except ArtifactError:
-        if path.stat().st_size == 0 or not _is_version_compatible(path):
-            raise
-        return Header((read_sidecar(path).engine or {})["flavor"], None)
+        with contextlib.suppress(ArtifactError, KeyError):  # what is wrong with the plan itself is the one to tell
+            built = read_sidecar(path).engine or {}
+            if path.stat().st_size and built["flags"]["version_compat"]:
+                return Header(built["flavor"], None)
+        raise
 
 
 def require_version(path: str | Path, meta: Metadata) -> ModuleType:

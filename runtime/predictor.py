@@ -175,10 +175,16 @@ class Predictor:
             raise UsageError(f"batch holds NaN ({int(np.isnan(flat).sum())} of {flat.size} values). Check what made it")
         return run(batch) if out is None else run(batch, out)
 
+    @property
+    def largest_batch(self) -> int | None:
+        """Most images in one call; None: no limit."""
+        sizes = [most for _, most in self.batch_sizes]
+        return None if None in sizes else max(sizes)
+
     def fit(self, count: int) -> int:
         """How many images to give for `count`: the smallest batch that holds them, or the largest there is when none does."""
         holding = [max(count, least) for least, most in self.batch_sizes if most is None or count <= most]
-        return min(holding) if holding else max(most for _, most in self.batch_sizes)
+        return min(holding) if holding else self.largest_batch
 
     def logits_in_batches(self, images: np.ndarray, size: int = 64) -> np.ndarray:
         """Raw scores (N, K) float32 of any number of preprocessed images (N, C, H, W) float32, N of 1 or more.

@@ -96,7 +96,7 @@ def open_rgb(image: Image) -> Any:
     from PIL import Image as pil  # here, so that `import runtime` does not pay for it
 
     if isinstance(image, pil.Image):
-        return image if image.mode == "RGB" else _rgb(image, getattr(image, "filename", "") or "a PIL image")
+        return _loaded(image, getattr(image, "filename", "") or "a PIL image")
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
             raise UsageError(f"array of {image.dtype} {image.shape}: expected uint8 (height, width, 3). "
@@ -112,24 +112,23 @@ def open_rgb(image: Image) -> Any:
 def _decode(pil: Any, source: Any, name: str) -> Any:
     try:
         with pil.open(source) as opened:
-            return _rgb(opened, name)
-    except DataError:
-        raise
+            return opened.convert("RGB")
     except FileNotFoundError:
         raise DataError(f"{name}: no such image") from None
     except Exception as error:
         raise _unreadable(name, error) from error
 
 
-def _rgb(image: Any, name: str) -> Any:
+def _loaded(image: Any, name: str) -> Any:
     try:
-        return image.convert("RGB")  # where Pillow decodes what it has only opened
+        image.load()  # Pillow decodes now what it has only opened
+        return image if image.mode == "RGB" else image.convert("RGB")
     except Exception as error:
         raise _unreadable(name, error) from error
 
 
 def _unreadable(name: str, error: Exception) -> DataError:
-    """For whatever a decoder raises at a damaged file: each format has its own errors, from OSError to NotImplementedError."""
+    """For whatever a decoder raises at a damaged file: every format has errors of its own."""
     return DataError(f"{name}: not a readable image ({' '.join(str(error).split()) or type(error).__name__})")
 
 
@@ -139,12 +138,10 @@ def _resize(image: Any, spec: Preprocess, name: str) -> Any:
     size = _resized_size((image.height, image.width), target, spec.crop_mode)
     if size == (image.height, image.width):
         return image
-    if min(size) < 1:
+    too_many = f", more than {MOST_PIXELS:,} pixels" if size[0] * size[1] > MOST_PIXELS else ""
+    if min(size) < 1 or too_many:
         raise DataError(f"{name}: {image.width} x {image.height} pixels are too narrow for crop mode {spec.crop_mode}, which "
-                        f"scales them to {size[1]} x {size[0]}. Crop it, or leave it out")
-    if size[0] * size[1] > MOST_PIXELS:
-        raise DataError(f"{name}: {image.width} x {image.height} pixels are too narrow for crop mode {spec.crop_mode}, which "
-                        f"scales them to {size[1]} x {size[0]}, more than {MOST_PIXELS:,} pixels. Crop it, or leave it out")
+                        f"scales them to {size[1]} x {size[0]}{too_many}. Crop it, or leave it out")
     return image.resize((size[1], size[0]), getattr(_resampling(), spec.interpolation.upper()))
 
 

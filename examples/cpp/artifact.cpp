@@ -145,7 +145,8 @@ void read_metadata(const Json& metadata, Artifact& artifact) {
 }
 
 // The JSON beside a plan, which must be about this plan and about TensorRT itself.
-Json plan_metadata(const std::string& path, std::uint64_t plan_size, bool& version_compatible) {
+Json plan_metadata(Artifact& artifact, std::uint64_t plan_size) {
+    const std::string& path = artifact.path;
     std::ifstream file(path + ".json", std::ios::binary);
     if (!file) {
         throw Error(Exit::artifact, path + ".json is not beside it, which holds preprocessing and class names. Copy both files");
@@ -166,7 +167,7 @@ Json plan_metadata(const std::string& path, std::uint64_t plan_size, bool& versi
             throw Error(Exit::artifact,
                         "built without its weights, which this program cannot put back. Build it without --strip-weights");
         }
-        version_compatible = compatible && compatible->boolean();
+        artifact.version_compatible = compatible && compatible->boolean();
     }
     return metadata;
 }
@@ -174,7 +175,7 @@ Json plan_metadata(const std::string& path, std::uint64_t plan_size, bool& versi
 void fill(std::ifstream& file, Artifact& artifact) {
     const std::uint64_t size = size_of(file);
     if (artifact.is_plan) {
-        read_metadata(plan_metadata(artifact.path, size, artifact.version_compatible), artifact);
+        read_metadata(plan_metadata(artifact, size), artifact);
         return;
     }
     const std::string text = onnx_metadata(file, size);

@@ -7,7 +7,6 @@
 #include <fstream>
 #include <iterator>
 #include <memory>
-#include <new>
 #include <string_view>
 
 #include "error.hpp"
@@ -239,7 +238,5 @@ Image read_image(const std::string& path) {
         throw Error(error.code, path + ": " + error.what());
     } catch (const std::ios_base::failure& error) {
         throw Error(Exit::usage, path + ": cannot be read (" + error.what() + ")");
-    } catch (const std::bad_alloc&) {
-        throw Error(Exit::usage, path + ": does not fit into memory");
     }
 }

@@ -128,8 +128,9 @@ public:
                 add(paths_[next_], pixels.data() + preprocess_.size() * read.size());
                 read.push_back(paths_[next_]);
             } catch (const Error& error) {
-                warn(error);
-                worst_ = std::max(worst_, static_cast<int>(error.code));
+                leave_out(error);
+            } catch (const std::bad_alloc&) {
+                leave_out(Error(Exit::usage, paths_[next_] + ": does not fit into memory"));
             }
         }
         return read;
@@ -138,14 +139,17 @@ public:
     int worst() const { return worst_; }  // exit code of the images that could not be read
 
 private:
+    void leave_out(const Error& error) {
+        warn(error);
+        worst_ = std::max(worst_, static_cast<int>(error.code));
+    }
+
     void add(const std::string& path, float* out) const {
         Image image = read_image(path);
         try {
             preprocess_.apply(std::move(image), out);
         } catch (const Error& error) {
             throw Error(error.code, path + ": " + error.what());
-        } catch (const std::bad_alloc&) {
-            throw Error(Exit::usage, path + ": does not fit into memory");
         }
     }
 

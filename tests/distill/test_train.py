@@ -178,7 +178,7 @@ def test_resume_finishes_the_control_as_well(run, teacher_file, tmp_path, same_w
 
 @pytest.mark.parametrize("flag", ["--teacher-ckpt", "--student-ckpt"])
 @pytest.mark.parametrize("output", ["run", "run/../run"])
-def test_a_run_does_not_overwrite_the_weights_it_reads(run, tmp_path, same_weights, flag, output):
+def test_a_run_does_not_overwrite_the_weights_it_reads(run, tmp_path, flag, output):
     assert run("--teacher", "none")[0] == 0
     best = tmp_path / "run" / "best.pth"
     before = best.read_bytes()

@@ -247,6 +247,12 @@ def test_file_that_is_not_there(tmp_path, capsys):
     assert export(tmp_path / "a.pth", "--flavor", "rtx") == 2 and "no such checkpoint or .onnx file" in error_of(capsys)
 
 
+def test_plan_that_cannot_be_written_is_named_before_it_is_built(fp32_file, monkeypatch, capsys):
+    monkeypatch.setattr(engine_process, "build", lambda *given: pytest.fail("built"))
+    assert export(fp32_file, "--flavor", "rtx", "--output", fp32_file / "a.plan") == 2 and "cannot be written" in error_of(capsys)
+    assert os.listdir(fp32_file.parent) == [fp32_file.name]
+
+
 def test_existing_plan_is_kept(fp32_file, capsys):
     plan = fp32_file.with_suffix(".plan")
     plan.write_bytes(b"mine")

@@ -30,6 +30,8 @@ class Options:
     """Pixels."""
     json: bool = False
     """JSON."""
+    seed: int = 0
+    """Of chance."""
 
 
 def parse(*argv: str) -> Options:
@@ -68,6 +70,7 @@ def test_an_unknown_flag_names_the_nearest(argv, words):
     (("--engine", "x", "--batch", "1.5"), "--batch 1.5: expected a whole number."),
     (("--engine", "x", "--share", "half"), "--share half: expected a number."),
     (("--engine", "x", "--share", "NaN"), "--share nan: expected a number."),
+    (("--engine", "x", "--seed", "-1"), "--seed -1: expected 0 or more."),
     (("--engine", "x", "--hint", "speed"), "--hint speed: expected both, latency or throughput."),
     (("--engine", "x", "--batch", "/a/long/path" * 9), "/a/long/path" * 9),
     (("--engine", "x", "stray"), "stray"),

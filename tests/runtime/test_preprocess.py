@@ -174,9 +174,10 @@ def test_whatever_a_decoder_raises_is_a_broken_image(tmp_path, monkeypatch, erro
         Preprocess()(path)
 
 
-def test_a_truncated_image_that_was_only_opened_is_named(tmp_path):
+@pytest.mark.parametrize("shape", [(64, 64), (64, 64, 3)], ids=["gray, to be converted", "colour"])
+def test_a_truncated_image_that_was_only_opened_is_named(tmp_path, shape):
     path = tmp_path / "cut.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)).save(path)  # gray: it must be converted
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:1000])
     with Image.open(path) as opened, pytest.raises(DataError, match=r"cut\.png: not a readable image"):
         Preprocess()(opened)
