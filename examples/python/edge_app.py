@@ -33,6 +33,8 @@ from runtime.errors import Interrupted
 
 LOOK_S = 0.1
 """Seconds between two looks whether a signal came."""
+RELEASE_S = 3.0
+"""Seconds that a source has to end once it is asked to, so that its camera is given back; one that hangs is left behind."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -147,11 +149,15 @@ def label_all(given: argparse.Namespace, predictor: runtime.Predictor) -> int:
     cut_off = not feeder.done.is_set()
     feeder.stop.set()
     pipeline.arrivals.close()
-    pipeline.join()
-    if pipeline.counts.images or not feeder.failure:
+    try:
+        pipeline.join()
+    finally:
+        feeder.done.wait(RELEASE_S)
+    failure = None if cut_off else feeder.failure  # what a source says after it was asked to stop is no news
+    if pipeline.counts.images or not failure:
         report(pipeline.counts.summary(pipeline.arrivals.dropped), given.json)
-    if feeder.failure:
-        raise feeder.failure
+    if failure:
+        raise failure
     return Interrupted.exit_code if cut_off and given.folder and not given.watch else 0
 
 

@@ -184,10 +184,11 @@ class VideoCapture:
     def isOpened(self):
         return self.left > 0
     def read(self):
-        time.sleep(float(os.environ["PERIOD"]))
+        time.sleep(float(os.environ["PERIOD"] if self.left else os.environ.get("LAST", os.environ["PERIOD"])))
         self.left -= 1
         return (True, np.full((8, 10, 3), (255, 0, 0), np.uint8)) if self.left >= 0 else (False, None)
     def release(self):
+        time.sleep(float(os.environ.get("RELEASE", "0")))
         print("released", flush=True, file=__import__("sys").stderr)
 '''
 
@@ -246,13 +247,25 @@ def test_a_file_name_that_is_no_text_comes_back_as_it_was(student, folder, monke
     assert process.returncode == 0 and b"caf\xe9.png\t" in out
 
 
-def test_a_camera_ends_with_code_0_at_a_signal(student, camera):
+def test_a_camera_ends_with_code_0_at_a_signal_and_is_given_back(student, camera, monkeypatch):
+    monkeypatch.setenv("RELEASE", "0.5")  # a driver takes its time; the process must not end before
     process = start(student, "--camera", "0", "--json", path=[camera("camera", 10**6, 0.01)], allowed=["cv2"])
     wait_for_lines(process, 3)
     process.send_signal(signal.SIGINT)
     out, errors = rest(process)
     assert process.returncode == 0 and errors == "released\n"
     assert "statistics" in out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("last", "expected"), [("1.5", "released\n"), ("1000", "")], ids=["loses its stream", "hangs"])
+def test_a_camera_that_fails_after_the_signal_ends_with_code_0_too(student, camera, monkeypatch, last, expected):
+    monkeypatch.setenv("LAST", last)  # seconds until the frame after the third one, which never arrives
+    process = start(student, "--camera", "0", "--json", path=[camera("camera", 3)], allowed=["cv2"])
+    wait_for_lines(process, 3)
+    process.send_signal(signal.SIGINT)
+    out, errors = rest(process)
+    assert process.returncode == 0 and errors == expected
+    assert json.loads(out.splitlines()[-1])["statistics"]["images"] == 3
 
 
 # ---- the parts themselves, in this process
