@@ -120,7 +120,7 @@ def load_any(path: str | Path, model: str | None = None, model_args: Mapping[str
     from .models import convert, preprocess_of  # here: models import timm, reading a file does not need it
 
     state_dict, notes = unwrap(values, str(path))
-    preprocess = preprocess_of(model)
+    preprocess = preprocess_of(model, (model_args or {}).get("img_size", 0))
     state_dict, arguments, more = convert.convert(model, model_args or {}, state_dict)
     return Checkpoint(model=model, model_args=arguments, state_dict=state_dict, preprocess=preprocess, class_names=None,
                       role="plain", lineage={"converted": notes + more}, path=str(path))

@@ -17,6 +17,7 @@ from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import timm
 import torch
 import tyro
 
@@ -59,7 +60,7 @@ class ErfOptions:
     model_args: tuple[str, ...] = ()
     """Arguments of the architecture of foreign files, KEY=VALUE."""
     num_classes: int = 0
-    """Number of classes of foreign files; 0: that of the data."""
+    """Number of classes of foreign files whose classifier does not show it; 0: that of the data."""
     img_size: Annotated[int, tyro.conf.arg(aliases=["--imgsz"])] = 0
     """Whole images are resized to squares of this side, pixels; 0: each network's own input size. The papers take 1024."""
     num_images: int = 50
@@ -136,7 +137,7 @@ def measure_and_write(options: ErfOptions) -> tuple[list[Measured], dict[str, An
 def _measure(found: Checkpoint, images: ImageSet, chosen: Sequence[int], options: ErfOptions, device: torch.device) -> erf.Erf:
     from .progress import progress_bar
 
-    classes = found.num_classes or options.num_classes or len(images.class_names)
+    classes = found.num_classes or _classes_of(found) or options.num_classes or len(images.class_names)
     model = models.build(found.model, classes, found.model_args)
     checkpoints.load_weights(model, found)
     spec = erf.resized(found.preprocess, *input_size(found, options.img_size))
@@ -146,6 +147,13 @@ def _measure(found: Checkpoint, images: ImageSet, chosen: Sequence[int], options
             return erf.measure(model.to(device), batches, device, after_batch=advance)
         except GateError as error:
             raise ArtifactError(f"{found.path}: {error}") from error
+
+
+def _classes_of(found: Checkpoint) -> int:
+    """How many classes the classifier of a foreign file has; 0 where its weight is not found by timm's name for it."""
+    classifier = getattr(timm.get_pretrained_cfg(found.model), "classifier", None)
+    weight = found.state_dict.get(f"{classifier}.weight")
+    return 0 if weight is None else weight.shape[0]
 
 
 def input_size(found: Checkpoint, img_size: int) -> tuple[int, int]:

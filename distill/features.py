@@ -57,7 +57,7 @@ class Stage:
 class Taps:
     """`taps(images)` -> Outputs with the maps of the stages chosen by `use`; none at first. `close()` takes the hooks off.
 
-    Layers inside a torch.compile-d or DDP-wrapped network are reached through `forward`, the wrapped callable; choose the stages
+    Layers inside a torch.compile-d network are reached through `forward`, the wrapped callable; choose the stages
     before its first call, because torch.compile does not look for hooks again. Raises UsageError where nothing can be tapped, and
     for a wrapped network whose maps only timm can give.
     """
@@ -71,7 +71,7 @@ class Taps:
         self.stages = _probe(model, tuple(input_size))
         if self.stages[0].layout == "timm" and self.forward is not model:
             raise UsageError(f"the maps of {type(model).__name__} come from its layers called one by one, not from the whole "
-                             "network: it can be neither compiled nor trained on several GPUs with a loss of features")
+                             "network: it cannot be compiled with a loss of features")
 
     def use(self, stages: Iterable[Stage]) -> None:
         """Read these stages, in this order, from the next call on; the same stage may be asked for twice."""
@@ -144,9 +144,24 @@ def match(student: Sequence[Stage], teacher: Sequence[Stage], stages: str = "all
     return _by_stride(student, teacher) if stages == "all" else _by_hand(student, teacher, stages)
 
 
-def describe(pairs: Sequence[tuple[Stage, Stage]]) -> list[str]:
-    """One printable line per pair."""
-    return [f"stage {s.index}: student {s} <- teacher {t}" for s, t in pairs]
+def choose(student: Sequence[Stage], stages: str = "all") -> list[Stage]:
+    """Stages of the student alone, shallow to deep, for a loss that reads no map of the teacher.
+
+    stages: `last`; `all`, those of its four deepest strides (of blocks of one stride four, evenly spaced); `1,2` names them by
+    hand, as `match` does. What stands behind a colon, a stage of the teacher, is not looked at.
+    """
+    if stages == "last":
+        return [student[-1]]
+    if stages == "all":
+        strides = sorted({stage.stride for stage in student})[-4:]
+        return [stage for stage, _ in _by_stride(student, student) if stage.stride in strides]
+    found = {_find(student, part.partition(":")[0].strip(), "student") for part in stages.split(",")}
+    return sorted(found, key=lambda stage: stage.index)
+
+
+def describe(pairs: Sequence[tuple[Stage, Stage | None]]) -> list[str]:
+    """One printable line per pair; without a teacher's stage it is the teacher's logits that teach."""
+    return [f"stage {s.index}: student {s} <- teacher {t or 'logits'}" for s, t in pairs]
 
 
 def _by_stride(student: Sequence[Stage], teacher: Sequence[Stage]) -> list[tuple[Stage, Stage]]:

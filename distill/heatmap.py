@@ -110,6 +110,7 @@ def _draw(canvas: Image.Image, pen: ImageDraw.ImageDraw, panel: Panel, left: int
 def _outline(pen: ImageDraw.ImageDraw, box: Sequence[float], colour: tuple[int, int, int]) -> None:
     """A coloured line with a dark one around it, so that it is seen on bright and dark parts of a map."""
     left, top, right, bottom = (round(v) for v in box)
+    right, bottom = max(right, left), max(bottom, top)  # less than a pixel of the picture
     pen.rectangle([left - 1, top - 1, right + 1, bottom + 1], outline=INK)
     pen.rectangle([left, top, right, bottom], outline=colour, width=2)
 

@@ -8,6 +8,7 @@ Elsewhere: the losses (distill.losses), the taps and the matching (distill.featu
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from runtime.errors import UsageError
 
 from . import losses
-from .features import Stage, Taps, describe, match
+from .features import Stage, Taps, choose, describe, match
 from .losses import Outputs
 from .recipe import Recipe, key_values
 from .teacher import Teacher
@@ -66,52 +67,63 @@ class Objective:
         self.losses = [losses.create(term.name, **term.settings) for term in self.terms]
         self.projectors = nn.ModuleList([each for each in self.losses if isinstance(each, nn.Module)])
         self.names = _column_names([term.name for term in self.terms])
-        self._parts = [slice(0, 0)] * len(self.terms)
+        self._parts = [(slice(0, 0), slice(0, 0))] * len(self.terms)
+        """Which of the student's and of the teacher's maps each loss reads."""
         self.student: Callable[[Tensor], Outputs] = lambda images: Outputs(forward(images))
         if len(self.projectors):
             self.student = taps = Taps(model, input_size, forward)
             if teacher.taps:
                 teacher.taps.close()
-            teacher.taps = Taps(teacher.model, teacher.preprocess.input_size, teacher.forward)
-            pairs = self._match(taps.stages, teacher.taps.stages)
-            taps.use(pair[0] for pair in pairs)
-            teacher.taps.use(pair[1] for pair in pairs)
-        student_out = self._prepare(model, teacher, input_size, device)
+            teacher.taps = None
+            if any(loss.teacher_maps for loss in self.projectors):
+                teacher.taps = Taps(teacher.model, teacher.preprocess.input_size, teacher.forward)
+            ours, theirs = self._match(taps.stages, teacher.taps.stages if teacher.taps else ())
+            taps.use(ours)
+            if teacher.taps:
+                teacher.taps.use(theirs)
+        noise = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0)).to(device)
+        self._prepare(model, teacher, noise)
+        logits = _first_logits(model, noise)
         for term in self.terms:
-            self.notes += losses.check(term.name, num_classes, recipe.batch, student_out.logits, **term.settings)
+            self.notes += losses.check(term.name, num_classes, recipe.batch, logits, **term.settings)
+        for name, loss in zip(self.names, self.losses, strict=True):
+            if isinstance(loss, nn.Module):
+                self.notes += [f"{name}: {line}" for line in loss.notes(recipe.batch)]
 
-    def _match(self, student: Sequence[Stage], teacher: Sequence[Stage]) -> list[tuple[Stage, Stage]]:
-        """Pairs of all feature losses one after the other; each loss remembers which are its own."""
-        pairs: list[tuple[Stage, Stage]] = []
+    def _match(self, student: Sequence[Stage], teacher: Sequence[Stage]) -> tuple[list[Stage], list[Stage]]:
+        """(student's, teacher's) stages of all feature losses one after the other; each loss remembers which are its own."""
+        ours: list[Stage] = []
+        theirs: list[Stage] = []
         for index, (term, loss) in enumerate(zip(self.terms, self.losses, strict=True)):
             if isinstance(loss, nn.Module):
-                mine = match(student, teacher, term.stages or loss.stages)
-                self._parts[index] = slice(len(pairs), len(pairs) + len(mine))
-                pairs += mine
-                self.notes += [f"{self.names[index]}: {line}" for line in describe(mine)]
-        return pairs
+                words = term.stages or loss.stages
+                pairs = match(student, teacher, words) if loss.teacher_maps else [(s, None) for s in choose(student, words)]
+                mine, its = [s for s, _ in pairs], [t for _, t in pairs if t]
+                self._parts[index] = (slice(len(ours), len(ours) + len(mine)), slice(len(theirs), len(theirs) + len(its)))
+                ours += mine
+                theirs += its
+                self.notes += [f"{self.names[index]}: {line}" for line in describe(pairs)]
+        return ours, theirs
 
     @torch.no_grad()
-    def _prepare(self, model: nn.Module, teacher: Teacher, input_size: Sequence[int], device: torch.device) -> Outputs:
-        """Make the projectors for maps of these networks; returns the student's outputs for two images of noise."""
-        noise = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0)).to(device)
+    def _prepare(self, model: nn.Module, teacher: Teacher, noise: Tensor) -> None:
+        """Make the projectors for maps of these networks."""
+        if not len(self.projectors):
+            return
         training = model.training
         model.eval()
         student_out = self.student(noise)
         model.train(training)
-        if not len(self.projectors):
-            return student_out
         teacher_out = teacher(noise)
-        for loss, part in zip(self.losses, self._parts, strict=True):
+        for loss, (ours, theirs) in zip(self.losses, self._parts, strict=True):
             if isinstance(loss, nn.Module):
-                loss.prepare(_part(student_out, part), _part(teacher_out, part), teacher.model)
-        self.projectors.to(device).train()
-        return student_out
+                loss.prepare(_part(student_out, ours), _part(teacher_out, theirs), teacher.model)
+        self.projectors.to(noise.device).train()
 
     def __call__(self, student: Outputs, teacher: Outputs, target: Tensor) -> tuple[Tensor, list[Tensor]]:
         """student and teacher as `student(images)` and `Teacher` give them; target (N,) or (N, K)."""
-        values = [loss(_part(student, part), _part(teacher, part), target)
-                  for loss, part in zip(self.losses, self._parts, strict=True)]
+        values = [loss(_part(student, ours), _part(teacher, theirs), target)
+                  for loss, (ours, theirs) in zip(self.losses, self._parts, strict=True)]
         return sum(term.weight * value for term, value in zip(self.terms, values, strict=True)), values
 
     def parameters(self) -> list[nn.Parameter]:
@@ -123,6 +135,20 @@ class Objective:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.projectors.load_state_dict(state)
+
+
+@torch.no_grad()
+def _first_logits(model: nn.Module, images: Tensor) -> Tensor:
+    """The logits (N, K) that training begins with: in train mode, because the running statistics of fresh batch norms normalise
+    nothing and a deep network's logits all but vanish in eval mode. Statistics and random numbers are left as they were."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    training = model.training
+    with torch.random.fork_rng([images.device] if images.device.type == "cuda" else []):
+        logits = model.train()(images)
+    model.train(training)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
+    return logits
 
 
 def _part(outputs: Outputs, part: slice) -> Outputs:
@@ -137,7 +163,7 @@ def _parse(text: str) -> Term:
     stages = [piece for piece in pieces if piece.startswith("stages=")]  # 2:3 would be a number of minutes in YAML
     settings = key_values(tuple(piece for piece in pieces if piece not in stages))
     weight = settings.pop("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight >= 0:
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
         raise UsageError(f"losses {text!r}: weight {weight!r}; expected a number, 0 or more")
     if stages and name not in losses.FEATURE:
         raise UsageError(f"losses {text!r}: {name} compares logits and has no stages. Leave them out")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import typing
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
@@ -19,6 +20,8 @@ import tyro
 
 from runtime.commands import nearest
 from runtime.errors import UsageError
+
+EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 def _flag(*aliases: str) -> Any:
@@ -69,7 +72,7 @@ class Recipe:
     kd_temperature: float | None = None
     """Softens both networks' classes, above 0; None takes the loss's own default (kl 4, nkd 1). Losses without one ignore it."""
     kd_gamma: float | None = None
-    """Weight of NKD's other classes or of DIST's columns, 0 or more; None: the loss's own (nkd 1.5). Other losses ignore it."""
+    """Weight of NKD's other classes, DIST's columns or MLKD's classes, 0 or more; None: the loss's own. Others ignore it."""
     kd_args: tuple[str, ...] = ()
     """Any other setting of the loss as KEY=VALUE, for example alpha=1 beta=8 (dkd) or mixed_labels=both (nkd, dkd, ofa)."""
     distill_loss_weight: float = 1.0
@@ -313,7 +316,10 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
 
 
 def key_values(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """KEY=VALUE pairs as a dict; values are read as YAML (numbers, lists, true). Raises UsageError without `=`."""
+    """KEY=VALUE pairs as a dict; values are read as YAML (numbers, lists, true), and 1e-3 as the number it is.
+
+    Raises UsageError without `=`.
+    """
     import yaml
 
     result = {}
@@ -322,10 +328,17 @@ def key_values(pairs: tuple[str, ...]) -> dict[str, Any]:
         if not equals or not key:
             raise UsageError(f"{pair!r}: expected KEY=VALUE, for example width=0.5")
         try:
-            result[key] = yaml.safe_load(value)
+            result[key] = _with_exponents(yaml.safe_load(value))
         except yaml.YAMLError as error:
             raise UsageError(f"{pair!r}: the value cannot be read ({' '.join(str(error).split())})") from error
     return result
+
+
+def _with_exponents(value: Any) -> Any:
+    """Numbers as 1e-3, which YAML 1.1 takes for words because they have no point, or no sign behind the e."""
+    if isinstance(value, list):
+        return [_with_exponents(item) for item in value]
+    return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
 
 
 def _loss_as_text(entry: Any, where: str) -> Any:

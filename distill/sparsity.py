@@ -115,7 +115,6 @@ class SparseTraining:
         """Between the backward pass and the optimizer: hide the gradients of masked weights."""
         if self.growth == "gradient" and self.changes_at(update):
             self._gradients = {name: self.weights[name].grad.abs() for name in self.masks if self.weights[name].grad is not None}
-        self._grown = {}
         if self.changes_at(update - 1):  # what grew then makes its first step now; until then its average is exactly 0
             self._grown = {name: (average == 0) & self.masks[name].to(average.device)
                            for name, average in self.averaged.items() if name in self.masks}
@@ -129,6 +128,8 @@ class SparseTraining:
         for name, grown in self._grown.items():
             average = self.averaged[name]
             average.copy_(torch.where(grown, self.weights[name].to(average), average))
+        if any(bool(self.weights[name][grown.to(self.weights[name].device)].any()) for name, grown in self._grown.items()):
+            self._grown = {}  # they moved; where they did not, the scaler skipped the step and their first one is still to come
         self._apply(self.masks)
         if self.changes_at(update):
             self._exchange(update)

@@ -88,7 +88,7 @@ def load(recipe: Recipe, class_names: list[str], student_preprocess: Preprocess,
         preprocess = found.preprocess
     else:
         model = models.build(name, len(class_names), model_args, pretrained=True)
-        preprocess = models.preprocess_of(name)
+        preprocess = models.preprocess_of(name, model_args.get("img_size", 0))
         config = getattr(model, "pretrained_cfg", {})
         if config.get("num_classes") != len(class_names):
             raise UsageError(f"teacher {name}: its published weights know {config.get('num_classes')} classes, the data has "

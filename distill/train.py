@@ -8,6 +8,7 @@ Elsewhere: the training itself (distill.trainer).
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -83,6 +84,9 @@ def is_qat(argv: Sequence[str]) -> bool:
 
 def run(options: TrainOptions, make: Callable[..., Any] | None = None) -> None:
     """Train, save, print what the teacher bought. make: what trains, with the arguments of `Trainer` (the default)."""
+    if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
+        raise UsageError("started as one of several processes (WORLD_SIZE): training uses one GPU, and each process would write "
+                         "the same run. Start it without torchrun")
     folder = _prepare_folder(options)
     paths = {name: _absolute(getattr(options, name)) for name in ("data", "val_data", "teacher_ckpt", "student_ckpt")}
     options = replace(options, **paths)
@@ -210,7 +214,10 @@ def _student_preprocess(options: Recipe) -> Any:
         preprocess = checkpoints.load_any(options.student_ckpt, options.student).preprocess
     else:
         preprocess = models.preprocess_of(options.student)
-    size = (3, options.img_size, options.img_size) if options.img_size else preprocess.input_size
+    built_for = recipes.key_values(options.student_args).get("img_size", 0)
+    if options.img_size and built_for not in (0, options.img_size):
+        raise UsageError(f"--img-size {options.img_size} and --student-args img_size={built_for}: two sizes. Give one")
+    size = models.preprocess_of(options.student, options.img_size or built_for or preprocess.input_size[1:]).input_size
     # random crops of a padded image show it at its own scale, and so must validation
     crop_pct = options.crop_pct or (1.0 if options.crop_padding else preprocess.crop_pct)
     return replace(preprocess, input_size=size, crop_pct=crop_pct)

@@ -117,8 +117,8 @@ class Trainer:
             start = checkpoints.load_any(recipe.student_ckpt, recipe.student, self.model_args)
             require_same_classes(start.class_names, recipe.student_ckpt, self.class_names, "data")
             self.notes += start.notes
-            if start.class_names is None:  # a published file may show its own kernel sizes
-                self.model_args = start.model_args
+            # a published file may show its own kernel sizes; one of ours says with what it was built
+            self.model_args = start.model_args | (self.model_args if start.class_names is not None else {})
         model = models.build(recipe.student, len(self.class_names), self.model_args,
                              drop_rate=recipe.drop, drop_path_rate=recipe.drop_path)
         if start:

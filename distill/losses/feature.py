@@ -72,6 +72,10 @@ class FeatureLoss(nn.Module):
         """The loss of matched maps (N, C, H, W), float32 or wider."""
         raise NotImplementedError
 
+    def notes(self, batch: int) -> list[str]:
+        """Lines to show before training with batches of so many images, once prepared; none by default."""
+        return []
+
     def _maps(self, student: Outputs, teacher: Outputs) -> tuple[list[Tensor], list[Tensor]]:
         name, theirs = type(self).__name__, teacher.features if self.teacher_maps else student.features
         if not student.features or len(student.features) != len(theirs):

@@ -2,7 +2,7 @@
 
 In:  the student's maps; the teacher's logits, none of its maps, so a teacher of any family will do.
 Out: nats per image, summed over the stages.
-Elsewhere: the loss itself (distill.losses.ofa, also used alone on the student's own logits), matching (distill.features), the
+Elsewhere: the loss itself (distill.losses.ofa, also used alone on the student's own logits), the choice (distill.features), the
      weight beside other losses (distill.trainer; the paper uses 1).
 """
 

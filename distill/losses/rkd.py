@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from runtime.errors import UsageError
@@ -18,8 +18,10 @@ from runtime.errors import UsageError
 from .base import Outputs
 from .feature import FeatureLoss
 
-LARGE_BATCH = 512
-"""From here on, images, the batch**3 cosines of one network take half a gigabyte."""
+LARGE = 5e8
+"""Bytes from which the pairs and triplets of a batch are worth a line."""
+COPIES = 6
+"""Differences of all pairs that are held at once at the peak, squares, units and their gradients among them."""
 
 
 class RKD(FeatureLoss):
@@ -28,7 +30,7 @@ class RKD(FeatureLoss):
     Distances between all images are divided by their mean; angles are the cosines at each image between every two others.
     Differences are formed before they are squared, so near images lose no digits; images closer than sqrt(eps) count as one
     point, at distance sqrt(eps) and in no direction, and send back no gradient. eps is in squared units of the features.
-    Time grows with batch**2 * channels and memory with batch**3. Raises UsageError below 3 images: relative distances of 2 are
+    Time and memory grow with batch**2 * channels and batch**3. Raises UsageError below 3 images: relative distances of 2 are
     always 1.
     """
 
@@ -37,6 +39,18 @@ class RKD(FeatureLoss):
         if not distance_weight and not angle_weight:
             raise UsageError("rkd with both weights 0: nothing is taught. Raise distance_weight or angle_weight")
         self.distance_weight, self.angle_weight, self.eps = distance_weight, angle_weight, eps
+        self.channels = 0
+
+    def build(self, s: list[Tensor], t: list[Tensor], teacher: Outputs, teacher_model: nn.Module | None) -> None:
+        self.channels = max(s[-1].shape[1], t[-1].shape[1])
+
+    def notes(self, batch: int) -> list[str]:
+        """A warning where the pairs of a batch, or its triplets, take much memory."""
+        size = 4 * batch**2 * (COPIES * self.channels + (batch if self.angle_weight else 0))
+        if size < LARGE:
+            return []
+        return [f"the differences of all pairs of {batch} images in {self.channels} channels take about {size / 1e9:.1f} GB. "
+                "Use a smaller batch if that is too much"]
 
     def compute(self, s: list[Tensor], t: list[Tensor], teacher: Outputs, target: Tensor) -> Tensor:
         if len(s[-1]) < 3:
@@ -61,13 +75,10 @@ class RKD(FeatureLoss):
 
 
 def degenerate(num_classes: int, batch: int, logits: Tensor | None, settings: dict[str, Any]) -> list[str]:
-    """An error below 3 images; a warning where the triplets of a batch take much memory."""
+    """An error below 3 images."""
     if batch < 3:
         raise UsageError(_too_few(batch))
-    if batch < LARGE_BATCH or not settings["angle_weight"]:
-        return []
-    return [f"rkd with batch {batch}: the cosines of all triplets take {4 * batch**3 / 1e9:.1f} GB per network. "
-            "Use a smaller batch, or angle_weight 0"]
+    return []
 
 
 def _too_few(batch: int) -> str:

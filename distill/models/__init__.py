@@ -8,7 +8,7 @@ Elsewhere: weights (distill.checkpoint), one family per file in this folder.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
@@ -41,12 +41,21 @@ def build(name: str, num_classes: int, model_args: Mapping[str, Any] | None = No
 
 
 def require_known(name: str) -> None:
-    """Raise UsageError, with the nearest name, unless `name` is an architecture."""
+    """Raise UsageError, with the nearest name, unless `name` is an architecture, or one with the tag of its published weights."""
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=1)
         raise UsageError(f"no architecture called {name!r}" + (f"; did you mean {close[0]}?" if close else ".")
                          + " All of timm's names work, and slak_tiny, slak_small, slak_base, replknet_31b, replknet_31l, "
                            "replknet_xl, unireplknet_a to unireplknet_xl, and for 32 x 32 images resnet20 to resnet56")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError:  # only a tag that is none
+        architecture, _, tag = name.partition(".")
+        known = timm.list_pretrained(f"{architecture}.*")
+        close = difflib.get_close_matches(name, known, n=1)
+        raise UsageError(f"{architecture} has no published weights called {tag!r}"
+                         + (f"; did you mean {close[0]}?" if close else ".")
+                         + f" Known: {', '.join(known) or 'none'}. Leave the tag out to name the architecture alone") from None
 
 
 def size_argument(name: str, img_size: int) -> dict[str, int]:
@@ -55,11 +64,17 @@ def size_argument(name: str, img_size: int) -> dict[str, int]:
     return {"img_size": img_size} if img_size and config is not None and config.fixed_input_size else {}
 
 
-def preprocess_of(name: str, img_size: int = 0) -> Preprocess:
-    """What the pretrained weights of `name` expect, from timm's data config; img_size in pixels replaces the size, 0 keeps it."""
+def preprocess_of(name: str, img_size: int | Sequence[int] = 0) -> Preprocess:
+    """What the pretrained weights of `name` expect, from timm's data config.
+
+    img_size, as the network's argument of that name, replaces the size: a side or (height, width) in pixels, 0 keeps it.
+    """
     require_known(name)
     config = timm.get_pretrained_cfg(name)
     resolved = resolve_data_config({}, pretrained_cfg=config.to_dict() if config else {})
-    size = (3, img_size, img_size) if img_size else tuple(resolved["input_size"])
+    sides = tuple(img_size) if isinstance(img_size, (list, tuple)) else (img_size, img_size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side >= 0 for side in sides):
+        raise UsageError(f"img_size {img_size!r}: expected a side in pixels, or two as [height, width]")
+    size = (3, *sides) if all(sides) else tuple(resolved["input_size"])
     return Preprocess(input_size=size, interpolation=resolved["interpolation"], crop_pct=resolved["crop_pct"],
                       crop_mode=resolved["crop_mode"], mean=resolved["mean"], std=resolved["std"])

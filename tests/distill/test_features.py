@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from distill import losses, models
-from distill.features import Stage, Taps, describe, match
+from distill.features import Stage, Taps, choose, describe, match
 from distill.losses import Outputs
 from runtime.errors import UsageError
 
@@ -269,7 +269,7 @@ def test_tokens_in_another_order_are_put_back_by_timm():
 def test_maps_that_only_timm_can_give_need_the_plain_network():
     model = build("twins")
     assert [stage.layout for stage in Taps(model, (3, 64, 64)).stages] == ["timm"] * 4
-    with pytest.raises(UsageError, match="neither compiled nor trained on several GPUs"):
+    with pytest.raises(UsageError, match="cannot be compiled"):
         Taps(model, (3, 64, 64), torch.compile(model, backend="eager"))
 
 
@@ -390,3 +390,15 @@ def test_every_loss_trains_every_student_from_every_teacher(student, teacher, na
     assert all(torch.isfinite(p.grad).all() for p in [*ours.parameters(), *loss.parameters()] if p.grad is not None)
     assert next(ours.parameters()).grad.abs().max() > 0  # down to the first layer
     assert all(p.grad is None and torch.equal(p, w) for p, w in zip(theirs.parameters(), weights, strict=True))
+
+
+def test_stages_of_the_student_alone():
+    five = [Stage(i, f"s{i}", 8, 64 // s, 64 // s, s, 64) for i, s in enumerate((2, 4, 8, 16, 32))]
+    blocks = [Stage(i, f"blocks.{i}", 8, 4, 4, 16, 64) for i in range(12)]
+    assert choose(five) == five[1:]  # not the stem
+    assert choose(five[2:]) == five[2:]
+    assert choose(five, "last") == [five[4]]
+    assert choose(five, "3, 1:7,s3") == [five[1], five[3]]  # by number or module, a teacher's stage beside it or not
+    assert [stage.index for stage in choose(blocks)] == [2, 5, 8, 11]
+    with pytest.raises(UsageError, match="the student has no stage '5'"):
+        choose(five, "5")

@@ -59,6 +59,12 @@ def test_a_square_is_drawn_around_the_centre(size):
     assert not (picture == OUTLINES[1]).all(-1).any()
 
 
+def test_a_square_smaller_than_a_pixel_of_the_picture_is_drawn_all_the_same():
+    picture = drawn(np.zeros((2048, 2048)), [Square(1, "one")])[TOP:TOP + MAP, GAP:GAP + MAP]
+    rows, columns = np.nonzero((picture == OUTLINES[0]).all(-1))
+    assert len(rows) >= 1 and abs(rows - MAP // 2).max() <= 2 and abs(columns - MAP // 2).max() <= 2
+
+
 def test_networks_stand_side_by_side_and_maps_below_one_another():
     one, three, two_rows = drawn(np.ones((8, 8))), drawn(np.ones((8, 8)), columns=3), drawn(np.ones((8, 8)), rows=2)
     assert three.shape[1] - one.shape[1] == 2 * (COLUMN + GAP) and three.shape[0] == one.shape[0]

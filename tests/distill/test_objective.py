@@ -9,6 +9,7 @@ from distill import models
 from distill import objective as objectives
 from distill.losses import Outputs
 from distill.objective import Term, terms_of
+from distill.teacher import Teacher
 from runtime.errors import UsageError
 
 
@@ -33,6 +34,8 @@ def test_a_setting_of_another_loss_is_left_out_when_it_came_by_its_flag_and_refu
     ("fd:weight=0,stages=2:3,4:4,target_norm=map", Term("fd", 0.0, {"target_norm": "map"}, "2:3,4:4")),
     ('fd:stages="2:3,4:4"', Term("fd", 1.0, {}, "2:3,4:4")),
     ("fd:stages=1:20", Term("fd", 1.0, {}, "1:20")),  # 80 seconds to YAML
+    ("at:weight=1e3", Term("at", 1000.0)),
+    ("mgd:weight=3E-05,alpha_mgd=2e-5", Term("mgd", 3e-5, {"alpha_mgd": 2e-5})),
 ])
 def test_a_list_says_the_same(recipe, text, expected):
     assert terms_of(recipe(losses=(text,))) == [expected]
@@ -42,6 +45,7 @@ def test_a_list_says_the_same(recipe, text, expected):
     ("nkt", r"no loss called 'nkt'; did you mean nkd\?"),
     ("kl:weight=-1", "weight -1; expected a number, 0 or more"),
     ("kl:weight=true", "weight True; expected a number"),
+    ("kl:weight=.inf", "weight inf; expected a number"),
     ("kl:temperature", "'temperature': expected KEY=VALUE"),
     ("kl:stages=last", "kl compares logits and has no stages"),
 ])
@@ -160,3 +164,41 @@ def test_a_zero_classifier_is_refused_where_the_loss_divides_by_its_spread(train
 
 def test_outputs_without_features_pass_through():
     assert objectives._part(Outputs(torch.zeros(1, 2)), slice(0, 0)).features == ()
+
+
+@pytest.mark.parametrize("loss", ["dist", "lskd"])
+def test_a_deep_fresh_student_is_not_taken_for_a_constant_one(trainer, teacher, loss):
+    """In eval mode the statistics of its fresh batch norms normalise nothing, and its logits all but vanish."""
+    mine = trainer(teacher=teacher(), student="lcnet_050", student_args=(), kd_loss=loss)
+    with torch.no_grad():
+        assert mine.model.eval()(torch.randn(2, 3, 16, 16)).std() < 1e-3
+    assert mine.objective.losses
+
+
+def test_the_first_logits_are_looked_at_without_a_trace(same_weights):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Dropout(0.5), torch.nn.Flatten(),
+                                torch.nn.Linear(8 * 14 * 14, 4)).eval()
+    before, draws = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    found = objectives._first_logits(model, torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)))
+    assert not found.requires_grad and not model.training
+    same_weights(model.state_dict(), before)
+    assert torch.equal(torch.get_rng_state(), draws)
+
+
+def test_a_loss_without_the_teachers_maps_takes_all_of_the_students_stages_whatever_the_teacher_is(trainer):
+    spec = models.preprocess_of("resnet20", 16)
+    vit = models.build("vit_tiny_patch16_224", 4, {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 3})
+    mine = trainer(teacher=Teacher(vit, spec, spec, torch.device("cpu")), losses=("ofa_stages", "kl"))
+    assert len(mine.objective.losses[0].branches) == 3 and mine.teacher.taps is None
+    assert sum("<- teacher logits" in note for note in mine.objective.notes) == 3
+    batch = next(mine.train_loader.epoch(0))
+    assert len(mine.losses(batch.images, batch.labels).each) == 2
+    both = trainer("both", teacher=mine.teacher, losses=("fd", "ofa_stages:stages=1", "at:stages=0:1"))
+    assert [tuple(part.stop - part.start for part in parts) for parts in both.objective._parts] == [(1, 1), (1, 0), (1, 1)]
+    assert both.losses(batch.images, batch.labels).total.isfinite()
+
+
+def test_the_memory_of_a_loss_is_said_before_training(trainer, teacher, monkeypatch):
+    monkeypatch.setattr("distill.losses.rkd.LARGE", 4 * 8 * 8 * (6 * 16 + 8))  # batch 8, 16 channels
+    assert any(note.startswith("rkd: the differences") for note in trainer(teacher=teacher(), losses=("rkd",)).objective.notes)

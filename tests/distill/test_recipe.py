@@ -179,7 +179,8 @@ def test_no_teacher_and_a_teachers_file_contradict():
 
 @pytest.mark.parametrize(("pair", "expected"), [
     ("width=0.5", {"width": 0.5}), ("dims=[16,32]", {"dims": [16, 32]}), ("gap=true", {"gap": True}),
-    ("name=a=b", {"name": "a=b"})])
+    ("name=a=b", {"name": "a=b"}), ("layer_scale_init_value=1e-6", {"layer_scale_init_value": 1e-6}),
+    ("rates=[1e-1,.5e1]", {"rates": [0.1, 5.0]}), ("name=1e", {"name": "1e"}), ("name=e1", {"name": "e1"})])
 def test_key_value_pairs_are_read_as_yaml(pair, expected):
     assert recipes.key_values((pair,)) == expected
 

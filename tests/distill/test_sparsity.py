@@ -499,3 +499,19 @@ def test_every_rank_has_the_masks_of_rank_0(tmp_path):
     assert [process.wait(timeout=120) for process in both] == [0, 0]
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True)["masks"] for rank in range(2))
     assert same(first, second)
+
+
+def test_a_step_that_the_scaler_skips_after_an_exchange_does_not_hold_the_average_at_zero(run):
+    mine = run("sgd", ema=True, growth="gradient").step(5)  # exchanged
+    grown = {name: mask & (mine.model.get_parameter(name) == 0) for name, mask in mine.sparse.masks.items()}
+    step, mine.optimizer.step = mine.optimizer.step, lambda: None  # GradScaler's answer to an overflow
+    mine.step()
+    assert all(not mine.model.get_parameter(name)[where].any() for name, where in grown.items())
+    mine.optimizer.step = step
+    mine.step()
+    for name, where in grown.items():
+        average, weight = mine.ema.module.get_parameter(name), mine.model.get_parameter(name)
+        assert weight[where].any() and torch.equal(average[where], weight[where])
+    mine.step()
+    ends = {name: (mine.ema.module.get_parameter(name), mine.model.get_parameter(name)) for name in grown}
+    assert any((average != weight)[grown[name]].any() for name, (average, weight) in ends.items())

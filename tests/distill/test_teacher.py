@@ -1,6 +1,7 @@
 """The teacher: frozen, on its own preprocessing and precision, refused when its classes are not the data's."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from distill import checkpoint as checkpoints
 from distill import models
 from distill import teacher as teachers
 from distill.checkpoint import Checkpoint
-from distill.recipe import Recipe
+from distill.recipe import Recipe, key_values
 from distill.teacher import Teacher
 from runtime.errors import ArtifactError, MissingError, UsageError
 from runtime.preprocess import Preprocess
@@ -197,3 +198,15 @@ def test_a_teacher_without_published_weights_asks_for_a_file():
     with pytest.raises((MissingError, UsageError)) as caught:
         teachers.load(Recipe(teacher="resnet20"), NAMES, OURS, CPU)
     assert "file" in str(caught.value) or "--teacher-ckpt" in str(caught.value)
+
+
+@pytest.mark.parametrize("size", ["32", "[32,48]"])
+def test_foreign_weights_built_for_a_size_are_fed_it(tmp_path, size):
+    arguments = ("patch_size=8", "embed_dim=24", "depth=1", "num_heads=3", f"img_size={size}")
+    sides = json.loads(size)
+    torch.save(models.build("vit_tiny_patch16_224", 4, key_values(arguments)).state_dict(), tmp_path / "w.pth")
+    found = load(str(tmp_path / "w.pth"), teacher="vit_tiny_patch16_224", teacher_args=arguments)
+    assert found.preprocess.input_size == (3, *(sides if isinstance(sides, list) else (sides, sides)))
+    assert found(torch.randn(2, 3, 16, 16)).logits.shape == (2, 4)
+    with pytest.raises(UsageError, match="img_size 'big': expected a side in pixels"):
+        load(str(tmp_path / "w.pth"), teacher="vit_tiny_patch16_224", teacher_args=("img_size=big",))

@@ -390,3 +390,30 @@ def test_sparse_training_leaves_zeros_in_the_file(run, tmp_path):
     assert 0.36 < zeros < 0.44
     averaged = checkpoints.load(tmp_path / "run" / "best.pth").state_dict
     assert all(((averaged[key] == 0) >= (value == 0)).all() for key, value in weights.items())
+
+
+def test_weights_to_start_from_bring_what_their_network_was_built_with(run, tmp_path):
+    assert run("--teacher", "none")[0] == 0
+    again = ("--teacher", "none", "--student-ckpt", str(tmp_path / "run" / "best.pth"))
+    plain = [word for word in TINY if word not in ("--student-args", "width=0.25")]
+    assert run(*again, output="second", base=plain)[0] == 0
+    assert checkpoints.load(tmp_path / "second" / "best.pth").model_args == {"width": 0.25}
+    code, _, err = run(*again, "--student-args", "width=0.5", output="third", base=plain)
+    assert code == 4 and "does not fit resnet20" in err  # what is given counts
+
+
+VIT = ["--student", "vit_tiny_patch16_224", "--batch", "8", "--epochs", "1", "--device", "cpu", "--teacher", "none",
+       "--student-args", "patch_size=8", "embed_dim=24", "depth=1", "num_heads=3"]
+
+
+def test_a_student_built_for_a_size_sees_images_of_that_size(run, tmp_path):
+    assert run(base=[*VIT, "img_size=16"])[0] == 0
+    assert checkpoints.load(tmp_path / "run" / "best.pth").preprocess.input_size == (3, 16, 16)
+    code, _, err = run(output="second", base=[*VIT, "img_size=16", "--img-size", "32"])
+    assert code == 2 and "--img-size 32 and --student-args img_size=16: two sizes. Give one" in err
+
+
+def test_one_of_several_processes_is_refused(run, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = run("--teacher", "none")
+    assert code == 2 and "Start it without torchrun" in err

@@ -102,6 +102,10 @@ def test_all_families_are_known_to_timm_by_name():
 
 
 def test_an_unknown_architecture_is_answered_with_the_nearest():
+    with pytest.raises(UsageError, match=r"resnet18 has no published weights called 'tv_in1kk'; did you mean resnet18.tv_in1k\?"):
+        models.build("resnet18.tv_in1kk", 10, pretrained=True)
+    with pytest.raises(UsageError, match=r"resnet20 has no published weights called 'x'\. Known: none\. Leave the tag out"):
+        models.preprocess_of("resnet20.x")
     with pytest.raises(UsageError, match=r"no architecture called 'resnt20'.*did you mean resnet20\?"):
         models.build("resnt20", 10)
 
