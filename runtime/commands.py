@@ -48,7 +48,10 @@ def parse(options: type[T], argv: Sequence[str], prog: str, description: str = "
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UsageError(f"{_unboxed(complaint.getvalue())}. See {prog} --help") from None
+        reason = _unboxed(complaint.getvalue())
+        if reason.startswith("Missing") and (greedy := _several(options) & set(argv)):
+            reason += f" ({', '.join(sorted(greedy))} takes all words behind it: give it last)"
+        raise UsageError(f"{reason}. See {prog} --help") from None
     finally:
         os.environ.pop("COLUMNS", None)
         if wide is not None:
@@ -82,6 +85,14 @@ def nearest(word: str, known: Sequence[str] | set[str]) -> str:
     """'; did you mean X?' for the closest of `known`, or a full stop."""
     close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else "."
+
+
+def _several(options: type) -> set[str]:
+    """The flags that take any number of words."""
+    import typing
+
+    hints = typing.get_type_hints(options)
+    return {f"--{field.name.replace('_', '-')}" for field in fields(options) if ", ...]" in str(hints[field.name])}
 
 
 def _aliases(options: type, name: str) -> list[str]:

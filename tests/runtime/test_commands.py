@@ -43,6 +43,25 @@ def test_aliases_and_both_spellings_set_the_field(argv):
     assert parse("--engine", "x", *argv) == Options(Path("x"), 3)
 
 
+def test_a_word_that_a_flag_before_it_swallowed_is_explained():
+    @dataclass(frozen=True)
+    class Several:
+        """Settings of the test."""
+
+        engine: tyro.conf.Positional[Path]
+        """A file."""
+        sizes: tuple[str, ...] = ()
+        """Numbers."""
+        seed: int = 0
+        """Of chance."""
+
+    assert commands.parse(Several, ["x", "--sizes", "1", "2"], "tool") == Several(Path("x"), ("1", "2"))
+    with pytest.raises(UsageError, match=r"^Missing .* \(--sizes takes all words behind it: give it last\)\. See tool"):
+        commands.parse(Several, ["--sizes", "1", "x", "--seed", "3"], "tool")
+    with pytest.raises(UsageError, match=r"^Missing (?!.*all words)"):
+        commands.parse(Several, ["--seed", "3"], "tool")
+
+
 def test_flags_override_the_default_given():
     assert commands.parse(Options, ["--batch", "5"], "tool", default=Options(Path("y"), 2, 0.25)) == Options(Path("y"), 5, 0.25)
 
