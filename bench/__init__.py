@@ -1,1 +1,3 @@
-"""Numbers about artifacts, with the conditions they were taken under. Imports `runtime` only; nobody imports it."""
+"""Numbers about artifacts, with the conditions they were taken under. Imports `runtime` only; nobody imports
+it.
+"""

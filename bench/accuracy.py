@@ -1,8 +1,10 @@
-"""`distill bench accuracy`: top-1, top-5 and loss of an artifact on labelled images, and its agreement with another one.
+"""`distill bench accuracy`: top-1, top-5 and loss of an artifact on labelled images, and its agreement with
+another one.
 
 In:  an artifact (any `Predictor` with preprocessing) and an `ImageSet`.
 Out: `AccuracyResult`, logits included; a report as text or as one JSON object.
-Elsewhere: speed (bench.latency), reading images (runtime.images), the decision whether a drop is too much (export.verify).
+Elsewhere: speed (bench.latency), reading images (runtime.images), the decision whether a drop is too much
+(export.verify).
 """
 
 from __future__ import annotations
@@ -90,13 +92,22 @@ class AccuracyResult:
         return len(self.labels)
 
 
-def evaluate(predictor: Predictor, images: ImageSet, batch: int = 64, *, limit: int | None = None, skip_bad: bool = False,
-             workers: int | None = None, progress: Callable[[int], None] | None = None) -> AccuracyResult:
-    """Accuracy of `predictor` on `images`, in batches of `batch` or as near to it as the file takes (`Predictor.fit`).
+def evaluate(
+    predictor: Predictor,
+    images: ImageSet,
+    batch: int = 64,
+    *,
+    limit: int | None = None,
+    skip_bad: bool = False,
+    workers: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> AccuracyResult:
+    """Accuracy of `predictor` on `images`, in batches of `batch` or as near to it as the file takes
+    (`Predictor.fit`).
 
-    progress is called with the number of images done since its last call. Raises ArtifactError when preprocessing is
-    unknown, the classes are others than the data's, or logits are not finite; DataError naming an unreadable image,
-    unless skip_bad, and when no image is readable.
+    progress is called with the number of images done since its last call. Raises ArtifactError when
+    preprocessing is unknown, the classes are others than the data's, or logits are not finite; DataError
+    naming an unreadable image, unless skip_bad, and when no image is readable.
     """
     subject.require_preprocess(predictor)
     require_same_classes(predictor.class_names, str(predictor.path), images.class_names, images.name)
@@ -109,25 +120,38 @@ def evaluate(predictor: Predictor, images: ImageSet, batch: int = 64, *, limit: 
             skipped += [images.item_name(int(i)) for i, p in zip(some, pixels, strict=True) if p is None]
             kept += [int(i) for i, p in zip(some, pixels, strict=True) if p is not None]
             if good:
-                logits.append(predictor.logits_in_batches(predictor.preprocess.normalize(np.stack(good)), at_once))
-                _check(logits[-1], predictor, images, kept[-len(good):])
+                logits.append(
+                    predictor.logits_in_batches(predictor.preprocess.normalize(np.stack(good)), at_once)
+                )
+                _check(logits[-1], predictor, images, kept[-len(good) :])
             if progress:
                 progress(len(some))
     if not logits:
         raise DataError(f"{images.name}: none of {len(chosen)} images can be read, such as {skipped[0]}")
     scores, labels = np.concatenate(logits), images.labels[kept]
     place = ranks(scores, labels)
-    return AccuracyResult(100 * float(np.mean(place < 1)), 100 * float(np.mean(place < 5)), cross_entropy(scores, labels),
-                          scores, labels, np.array(kept), skipped)
+    return AccuracyResult(
+        100 * float(np.mean(place < 1)),
+        100 * float(np.mean(place < 5)),
+        cross_entropy(scores, labels),
+        scores,
+        labels,
+        np.array(kept),
+        skipped,
+    )
 
 
 def spread(n: int, limit: int | None) -> np.ndarray:
-    """`limit` positions out of n, evenly spaced: folders are sorted by class, so the first ones would be one class."""
+    """`limit` positions out of n, evenly spaced: folders are sorted by class, so the first ones would be one
+    class.
+    """
     return np.arange(n) if limit is None or limit >= n else np.arange(limit) * n // limit
 
 
 def ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(N,) place of the label among the classes, 0 is best; of equal scores the lower class comes first, as in `classify`."""
+    """(N,) place of the label among the classes, 0 is best; of equal scores the lower class comes first, as
+    in `classify`.
+    """
     own = np.take_along_axis(logits, labels[:, None], axis=1)
     lower_class = np.arange(logits.shape[1]) < labels[:, None]
     return np.sum((logits > own) | ((logits == own) & lower_class), axis=1)
@@ -141,7 +165,9 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def compare(result: AccuracyResult, reference: AccuracyResult) -> dict[str, float]:
-    """Agreement of two results on the same images: same best class, percent; largest difference of any logit."""
+    """Agreement of two results on the same images: same best class, percent; largest difference of
+    any logit.
+    """
     if not np.array_equal(result.indices, reference.indices):
         raise ValueError("the two results are of different images")
     same = result.logits.argmax(axis=1) == reference.logits.argmax(axis=1)
@@ -149,7 +175,9 @@ def compare(result: AccuracyResult, reference: AccuracyResult) -> dict[str, floa
         "reference_top1_percent": reference.top1,
         "top1_difference_points": result.top1 - reference.top1,
         "agreement_percent": 100 * float(np.mean(same)),
-        "max_abs_logit_difference": float(np.max(np.abs(result.logits.astype(np.float64) - reference.logits))),
+        "max_abs_logit_difference": float(
+            np.max(np.abs(result.logits.astype(np.float64) - reference.logits))
+        ),
     }
 
 
@@ -179,12 +207,24 @@ def run(options: AccuracyOptions) -> dict[str, Any]:
     return values | {"fingerprint": env.fingerprint()}
 
 
-def _evaluate_file(path: Path, images: ImageSet, options: AccuracyOptions) -> tuple[AccuracyResult, dict[str, Any]]:
+def _evaluate_file(
+    path: Path, images: ImageSet, options: AccuracyOptions
+) -> tuple[AccuracyResult, dict[str, Any]]:
     with subject.open_artifact(path, options) as predictor:
         about = {"name": subject.label(predictor), **subject.describe(predictor, options)}
         with progress_bar(about["name"], len(spread(len(images), options.limit))) as advance:
-            return evaluate(predictor, images, options.batch, limit=options.limit, skip_bad=options.skip_bad_images,
-                            workers=options.workers, progress=advance), about
+            return (
+                evaluate(
+                    predictor,
+                    images,
+                    options.batch,
+                    limit=options.limit,
+                    skip_bad=options.skip_bad_images,
+                    workers=options.workers,
+                    progress=advance,
+                ),
+                about,
+            )
 
 
 @contextlib.contextmanager
@@ -196,7 +236,13 @@ def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None] | None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("images"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.advance(task, done)
@@ -212,10 +258,14 @@ def _pixels(predictor: Predictor, images: ImageSet, index: int, skip_bad: bool) 
 
 
 def _check(scores: np.ndarray, predictor: Predictor, images: ImageSet, indices: list[int]) -> None:
-    """Raise ArtifactError for another number of classes and for nan, which would rank first without a word."""
+    """Raise ArtifactError for another number of classes and for nan, which would rank first
+    without a word.
+    """
     if scores.ndim != 2 or scores.shape[1] != len(images.class_names):
-        raise ArtifactError(f"{predictor.path}: gives {'x'.join(map(str, scores.shape[1:]))} scores per image, {images.name} "
-                            f"has {len(images.class_names)} classes. Use the data set the model was trained on")
+        raise ArtifactError(
+            f"{predictor.path}: gives {'x'.join(map(str, scores.shape[1:]))} scores per image, {images.name} "
+            f"has {len(images.class_names)} classes. Use the data set the model was trained on"
+        )
     finite = np.isfinite(scores).all(axis=1)
     if not finite.all():
         name = images.item_name(indices[int(np.argmin(finite))])
@@ -226,15 +276,25 @@ def to_rich(values: dict[str, Any]) -> Any:
     """The report for a person: a row per artifact, conditions below."""
     reference = values["reference"]
     table = report.table("accuracy", left=["artifact"], right=["top-1 %", "top-5 %", "loss nats", "Δ top-1"])
-    table.add_row(values["name"], report.number(values["top1_percent"]), report.number(values["top5_percent"]),
-                  report.number(values["loss_nats"], 4), report.number(values["top1_difference_points"], sign=True))
+    table.add_row(
+        values["name"],
+        report.number(values["top1_percent"]),
+        report.number(values["top5_percent"]),
+        report.number(values["loss_nats"], 4),
+        report.number(values["top1_difference_points"], sign=True),
+    )
     skipped = f", {values['skipped']} unreadable images left out" if values["skipped"] else ""
-    notes = [f"n={values['n']} images of {values['data']}{skipped}; {values['file']}; "
-             f"{subject.where(values)}"]
+    notes = [
+        f"n={values['n']} images of {values['data']}{skipped}; {values['file']}; {subject.where(values)}"
+    ]
     if reference:
-        table.add_row(f"reference: {reference['name']}", report.number(values["reference_top1_percent"]), "", "", "")
-        notes.append(f"agreement {values['agreement_percent']:.2f} % (same best class as {reference['file']}); "
-                     f"largest logit difference {values['max_abs_logit_difference']:.3g}")
+        table.add_row(
+            f"reference: {reference['name']}", report.number(values["reference_top1_percent"]), "", "", ""
+        )
+        notes.append(
+            f"agreement {values['agreement_percent']:.2f} % (same best class as {reference['file']}); "
+            f"largest logit difference {values['max_abs_logit_difference']:.3g}"
+        )
     return report.with_notes([table], [*notes, report.machine(values["fingerprint"])])
 
 

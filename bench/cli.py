@@ -44,16 +44,26 @@ def _dispatch(words: list[str], prog: str) -> int:
         print(_help(prog))
         return 0
     if name not in SUBCOMMANDS:
-        raise UsageError(f"unknown command {name!r}{commands.nearest(name, set(SUBCOMMANDS))} See {prog} --help")
+        raise UsageError(
+            f"unknown command {name!r}{commands.nearest(name, set(SUBCOMMANDS))} See {prog} --help"
+        )
     return importlib.import_module(f"{__package__}.{name}").main(rest, f"{prog} {name}")
 
 
 def _help(prog: str) -> str:
     width = max(map(len, SUBCOMMANDS))
-    return "\n".join([
-        f"usage: {prog} COMMAND [FLAGS]", "",
-        "Numbers about artifacts, with the conditions they were taken under.", "",
-        "commands:",
-        *(f"  {name:{width}}  {what}" for name, what in SUBCOMMANDS.items()), "", "examples:",
-        *(f"  {prog} {example}" for example in EXAMPLES), "", f"{prog} COMMAND --help lists the flags of a command.",
-    ])
+    return "\n".join(
+        [
+            f"usage: {prog} COMMAND [FLAGS]",
+            "",
+            "Numbers about artifacts, with the conditions they were taken under.",
+            "",
+            "commands:",
+            *(f"  {name:{width}}  {what}" for name, what in SUBCOMMANDS.items()),
+            "",
+            "examples:",
+            *(f"  {prog} {example}" for example in EXAMPLES),
+            "",
+            f"{prog} COMMAND --help lists the flags of a command.",
+        ]
+    )

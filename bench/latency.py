@@ -33,7 +33,8 @@ examples:
   {prog} --engine student.onnx --batch 32 --duration 10 --json"""
 
 SETTLE = 2
-"""Untimed calls at the start of each turn of `interleaved`: the previous artifact's threads and cache lines go first."""
+"""Untimed calls at the start of each turn of `interleaved`: the previous artifact's threads and cache lines
+go first."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class LatencyOptions(subject.EngineOptions):
     percentiles: str = "50,90,95,99"
     """Percentiles to report, 0 to 100, with commas between."""
     boundary: Literal["compute", "end-to-end", "both"] = "both"
-    """What is timed. compute: a preprocessed batch in memory to logits; end-to-end: encoded images to the top-5 classes."""
+    """What is timed. compute: a preprocessed batch in memory to logits; end-to-end: encoded images to the
+    top-5 classes."""
     data: str | None = None
     """Real images to feed (folder, npz:FILE, digits); without it synthetic ones are made."""
     split: Literal["train", "val"] = "val"
@@ -71,8 +73,10 @@ class LatencyOptions(subject.EngineOptions):
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.iterations < 1 or self.warmup < 0:
-            raise UsageError(f"batch {self.batch}, iterations {self.iterations}, warmup {self.warmup}: "
-                             "expected batch and iterations of 1 or more, warmup of 0 or more")
+            raise UsageError(
+                f"batch {self.batch}, iterations {self.iterations}, warmup {self.warmup}: "
+                "expected batch and iterations of 1 or more, warmup of 0 or more"
+            )
         if self.duration is not None and not 0 < self.duration < float("inf"):
             raise UsageError(f"duration {self.duration}: expected seconds above 0")
         stats.parse_percentiles(self.percentiles)
@@ -86,7 +90,9 @@ class LatencyOptions(subject.EngineOptions):
         return subject.BOUNDARIES if self.boundary == "both" else (self.boundary.replace("-", "_"),)
 
 
-def measure(call: Callable[[], Any], *, warmup: int = 50, iterations: int = 500, duration: float | None = None) -> np.ndarray:
+def measure(
+    call: Callable[[], Any], *, warmup: int = 50, iterations: int = 500, duration: float | None = None
+) -> np.ndarray:
     """Durations (n,) int64 in nanoseconds of single calls, one after the other, in the order they happened.
 
     n is `iterations`, or what fits into `duration` seconds (at least 1). The garbage collector is off.
@@ -104,12 +110,15 @@ def measure(call: Callable[[], Any], *, warmup: int = 50, iterations: int = 500,
     return np.array(samples, dtype=np.int64)
 
 
-def interleaved(calls: Mapping[str, Callable[[], Any]], *, iterations: int = 200, per_turn: int = 10,
-                warmup: int = 20) -> dict[str, np.ndarray]:
-    """`iterations` durations of every call, {name: (iterations,) int64 ns}, taken by turns in this one process.
+def interleaved(
+    calls: Mapping[str, Callable[[], Any]], *, iterations: int = 200, per_turn: int = 10, warmup: int = 20
+) -> dict[str, np.ndarray]:
+    """`iterations` durations of every call, {name: (iterations,) int64 ns}, taken by turns in this one
+    process.
 
-    Each round gives every call a turn of `per_turn` timed iterations, and begins with the next one in the list. A clock that
-    drifts or a busy neighbour then hits all of them alike, so that a ratio of medians compares artifacts, not moments.
+    Each round gives every call a turn of `per_turn` timed iterations, and begins with the next one in the
+    list. A clock that drifts or a busy neighbour then hits all of them alike, so that a ratio of medians
+    compares artifacts, not moments.
     """
     names = list(calls)
     turns: dict[str, list[np.ndarray]] = {name: [] for name in names}
@@ -119,7 +128,9 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], *, iterations: int = 200
         for number, first in enumerate(range(0, iterations, per_turn)):
             here = number % len(names)
             for name in names[here:] + names[:here]:
-                turns[name].append(measure(calls[name], warmup=SETTLE, iterations=min(per_turn, iterations - first)))
+                turns[name].append(
+                    measure(calls[name], warmup=SETTLE, iterations=min(per_turn, iterations - first))
+                )
     return {name: np.concatenate(parts) for name, parts in turns.items()}
 
 
@@ -138,15 +149,24 @@ def collector_off() -> Iterator[None]:
 
 
 def run(options: LatencyOptions) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The report (JSON values; None for a boundary that was not measured) and the durations per boundary, ns."""
+    """The report (JSON values; None for a boundary that was not measured) and the durations per
+    boundary, ns.
+    """
     images = open_images(options.data, options.split) if options.data else None
     size = subject.parse_size(options.img_size) if options.img_size else None
     percents = stats.parse_percentiles(options.percentiles)
     with subject.open_artifact(options.engine, options) as predictor:
         calls = subject.make_calls(predictor, options.batch, size=size, images=images, seed=options.seed)
-        samples = {name: measure(calls.functions[name], warmup=options.warmup, iterations=options.iterations,
-                                 duration=options.duration)
-                   for name in options.boundaries if name in calls.functions}
+        samples = {
+            name: measure(
+                calls.functions[name],
+                warmup=options.warmup,
+                iterations=options.iterations,
+                duration=options.duration,
+            )
+            for name in options.boundaries
+            if name in calls.functions
+        }
         result: dict[str, Any] = {
             "name": subject.label(predictor),
             **subject.describe(predictor, options),
@@ -157,22 +177,37 @@ def run(options: LatencyOptions) -> tuple[dict[str, Any], dict[str, np.ndarray]]
     for name in subject.BOUNDARIES:
         result[name] = None
         if name in samples:
-            result[name] = {"input": calls.inputs[name], **stats.summary(samples[name], options.batch, percents)}
-    result["not_measured"] = {name: calls.not_measured.get(name, "not asked for, see --boundary")
-                              for name in subject.BOUNDARIES if name not in samples}
+            result[name] = {
+                "input": calls.inputs[name],
+                **stats.summary(samples[name], options.batch, percents),
+            }
+    result["not_measured"] = {
+        name: calls.not_measured.get(name, "not asked for, see --boundary")
+        for name in subject.BOUNDARIES
+        if name not in samples
+    }
     return result | {"fingerprint": env.fingerprint()}, samples
 
 
 def to_rich(result: dict[str, Any], percentiles: str) -> Any:
     """The report for a person: one row per boundary, conditions below."""
-    keys = [(f"p{percent:g}", stats.percentile_key(percent)) for percent in stats.parse_percentiles(percentiles)]
+    keys = [
+        (f"p{percent:g}", stats.percentile_key(percent)) for percent in stats.parse_percentiles(percentiles)
+    ]
     keys += [("mean", "latency_mean_ms"), ("max", "latency_max_ms")]
-    table = report.table(f"{result['name']}  batch {result['batch']}  latency in ms",
-                         left=["boundary"], right=[*(heading for heading, _ in keys), "images/s", "n"])
+    table = report.table(
+        f"{result['name']}  batch {result['batch']}  latency in ms",
+        left=["boundary"],
+        right=[*(heading for heading, _ in keys), "images/s", "n"],
+    )
     for name in subject.BOUNDARIES:
         if result[name]:
-            table.add_row(name.replace("_", "-"), *(report.significant(result[name][key]) for _, key in keys),
-                          report.rate(result[name]["throughput_images_per_s"]), str(result[name]["n"]))
+            table.add_row(
+                name.replace("_", "-"),
+                *(report.significant(result[name][key]) for _, key in keys),
+                report.rate(result[name]["throughput_images_per_s"]),
+                str(result[name]["n"]),
+            )
     return report.with_notes([table], _conditions(result))
 
 

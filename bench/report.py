@@ -36,7 +36,11 @@ def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
 
 def significant(value: float | None) -> str:
     """Milliseconds and the like, with the digits that count: 0.012, 1.91, 12.3, 1234."""
-    return number(value, 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3) if value is not None else UNKNOWN
+    return (
+        number(value, 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3)
+        if value is not None
+        else UNKNOWN
+    )
 
 
 def rate(value: float | None) -> str:
@@ -46,7 +50,9 @@ def rate(value: float | None) -> str:
 
 def _scaled(value: float, units: tuple[str, ...]) -> str:
     power = 0
-    while round(value, 1 if value < 100 else 0) >= 1000 and power < len(units) - 1:  # rounded: 999,999 is 1.0M, not 1000k
+    while (
+        round(value, 1 if value < 100 else 0) >= 1000 and power < len(units) - 1
+    ):  # rounded: 999,999 is 1.0M, not 1000k
         value, power = value / 1000, power + 1
     return f"{value:.{1 if power and value < 100 else 0}f}{units[power]}"
 
@@ -81,7 +87,9 @@ def with_notes(tables: Sequence[Any], notes: Sequence[str]) -> Any:
 
 
 def print_json(values: dict[str, Any]) -> None:
-    """One JSON object on stdout, nothing else. NaN is a bug here, so it raises instead of becoming invalid JSON."""
+    """One JSON object on stdout, nothing else. NaN is a bug here, so it raises instead of becoming invalid
+    JSON.
+    """
     print(to_json(values), end="")
 
 
@@ -92,6 +100,11 @@ def to_json(values: dict[str, Any]) -> str:
 
 def machine(fingerprint: dict[str, Any]) -> str:
     """The machine of `runtime.env.fingerprint()` on one line; the engine is each report's own to name."""
-    parts = [fingerprint["cpu"] or "unknown CPU", f"{fingerprint['cores']} cores", fingerprint["gpu"],
-             f"Python {fingerprint['python']}", fingerprint["system"]]
+    parts = [
+        fingerprint["cpu"] or "unknown CPU",
+        f"{fingerprint['cores']} cores",
+        fingerprint["gpu"],
+        f"Python {fingerprint['python']}",
+        fingerprint["system"],
+    ]
     return ", ".join(part for part in parts if part)

@@ -1,6 +1,7 @@
 """From samples to the numbers that are printed: percentiles, a summary, throughput.
 
-In:  durations of single calls, nanoseconds (int64), in the order they were taken. Nothing is clipped or thrown away.
+In:  durations of single calls, nanoseconds (int64), in the order they were taken. Nothing is clipped or
+thrown away.
 Out: milliseconds, images per second.
 Elsewhere: taking the samples (bench.latency).
 """
@@ -27,16 +28,19 @@ def parse_percentiles(text: str) -> tuple[float, ...]:
     except ValueError:
         values = (math.nan,)
     if not all(0 <= value <= 100 for value in values):  # also catches nan
-        raise UsageError(f"percentiles {text!r}: expected numbers from 0 to 100 with commas between, such as 50,90,99")
+        raise UsageError(
+            f"percentiles {text!r}: expected numbers from 0 to 100 with commas between, such as 50,90,99"
+        )
     return values
 
 
 def percentile(samples: Sequence[float] | np.ndarray, percent: float) -> float:
     """The value that `percent` % of the samples do not exceed, by trtexec's rule, in the samples' unit.
 
-    Sorted ascending, the sample at index max(n - 1 - int((1 - percent/100) * n), 0): always a duration that happened, never
-    one interpolated. The median (50) is the mean of the two middle ones when n is even. The fraction is exact: in floating
-    point (1 - 0.9) * 100 is below 10, and the 90th percentile of 100 would be the 91st. Raises ValueError without samples.
+    Sorted ascending, the sample at index max(n - 1 - int((1 - percent/100) * n), 0): always a duration that
+    happened, never one interpolated. The median (50) is the mean of the two middle ones when n is even. The
+    fraction is exact: in floating point (1 - 0.9) * 100 is below 10, and the 90th percentile of 100 would be
+    the 91st. Raises ValueError without samples.
     """
     ordered = np.sort(np.asarray(samples))
     n = len(ordered)
@@ -49,7 +53,9 @@ def percentile(samples: Sequence[float] | np.ndarray, percent: float) -> float:
 
 
 def throughput(images: int, total_ns: float) -> float:
-    """All images over all seconds spent in the calls, images/s: not a mean of rates, which would favour the fast calls."""
+    """All images over all seconds spent in the calls, images/s: not a mean of rates, which would favour the
+    fast calls.
+    """
     return images / (total_ns / NS_PER_S)
 
 
@@ -59,7 +65,9 @@ def percentile_key(percent: float) -> str:
 
 
 def summary(samples_ns: np.ndarray, batch: int, percents: Sequence[float]) -> dict[str, Any]:
-    """What is reported of one boundary: n calls, their percentiles, mean, spread and extremes in ms, and images/s."""
+    """What is reported of one boundary: n calls, their percentiles, mean, spread and extremes in ms, and
+    images/s.
+    """
     in_ms = np.asarray(samples_ns) / NS_PER_MS
     return {
         "n": len(in_ms),

@@ -2,7 +2,8 @@
 
 In:  a path and `EngineOptions`; the images to feed it (real ones, or synthetic ones made here).
 Out: a `Predictor`; its description; `Calls`, one argument-free function per timing boundary.
-Elsewhere: the clock (bench.latency). Only what an application has is used: `runtime.load` and the Predictor's public methods.
+Elsewhere: the clock (bench.latency). Only what an application has is used: `runtime.load` and the Predictor's
+public methods.
 
 The boundaries:
     compute      Predictor.logits on a preprocessed float batch that already lies in host memory
@@ -31,10 +32,12 @@ from runtime.preprocess import open_rgb
 BOUNDARIES = ("compute", "end_to_end")
 
 POOL = 64
-"""Different images that the end-to-end calls go round, so that one small file does not stay in the nearest cache."""
+"""Different images that the end-to-end calls go round, so that one small file does not stay in the nearest
+cache."""
 
 SYNTHETIC_SCALE = 1.15
-"""Side of a synthetic JPEG divided by the network's input: about what remains of a photograph before the 0.875 crop."""
+"""Side of a synthetic JPEG divided by the network's input: about what remains of a photograph before the
+0.875 crop."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,13 @@ class Calls:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """On what the artifacts run. A flag is for the engines that read it, and an error when none of the files runs on one."""
+    """On what the artifacts run. A flag is for the engines that read it, and an error when none of the files
+    runs on one.
+    """
 
     engine_backend: Literal["onnxruntime", "openvino", "tensorrt"] | None = None
-    """Engine; by default onnxruntime for .onnx files and tensorrt for .plan files, which run on nothing else."""
+    """Engine; by default onnxruntime for .onnx files and tensorrt for .plan files, which run on nothing
+    else."""
     provider: Literal["cpu", "cuda", "tensorrt"] | None = None
     """ONNX Runtime's execution provider; by default that of --device."""
     device: str | None = None
@@ -73,29 +79,42 @@ class EngineOptions:
         return "tensorrt" if path.suffix == ".plan" else self.engine_backend or "onnxruntime"
 
     def require_read(self, paths: Sequence[Path]) -> None:
-        """Raise UsageError for a flag that the engine of none of the files reads, and for an engine that cannot open one."""
+        """Raise UsageError for a flag that the engine of none of the files reads, and for an engine that
+        cannot open one.
+        """
         used = {self.backend(path) for path in paths}
         if self.engine_backend == "tensorrt":
             other = next((path for path in paths if path.suffix != ".plan"), None)
             if other:
-                raise UsageError(f"--engine-backend tensorrt: {other} is no plan. Build one: distill export trt {other}")
+                raise UsageError(
+                    f"--engine-backend tensorrt: {other} is no plan. Build one: distill export trt {other}"
+                )
         elif self.engine_backend and self.engine_backend not in used:
-            raise UsageError(f"--engine-backend {self.engine_backend}: {paths[0]} is a plan, which runs on TensorRT only. Give "
-                             "its .onnx file, or leave --engine-backend out")
+            raise UsageError(
+                f"--engine-backend {self.engine_backend}: {paths[0]} is a plan, which runs on TensorRT only."
+                " Give its .onnx file, or leave --engine-backend out"
+            )
         for flag, engines in READ_BY.items():
             value = getattr(self, flag)
             if value is not None and value is not False and not used.intersection(engines):
-                raise UsageError(f"--{flag.replace('_', '-')} is read by {' and '.join(engines)} only, and {paths[0].name} runs "
-                                 f"on {self.backend(paths[0])}. Leave it out")
+                raise UsageError(
+                    f"--{flag.replace('_', '-')} is read by {' and '.join(engines)} only, and {paths[0].name}"
+                    f" runs on {self.backend(paths[0])}. Leave it out"
+                )
         if self.contexts is not None and self.contexts < 1:
             raise UsageError(f"--contexts {self.contexts}: expected 1 or more")
 
 
 def open_artifact(path: Path, on: EngineOptions) -> Predictor:
-    """`runtime.load`, whose warning about unknown fields is left to `describe`, which says the same in the result."""
+    """`runtime.load`, whose warning about unknown fields is left to `describe`, which says the same in the
+    result.
+    """
     backend = on.backend(path)
-    settings: dict[str, Any] = {flag: getattr(on, flag) for flag, engines in READ_BY.items()
-                                if backend in engines and getattr(on, flag) is not None}
+    settings: dict[str, Any] = {
+        flag: getattr(on, flag)
+        for flag, engines in READ_BY.items()
+        if backend in engines and getattr(on, flag) is not None
+    }
     device = "cuda" if on.device is None and settings.get("provider") in ("cuda", "tensorrt") else on.device
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -125,10 +144,14 @@ def describe(predictor: Predictor, on: EngineOptions) -> dict[str, Any]:
 
 def where(about: dict[str, Any]) -> str:
     """The engine, what it runs on and how, of a `describe`, for a person."""
-    words = [about["engine"], about["provider"], f"device {about['device']}",
-             f"{about['threads']} threads" if about["threads"] else None,
-             f"{about['contexts']} contexts" if (about["contexts"] or 1) > 1 else None,
-             "CUDA graph" if about["cuda_graph"] else None]
+    words = [
+        about["engine"],
+        about["provider"],
+        f"device {about['device']}",
+        f"{about['threads']} threads" if about["threads"] else None,
+        f"{about['contexts']} contexts" if (about["contexts"] or 1) > 1 else None,
+        "CUDA graph" if about["cuda_graph"] else None,
+    ]
     return ", ".join(word for word in words if word)
 
 
@@ -145,12 +168,15 @@ def parse_size(text: str) -> tuple[int, int]:
     """'224' -> (224, 224); '160x224' -> (160, 224), height first. Raises UsageError for anything else."""
     found = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
     if not found:
-        raise UsageError(f"img-size {text!r}: expected pixels, such as 224, or height x width, such as 160x224")
+        raise UsageError(
+            f"img-size {text!r}: expected pixels, such as 224, or height x width, such as 160x224"
+        )
     return int(found[1]), int(found[2] or found[1])
 
 
 def set_size(predictor: Predictor, size: tuple[int, int] | None) -> tuple[int, int]:
-    """The (height, width) that the network is fed; where the file leaves it free, the preprocessing follows `size`.
+    """The (height, width) that the network is fed; where the file leaves it free, the preprocessing follows
+    `size`.
 
     Raises UsageError when `size` is not what the file takes, or when nothing says what it could be.
     """
@@ -159,22 +185,33 @@ def set_size(predictor: Predictor, size: tuple[int, int] | None) -> tuple[int, i
         known = predictor.preprocess.input_size[1:] if predictor.preprocess else (None, None)
         height, width = (a or b for a, b in zip(fixed, known, strict=True))
         if height is None or width is None:
-            raise UsageError(f"{predictor.path}: takes images of any size and does not say which. Add --img-size 224")
+            raise UsageError(
+                f"{predictor.path}: takes images of any size and does not say which. Add --img-size 224"
+            )
         return height, width
     if any(has is not None and has != asked for has, asked in zip(fixed, size, strict=True)):
-        raise UsageError(f"{predictor.path}: takes {fixed[0] or 'any'}x{fixed[1] or 'any'} images, not {size[0]}x{size[1]}. "
-                         "Leave --img-size out")
+        raise UsageError(
+            f"{predictor.path}: takes {fixed[0] or 'any'}x{fixed[1] or 'any'} images, not"
+            f" {size[0]}x{size[1]}. Leave --img-size out"
+        )
     if predictor.preprocess:
         predictor.preprocess = replace(predictor.preprocess, input_size=(3, *size))
     return size
 
 
-def make_calls(predictor: Predictor, batch: int, *, size: tuple[int, int] | None = None, images: ImageSet | None = None,
-               seed: int = 0) -> Calls:
+def make_calls(
+    predictor: Predictor,
+    batch: int,
+    *,
+    size: tuple[int, int] | None = None,
+    images: ImageSet | None = None,
+    seed: int = 0,
+) -> Calls:
     """The calls on `batch` images, one per boundary.
 
-    size: (height, width) for a network of free size. images: real ones; None makes synthetic ones from `seed`.
-    Raises UsageError when the file is fixed to another batch size or image size, DataError for an unreadable image.
+    size: (height, width) for a network of free size. images: real ones; None makes synthetic ones from
+    `seed`. Raises UsageError when the file is fixed to another batch size or image size, DataError for an
+    unreadable image.
     """
     fixed = predictor.input_shape[0]
     if fixed is not None and fixed != batch:
@@ -182,8 +219,9 @@ def make_calls(predictor: Predictor, batch: int, *, size: tuple[int, int] | None
     height, width = set_size(predictor, size)
     calls = Calls()
     if predictor.preprocess is None:
-        calls.not_measured["end_to_end"] = ("the file does not say how images are preprocessed, so there is no way from an "
-                                            "image to its input")
+        calls.not_measured["end_to_end"] = (
+            "the file does not say how images are preprocessed, so there is no way from an image to its input"
+        )
     else:
         groups, words = _image_groups(images, batch, height, width, seed)
         calls.functions["end_to_end"] = _round_robin(predictor.classify, groups)
@@ -191,7 +229,9 @@ def make_calls(predictor: Predictor, batch: int, *, size: tuple[int, int] | None
     if images is not None and predictor.preprocess is not None:
         x, words = predictor.preprocess.batch(groups[0]), f"{images.name}, preprocessed"
     else:
-        x = np.random.default_rng(seed).standard_normal((batch, predictor.input_shape[1] or 3, height, width), np.float32)
+        x = np.random.default_rng(seed).standard_normal(
+            (batch, predictor.input_shape[1] or 3, height, width), np.float32
+        )
         words = f"synthetic, normal distribution, seed {seed}"
     calls.functions["compute"] = lambda: predictor.logits(x)
     calls.inputs["compute"] = f"{words}, {'x'.join(map(str, x.shape))} float32"
@@ -201,11 +241,15 @@ def make_calls(predictor: Predictor, batch: int, *, size: tuple[int, int] | None
 def require_preprocess(predictor: Predictor) -> None:
     """Raise ArtifactError when the artifact cannot be fed images."""
     if predictor.preprocess is None:
-        raise ArtifactError(f"{predictor.path}: does not say how images are preprocessed, so accuracy cannot be measured. "
-                            "Export it with distill export onnx")
+        raise ArtifactError(
+            f"{predictor.path}: does not say how images are preprocessed, so accuracy cannot be measured. "
+            "Export it with distill export onnx"
+        )
 
 
-def _image_groups(images: ImageSet | None, batch: int, height: int, width: int, seed: int) -> tuple[list[list[Any]], str]:
+def _image_groups(
+    images: ImageSet | None, batch: int, height: int, width: int, seed: int
+) -> tuple[list[list[Any]], str]:
     """Batches of encoded images, and what they are in words."""
     wanted = max(POOL // batch, 1) * batch
     rng = np.random.default_rng(seed)
@@ -229,7 +273,11 @@ def _encoded(images: ImageSet, index: int) -> Any:
 
 def _synthetic_jpeg(height: int, width: int, rng: np.random.Generator) -> bytes:
     """A JPEG that compresses like a photograph: coarse patches of colour with a little noise on them."""
-    coarse = rng.integers(0, 256, (-(-height // 16), -(-width // 16), 3)).repeat(16, 0).repeat(16, 1)[:height, :width]
+    coarse = (
+        rng.integers(0, 256, (-(-height // 16), -(-width // 16), 3))
+        .repeat(16, 0)
+        .repeat(16, 1)[:height, :width]
+    )
     noise = rng.normal(0, 8, (height, width, 3))
     return _encode(open_rgb(np.clip(coarse + noise, 0, 255).astype(np.uint8)), "JPEG")
 

@@ -1,13 +1,16 @@
-"""Calibration of a ResNet-50 at 224 pixels: time and memory per image, against the calibrators of onnxruntime.quantization.
+"""Calibration of a ResNet-50 at 224 pixels: time and memory per image, against the calibrators of
+onnxruntime.quantization.
 
-    python benchmarks/calibration.py [--images 1000] [--timed 24] [--rounds 3] [--data DIR] [--only entropy] [--json]
+    python benchmarks/calibration.py [--images 1000] [--timed 24] [--rounds 3] [--data DIR] [--only entropy]
+    [--json]
 
-Same fp32 graph, same images, same tensors (inputs and outputs of every Conv and Gemm). Every measurement is a process of its
-own, so that memory is not shared; times are interleaved. Time: from the first image to all ranges, reading images left out,
-median of the rounds; "busy" is what all threads computed, which other work on the machine moves less. Growth: the slope of
-the memory held against the images seen, from an eighth of them on (at least 8); ONNX Runtime's is taken on the timed images,
-ours also on --images. Images are noise with a natural spectrum unless a folder is given; the network has random
-weights and stirred batch norms: speed and memory do not depend on them.
+Same fp32 graph, same images, same tensors (inputs and outputs of every Conv and Gemm). Every measurement is a
+process of its own, so that memory is not shared; times are interleaved. Time: from the first image to all
+ranges, reading images left out, median of the rounds; "busy" is what all threads computed, which other work
+on the machine moves less. Growth: the slope of the memory held against the images seen, from an eighth of
+them on (at least 8); ONNX Runtime's is taken on the timed images, ours also on --images. Images are noise
+with a natural spectrum unless a folder is given; the network has random weights and stirred batch norms:
+speed and memory do not depend on them.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ import numpy as np
 ONNX_RUNTIME = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
 OURS = ("minmax", "percentile", "entropy", "mse", "all four")
 BATCH = 5
-"""Images at a time in `distill export` at this size; ONNX Runtime is given one at a time, where its memory is smallest."""
+"""Images at a time in `distill export` at this size; ONNX Runtime is given one at a time, where its memory is
+smallest."""
 
 
 class Meter:
@@ -60,9 +64,13 @@ class Meter:
         seconds = time.perf_counter() - self.began - self.waited
         busy = time.process_time() - self.busy - self.waited_busy
         settled = [(seen, held) for seen, held in self.memory if seen >= max(8, self.images // 8)]
-        return {"images": self.images, "seconds_per_image": seconds / self.images,
-                "busy_seconds_per_image": busy / self.images, "peak_mib": peak_bytes() / 2**20,
-                "growth_kb_per_image": float(np.polyfit(*zip(*settled, strict=True), 1)[0]) / 1000}
+        return {
+            "images": self.images,
+            "seconds_per_image": seconds / self.images,
+            "busy_seconds_per_image": busy / self.images,
+            "peak_mib": peak_bytes() / 2**20,
+            "growth_kb_per_image": float(np.polyfit(*zip(*settled, strict=True), 1)[0]) / 1000,
+        }
 
 
 def resident_bytes() -> int:
@@ -78,7 +86,9 @@ def peak_bytes() -> int:
 
 
 def pictures(data: str | None, side: int) -> Iterator[np.ndarray]:
-    """(3, side, side) float32 images without end: of a folder, again and again, or noise whose amplitude falls with frequency."""
+    """(3, side, side) float32 images without end: of a folder, again and again, or noise whose amplitude
+    falls with frequency.
+    """
     if data is not None:
         from distill.data import open_data
         from runtime.preprocess import Preprocess
@@ -96,8 +106,14 @@ def pictures(data: str | None, side: int) -> Iterator[np.ndarray]:
 
 def observed(model: Any) -> list[str]:
     """What onnxruntime.quantization observes of Conv and Gemm: their data inputs and their outputs."""
-    return list(dict.fromkeys(name for node in model.graph.node if node.op_type in ("Conv", "Gemm")
-                              for name in (node.input[0], node.output[0])))
+    return list(
+        dict.fromkeys(
+            name
+            for node in model.graph.node
+            if node.op_type in ("Conv", "Gemm")
+            for name in (node.input[0], node.output[0])
+        )
+    )
 
 
 def ours(file: Path, method: str, source: Iterator[np.ndarray], images: int) -> dict[str, float]:
@@ -128,8 +144,12 @@ def onnx_runtime(file: Path, method: str, source: Iterator[np.ndarray], images: 
     meter.start()
     with tempfile.TemporaryDirectory() as folder:
         calibrator = create_calibrator(
-            str(file), ["Conv", "Gemm"], str(Path(folder) / "augmented.onnx"),
-            calibrate_method=CalibrationMethod[ONNX_RUNTIME[method]], extra_options={"symmetric": True})
+            str(file),
+            ["Conv", "Gemm"],
+            str(Path(folder) / "augmented.onnx"),
+            calibrate_method=CalibrationMethod[ONNX_RUNTIME[method]],
+            extra_options={"symmetric": True},
+        )
         calibrator.collect_data(Reader())
         found = calibrator.compute_data()
     return meter.result() | {"tensors": len(found.data)}
@@ -139,7 +159,9 @@ def child(options: argparse.Namespace) -> None:
     """One measurement, printed as JSON."""
     engine, _, method = options.child.partition(" ")
     source = pictures(options.data, options.side)
-    measured = {"large2small": ours, "onnxruntime": onnx_runtime}[engine](options.model, method, source, options.images)
+    measured = {"large2small": ours, "onnxruntime": onnx_runtime}[engine](
+        options.model, method, source, options.images
+    )
     print(json.dumps(measured))
 
 
@@ -166,15 +188,21 @@ def write_resnet50(path: Path, side: int) -> None:
     network = models.build("resnet50", 1000)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            for values, low, high in ((module.running_mean, -0.2, 0.2), (module.running_var, 0.5, 2.0),
-                                      (module.weight.data, 0.5, 1.5), (module.bias.data, -0.2, 0.2)):
+            for values, low, high in (
+                (module.running_mean, -0.2, 0.2),
+                (module.running_var, 0.5, 2.0),
+                (module.weight.data, 0.5, 1.5),
+                (module.bias.data, -0.2, 0.2),
+            ):
                 values.uniform_(low, high)
     onnx.save(graph.to_onnx(graph.merge(network.eval()), (3, side, side)), path)
 
 
 def rows(model: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Times of all calibrators on the same images, interleaved; then the memory of ours on many."""
-    wanted = [f"onnxruntime {method}" for method in ONNX_RUNTIME] + [f"large2small {method}" for method in OURS]
+    wanted = [f"onnxruntime {method}" for method in ONNX_RUNTIME] + [
+        f"large2small {method}" for method in OURS
+    ]
     wanted = [name for name in wanted if options.only is None or name.endswith(options.only)]
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in wanted}
     for round_ in range(options.rounds):
@@ -194,13 +222,19 @@ def rows(model: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=1000, help="images for the memory of ours")
-    parser.add_argument("--timed", type=int, default=24, help="images for the comparison; ONNX Runtime holds 90 MiB for each")
+    parser.add_argument(
+        "--timed", type=int, default=24, help="images for the comparison; ONNX Runtime holds 90 MiB for each"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--side", type=int, default=224, help="height and width of an image, pixels")
     parser.add_argument("--data", help="image folder, npz:FILE or hub set in place of noise")
-    parser.add_argument("--model", type=Path, help="fp32 ONNX file with an input `images`, in place of the ResNet-50")
+    parser.add_argument(
+        "--model", type=Path, help="fp32 ONNX file with an input `images`, in place of the ResNet-50"
+    )
     parser.add_argument("--only", help="calibrators whose name ends so, such as entropy")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -209,7 +243,9 @@ def main() -> None:
         child(options)
         return
     if options.timed < 16:
-        parser.error(f"--timed {options.timed}: expected 16 or more; the slope of memory starts at the 8th image")
+        parser.error(
+            f"--timed {options.timed}: expected 16 or more; the slope of memory starts at the 8th image"
+        )
     with tempfile.TemporaryDirectory() as folder:
         model = options.model or Path(folder) / "resnet50.onnx"
         if options.model is None:
@@ -225,24 +261,41 @@ def show(found: list[dict[str, Any]], options: argparse.Namespace) -> None:
     first = {row["calibrator"]: row for row in reversed(found)}
     pair = [first.get(f"{engine} entropy") for engine in ("onnxruntime", "large2small")]
     faster = pair[0]["seconds_per_image"] / pair[1]["seconds_per_image"] if all(pair) else None
-    conditions = {"cpu": fingerprint()["cpu"], "versions": versions(("onnxruntime", "numpy")), "side": options.side}
+    conditions = {
+        "cpu": fingerprint()["cpu"],
+        "versions": versions(("onnxruntime", "numpy")),
+        "side": options.side,
+    }
     if options.json:
         print(json.dumps({"rows": found, "entropy_times_faster": faster, **conditions}))
         return
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("calibrator", "images", "tensors", "ms per image", "busy, ms", "peak MiB", "growth, kB per image")
+    table = Table(
+        "calibrator", "images", "tensors", "ms per image", "busy, ms", "peak MiB", "growth, kB per image"
+    )
     for row in found:
-        table.add_row(row["calibrator"], f"{row['images']:.0f}", f"{row['tensors']:.0f}",
-                      *(f"{row[key] * 1e3:.0f}" for key in ("seconds_per_image", "busy_seconds_per_image")),
-                      f"{row['peak_mib']:,.0f}", f"{row['growth_kb_per_image']:,.1f}")
+        table.add_row(
+            row["calibrator"],
+            f"{row['images']:.0f}",
+            f"{row['tensors']:.0f}",
+            *(f"{row[key] * 1e3:.0f}" for key in ("seconds_per_image", "busy_seconds_per_image")),
+            f"{row['peak_mib']:,.0f}",
+            f"{row['growth_kb_per_image']:,.1f}",
+        )
     Console(width=110).print(table)
     if faster is not None:
         print(f"entropy: {faster:.1f} x as fast as ONNX Runtime's (asked: 2)")
     if found[-1]["images"] == options.images > options.timed:
-        print(f"growth at {options.images} images: {found[-1]['growth_kb_per_image']:.1f} kB per image (asked: below 10)")
-    print(f"median of {options.rounds} rounds, {conditions['cpu']}, {conditions['versions']}, {options.side} x {options.side}")
+        print(
+            f"growth at {options.images} images: {found[-1]['growth_kb_per_image']:.1f} kB per image (asked:"
+            " below 10)"
+        )
+    print(
+        f"median of {options.rounds} rounds, {conditions['cpu']}, {conditions['versions']}, {options.side} x"
+        f" {options.side}"
+    )
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
     python benchmarks/gpu.py [--output docs/results/NAME] [--only STEP ...] [--minutes 25]
 
-Steps: environment, tests (those marked gpu), cuda (both libraries: bandwidth, 10,000 round trips without a leak), onnxruntime
-(CUDA and TensorRT providers), tensorrt and rtx (plans of ResNet-50 in every precision: built, checked, timed with and without
-CUDA graphs), training (ResNet-50 at 224 pixels in fp32, bf16, fp16). A step that cannot run here is recorded with the reason, a
-step that fails with its last words; neither stops the others. Writes NAME.json and NAME.md; without --output both go to stdout.
+Steps: environment, tests (those marked gpu), cuda (both libraries: bandwidth, 10,000 round trips without a
+leak), onnxruntime (CUDA and TensorRT providers), tensorrt and rtx (plans of ResNet-50 in every precision:
+built, checked, timed with and without CUDA graphs), training (ResNet-50 at 224 pixels in fp32, bf16, fp16). A
+step that cannot run here is recorded with the reason, a step that fails with its last words; neither stops
+the others. Writes NAME.json and NAME.md; without --output both go to stdout.
 """
 
 from __future__ import annotations
@@ -69,15 +70,28 @@ def attempt(step: Callable[[Path], dict[str, Any]], folder: Path, end: float) ->
         return {"status": "ok", **step(folder), "wall_s": round(time.monotonic() - began, 1)}
     except (NotHere, MissingError) as error:
         return {"status": "not run", "reason": str(error)}
-    except (Large2SmallError, RuntimeError, ValueError, OSError, KeyError, subprocess.SubprocessError) as error:
-        return {"status": "failed", "reason": f"{type(error).__name__}: {' '.join(str(error).split())[-600:]}"}
+    except (
+        Large2SmallError,
+        RuntimeError,
+        ValueError,
+        OSError,
+        KeyError,
+        subprocess.SubprocessError,
+    ) as error:
+        return {
+            "status": "failed",
+            "reason": f"{type(error).__name__}: {' '.join(str(error).split())[-600:]}",
+        }
 
 
 def command(*words: str, minutes: float = 9) -> str:
     """stdout of a Python module or script of ours. Raises RuntimeError with its last words when it fails."""
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60 * minutes)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(words)}: exit code {done.returncode}: {done.stderr.strip()[-500:] or done.stdout[-500:]}")
+        raise RuntimeError(
+            f"{' '.join(words)}: exit code {done.returncode}:"
+            f" {done.stderr.strip()[-500:] or done.stdout[-500:]}"
+        )
     return done.stdout
 
 
@@ -91,7 +105,9 @@ def tests(_: Path) -> dict[str, Any]:
     done = subprocess.run(words, capture_output=True, text=True, timeout=540)
     lines = done.stdout.strip().splitlines()
     if done.returncode not in (0, 5):  # 5: nothing was collected
-        raise RuntimeError(" | ".join(line for line in lines if line.startswith(("FAILED", "ERROR"))) or lines[-1])
+        raise RuntimeError(
+            " | ".join(line for line in lines if line.startswith(("FAILED", "ERROR"))) or lines[-1]
+        )
     return {"summary": lines[-1], "skipped": [line for line in lines if line.startswith("SKIPPED")]}
 
 
@@ -115,8 +131,10 @@ def exercise(device: cuda.Device) -> dict[str, Any]:
         host.array[:] = np.arange(len(host.array), dtype=np.uint32).astype(np.uint8)
         expected, rates = host.array.copy(), {"to_device": [], "to_host": []}
         for _ in range(10):
-            for name, copy in (("to_device", lambda: device.to_device(memory.address, host.array, stream)),
-                               ("to_host", lambda: device.to_host(host.array, memory.address, stream))):
+            for name, copy in (
+                ("to_device", lambda: device.to_device(memory.address, host.array, stream)),
+                ("to_host", lambda: device.to_host(host.array, memory.address, stream)),
+            ):
                 start.record(stream)
                 copy()
                 stop.record(stream)
@@ -134,9 +152,14 @@ def exercise(device: cuda.Device) -> dict[str, Any]:
         leaked = before - device.free_memory()
         for owned in (stream, start, stop, host, small, memory):
             owned.close()
-    found = {"gpu": device.name, "capability": ".".join(map(str, device.compute_capability)), "driver": device.driver_version,
-             **{f"{name}_gib_per_s": statistics.median(values) for name, values in rates.items()},
-             "round_trip_1kib_us": each * 1e6, "leaked_bytes_in_10000_calls": leaked}
+    found = {
+        "gpu": device.name,
+        "capability": ".".join(map(str, device.compute_capability)),
+        "driver": device.driver_version,
+        **{f"{name}_gib_per_s": statistics.median(values) for name, values in rates.items()},
+        "round_trip_1kib_us": each * 1e6,
+        "leaked_bytes_in_10000_calls": leaked,
+    }
     device.close()
     return found
 
@@ -161,7 +184,10 @@ def onnxruntime_providers(folder: Path) -> dict[str, Any]:
     rows = {}
     for precision, path in onnx_files(folder).items():
         for provider in ("cuda", "tensorrt"):
-            if provider == "tensorrt" and "TensorrtExecutionProvider" not in onnxruntime.get_available_providers():
+            if (
+                provider == "tensorrt"
+                and "TensorrtExecutionProvider" not in onnxruntime.get_available_providers()
+            ):
                 continue
             rows[f"{precision} {provider}"] = latency(path, "--device", "cuda", "--provider", provider)
     return {"latency": rows}
@@ -174,7 +200,11 @@ def latency(path: Path, *flags: str) -> dict[str, Any]:
     except RuntimeError as error:
         return {"failed": str(error)[-400:]}
     timed = said["compute"]
-    return {"p50_ms": timed["latency_p50_ms"], "p99_ms": timed["latency_p99_ms"], "provider": said["provider"]}
+    return {
+        "p50_ms": timed["latency_p50_ms"],
+        "p99_ms": timed["latency_p99_ms"],
+        "provider": said["provider"],
+    }
 
 
 def plans(flavor: str, module: str) -> Callable[[Path], dict[str, Any]]:
@@ -186,15 +216,37 @@ def plans(flavor: str, module: str) -> Callable[[Path], dict[str, Any]]:
         for precision, path in onnx_files(folder).items():
             plan = folder / f"{flavor}.{precision}.plan"
             try:
-                said = json.loads(command("-m", "distill", "export", "trt", str(path), "--flavor", flavor, "--output", str(plan),
-                                          "--dynamic", "1,1,16", "--json", "--overwrite"))
+                said = json.loads(
+                    command(
+                        "-m",
+                        "distill",
+                        "export",
+                        "trt",
+                        str(path),
+                        "--flavor",
+                        flavor,
+                        "--output",
+                        str(plan),
+                        "--dynamic",
+                        "1,1,16",
+                        "--json",
+                        "--overwrite",
+                    )
+                )
             except RuntimeError as error:
                 rows[precision] = {"failed": str(error)[-400:]}
                 continue
-            rows[precision] = {"build_s": said["build_seconds"], "state": said["state"], "layers": said["layers"],
-                               "agreement_percent": said["agreement_percent"], "warnings": said["warnings"],
-                               "plain": latency(plan), "cuda_graph": latency(plan, "--cuda-graph")}
+            rows[precision] = {
+                "build_s": said["build_seconds"],
+                "state": said["state"],
+                "layers": said["layers"],
+                "agreement_percent": said["agreement_percent"],
+                "warnings": said["warnings"],
+                "plain": latency(plan),
+                "cuda_graph": latency(plan, "--cuda-graph"),
+            }
         return {"plans": rows}
+
     return step
 
 
@@ -208,37 +260,77 @@ def training(folder: Path) -> dict[str, Any]:
         x = generator.integers(0, 255, (count, 224, 224, 3), dtype=np.uint8)
         np.savez(folder / f"{split}.npz", x=x, y=np.arange(count) % 8)
     rows = {}
-    for name, flags in {"fp32": (), "bf16": ("--amp", "--amp-dtype", "bf16"), "fp16": ("--amp", "--amp-dtype", "fp16")}.items():
+    for name, flags in {
+        "fp32": (),
+        "bf16": ("--amp", "--amp-dtype", "bf16"),
+        "fp16": ("--amp", "--amp-dtype", "fp16"),
+    }.items():
         run = folder / name
-        command("-m", "distill", "train", "--teacher", "none", "--student", "resnet50", "--data", f"npz:{folder}",
-                "--epochs", "2", "--batch", "64", "--device", "cuda", "--workers", "8", "--output", str(run), *flags)
+        command(
+            "-m",
+            "distill",
+            "train",
+            "--teacher",
+            "none",
+            "--student",
+            "resnet50",
+            "--data",
+            f"npz:{folder}",
+            "--epochs",
+            "2",
+            "--batch",
+            "64",
+            "--device",
+            "cuda",
+            "--workers",
+            "8",
+            "--output",
+            str(run),
+            *flags,
+        )
         last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
         rows[name] = {"images_per_s": last["train_images_per_s"]}
     return {"resnet50_224": rows}
 
 
 STEPS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "environment": environment, "tests": tests, "cuda": cuda_layer, "onnxruntime": onnxruntime_providers,
-    "tensorrt": plans("tensorrt", "tensorrt"), "rtx": plans("rtx", "tensorrt_rtx_bindings"), "training": training}
+    "environment": environment,
+    "tests": tests,
+    "cuda": cuda_layer,
+    "onnxruntime": onnxruntime_providers,
+    "tensorrt": plans("tensorrt", "tensorrt"),
+    "rtx": plans("rtx", "tensorrt_rtx_bindings"),
+    "training": training,
+}
 
 
 def to_markdown(found: dict[str, Any]) -> str:
     """One row for each figure, under the machine it was taken on."""
     machine = found["machine"]
-    lines = [f"{machine['gpu'] or 'no GPU'}, {machine['cpu']}, {machine['cores']} cores, {machine['system']}", "",
-             "| step | what | figure |", "|---|---|---|"]
+    lines = [
+        f"{machine['gpu'] or 'no GPU'}, {machine['cpu']}, {machine['cores']} cores, {machine['system']}",
+        "",
+        "| step | what | figure |",
+        "|---|---|---|",
+    ]
     for name, step in found["steps"].items():
         if step["status"] != "ok":
             lines.append(f"| {name} | {step['status']} | {step['reason']} |")
             continue
-        lines += [f"| {name} | {path} | {value} |" for path, value in flat(step) if not path.startswith(("env.", "status"))]
+        lines += [
+            f"| {name} | {path} | {value} |"
+            for path, value in flat(step)
+            if not path.startswith(("env.", "status"))
+        ]
     return "\n".join(lines) + "\n"
 
 
 def flat(value: Any, path: str = "") -> list[tuple[str, str]]:
     """[(dotted path, text)] of every number and word in nested dicts."""
     if isinstance(value, dict):
-        return [pair for key, each in value.items() for pair in flat(each, f"{path}.{key}" if path else str(key))]
+        return [
+            pair for key, each in value.items() for pair in flat(each, f"{path}.{key}" if path else str(key))
+        ]
     return [(path, f"{value:.4g}" if isinstance(value, float) else str(value))]
 
 

@@ -1,18 +1,22 @@
-"""Accuracy of int8 beside ONNX Runtime's own quantizer: same fp32 graphs, same calibration images, same labelled images, one run.
+"""Accuracy of int8 beside ONNX Runtime's own quantizer: same fp32 graphs, same calibration images, same
+labelled images, one run.
 
-    python benchmarks/int8_accuracy.py --on DATA CHECKPOINT[:MODEL] ... [--on DATA CHECKPOINT ...] [--methods percentile mse]
+    python benchmarks/int8_accuracy.py --on DATA CHECKPOINT[:MODEL] ... [--on DATA CHECKPOINT ...] [--methods
+    percentile mse]
                                        [--weights max mse bias equalize float]
 
-DATA names labelled images with a training split to calibrate on and a validation split to measure on (npz:FOLDER, DIR, digits);
-MODEL is needed for weights without a description. The published CIFAR ResNets and MobileNetV2, prepared as docs/int8.md says:
+DATA names labelled images with a training split to calibrate on and a validation split to measure on
+(npz:FOLDER, DIR, digits); MODEL is needed for weights without a description. The published CIFAR ResNets and
+MobileNetV2, prepared as docs/int8.md says:
 
-    python benchmarks/int8_accuracy.py --on npz:/tmp/cifar10 resnet20-12fca82f.th:resnet20 resnet56-4bfd9763.th:resnet56 \\
-        --on npz:/tmp/photographs /tmp/mobilenetv2.pth
+    python benchmarks/int8_accuracy.py --on npz:/tmp/cifar10 resnet20-12fca82f.th:resnet20
+        resnet56-4bfd9763.th:resnet56 \\ --on npz:/tmp/photographs /tmp/mobilenetv2.pth
 
-Ours is what `export onnx --int8` makes (export.int8) at its default settings, in both placements, before any layer is rolled
-back. ONNX Runtime's is `quantize_static` at the best settings that TensorRT would read: Q/DQ on the inputs of Conv and Gemm,
-weights per channel, activations int8 and symmetric, bias float; MinMax and Entropy calibration. Every graph runs on its CPU
-engine. Agreement and KL (fp32 || int8, nats per image) tell more than top-1 does: they use images that fp32 gets wrong, too.
+Ours is what `export onnx --int8` makes (export.int8) at its default settings, in both placements, before any
+layer is rolled back. ONNX Runtime's is `quantize_static` at the best settings that TensorRT would read: Q/DQ
+on the inputs of Conv and Gemm, weights per channel, activations int8 and symmetric, bias float; MinMax and
+Entropy calibration. Every graph runs on its CPU engine. Agreement and KL (fp32 || int8, nats per image) tell
+more than top-1 does: they use images that fp32 gets wrong, too.
 """
 
 from __future__ import annotations
@@ -51,25 +55,64 @@ from runtime.preprocess import Preprocess
 
 PLACEMENTS = ("tensorrt", "cpu")
 AT_ONCE = 16
-"""ONNX Runtime's Entropy holds the activations of so many images; otherwise of all, 90 MiB each on ResNet-50."""
+"""ONNX Runtime's Entropy holds the activations of so many images; otherwise of all, 90 MiB each on
+ResNet-50."""
 WEIGHTS: dict[str, dict[str, Any]] = {
-    "max": {}, "mse": {"weight_scales": "mse"}, "bias": {"bias_correction": True}, "equalize": {"equalize": True}, "float": {}}
-"""Settings of `export --int8`. float is not one: int8 activations and weights as they were, the limit of any better rounding."""
+    "max": {},
+    "mse": {"weight_scales": "mse"},
+    "bias": {"bias_correction": True},
+    "equalize": {"equalize": True},
+    "float": {},
+}
+"""Settings of `export --int8`. float is not one: int8 activations and weights as they were, the limit of any
+better rounding."""
 UNROUNDED = ", weights float"
-COLUMNS = {"tool": "tool", "method": "method", "top1": "top-1 %", "drop": "drop", "flips": "flips -/+", "agreement": "agree %",
-           "kl": "KL", "seconds": "s", "memory_mib": "MiB more"}
+COLUMNS = {
+    "tool": "tool",
+    "method": "method",
+    "top1": "top-1 %",
+    "drop": "drop",
+    "flips": "flips -/+",
+    "agreement": "agree %",
+    "kl": "KL",
+    "seconds": "s",
+    "memory_mib": "MiB more",
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--on", nargs="+", action="append", required=True, metavar=("DATA", "CHECKPOINT[:MODEL]"),
-                        help="labelled images and the networks trained on them; may be repeated")
-    parser.add_argument("--methods", nargs="+", default=[Int8Options().calib_method], help="our calibration methods")
-    parser.add_argument("--weights", nargs="+", default=["max"], choices=WEIGHTS, help="how ours are rounded; float: they are "
-                        "not, the limit of any better rounding")
-    parser.add_argument("--placements", nargs="+", default=PLACEMENTS, choices=PLACEMENTS, help="ours; ONNX Runtime has its own")
-    parser.add_argument("--calib-size", type=int, default=512, help="training images to calibrate on, stratified")
-    parser.add_argument("--images", type=int, default=10_000, help="at most so many validation images, stratified")
+    parser.add_argument(
+        "--on",
+        nargs="+",
+        action="append",
+        required=True,
+        metavar=("DATA", "CHECKPOINT[:MODEL]"),
+        help="labelled images and the networks trained on them; may be repeated",
+    )
+    parser.add_argument(
+        "--methods", nargs="+", default=[Int8Options().calib_method], help="our calibration methods"
+    )
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        default=["max"],
+        choices=WEIGHTS,
+        help="how ours are rounded; float: they are not, the limit of any better rounding",
+    )
+    parser.add_argument(
+        "--placements",
+        nargs="+",
+        default=PLACEMENTS,
+        choices=PLACEMENTS,
+        help="ours; ONNX Runtime has its own",
+    )
+    parser.add_argument(
+        "--calib-size", type=int, default=512, help="training images to calibrate on, stratified"
+    )
+    parser.add_argument(
+        "--images", type=int, default=10_000, help="at most so many validation images, stratified"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the choice of images")
     parser.add_argument("--threads", type=int, help="of the engine when accuracy is measured; default: all")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
@@ -104,42 +147,78 @@ def measure(file: str, data: str, options: argparse.Namespace) -> dict[str, Any]
     samples.require_apart(train, used, val)
 
     def logits_of(model: ModelProto, engine: Callable[..., np.ndarray] = run) -> np.ndarray:
-        return engine(model, (batch for batch, _ in samples.batches(val, chosen, found.preprocess)), options.threads)
+        return engine(
+            model, (batch for batch, _ in samples.batches(val, chosen, found.preprocess)), options.threads
+        )
 
     reference, labels = logits_of(fp32), val.labels[chosen]
     rows, right = [], []
-    for tool, method, make in contenders(fp32, Calibration(found.preprocess, train, used, seed=options.seed), options):
+    for tool, method, make in contenders(
+        fp32, Calibration(found.preprocess, train, used, seed=options.seed), options
+    ):
         with Peak() as peak:
             int8 = make()
         logits = logits_of(int8, run_as_written if method.endswith(UNROUNDED) else run)
         right.append(logits.argmax(1) == labels)
         score = asdict(verify.accuracy(reference, logits, labels))
-        rows.append({"tool": tool, "method": method, "top1": score["int8_top1"], "drop": score["drop"],
-                     "flips": f"{score['right_to_wrong']}/{score['wrong_to_right']}", "agreement": score["agreement"],
-                     "kl": score["kl_nats"], "seconds": peak.seconds, "memory_mib": peak.mebibytes})
-        print(f"{found.model}: {tool} {method} {score['int8_top1']:.2f} %", file=sys.stderr)  # minutes apart on large images
+        rows.append(
+            {
+                "tool": tool,
+                "method": method,
+                "top1": score["int8_top1"],
+                "drop": score["drop"],
+                "flips": f"{score['right_to_wrong']}/{score['wrong_to_right']}",
+                "agreement": score["agreement"],
+                "kl": score["kl_nats"],
+                "seconds": peak.seconds,
+                "memory_mib": peak.mebibytes,
+            }
+        )
+        print(
+            f"{found.model}: {tool} {method} {score['int8_top1']:.2f} %", file=sys.stderr
+        )  # minutes apart on large images
     compare(rows, right)
-    return {"model": found.model, "fp32_top1": 100 * float((reference.argmax(1) == labels).mean()), "images": len(labels),
-            "calibrated_on": len(used), "onnxruntime_entropy_images_at_once": strided(len(used)), "rows": rows}
+    return {
+        "model": found.model,
+        "fp32_top1": 100 * float((reference.argmax(1) == labels).mean()),
+        "images": len(labels),
+        "calibrated_on": len(used),
+        "onnxruntime_entropy_images_at_once": strided(len(used)),
+        "rows": rows,
+    }
 
 
 def compare(rows: list[dict[str, Any]], right: list[np.ndarray]) -> None:
-    """Into each row of ours: how it does on the very images against the more accurate of ONNX Runtime's (McNemar's test)."""
-    best = max((i for i, row in enumerate(rows) if not row["tool"].startswith("ours")), key=lambda i: rows[i]["top1"])
+    """Into each row of ours: how it does on the very images against the more accurate of ONNX Runtime's
+    (McNemar's test).
+    """
+    best = max(
+        (i for i, row in enumerate(rows) if not row["tool"].startswith("ours")), key=lambda i: rows[i]["top1"]
+    )
     for row, ours in zip(rows, right, strict=True):
         if row["tool"].startswith("ours"):
             found = verify.flips(right[best], ours)
-            row["against"] = {"method": rows[best]["method"], "top1": rows[best]["top1"], "lost": found.right_to_wrong,
-                              "won": found.wrong_to_right, "mcnemar_p": verify.mcnemar_p(found)}
+            row["against"] = {
+                "method": rows[best]["method"],
+                "top1": rows[best]["top1"],
+                "lost": found.right_to_wrong,
+                "won": found.wrong_to_right,
+                "mcnemar_p": verify.mcnemar_p(found),
+            }
 
 
-def contenders(fp32: ModelProto, calibration: Calibration,
-               options: argparse.Namespace) -> Iterator[tuple[str, str, Callable[[], ModelProto]]]:
+def contenders(
+    fp32: ModelProto, calibration: Calibration, options: argparse.Namespace
+) -> Iterator[tuple[str, str, Callable[[], ModelProto]]]:
     """(tool, method, what makes the int8 graph) of everything that is compared."""
     for placement in options.placements:
         for method, weights in itertools.product(options.methods, options.weights):
             name = {"max": method, "float": method + UNROUNDED}.get(weights, f"{method}, weights {weights}")
-            yield f"ours {placement}", name, lambda p=placement, m=method, w=weights: ours(fp32, calibration, p, m, w)
+            yield (
+                f"ours {placement}",
+                name,
+                lambda p=placement, m=method, w=weights: ours(fp32, calibration, p, m, w),
+            )
     for method in ("MinMax", "Entropy"):
         yield "ONNX Runtime", method, lambda m=method: by_onnxruntime(fp32, calibration, m)
 
@@ -158,26 +237,47 @@ def with_float_weights(int8: ModelProto, fp32: ModelProto, layers: Collection[st
         if node.name in before:
             node.input[1] = before[node.name]
     kept = {one.name for one in int8.graph.initializer}
-    int8.graph.initializer.extend(one for one in fp32.graph.initializer if one.name in {*before.values()} - kept)
+    int8.graph.initializer.extend(
+        one for one in fp32.graph.initializer if one.name in {*before.values()} - kept
+    )
     return int8
 
 
 def by_onnxruntime(fp32: ModelProto, calibration: Calibration, method: str) -> ModelProto:
-    """`quantize_static` with Q/DQ on the inputs of Conv and Gemm only, symmetric int8, per channel, float bias."""
+    """`quantize_static` with Q/DQ on the inputs of Conv and Gemm only, symmetric int8, per channel, float
+    bias.
+    """
     from onnxruntime import quantization
 
     count = len(calibration.used)
-    more = {"CalibStridedMinMax": strided(count)} if method == "Entropy" else {}  # despite its name it works for every method
-    with tempfile.TemporaryDirectory(prefix="int8-accuracy-") as folder, contextlib.redirect_stdout(io.StringIO()), quiet():
+    more = (
+        {"CalibStridedMinMax": strided(count)} if method == "Entropy" else {}
+    )  # despite its name it works for every method
+    with (
+        tempfile.TemporaryDirectory(prefix="int8-accuracy-") as folder,
+        contextlib.redirect_stdout(io.StringIO()),
+        quiet(),
+    ):
         source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
         onnx.save(fp32, source)
         quantization.quantize_static(
-            source, target, reader(calibration.images, calibration.used, calibration.preprocess),
-            quant_format=quantization.QuantFormat.QDQ, op_types_to_quantize=["Conv", "Gemm"], per_channel=True,
-            activation_type=quantization.QuantType.QInt8, weight_type=quantization.QuantType.QInt8,
+            source,
+            target,
+            reader(calibration.images, calibration.used, calibration.preprocess),
+            quant_format=quantization.QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "Gemm"],
+            per_channel=True,
+            activation_type=quantization.QuantType.QInt8,
+            weight_type=quantization.QuantType.QInt8,
             calibrate_method=quantization.CalibrationMethod[method],
-            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False,
-                           "OpTypesToExcludeOutputQuantization": ["Conv", "Gemm"], **more})
+            extra_options={
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                "QuantizeBias": False,
+                "OpTypesToExcludeOutputQuantization": ["Conv", "Gemm"],
+                **more,
+            },
+        )
         return onnx.load(target)
 
 
@@ -216,16 +316,22 @@ def run(model: ModelProto, batches: Iterator[np.ndarray], threads: int | None) -
 
 
 def run_as_written(model: ModelProto, batches: Iterator[np.ndarray], threads: int | None) -> np.ndarray:
-    """Like `run`, nothing optimized: ONNX Runtime would round float weights between Q/DQ by itself, per tensor."""
+    """Like `run`, nothing optimized: ONNX Runtime would round float weights between Q/DQ by itself, per
+    tensor.
+    """
     settings = onnxruntime.SessionOptions()
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     settings.intra_op_num_threads = threads or 0
-    session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
+    )
     return np.concatenate([session.run(None, {graph.INPUT: batch})[0] for batch in batches])
 
 
 class Peak:
-    """Seconds of a block, and by how much the process's memory rose above where it was; None where Linux does not tell."""
+    """Seconds of a block, and by how much the process's memory rose above where it was; None where Linux does
+    not tell.
+    """
 
     def __enter__(self) -> Peak:
         self.mebibytes: float | None = None
@@ -261,11 +367,26 @@ def quiet() -> Iterator[None]:
 
 def show(file: str, result: dict[str, Any]) -> None:
     """One table, and in words whether ours is at least as accurate."""
-    title = (f"{result['model']}: fp32 {result['fp32_top1']:.2f} % of {result['images']} images, calibrated on "
-             f"{result['calibrated_on']}")
-    table = Table(*COLUMNS.values(), title=title, caption=f"{file}; ONNX Runtime's Entropy reads "
-                  f"{result['onnxruntime_entropy_images_at_once']} images at a time")
-    forms = {"top1": ".2f", "drop": "+.2f", "agreement": ".2f", "kl": ".5f", "seconds": ".1f", "memory_mib": ".0f"}
+    title = (
+        f"{result['model']}: fp32 {result['fp32_top1']:.2f} % of {result['images']} images, calibrated on "
+        f"{result['calibrated_on']}"
+    )
+    table = Table(
+        *COLUMNS.values(),
+        title=title,
+        caption=(
+            f"{file}; ONNX Runtime's Entropy reads "
+            f"{result['onnxruntime_entropy_images_at_once']} images at a time"
+        ),
+    )
+    forms = {
+        "top1": ".2f",
+        "drop": "+.2f",
+        "agreement": ".2f",
+        "kl": ".5f",
+        "seconds": ".1f",
+        "memory_mib": ".0f",
+    }
     for row in result["rows"]:
         table.add_row(*("-" if row[key] is None else format(row[key], forms.get(key, "")) for key in COLUMNS))
     console = Console(width=None if sys.stdout.isatty() else 130)
@@ -274,9 +395,11 @@ def show(file: str, result: dict[str, Any]) -> None:
         if "against" in row:
             other = row["against"]
             verdict = "at least as accurate as" if row["top1"] >= other["top1"] else "LESS accurate than"
-            console.print(f"{row['tool']} {row['method']} {row['top1']:.2f} %: {verdict} ONNX Runtime's {other['method']}, "
-                          f"{other['top1']:.2f} % ({other['lost']} images lost, {other['won']} won; McNemar's p "
-                          f"{other['mcnemar_p']:.2g})")
+            console.print(
+                f"{row['tool']} {row['method']} {row['top1']:.2f} %: {verdict} ONNX Runtime's"
+                f" {other['method']}, {other['top1']:.2f} % ({other['lost']} images lost, {other['won']} won;"
+                f" McNemar's p {other['mcnemar_p']:.2g})"
+            )
 
 
 if __name__ == "__main__":

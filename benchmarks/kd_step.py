@@ -2,8 +2,9 @@
 
     python benchmarks/kd_step.py [--batch 128] [--rounds 15]
 
-Same teacher (ResNet-56), student (ResNet-20), KL loss, SGD and batch; both step once per round, in turn, in one process.
-Prints the median of each and the median of the ratios, which the noise of a busy machine moves least.
+Same teacher (ResNet-56), student (ResNet-20), KL loss, SGD and batch; both step once per round, in turn, in
+one process. Prints the median of each and the median of the ratios, which the noise of a busy machine moves
+least.
 """
 
 from __future__ import annotations
@@ -40,7 +41,12 @@ def hand_written(student: torch.nn.Module, teacher: torch.nn.Module, batch: int)
             teacher_logits = teacher(images)
         logits = student(images)
         t = WEIGHTS["temperature"]
-        kl = F.kl_div(F.log_softmax(logits / t, 1), F.log_softmax(teacher_logits / t, 1), log_target=True, reduction="sum")
+        kl = F.kl_div(
+            F.log_softmax(logits / t, 1),
+            F.log_softmax(teacher_logits / t, 1),
+            log_target=True,
+            reduction="sum",
+        )
         loss = WEIGHTS["distill"] * t**2 * kl / batch + WEIGHTS["task"] * F.cross_entropy(logits, labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -52,7 +58,9 @@ def hand_written(student: torch.nn.Module, teacher: torch.nn.Module, batch: int)
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
@@ -62,9 +70,19 @@ def main() -> None:
     student = models.build("resnet20", 10).to(device, memory_format=torch.channels_last)
     pixels = np.zeros((options.batch, 32, 32, 3), np.uint8)
     images = ArraySet("zeros", pixels, np.arange(options.batch) % 10, [str(i) for i in range(10)])
-    recipe = Recipe(data="zeros", student="resnet20", batch=options.batch, opt="sgd", lr=0.01, weight_decay=5e-4, workers=0,
-                    kd_temperature=WEIGHTS["temperature"], distill_loss_weight=WEIGHTS["distill"],
-                    task_loss_weight=WEIGHTS["task"], epochs=1000)
+    recipe = Recipe(
+        data="zeros",
+        student="resnet20",
+        batch=options.batch,
+        opt="sgd",
+        lr=0.01,
+        weight_decay=5e-4,
+        workers=0,
+        kd_temperature=WEIGHTS["temperature"],
+        distill_loss_weight=WEIGHTS["distill"],
+        task_loss_weight=WEIGHTS["task"],
+        epochs=1000,
+    )
     spec = models.preprocess_of("resnet20")
     with tempfile.TemporaryDirectory() as folder:
         teacher = Teacher(teacher_net, spec, spec, device)
@@ -75,8 +93,12 @@ def main() -> None:
         y = torch.arange(options.batch) % 10
         times: dict[str, list[float]] = {"large2small": [], "hand-written": []}
         for round_ in range(options.rounds + 2):
-            steps = {"large2small": lambda: (ours([Batch(x, y, [])]), trainer.flush()),
-                     "hand-written": lambda: theirs(x.to(device, non_blocking=True), y.to(device, non_blocking=True))}
+            steps = {
+                "large2small": lambda: (ours([Batch(x, y, [])]), trainer.flush()),
+                "hand-written": lambda: theirs(
+                    x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+                ),
+            }
             for name in sorted(steps, reverse=bool(round_ % 2)):
                 began = time.perf_counter()
                 steps[name]()
@@ -85,8 +107,11 @@ def main() -> None:
     for name, values in times.items():
         print(f"{name:13s}  median {statistics.median(values) * 1e3:8.1f} ms per step")
     ratios = [a / b for a, b in zip(times["large2small"], times["hand-written"], strict=True)]
-    print(f"ratio  median {statistics.median(ratios):.4f}  (batch {options.batch}, n={options.rounds} rounds, {device.type}, "
-          f"{torch.get_num_threads()} threads, torch {torch.__version__}, {fingerprint()['cpu']})")
+    print(
+        f"ratio  median {statistics.median(ratios):.4f}  (batch {options.batch}, n={options.rounds} rounds,"
+        f" {device.type}, {torch.get_num_threads()} threads, torch {torch.__version__},"
+        f" {fingerprint()['cpu']})"
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Write and read the checkpoint, side by side.
 
-In:  a network's weights with architecture, preprocessing, class names, metrics and lineage; or any .pth a user has.
-Out: `best.pth` (weights and what they mean) and `last.pth` (that, and all a resumed run needs); both load with
-     `torch.load(weights_only=True)`, so no code in a file is ever executed.
-Elsewhere: building the network (`distill.models.build`), older names of published weights (distill.models.convert), what the
-trainer's state holds (distill.trainer).
+In:  a network's weights with architecture, preprocessing, class names, metrics and lineage; or any .pth a
+user has.
+Out: `best.pth` (weights and what they mean) and `last.pth` (that, and all a resumed run needs); both load
+     with `torch.load(weights_only=True)`, so no code in a file is ever executed.
+Elsewhere: building the network (`distill.models.build`), older names of published weights
+(distill.models.convert), what the trainer's state holds (distill.trainer).
 """
 
 from __future__ import annotations
@@ -29,8 +30,15 @@ WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Keys under which other projects keep the weights, the averaged ones first."""
 CODE = ("GLOBAL", "call reduce", "create new object", "Can only build")
 """Words of torch's weights-only reader when it meets a function or class it will not call."""
-KINDS = {"model": str, "model_args": dict, "state_dict": dict, "class_names": (list, type(None)), "metrics": dict,
-         "lineage": dict, "quantized": (dict, type(None))}
+KINDS = {
+    "model": str,
+    "model_args": dict,
+    "state_dict": dict,
+    "class_names": (list, type(None)),
+    "metrics": dict,
+    "lineage": dict,
+    "quantized": (dict, type(None)),
+}
 """What the entries of our file are."""
 
 
@@ -53,7 +61,8 @@ class Checkpoint:
     lineage: dict[str, Any] = field(default_factory=dict)
     """Data specs and fingerprints, teacher's file and SHA-256, recipe, versions."""
     quantized: dict[str, Any] | None = None
-    """What quantization-aware training learned, as plain tensors and values (export.qat); `state_dict` stays the fp32 student."""
+    """What quantization-aware training learned, as plain tensors and values (export.qat); `state_dict` stays
+    the fp32 student."""
     state: dict[str, Any] | None = None
     """What a resumed run needs; only in last.pth."""
     path: str | None = None
@@ -61,11 +70,15 @@ class Checkpoint:
 
     @property
     def notes(self) -> list[str]:
-        """What a person should know of the weights before using them: what was changed on the way, and what they are not."""
+        """What a person should know of the weights before using them: what was changed on the way, and what
+        they are not.
+        """
         notes = list(self.lineage.get("converted") or [])
         if self.quantized is not None:
-            notes.append("trained with --qat; used here is the fp32 student that training began with, not the int8 graph. "
-                         f"Its accuracy: distill export onnx --int8 {self.path}")
+            notes.append(
+                "trained with --qat; used here is the fp32 student that training began with, not the int8"
+                f" graph. Its accuracy: distill export onnx --int8 {self.path}"
+            )
         return notes
 
     @property
@@ -74,7 +87,9 @@ class Checkpoint:
 
 
 def save(checkpoint: Checkpoint, path: str | Path) -> None:
-    """Write atomically: a crash leaves the old file or the new one. Raises MissingError when the disk is full."""
+    """Write atomically: a crash leaves the old file or the new one. Raises MissingError when the disk is
+    full.
+    """
     values = {f.name: getattr(checkpoint, f.name) for f in fields(Checkpoint) if f.name != "path"}
     values |= {MARK: SCHEMA, "preprocess": checkpoint.preprocess.to_dict()}
     buffer = io.BytesIO()  # torch's own file writer hides why a disk write failed
@@ -83,37 +98,51 @@ def save(checkpoint: Checkpoint, path: str | Path) -> None:
 
 
 def load(path: str | Path) -> Checkpoint:
-    """Read a checkpoint of this project. Raises ArtifactError for anything else; see `load_any` for foreign files."""
+    """Read a checkpoint of this project. Raises ArtifactError for anything else; see `load_any` for foreign
+    files.
+    """
     values = read_file(path)
     if MARK not in values:
         raise ArtifactError(f"{path}: not a large2small checkpoint. Name its architecture: --model NAME")
     if values[MARK] != SCHEMA:
-        raise ArtifactError(f"{path}: checkpoint schema {values[MARK]}; this version reads {SCHEMA}. "
-                            "Install the large2small that wrote it")
+        raise ArtifactError(
+            f"{path}: checkpoint schema {values[MARK]}; this version reads {SCHEMA}. "
+            "Install the large2small that wrote it"
+        )
     known = {f.name for f in fields(Checkpoint)} - {"preprocess", "path"}
     try:
         for name, kind in KINDS.items():
             if name in values and not isinstance(values[name], kind):
                 raise TypeError(f"{name} is a {type(values[name]).__name__}")
-        return Checkpoint(**{k: v for k, v in values.items() if k in known},
-                          preprocess=Preprocess.from_dict(values["preprocess"]), path=str(path))
+        return Checkpoint(
+            **{k: v for k, v in values.items() if k in known},
+            preprocess=Preprocess.from_dict(values["preprocess"]),
+            path=str(path),
+        )
     except (TypeError, KeyError, UsageError) as error:
         raise ArtifactError(f"{path}: damaged checkpoint ({error})") from error
 
 
-def load_any(path: str | Path, model: str | None = None, model_args: Mapping[str, Any] | None = None,
-             flag: str = "--model") -> Checkpoint:
-    """Read our checkpoint, or foreign weights (timm, torchvision, plain state dict, published .th) of architecture `model`.
+def load_any(
+    path: str | Path,
+    model: str | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    flag: str = "--model",
+) -> Checkpoint:
+    """Read our checkpoint, or foreign weights (timm, torchvision, plain state dict, published .th) of
+    architecture `model`.
 
-    flag: what the user calls `model`, for the message. What was changed on the way stands in lineage["converted"], and arguments
-    that a foreign file shows (kernels, merged or not) are in model_args. Raises UsageError when a foreign file comes without
-    `model`, ArtifactError when the architectures differ.
+    flag: what the user calls `model`, for the message. What was changed on the way stands in
+    lineage["converted"], and arguments that a foreign file shows (kernels, merged or not) are in model_args.
+    Raises UsageError when a foreign file comes without `model`, ArtifactError when the architectures differ.
     """
     values = read_file(path)
     if MARK in values:
         checkpoint = load(path)
         if model is not None and model != checkpoint.model:
-            raise ArtifactError(f"{path}: holds {checkpoint.model}, not {model}. Leave the name out, or give the right file")
+            raise ArtifactError(
+                f"{path}: holds {checkpoint.model}, not {model}. Leave the name out, or give the right file"
+            )
         return checkpoint
     if model is None:
         raise UsageError(f"{path}: weights without a description. Say which architecture: {flag} NAME")
@@ -122,8 +151,16 @@ def load_any(path: str | Path, model: str | None = None, model_args: Mapping[str
     state_dict, notes = unwrap(values, str(path))
     preprocess = preprocess_of(model, (model_args or {}).get("img_size", 0))
     state_dict, arguments, more = convert.convert(model, model_args or {}, state_dict)
-    return Checkpoint(model=model, model_args=arguments, state_dict=state_dict, preprocess=preprocess, class_names=None,
-                      role="plain", lineage={"converted": notes + more}, path=str(path))
+    return Checkpoint(
+        model=model,
+        model_args=arguments,
+        state_dict=state_dict,
+        preprocess=preprocess,
+        class_names=None,
+        role="plain",
+        lineage={"converted": notes + more},
+        path=str(path),
+    )
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
@@ -136,12 +173,16 @@ def read_file(path: str | Path) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return dict(load_file(path))
-        with torch.serialization.safe_globals([argparse.Namespace]):  # plain settings, which many keep beside the weights
+        with torch.serialization.safe_globals(
+            [argparse.Namespace]
+        ):  # plain settings, which many keep beside the weights
             values = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if any(words in str(error) for words in CODE):  # torch's text names weights_only for a cut file too
-            raise ArtifactError(f"{path}: contains pickled code, which is never run. Save only the weights: "
-                                "torch.save(model.state_dict(), FILE)") from error
+            raise ArtifactError(
+                f"{path}: contains pickled code, which is never run. Save only the weights: "
+                "torch.save(model.state_dict(), FILE)"
+            ) from error
         raise ArtifactError(f"{path}: truncated or not a checkpoint ({_short(error)})") from error
     except Exception as error:  # zip, unicode, index and runtime errors, according to where the file is cut
         raise ArtifactError(f"{path}: truncated or not a checkpoint ({_short(error)})") from error
@@ -158,34 +199,53 @@ def unwrap(values: Mapping[str, Any], name: str) -> tuple[dict[str, torch.Tensor
             values = values[wrapper]
             notes.append(f"taken from entry {wrapper!r}")
             break
-    state_dict = {key: value for key, value in values.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
+    state_dict = {
+        key: value
+        for key, value in values.items()
+        if isinstance(key, str) and isinstance(value, torch.Tensor)
+    }
     if not state_dict:
         raise ArtifactError(f"{name}: holds no weights (entries: {', '.join(map(str, list(values)[:5]))})")
-    for prefix in ("module.", "_orig_mod.", "module."):  # wrapped in parallel, compiled, or both in either order
+    for prefix in (
+        "module.",
+        "_orig_mod.",
+        "module.",
+    ):  # wrapped in parallel, compiled, or both in either order
         if all(key.startswith(prefix) for key in state_dict):
-            state_dict = {key[len(prefix):]: value for key, value in state_dict.items()}
+            state_dict = {key[len(prefix) :]: value for key, value in state_dict.items()}
             notes.append(f"prefix {prefix!r} removed from {len(state_dict)} names")
     return state_dict, notes
 
 
 def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
-    """Fill `model` from the checkpoint; every name and shape must match, or ArtifactError names the first that does not."""
+    """Fill `model` from the checkpoint; every name and shape must match, or ArtifactError names the first
+    that does not.
+    """
     expected, given = model.state_dict(), dict(checkpoint.state_dict)
     for key in expected:
-        if key.endswith(".num_batches_tracked"):  # absent in files older than torch 0.4.1; only momentum=None uses it
+        if key.endswith(
+            ".num_batches_tracked"
+        ):  # absent in files older than torch 0.4.1; only momentum=None uses it
             given.setdefault(key, expected[key])
     where = f"{checkpoint.path or 'checkpoint'}: does not fit {checkpoint.model}"
     missing = [key for key in expected if key not in given]
     extra = [key for key in given if key not in expected]
     if missing or extra:
-        advice = ("It is merged for inference: build the network with deploy=true, or train from the unmerged file"
-                  if checkpoint.model_args.get("deploy") else "Give the architecture it was trained with")
-        raise ArtifactError(f"{where}: {len(missing)} weights missing{_first(missing)}, {len(extra)} unknown{_first(extra)}. "
-                            f"{advice}")
+        advice = (
+            "It is merged for inference: build the network with deploy=true, or train from the unmerged file"
+            if checkpoint.model_args.get("deploy")
+            else "Give the architecture it was trained with"
+        )
+        raise ArtifactError(
+            f"{where}: {len(missing)} weights missing{_first(missing)}, {len(extra)} unknown{_first(extra)}. "
+            f"{advice}"
+        )
     for key, value in expected.items():
         if value.shape != given[key].shape:
-            raise ArtifactError(f"{where}: {key} is {tuple(given[key].shape)} in the file, {tuple(value.shape)} in the network. "
-                                "Give the architecture and number of classes it was trained with")
+            raise ArtifactError(
+                f"{where}: {key} is {tuple(given[key].shape)} in the file, {tuple(value.shape)} in the"
+                " network. Give the architecture and number of classes it was trained with"
+            )
     model.load_state_dict(given)
 
 

@@ -1,8 +1,8 @@
 """The `distill` command: the front door, and nothing behind it until a command is called.
 
 In:  argv.
-Out: an exit code: 0 ok, 1 a gate failed, 2 usage, 3 something needed is missing here, 4 the artifact is not usable here,
-     70 a bug of ours, 130 interrupted.
+Out: an exit code: 0 ok, 1 a gate failed, 2 usage, 3 something needed is missing here, 4 the artifact is not
+     usable here, 70 a bug of ours, 130 interrupted.
 Elsewhere: every command's own module; `export` and `bench` are loaded here and nowhere else.
 """
 
@@ -34,7 +34,7 @@ commands:
   demo            the whole way on handwritten digits, in minutes on a CPU
 
 examples:
-  distill train --teacher convnext_tiny --teacher-ckpt teacher.pth --student resnet18 --data DIR --output runs/student
+  distill train --teacher-ckpt teacher.pth --student resnet18 --data DIR --output runs/student
   distill export onnx --int8 runs/student/best.pth
   distill bench latency --engine runs/student/best.int8.onnx
   distill COMMAND --help
@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     name, rest = argv[0], argv[1:]
     if name not in COMMANDS:
+
         def refuse() -> None:
             raise UsageError(f"no command {name!r}{commands.nearest(name, set(COMMANDS))} See distill --help")
 
@@ -87,7 +88,10 @@ def _eval(argv: list[str]) -> int:
     def command() -> None:
         from . import evaluate
 
-        description = "Top-1, top-5 and loss of a checkpoint.\n\nexample:\n  distill eval runs/student/best.pth --data DIR"
+        description = (
+            "Top-1, top-5 and loss of a checkpoint.\n\nexample:\n  distill eval runs/student/best.pth"
+            " --data DIR"
+        )
         evaluate.run(commands.parse(evaluate.EvalOptions, argv, "distill eval", description))
 
     return commands.run(command, "--json" in argv)
@@ -132,7 +136,9 @@ def _inspect(argv: list[str]) -> int:
     def command() -> int:
         from export import inspect_command
 
-        options = commands.parse(inspect_command.InspectOptions, argv, "distill inspect", inspect_command.DESCRIPTION)
+        options = commands.parse(
+            inspect_command.InspectOptions, argv, "distill inspect", inspect_command.DESCRIPTION
+        )
         return inspect_command.run(options)
 
     return commands.run(command, "--json" in argv)
@@ -162,8 +168,15 @@ def _bench(argv: list[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "train": _train, "eval": _eval, "erf": _erf, "export": _export, "parity": _parity, "inspect": _inspect, "env": _env,
-    "bench": _bench, "demo": _demo,
+    "train": _train,
+    "eval": _eval,
+    "erf": _erf,
+    "export": _export,
+    "parity": _parity,
+    "inspect": _inspect,
+    "env": _env,
+    "bench": _bench,
+    "demo": _demo,
 }
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Images for training and evaluation as torch batches.
 
 In:  a data spec, a split, the student's `Preprocess`, the recipe's augmentation.
-Out: batches (images (N, C, H, W) float32, labels (N,), names of unreadable images), the same for the same seed, epoch and step,
-     whatever the number of workers.
+Out: batches (images (N, C, H, W) float32, labels (N,), names of unreadable images), the same for the same
+     seed, epoch and step, whatever the number of workers.
 Elsewhere: folders, npz and digits without torch (runtime.images); evaluation's pixels (runtime.preprocess).
 """
 
@@ -51,7 +51,10 @@ def open_data(spec: str, split: str, num_classes: int = 0) -> ImageSet:
     split: train or val. num_classes: only for streams. Raises DataError or UsageError when it cannot be used.
     """
     if not spec:
-        raise UsageError("no data given. Expected --data DIR (one sub-folder per class), npz:FILE, digits, or torch/NAME:DIR")
+        raise UsageError(
+            "no data given. Expected --data DIR (one sub-folder per class), npz:FILE, digits, or"
+            " torch/NAME:DIR"
+        )
     if spec.startswith(STREAMED):
         return StreamSet(spec, split, num_classes)
     if spec.startswith(TIMM_PREFIXES) or spec.endswith(".tar"):
@@ -72,14 +75,18 @@ class TimmSet(ImageSet):
             found = reader[index][0] if reader is not None else self.dataset[index][0]
             return open_rgb(found.read() if hasattr(found, "read") else found)
         except (OSError, SyntaxError, DataError) as error:
-            raise DataError(f"{self.item_name(index)}: not a readable image ({' '.join(str(error).split())})") from error
+            raise DataError(
+                f"{self.item_name(index)}: not a readable image ({' '.join(str(error).split())})"
+            ) from error
 
     def item_name(self, index: int) -> str:
         return self.dataset.filename(index) if hasattr(self.dataset, "filename") else super().item_name(index)
 
 
 class StreamSet(ImageSet):
-    """A data set of timm that can only be read from the front (webdataset, TFDS, hub streams); classes have no names."""
+    """A data set of timm that can only be read from the front (webdataset, TFDS, hub streams); classes have
+    no names.
+    """
 
     def __init__(self, spec: str, split: str, num_classes: int) -> None:
         if num_classes < 2:
@@ -98,16 +105,22 @@ class StreamSet(ImageSet):
     def stream(self, seed: int, batch: int) -> Any:
         """timm's iterable data set of (PIL image, label)."""
         name, _, root = self.name.partition(":")
-        return _create(name, root, self.split, self.name, is_training=self.split == "train", batch_size=batch, seed=seed)
+        return _create(
+            name, root, self.split, self.name, is_training=self.split == "train", batch_size=batch, seed=seed
+        )
 
 
 def _create(name: str, root: str, split: str, spec: str, **more: Any) -> Any:
     try:
         return create_dataset(name, root=root or None, split={"val": "validation"}.get(split, split), **more)
     except ImportError as error:
-        raise MissingError(f"{spec} needs the package {error.name}. Install it: pip install {error.name}") from error
+        raise MissingError(
+            f"{spec} needs the package {error.name}. Install it: pip install {error.name}"
+        ) from error
     except Exception as error:  # each reader fails in its own way
-        raise DataError(f"{spec}: timm cannot open it ({' '.join(str(error).split())[:200] or type(error).__name__})") from error
+        raise DataError(
+            f"{spec}: timm cannot open it ({' '.join(str(error).split())[:200] or type(error).__name__})"
+        ) from error
 
 
 def _timm_set(spec: str, split: str) -> TimmSet:
@@ -122,7 +135,9 @@ def _timm_set(spec: str, split: str) -> TimmSet:
         dataset = _create(name, root, split, spec)
         names, labels = _names_and_labels(dataset, spec)
     if len(names) < 2 or not len(labels):
-        raise DataError(f"{spec}: {len(labels)} images of {len(names)} classes; expected at least two classes")
+        raise DataError(
+            f"{spec}: {len(labels)} images of {len(names)} classes; expected at least two classes"
+        )
     return TimmSet(spec, dataset, names, labels)
 
 
@@ -130,8 +145,12 @@ def _names_and_labels(dataset: Any, spec: str) -> tuple[list[str], np.ndarray]:
     if hasattr(dataset, "reader"):  # the hub's
         rows, key = dataset.reader.dataset, getattr(dataset.reader, "label_key", "label")
         feature = rows.features[key]
-        return list(getattr(feature, "names", None) or map(str, range(max(rows[key]) + 1))), np.array(rows[key])
-    targets = next((getattr(dataset, name) for name in ("targets", "labels", "_labels") if hasattr(dataset, name)), None)
+        return list(getattr(feature, "names", None) or map(str, range(max(rows[key]) + 1))), np.array(
+            rows[key]
+        )
+    targets = next(
+        (getattr(dataset, name) for name in ("targets", "labels", "_labels") if hasattr(dataset, name)), None
+    )
     if targets is None:
         raise DataError(f"{spec}: its labels cannot be listed. Export it to an image folder first")
     labels = np.array(targets)
@@ -145,22 +164,47 @@ def training_transform(recipe: Recipe, spec: Preprocess) -> Any:
     """
     try:
         stages = create_transform(
-            spec.input_size, is_training=True, scale=recipe.scale, ratio=recipe.ratio, hflip=recipe.hflip,
-            color_jitter=recipe.color_jitter, auto_augment=recipe.aa or None, interpolation=recipe.train_interpolation,
-            mean=spec.mean, std=spec.std, re_prob=recipe.reprob, re_mode=recipe.remode, separate=True)
-    except (AssertionError, ValueError, KeyError, IndexError) as error:  # timm's, while it takes the policy apart
-        raise UsageError(f"aa {recipe.aa!r}: timm cannot read this policy ({error}). Expected for example "
-                         "rand-m9-mstd0.5-inc1") from error
+            spec.input_size,
+            is_training=True,
+            scale=recipe.scale,
+            ratio=recipe.ratio,
+            hflip=recipe.hflip,
+            color_jitter=recipe.color_jitter,
+            auto_augment=recipe.aa or None,
+            interpolation=recipe.train_interpolation,
+            mean=spec.mean,
+            std=spec.std,
+            re_prob=recipe.reprob,
+            re_mode=recipe.remode,
+            separate=True,
+        )
+    except (
+        AssertionError,
+        ValueError,
+        KeyError,
+        IndexError,
+    ) as error:  # timm's, while it takes the policy apart
+        raise UsageError(
+            f"aa {recipe.aa!r}: timm cannot read this policy ({error}). Expected for example "
+            "rand-m9-mstd0.5-inc1"
+        ) from error
     first, second, last = stages
     if recipe.crop_padding:
         size = spec.input_size[1:]
-        first = transforms.Compose([transforms.Resize(size), transforms.RandomCrop(size, padding=recipe.crop_padding),
-                                    transforms.RandomHorizontalFlip(recipe.hflip)])
+        first = transforms.Compose(
+            [
+                transforms.Resize(size),
+                transforms.RandomCrop(size, padding=recipe.crop_padding),
+                transforms.RandomHorizontalFlip(recipe.hflip),
+            ]
+        )
     return transforms.Compose([first, second, last])
 
 
 class TrainSet(Dataset):
-    """Augmented images by (epoch, index): what is drawn depends on seed, epoch and index alone, so any worker may draw it."""
+    """Augmented images by (epoch, index): what is drawn depends on seed, epoch and index alone, so any worker
+    may draw it.
+    """
 
     def __init__(self, images: ImageSet, transform: Any, seed: int, skip_bad: bool) -> None:
         self.images, self.transform, self.seed, self.skip_bad = images, transform, seed, skip_bad
@@ -198,16 +242,28 @@ class EvalSet(Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor | None, int, list[str]]:
         try:
-            return torch.from_numpy(self.preprocess(self.images.image(index))), int(self.images.labels[index]), []
+            return (
+                torch.from_numpy(self.preprocess(self.images.image(index))),
+                int(self.images.labels[index]),
+                [],
+            )
         except DataError as error:
             return None, -1, [str(error)]
 
 
 class StreamItems(IterableDataset):
-    """A `StreamSet` through a transform; images come in the stream's own order, which depends on the number of workers."""
+    """A `StreamSet` through a transform; images come in the stream's own order, which depends on the number
+    of workers.
+    """
 
     def __init__(self, images: StreamSet, transform: Any, seed: int, batch: int, skip_bad: bool) -> None:
-        self.images, self.transform, self.seed, self.batch, self.skip_bad = images, transform, seed, batch, skip_bad
+        self.images, self.transform, self.seed, self.batch, self.skip_bad = (
+            images,
+            transform,
+            seed,
+            batch,
+            skip_bad,
+        )
         self.epoch = 0
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor | None, int, list[str]]]:
@@ -225,7 +281,11 @@ class StreamItems(IterableDataset):
                     yield None, -1, bad
                 continue
             with own_random_state():
-                seed_all(hash_seed(self.seed, self.epoch, index * worker.num_workers + worker.id if worker else index))
+                seed_all(
+                    hash_seed(
+                        self.seed, self.epoch, index * worker.num_workers + worker.id if worker else index
+                    )
+                )
                 yield self.transform(rgb), int(label), bad
             bad = []
         if bad:
@@ -233,7 +293,9 @@ class StreamItems(IterableDataset):
 
 
 class EpochOrder:
-    """Batches of (epoch, index) in a seeded random order; `start` skips what a resumed run has already seen."""
+    """Batches of (epoch, index) in a seeded random order; `start` skips what a resumed run has
+    already seen.
+    """
 
     def __init__(self, size: int, batch: int, seed: int) -> None:
         self.size, self.batch, self.seed = size, batch, seed
@@ -246,61 +308,84 @@ class EpochOrder:
         generator = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch, -1))
         order = torch.randperm(self.size, generator=generator).tolist()
         for step in range(self.start, len(self)):
-            yield [(self.epoch, index) for index in order[step * self.batch:(step + 1) * self.batch]]
+            yield [(self.epoch, index) for index in order[step * self.batch : (step + 1) * self.batch]]
 
 
 class TrainLoader:
     """`epoch(e, start)` gives the batches of epoch e from batch `start` on."""
 
-    def __init__(self, images: ImageSet, recipe: Recipe, preprocess: Preprocess, device: torch.device) -> None:
+    def __init__(
+        self, images: ImageSet, recipe: Recipe, preprocess: Preprocess, device: torch.device
+    ) -> None:
         transform = training_transform(recipe, preprocess)
         self.batches = len(images) // recipe.batch
         if self.batches < recipe.grad_accum:
-            raise UsageError(f"{images.name}: {len(images)} training images are fewer than one step of {recipe.batch} x "
-                             f"{recipe.grad_accum}. Give a smaller --batch")
+            raise UsageError(
+                f"{images.name}: {len(images)} training images are fewer than one step of {recipe.batch} x "
+                f"{recipe.grad_accum}. Give a smaller --batch"
+            )
         common = loader_settings(recipe.workers, device)
         self.stream = isinstance(images, StreamSet)
         if self.stream:
             self.items = StreamItems(images, transform, recipe.seed, recipe.batch, recipe.skip_bad_images)
-            self.loader = DataLoader(self.items, batch_size=recipe.batch, drop_last=True,
-                                     **common | {"persistent_workers": False})
+            self.loader = DataLoader(
+                self.items, batch_size=recipe.batch, drop_last=True, **common | {"persistent_workers": False}
+            )
         else:
             self.order = EpochOrder(len(images), recipe.batch, recipe.seed)
-            self.loader = DataLoader(TrainSet(images, transform, recipe.seed, recipe.skip_bad_images),
-                                     batch_sampler=self.order, **common)
+            self.loader = DataLoader(
+                TrainSet(images, transform, recipe.seed, recipe.skip_bad_images),
+                batch_sampler=self.order,
+                **common,
+            )
 
     def __len__(self) -> int:
         return self.batches
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Batches of one epoch. A stream has no random access: what was already seen is read again and dropped."""
+        """Batches of one epoch. A stream has no random access: what was already seen is read again and
+        dropped.
+        """
         if not self.stream:
             self.order.epoch, self.order.start = epoch, start
             yield from self.loader
             return
         self.items.epoch = epoch
-        self.loader.generator.manual_seed(hash_seed(self.items.seed, epoch, -1))  # the workers' seeds are drawn from it
+        self.loader.generator.manual_seed(
+            hash_seed(self.items.seed, epoch, -1)
+        )  # the workers' seeds are drawn from it
         for step, batch in enumerate(self.loader):
             if start <= step < self.batches:
                 yield batch
 
 
-def eval_loader(images: ImageSet, preprocess: Preprocess, batch: int, workers: int, device: torch.device) -> DataLoader:
+def eval_loader(
+    images: ImageSet, preprocess: Preprocess, batch: int, workers: int, device: torch.device
+) -> DataLoader:
     """Every image once, in order, through runtime.preprocess."""
     common = loader_settings(workers, device)
     if isinstance(images, StreamSet):
-        items: Any = StreamItems(images, lambda image: torch.from_numpy(preprocess(image)), 0, batch, skip_bad=True)
+        items: Any = StreamItems(
+            images, lambda image: torch.from_numpy(preprocess(image)), 0, batch, skip_bad=True
+        )
         return DataLoader(items, batch_size=batch, **common | {"persistent_workers": False, "num_workers": 0})
     return DataLoader(EvalSet(images, preprocess), batch_size=batch, shuffle=False, **common)
 
 
 def loader_settings(workers: int, device: torch.device) -> dict[str, Any]:
-    """Arguments for every DataLoader: pinned memory for a GPU, workers that leave Ctrl-C to the main process."""
+    """Arguments for every DataLoader: pinned memory for a GPU, workers that leave Ctrl-C to the
+    main process.
+    """
     if workers < 0:
         workers = min(8, usable_cores()) if device.type == "cuda" else 0
-    return {"num_workers": workers, "pin_memory": device.type == "cuda", "persistent_workers": workers > 0,
-            "worker_init_fn": _worker_init, "collate_fn": collate,
-            "generator": torch.Generator().manual_seed(0)}  # its own, so that loading draws nothing from the global one
+    return {
+        "num_workers": workers,
+        "pin_memory": device.type == "cuda",
+        "persistent_workers": workers > 0,
+        "worker_init_fn": _worker_init,
+        "collate_fn": collate,
+        "generator": torch.Generator().manual_seed(0),
+    }  # its own, so that loading draws nothing from the global one
 
 
 def collate(samples: list[tuple[torch.Tensor | None, int, list[str]]]) -> Batch:
@@ -313,13 +398,17 @@ def collate(samples: list[tuple[torch.Tensor | None, int, list[str]]]) -> Batch:
 
 def _worker_init(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to the whole group; the main process ends its workers itself
+    signal.signal(
+        signal.SIGTERM, signal.SIG_IGN
+    )  # sent to the whole group; the main process ends its workers itself
     torch.set_num_threads(1)
 
 
 def hash_seed(seed: int, epoch: int, index: int) -> int:
     """A 63-bit number that differs for every (seed, epoch, index); the same on every machine."""
-    words = np.random.SeedSequence([seed & 0xFFFFFFFF, epoch & 0xFFFFFFFF, index & 0xFFFFFFFF]).generate_state(2)
+    words = np.random.SeedSequence(
+        [seed & 0xFFFFFFFF, epoch & 0xFFFFFFFF, index & 0xFFFFFFFF]
+    ).generate_state(2)
     return int(words[0]) | int(words[1] & 0x7FFFFFFF) << 32
 
 
@@ -332,7 +421,9 @@ def seed_all(seed: int) -> None:
 
 @contextlib.contextmanager
 def own_random_state() -> Iterator[None]:
-    """Put the three generators back afterwards, so that reading images does not change the training's own draws."""
+    """Put the three generators back afterwards, so that reading images does not change the training's own
+    draws.
+    """
     saved = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

@@ -1,7 +1,8 @@
 """`distill demo`: the whole way on handwritten digits, on a CPU, in minutes.
 
 In:  nothing but scikit-learn's bundled digits.
-Out: DIR/ with a large-kernel teacher, the same student with and without it, fp32 and int8 artifacts, and the table.
+Out: DIR/ with a large-kernel teacher, the same student with and without it, fp32 and int8 artifacts, and the
+table.
 Elsewhere: every step is a command a user could type; each one is printed before it runs.
 """
 
@@ -20,8 +21,8 @@ import tyro
 
 from runtime.errors import Large2SmallError, UsageError
 
-DESCRIPTION = """The whole way on 1,797 handwritten digits: teacher with 13 x 13 kernels, student with and without it,
-fp32 and int8 artifacts, the table. Minutes on two cores.
+DESCRIPTION = """The whole way on 1,797 handwritten digits: teacher with 13 x 13 kernels, student with and without
+it, fp32 and int8 artifacts, the table. Minutes on two cores.
 
 example:
   distill demo --output demo-run"""
@@ -55,19 +56,74 @@ def commands_of(options: DemoOptions) -> list[list[str]]:
     teacher, student = out / "teacher", out / "student"
     files = {name: str(out / f"{name}.onnx") for name in ("teacher", "control", "student", "student.int8")}
     return [
-        ["train", "--recipe", "demo", "--teacher", "none", "--student", "convnext_atto", "--student-args", "kernel_sizes=13",
-         "depths=[1,1,2,1]", "dims=[32,64,128,256]", "patch_size=1", "ls_init_value=1.0",
-         "norm_layer=batchnorm2d", "conv_mlp=true", "--epochs", str(options.teacher_epochs),
-         "--lr", "5e-3", "--output", str(teacher), *seed],
-        ["train", "--recipe", "demo", "--teacher-ckpt", str(teacher / "best.pth"), "--control", "--epochs", str(options.epochs),
-         "--output", str(student), *seed],
+        [
+            "train",
+            "--recipe",
+            "demo",
+            "--teacher",
+            "none",
+            "--student",
+            "convnext_atto",
+            "--student-args",
+            "kernel_sizes=13",
+            "depths=[1,1,2,1]",
+            "dims=[32,64,128,256]",
+            "patch_size=1",
+            "ls_init_value=1.0",
+            "norm_layer=batchnorm2d",
+            "conv_mlp=true",
+            "--epochs",
+            str(options.teacher_epochs),
+            "--lr",
+            "5e-3",
+            "--output",
+            str(teacher),
+            *seed,
+        ],
+        [
+            "train",
+            "--recipe",
+            "demo",
+            "--teacher-ckpt",
+            str(teacher / "best.pth"),
+            "--control",
+            "--epochs",
+            str(options.epochs),
+            "--output",
+            str(student),
+            *seed,
+        ],
         ["export", "onnx", str(teacher / "best.pth"), "--output", files["teacher"]],
         ["export", "onnx", str(student / "control" / "best.pth"), "--output", files["control"]],
         ["export", "onnx", str(student / "best.pth"), "--output", files["student"]],
-        ["export", "onnx", str(student / "best.pth"), "--int8", "--placement", "cpu", "--calib", "digits",
-         "--output", files["student.int8"]],
-        ["bench", "table", files["student"], files["student.int8"], "--data", "digits", "--teacher", files["teacher"],
-         "--control", files["control"], "--iterations", str(options.iterations), "--output", str(out / "table")],
+        [
+            "export",
+            "onnx",
+            str(student / "best.pth"),
+            "--int8",
+            "--placement",
+            "cpu",
+            "--calib",
+            "digits",
+            "--output",
+            files["student.int8"],
+        ],
+        [
+            "bench",
+            "table",
+            files["student"],
+            files["student.int8"],
+            "--data",
+            "digits",
+            "--teacher",
+            files["teacher"],
+            "--control",
+            files["control"],
+            "--iterations",
+            str(options.iterations),
+            "--output",
+            str(out / "table"),
+        ],
     ]
 
 
@@ -79,8 +135,11 @@ def run(options: DemoOptions) -> None:
     began = time.monotonic()
     for arguments in commands_of(options):
         _one(main, arguments)
-    print(f"everything lies in {options.output}/ ({time.monotonic() - began:.0f} s). On your own images: distill --help",
-          file=sys.stderr)
+    print(
+        f"everything lies in {options.output}/ ({time.monotonic() - began:.0f} s). On your own images:"
+        " distill --help",
+        file=sys.stderr,
+    )
 
 
 def _one(main: Callable[[list[str]], int], arguments: list[str]) -> None:
@@ -97,8 +156,14 @@ def _prepare(folder: Path, overwrite: bool) -> None:
     if folder.exists():
         ours = note.is_file() and MARK in note.read_text(encoding="utf-8", errors="replace")
         if not (overwrite and ours):
-            raise UsageError(f"{folder} exists already" + (". Add --overwrite to replace it" if ours else
-                             " and was not made by the demo. Choose another --output"))
+            raise UsageError(
+                f"{folder} exists already"
+                + (
+                    ". Add --overwrite to replace it"
+                    if ours
+                    else " and was not made by the demo. Choose another --output"
+                )
+            )
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     note.write_text(f"{MARK}\n", encoding="utf-8")

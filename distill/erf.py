@@ -1,15 +1,18 @@
 """The effective receptive field (ERF): how far around its centre the last map of a network looks.
 
 In:  a network, images as batches normalized for it.
-Out: an `Erf`: the score matrix (H, W), and the areas of the centred squares that hold 20, 30, 50 and 99 % of it.
+Out: an `Erf`: the score matrix (H, W), and the areas of the centred squares that hold 20, 30, 50 and 99 % of
+it.
 Elsewhere: the command `distill erf` and its files (distill.erf_command), drawing (distill.heatmap).
 
-The score matrix (Luo et al. 2016, arXiv:1701.04128, as measured by Ding et al. 2022, arXiv:2203.06717) is the mean over images of
+The score matrix (Luo et al. 2016, arXiv:1701.04128, as measured by Ding et al. 2022, arXiv:2203.06717) is the
+mean over images of
 
     sum over colours of relu( d sum_c relu(map[c, h // 2, w // 2]) / d input )
 
-Its reference measure takes log10(score + 1) and is not scale-invariant: a network whose scores are a thousand times larger has
-another area ratio though it looks at the same places. So a second measure stands beside it, on the score itself; see `Erf`.
+Its reference measure takes log10(score + 1) and is not scale-invariant: a network whose scores are a thousand
+times larger has another area ratio though it looks at the same places. So a second measure stands beside it,
+on the score itself; see `Erf`.
 """
 
 from __future__ import annotations
@@ -36,10 +39,13 @@ THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
 
 @dataclass(frozen=True)
 class Squares:
-    """For every threshold the smallest square around pixel (H // 2, W // 2) that holds more than that share."""
+    """For every threshold the smallest square around pixel (H // 2, W // 2) that holds more than
+    that share.
+    """
 
     sides: tuple[int | None, ...]
-    """Pixels, odd, 3 or more; None: not reached, because the largest square that is tried leaves the outer rows out."""
+    """Pixels, odd, 3 or more; None: not reached, because the largest square that is tried leaves the outer
+    rows out."""
     ratios: tuple[float | None, ...]
     """side**2 / (H * W)."""
 
@@ -56,25 +62,40 @@ class Erf:
     """Images left out because their gradient was not finite."""
     thresholds: tuple[float, ...]
     reference: Squares
-    """Shares of log10(score + 1), as published. Depends on the scale of the scores and on the size of the image."""
+    """Shares of log10(score + 1), as published. Depends on the scale of the scores and on the size of the
+    image."""
     scale_free: Squares
-    """Shares of the score itself, sum(score in the square) / sum(score): the same for score and a * score, a > 0.
-    It is what the reference measure tends to for small scores, where log10(score + 1) is proportional to the score."""
+    """Shares of the score itself, sum(score in the square) / sum(score): the same for score and a * score, a
+    > 0. It is what the reference measure tends to for small scores, where log10(score + 1) is proportional to
+    the score."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, without the matrix."""
-        return {"input_size": list(self.score.shape), "images": self.images, "skipped_images": self.skipped,
-                "thresholds": list(self.thresholds), "largest_score": float(self.score.max()),
-                "reference": {"sides": list(self.reference.sides), "area_ratios": list(self.reference.ratios)},
-                "scale_free": {"sides": list(self.scale_free.sides), "area_ratios": list(self.scale_free.ratios)}}
+        return {
+            "input_size": list(self.score.shape),
+            "images": self.images,
+            "skipped_images": self.skipped,
+            "thresholds": list(self.thresholds),
+            "largest_score": float(self.score.max()),
+            "reference": {"sides": list(self.reference.sides), "area_ratios": list(self.reference.ratios)},
+            "scale_free": {"sides": list(self.scale_free.sides), "area_ratios": list(self.scale_free.ratios)},
+        }
 
 
-def measure(model: nn.Module, batches: Iterable[Tensor], device: torch.device, *, thresholds: Sequence[float] = THRESHOLDS,
-            after_batch: Callable[[int], None] = lambda done: None) -> Erf:
-    """The ERF of `model`, already on `device`, over batches (N, 3, H, W) float32, all of one size, normalized for it.
+def measure(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    device: torch.device,
+    *,
+    thresholds: Sequence[float] = THRESHOLDS,
+    after_batch: Callable[[int], None] = lambda done: None,
+) -> Erf:
+    """The ERF of `model`, already on `device`, over batches (N, 3, H, W) float32, all of one size, normalized
+    for it.
 
-    The network runs in eval mode and comes back as it was; its parameters get no gradients. after_batch(images so far) may
-    raise to stop. Raises GateError when no image gives a finite gradient, UsageError when the network has no last map.
+    The network runs in eval mode and comes back as it was; its parameters get no gradients.
+    after_batch(images so far) may raise to stop. Raises GateError when no image gives a finite gradient,
+    UsageError when the network has no last map.
     """
     total, images, skipped = None, 0, 0
     with frozen(model):
@@ -87,18 +108,30 @@ def measure(model: nn.Module, batches: Iterable[Tensor], device: torch.device, *
             skipped += int((~finite).sum())
             after_batch(images + skipped)
     if not images:
-        raise GateError(f"none of {skipped} images gives a finite gradient. Check the weights and the preprocessing")
+        raise GateError(
+            f"none of {skipped} images gives a finite gradient. Check the weights and the preprocessing"
+        )
     return from_score((total / images).astype(np.float32), images, skipped, thresholds)
 
 
-def from_score(score: np.ndarray, images: int = 1, skipped: int = 0, thresholds: Sequence[float] = THRESHOLDS) -> Erf:
+def from_score(
+    score: np.ndarray, images: int = 1, skipped: int = 0, thresholds: Sequence[float] = THRESHOLDS
+) -> Erf:
     """Both measures of a score matrix (H, W), values 0 or more."""
     exact = score.astype(np.float64)
-    return Erf(score, images, skipped, tuple(thresholds), squares(np.log10(exact + 1), thresholds), squares(exact, thresholds))
+    return Erf(
+        score,
+        images,
+        skipped,
+        tuple(thresholds),
+        squares(np.log10(exact + 1), thresholds),
+        squares(exact, thresholds),
+    )
 
 
 def squares(amount: np.ndarray, thresholds: Sequence[float] = THRESHOLDS) -> Squares:
-    """The smallest centred squares of side 2 i + 1, i = 1 .. min(H, W) // 2 - 1, with more than each share of sum(amount).
+    """The smallest centred squares of side 2 i + 1, i = 1 .. min(H, W) // 2 - 1, with more than each share of
+    sum(amount).
 
     amount (H, W), 0 or more. Where all of it is 0 nothing is reached.
     """
@@ -106,12 +139,16 @@ def squares(amount: np.ndarray, thresholds: Sequence[float] = THRESHOLDS) -> Squ
     ring = np.maximum(np.abs(np.arange(height) - height // 2)[:, None], np.abs(np.arange(width) - width // 2))
     inside = np.cumsum(np.bincount(ring.ravel(), weights=amount.ravel()))  # [i]: the square of side 2 i + 1
     tried = range(1, min(height, width) // 2)
-    sides = tuple(next((2 * i + 1 for i in tried if inside[i] > share * inside[-1]), None) for share in thresholds)
+    sides = tuple(
+        next((2 * i + 1 for i in tried if inside[i] > share * inside[-1]), None) for share in thresholds
+    )
     return Squares(sides, tuple(None if side is None else side**2 / (height * width) for side in sides))
 
 
 def input_gradient(model: nn.Module, images: Tensor) -> Tensor:
-    """d sum_c relu(map[c, h // 2, w // 2]) / d images, (N, 3, H, W); in eval mode no image changes another's."""
+    """d sum_c relu(map[c, h // 2, w // 2]) / d images, (N, 3, H, W); in eval mode no image changes
+    another's.
+    """
     images = images.detach().requires_grad_()
     with torch.enable_grad():
         feature = last_map(model, images)
@@ -123,26 +160,35 @@ def input_gradient(model: nn.Module, images: Tensor) -> Tensor:
 def last_map(model: nn.Module, images: Tensor) -> Tensor:
     """The last map (N, C, h, w) before the final norm and pooling.
 
-    Of timm's networks and this project's: the last of `forward_intermediates`, which makes a map of tokens and drops class and
-    register tokens. Of others: what the module named last in `feature_info` puts out. Raises UsageError where there is neither.
+    Of timm's networks and this project's: the last of `forward_intermediates`, which makes a map of tokens
+    and drops class and register tokens. Of others: what the module named last in `feature_info` puts out.
+    Raises UsageError where there is neither.
     """
     if hasattr(model, "forward_intermediates"):
-        found = model.forward_intermediates(images, indices=1, norm=False, output_fmt="NCHW", intermediates_only=True)[-1]
+        found = model.forward_intermediates(
+            images, indices=1, norm=False, output_fmt="NCHW", intermediates_only=True
+        )[-1]
     else:
         found = _output_of_last_stage(model, images)
     if not isinstance(found, Tensor) or found.ndim != 4:
-        raise UsageError(f"{type(model).__name__}: its last stage gives {getattr(found, 'shape', type(found).__name__)}; "
-                         "expected a map (N, C, h, w). Give the network forward_intermediates, as timm's have it")
+        raise UsageError(
+            f"{type(model).__name__}: its last stage gives {getattr(found, 'shape', type(found).__name__)}; "
+            "expected a map (N, C, h, w). Give the network forward_intermediates, as timm's have it"
+        )
     return found
 
 
 def _output_of_last_stage(model: nn.Module, images: Tensor) -> Any:
     info = getattr(model, "feature_info", None)
     if not info:
-        raise UsageError(f"{type(model).__name__}: names no stages (neither forward_intermediates nor feature_info), so its last "
-                         "map is not known. Register it with timm")
+        raise UsageError(
+            f"{type(model).__name__}: names no stages (neither forward_intermediates nor feature_info), so"
+            " its last map is not known. Register it with timm"
+        )
     kept = []
-    hook = model.get_submodule(info[-1]["module"]).register_forward_hook(lambda module, given, output: kept.append(output))
+    hook = model.get_submodule(info[-1]["module"]).register_forward_hook(
+        lambda module, given, output: kept.append(output)
+    )
     try:
         model(images)
     finally:
@@ -152,7 +198,9 @@ def _output_of_last_stage(model: nn.Module, images: Tensor) -> Any:
 
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Eval mode and parameters without gradients (a layer then computes only that of its input); both put back afterwards."""
+    """Eval mode and parameters without gradients (a layer then computes only that of its input); both put
+    back afterwards.
+    """
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.eval().requires_grad_(False)
@@ -166,9 +214,13 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def choose(images: ImageSet, count: int, seed: int) -> list[int]:
-    """Indices of `count` images (all, if there are fewer), the same for the same seed. Raises UsageError for streamed data."""
+    """Indices of `count` images (all, if there are fewer), the same for the same seed. Raises UsageError for
+    streamed data.
+    """
     if isinstance(images, StreamSet):
-        raise UsageError(f"{images.name}: streamed data cannot be drawn from. Give a folder, npz:FILE or torch/NAME:DIR")
+        raise UsageError(
+            f"{images.name}: streamed data cannot be drawn from. Give a folder, npz:FILE or torch/NAME:DIR"
+        )
     return sorted(np.random.default_rng(seed).permutation(len(images))[:count].tolist())
 
 
@@ -177,12 +229,15 @@ def resized(preprocess: Preprocess, height: int, width: int) -> Preprocess:
     return replace(preprocess, input_size=(3, height, width), crop_pct=1.0, crop_mode="squash")
 
 
-def read(images: ImageSet, indices: Sequence[int], preprocess: Preprocess, batch: int,
-         skip_bad: bool = False) -> Iterator[Tensor]:
-    """Batches (n, 3, H, W) float32 of the chosen images. Raises DataError for an unreadable one unless skip_bad."""
+def read(
+    images: ImageSet, indices: Sequence[int], preprocess: Preprocess, batch: int, skip_bad: bool = False
+) -> Iterator[Tensor]:
+    """Batches (n, 3, H, W) float32 of the chosen images. Raises DataError for an unreadable one unless
+    skip_bad.
+    """
     items = EvalSet(images, preprocess)
     for start in range(0, len(indices), batch):
-        part = collate([items[index] for index in indices[start:start + batch]])
+        part = collate([items[index] for index in indices[start : start + batch]])
         require_readable(part.bad, skip_bad)
         if len(part.labels):
             yield part.images

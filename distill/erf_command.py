@@ -1,7 +1,8 @@
 """`distill erf`: the effective receptive fields of several networks on the same images.
 
 In:  checkpoints, a data spec.
-Out: a table; in --output erf.png (all networks side by side), NAME.png for each, erf.json, erf.npz (score matrices).
+Out: a table; in --output erf.png (all networks side by side), NAME.png for each, erf.json, erf.npz (score
+matrices).
 Elsewhere: the measure itself (distill.erf), drawing (distill.heatmap).
 """
 
@@ -36,7 +37,7 @@ DESCRIPTION = """The effective receptive field of one or more networks, on the s
 
 examples:
   distill erf runs/student/best.pth --data DIR
-  distill erf teacher.pth runs/student/control/best.pth runs/student/best.pth --labels teacher control student --data DIR
+  distill erf teacher.pth runs/student/best.pth --labels teacher student --data DIR
   distill erf slak_tiny.pth --model slak_tiny --data DIR --img-size 1024"""
 
 DECADES = 4
@@ -48,9 +49,11 @@ class ErfOptions:
     """Flags of `distill erf`."""
 
     checkpoints: tyro.conf.Positional[tuple[str, ...]]
-    """best.pth of this project, or files of timm, torchvision or the authors (then with --model); drawn in this order."""
+    """best.pth of this project, or files of timm, torchvision or the authors (then with --model); drawn in
+    this order."""
     data: Annotated[str, tyro.conf.arg(aliases=["--data-dir"])] = ""
-    """Images: a folder, npz:FILE, digits, torch/NAME:DIR; default: those the first checkpoint was validated with."""
+    """Images: a folder, npz:FILE, digits, torch/NAME:DIR; default: those the first checkpoint was validated
+    with."""
     split: Literal["val", "train"] = "val"
     """val or train, where the data has both."""
     labels: tuple[str, ...] = ()
@@ -62,7 +65,8 @@ class ErfOptions:
     num_classes: int = 0
     """Number of classes of foreign files whose classifier does not show it; 0: that of the data."""
     img_size: Annotated[int, tyro.conf.arg(aliases=["--imgsz"])] = 0
-    """Whole images are resized to squares of this side, pixels; 0: each network's own input size. The papers take 1024."""
+    """Whole images are resized to squares of this side, pixels; 0: each network's own input size. The papers
+    take 1024."""
     num_images: int = 50
     """Images to average over, 1 or more."""
     batch: Annotated[int, tyro.conf.arg(aliases=["-b", "--batch-size"])] = 8
@@ -83,14 +87,27 @@ class ErfOptions:
     def __post_init__(self) -> None:
         given = len(self.checkpoints)
         if not given:
-            raise UsageError("no checkpoint given. Expected one or more files before the flags, for example best.pth")
-        if self.num_images < 1 or self.batch < 1 or self.img_size < 0 or self.num_classes < 0 or self.seed < 0:
-            raise UsageError(f"num-images {self.num_images}, batch {self.batch}, img-size {self.img_size}, num-classes "
-                             f"{self.num_classes}, seed {self.seed}: expected images and batch 1 or more, the others 0 or more")
+            raise UsageError(
+                "no checkpoint given. Expected one or more files before the flags, for example best.pth"
+            )
+        if (
+            self.num_images < 1
+            or self.batch < 1
+            or self.img_size < 0
+            or self.num_classes < 0
+            or self.seed < 0
+        ):
+            raise UsageError(
+                f"num-images {self.num_images}, batch {self.batch}, img-size {self.img_size}, num-classes"
+                f" {self.num_classes}, seed {self.seed}: expected images and batch 1 or more, the others 0 or"
+                " more"
+            )
         for flag, words in (("labels", self.labels), ("model", self.model)):
             if words and len(words) != given:
-                raise UsageError(f"--{flag} has {len(words)} words for {given} checkpoints. Give one for each"
-                                 + (", auto where the file says it itself" if flag == "model" else ""))
+                raise UsageError(
+                    f"--{flag} has {len(words)} words for {given} checkpoints. Give one for each"
+                    + (", auto where the file says it itself" if flag == "model" else "")
+                )
 
 
 @dataclass(frozen=True)
@@ -110,14 +127,18 @@ def run(options: ErfOptions) -> None:
     if options.json:
         print(json.dumps(report))
     else:
-        _print(measured, options.output, f"{len(report['images'])} {options.split} images of {report['data']}")
+        _print(
+            measured, options.output, f"{len(report['images'])} {options.split} images of {report['data']}"
+        )
 
 
 def measure_and_write(options: ErfOptions) -> tuple[list[Measured], dict[str, Any]]:
     """(the networks, what erf.json holds), after all files are written."""
     names = options.model or ("auto",) * len(options.checkpoints)
-    found = [checkpoints.load_any(path, None if name == "auto" else name, key_values(options.model_args))
-             for path, name in zip(options.checkpoints, names, strict=True)]
+    found = [
+        checkpoints.load_any(path, None if name == "auto" else name, key_values(options.model_args))
+        for path, name in zip(options.checkpoints, names, strict=True)
+    ]
     labels = options.labels or default_labels(found)
     file_names = unique_names(labels)
     for name in ("erf.json", "erf.npz", "erf.png", *(f"{name}.png" for name in file_names)):
@@ -126,15 +147,24 @@ def measure_and_write(options: ErfOptions) -> tuple[list[Measured], dict[str, An
     images = open_data(spec, options.split, options.num_classes)
     chosen = erf.choose(images, options.num_images, options.seed)
     device = pick_device(options.device)
-    measured = [Measured(label, name, each, _measure(each, images, chosen, options, device))
-                for label, name, each in zip(labels, file_names, found, strict=True)]
-    report = {"data": spec, "split": options.split, "seed": options.seed, "images": _item_names(images, chosen),
-              "networks": [_entry(each) for each in measured]}
+    measured = [
+        Measured(label, name, each, _measure(each, images, chosen, options, device))
+        for label, name, each in zip(labels, file_names, found, strict=True)
+    ]
+    report = {
+        "data": spec,
+        "split": options.split,
+        "seed": options.seed,
+        "images": _item_names(images, chosen),
+        "networks": [_entry(each) for each in measured],
+    }
     write(options.output, measured, report)
     return measured, report
 
 
-def _measure(found: Checkpoint, images: ImageSet, chosen: Sequence[int], options: ErfOptions, device: torch.device) -> erf.Erf:
+def _measure(
+    found: Checkpoint, images: ImageSet, chosen: Sequence[int], options: ErfOptions, device: torch.device
+) -> erf.Erf:
     from .progress import progress_bar
 
     classes = found.num_classes or _classes_of(found) or options.num_classes or len(images.class_names)
@@ -150,7 +180,9 @@ def _measure(found: Checkpoint, images: ImageSet, chosen: Sequence[int], options
 
 
 def _classes_of(found: Checkpoint) -> int:
-    """How many classes the classifier of a foreign file has; 0 where its weight is not found by timm's name for it."""
+    """How many classes the classifier of a foreign file has; 0 where its weight is not found by timm's name
+    for it.
+    """
     classifier = getattr(timm.get_pretrained_cfg(found.model), "classifier", None)
     weight = found.state_dict.get(f"{classifier}.weight")
     return 0 if weight is None else weight.shape[0]
@@ -166,16 +198,22 @@ def input_size(found: Checkpoint, img_size: int) -> tuple[int, int]:
     size = (img_size, img_size) if img_size else own
     fixed = models.size_argument(found.model, size[0]) and not found.model_args.get("dynamic_img_size")
     if fixed and size != own:
-        raise UsageError(f"{found.path}: {found.model} is built for {own[0]} x {own[1]} pixels and takes no others. "
-                         "Leave --img-size out, or measure it apart")
+        raise UsageError(
+            f"{found.path}: {found.model} is built for {own[0]} x {own[1]} pixels and takes no others. "
+            "Leave --img-size out, or measure it apart"
+        )
     return size
 
 
 def default_labels(found: Sequence[Checkpoint]) -> list[str]:
-    """The role of our checkpoints, the file's name of others; the folder in front where two would have the same."""
+    """The role of our checkpoints, the file's name of others; the folder in front where two would have the
+    same.
+    """
     plain = [each.role if each.class_names is not None else Path(each.path).stem for each in found]
-    return [f"{Path(each.path).absolute().parent.name} {label}" if plain.count(label) > 1 else label
-            for each, label in zip(found, plain, strict=True)]
+    return [
+        f"{Path(each.path).absolute().parent.name} {label}" if plain.count(label) > 1 else label
+        for each, label in zip(found, plain, strict=True)
+    ]
 
 
 def unique_names(labels: Sequence[str]) -> list[str]:
@@ -184,14 +222,21 @@ def unique_names(labels: Sequence[str]) -> list[str]:
     for label in labels:
         plain = re.sub(r"[^\w.-]+", "_", label).strip("._") or "network"
         numbered = (plain if not turn else f"{plain}_{turn + 1}" for turn in range(len(labels) + 2))
-        names.append(next(name for name in numbered if name not in names and name != "erf"))  # erf.png is the whole figure
+        names.append(
+            next(name for name in numbered if name not in names and name != "erf")
+        )  # erf.png is the whole figure
     return names
 
 
 def write(folder: Path, measured: Sequence[Measured], report: dict[str, Any]) -> None:
-    """erf.png, NAME.png of every network, erf.npz with the score matrices, erf.json; each whole or not at all."""
+    """erf.png, NAME.png of every network, erf.npz with the score matrices, erf.json; each whole or not at
+    all.
+    """
     columns = [column(each) for each in measured]
-    for name, part in [("erf", columns), *((each.name, [one]) for each, one in zip(measured, columns, strict=True))]:
+    for name, part in [
+        ("erf", columns),
+        *((each.name, [one]) for each, one in zip(measured, columns, strict=True)),
+    ]:
         content = io.BytesIO()
         heatmap.figure(part).save(content, format="png")
         files.write_bytes(folder / f"{name}.png", content.getvalue())
@@ -209,21 +254,43 @@ def column(each: Measured) -> heatmap.Column:
     decades = 1 + np.log10(np.maximum(score / (score.max() or 1), 10.0**-DECADES)) / DECADES
 
     def outlines(found: erf.Squares) -> list[heatmap.Square]:
-        return [heatmap.Square(side, f"{_percent(share)}: {_shown(side, ratio)}")
-                for share, side, ratio in zip(each.result.thresholds, found.sides, found.ratios, strict=True)]
+        return [
+            heatmap.Square(side, f"{_percent(share)}: {_shown(side, ratio)}")
+            for share, side, ratio in zip(each.result.thresholds, found.sides, found.ratios, strict=True)
+        ]
 
     height, width = score.shape
-    about = f"{each.checkpoint.model}, {Path(each.checkpoint.path).name}, {height} x {width}, n={each.result.images}"
+    about = (
+        f"{each.checkpoint.model}, {Path(each.checkpoint.path).name}, {height} x {width},"
+        f" n={each.result.images}"
+    )
     ticks = [(1 - i / DECADES, "largest" if not i else f"1e-{i}") for i in range(DECADES + 1)]
-    return heatmap.Column(each.label, about, [
-        heatmap.Panel("reference: log10(score + 1), largest = 1", paper, outlines(each.result.reference),
-                      [(0, "0"), (0.5, "0.5"), (1, "1")]),
-        heatmap.Panel("scale-free: score / largest score", decades, outlines(each.result.scale_free), ticks)])
+    return heatmap.Column(
+        each.label,
+        about,
+        [
+            heatmap.Panel(
+                "reference: log10(score + 1), largest = 1",
+                paper,
+                outlines(each.result.reference),
+                [(0, "0"), (0.5, "0.5"), (1, "1")],
+            ),
+            heatmap.Panel(
+                "scale-free: score / largest score", decades, outlines(each.result.scale_free), ticks
+            ),
+        ],
+    )
 
 
 def _entry(each: Measured) -> dict[str, Any]:
     found = each.checkpoint
-    about = {"label": each.label, "name": each.name, "file": found.path, "role": found.role, "model": found.model}
+    about = {
+        "label": each.label,
+        "name": each.name,
+        "file": found.path,
+        "role": found.role,
+        "model": found.model,
+    }
     return about | each.result.to_dict()
 
 
@@ -246,8 +313,13 @@ def _print(measured: Sequence[Measured], folder: Path, about: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="effective receptive field: area of the centred square that holds a share of the score",
-                  title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(
+        title="effective receptive field: area of the centred square that holds a share of the score",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     table.add_column("network", overflow="fold")
     table.add_column("input", no_wrap=True)
     table.add_column("measure", no_wrap=True)
@@ -255,9 +327,15 @@ def _print(measured: Sequence[Measured], folder: Path, about: str) -> None:
         table.add_column(_percent(share), justify="right", no_wrap=True)
     for each in measured:
         size = " x ".join(map(str, each.result.score.shape))
-        for row, (name, found) in enumerate((("reference", each.result.reference), ("scale-free", each.result.scale_free))):
-            table.add_row(each.label if not row else each.checkpoint.model, size if not row else "", name,
-                          *(_shown(*pair) for pair in zip(found.sides, found.ratios, strict=True)))
+        for row, (name, found) in enumerate(
+            (("reference", each.result.reference), ("scale-free", each.result.scale_free))
+        ):
+            table.add_row(
+                each.label if not row else each.checkpoint.model,
+                size if not row else "",
+                name,
+                *(_shown(*pair) for pair in zip(found.sides, found.ratios, strict=True)),
+            )
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
     console.print(table)
     for each in measured:

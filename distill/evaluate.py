@@ -44,14 +44,26 @@ class Accuracy:
 
 
 def agreement(one: torch.Tensor, other: torch.Tensor) -> float | None:
-    """Percent of images on which two networks predict the same class; None when they did not see the same images."""
+    """Percent of images on which two networks predict the same class; None when they did not see the same
+    images.
+    """
     return 100 * (one == other).double().mean().item() if one.shape == other.shape else None
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module | Callable, loader: Iterable[Batch], device: torch.device, *, amp_dtype: torch.dtype | None = None,
-             channels_last: bool = True, skip_bad: bool = False, after_batch: Callable[[int], None] = lambda n: None) -> Accuracy:
-    """Run every batch; after_batch(images so far) may raise to stop. Raises DataError for an unreadable image unless skip_bad."""
+def evaluate(
+    model: nn.Module | Callable,
+    loader: Iterable[Batch],
+    device: torch.device,
+    *,
+    amp_dtype: torch.dtype | None = None,
+    channels_last: bool = True,
+    skip_bad: bool = False,
+    after_batch: Callable[[int], None] = lambda n: None,
+) -> Accuracy:
+    """Run every batch; after_batch(images so far) may raise to stop. Raises DataError for an unreadable image
+    unless skip_bad.
+    """
     if isinstance(model, nn.Module):
         model.eval()
     right1 = right5 = images = skipped = 0
@@ -79,24 +91,34 @@ def evaluate(model: nn.Module | Callable, loader: Iterable[Batch], device: torch
         after_batch(images)
     if not images:
         raise DataError("no readable image to evaluate on")
-    return Accuracy(100 * right1 / images, 100 * right5 / images, loss / images, images, skipped, torch.cat(classes))
+    return Accuracy(
+        100 * right1 / images, 100 * right5 / images, loss / images, images, skipped, torch.cat(classes)
+    )
 
 
 def require_readable(bad: list[str], skip_bad: bool) -> None:
     """Raise DataError naming the first unreadable image, unless they are to be skipped."""
     if bad and not skip_bad:
-        raise DataError(f"{bad[0]}. Remove or replace it, or add --skip-bad-images to leave such images out and count them")
+        raise DataError(
+            f"{bad[0]}. Remove or replace it, or add --skip-bad-images to leave such images out and count"
+            " them"
+        )
 
 
 def pick_device(name: str) -> torch.device:
-    """auto, cpu, cuda or cuda:INDEX. Raises MissingError when that GPU is not there, UsageError for another word."""
+    """auto, cpu, cuda or cuda:INDEX. Raises MissingError when that GPU is not there, UsageError for another
+    word.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
         raise UsageError(f"device {name!r}: expected auto, cpu, cuda or cuda:INDEX")
     if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
-        raise MissingError(f"device {name!r}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs. Use --device cpu")
+        raise MissingError(
+            f"device {name!r}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs. Use"
+            " --device cpu"
+        )
     return torch.device(name)
 
 
@@ -107,7 +129,8 @@ class EvalOptions:
     checkpoint: tyro.conf.Positional[str]
     """best.pth, or a file of timm, torchvision or the authors (then with --model)."""
     data: Annotated[str, tyro.conf.arg(aliases=["--data-dir"])] = ""
-    """Labelled images: a folder, npz:FILE, digits, torch/NAME:DIR; default: those the checkpoint was validated with."""
+    """Labelled images: a folder, npz:FILE, digits, torch/NAME:DIR; default: those the checkpoint was
+    validated with."""
     split: Literal["val", "train"] = "val"
     """val or train, where the data has both."""
     model: str = ""
@@ -131,7 +154,9 @@ class EvalOptions:
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.workers < -1:
-            raise UsageError(f"batch {self.batch}, workers {self.workers}: expected batch 1 or more, workers -1 or more")
+            raise UsageError(
+                f"batch {self.batch}, workers {self.workers}: expected batch 1 or more, workers -1 or more"
+            )
 
 
 def run(options: EvalOptions) -> None:
@@ -150,19 +175,36 @@ def run(options: EvalOptions) -> None:
         preprocess = replace(preprocess, input_size=(3, options.img_size, options.img_size))
     loader = eval_loader(images, preprocess, options.batch, options.workers, device)
     with progress_bar("evaluating", len(images)) as advance:
-        result = evaluate(model.to(device).to(memory_format=torch.channels_last), loader, device,
-                          skip_bad=options.skip_bad_images, after_batch=advance)
+        result = evaluate(
+            model.to(device).to(memory_format=torch.channels_last),
+            loader,
+            device,
+            skip_bad=options.skip_bad_images,
+            after_batch=advance,
+        )
     if options.json:
-        print(json.dumps({"checkpoint": options.checkpoint, "data": spec, "model": found.model, "top1_percent": result.top1,
-                          "top5_percent": result.top5, "loss_nats": result.loss, "images": result.images,
-                          "skipped_images": result.skipped, "notes": found.notes}))
+        print(
+            json.dumps(
+                {
+                    "checkpoint": options.checkpoint,
+                    "data": spec,
+                    "model": found.model,
+                    "top1_percent": result.top1,
+                    "top5_percent": result.top5,
+                    "loss_nats": result.loss,
+                    "images": result.images,
+                    "skipped_images": result.skipped,
+                    "notes": found.notes,
+                }
+            )
+        )
         return
     for note in found.notes:
         print(f"{options.checkpoint}: {note}")
     if found.class_names is None:
         print(f"{options.checkpoint}: carries no class names; their order is taken from {spec}")
     skipped = f", {result.skipped} unreadable images skipped" if result.skipped else ""
-    print(f"{options.checkpoint}: {found.model}  top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  "
-          f"loss {result.loss:.4f} nats  (n={result.images} {options.split} images of {spec}{skipped})")
-
-
+    print(
+        f"{options.checkpoint}: {found.model}  top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  "
+        f"loss {result.loss:.4f} nats  (n={result.images} {options.split} images of {spec}{skipped})"
+    )

@@ -1,12 +1,15 @@
-"""Taps: one forward pass that gives a network's logits and its stage maps, and which maps of two networks belong together.
+"""Taps: one forward pass that gives a network's logits and its stage maps, and which maps of two networks
+belong together.
 
 In:  any timm model (or one of this project's) with `feature_info`; the size of its input; a choice of stages.
-Out: Outputs(logits, features), features (N, C, H, W) shallow to deep; pairs of stages, and lines that say what they are.
+Out: Outputs(logits, features), features (N, C, H, W) shallow to deep; pairs of stages, and lines that say
+what they are.
 Elsewhere: what is made of the maps (distill.losses), resizing and projecting them (distill.losses.feature).
 
-Forward hooks read the outputs of the modules that `feature_info` names, so the logits are those of the model's own forward, to
-the bit. Where these modules give no map (HRNet, MViT, Twins, Hiera and a few more), timm's `forward_intermediates` is called
-instead. Nothing is added to the model's state dict, and no map is kept after the call that made it.
+Forward hooks read the outputs of the modules that `feature_info` names, so the logits are those of the
+model's own forward, to the bit. Where these modules give no map (HRNet, MViT, Twins, Hiera and a few more),
+timm's `forward_intermediates` is called instead. Nothing is added to the model's state dict, and no map is
+kept after the call that made it.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ from runtime.errors import UsageError
 from .losses import Outputs
 
 STAGES_AT_ONE_STRIDE = 4
-"""As many of the blocks of one stride are matched by themselves, evenly spaced: a ViT has 12 or more, all of one stride."""
+"""As many of the blocks of one stride are matched by themselves, evenly spaced: a ViT has 12 or more, all of
+one stride."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,11 @@ class Stage:
     stride: int
     """Pixels of the input per position of the map."""
     image: int
-    """Height of the input, pixels: where teacher and student read other sizes, strides are compared as shares of it."""
+    """Height of the input, pixels: where teacher and student read other sizes, strides are compared as shares
+    of it."""
     layout: str = "nchw"
-    """How the module gives it: nchw, nhwc, or tokens (N, prefix + H W, C); timm: `forward_intermediates` gives it, no module."""
+    """How the module gives it: nchw, nhwc, or tokens (N, prefix + H W, C); timm: `forward_intermediates`
+    gives it, no module."""
     prefix: int = 0
     """Tokens before those of the map (class token, registers); they are dropped."""
     overwritten: bool = False
@@ -55,23 +61,30 @@ class Stage:
 
 
 class Taps:
-    """`taps(images)` -> Outputs with the maps of the stages chosen by `use`; none at first. `close()` takes the hooks off.
+    """`taps(images)` -> Outputs with the maps of the stages chosen by `use`; none at first. `close()` takes
+    the hooks off.
 
-    Layers inside a torch.compile-d network are reached through `forward`, the wrapped callable; choose the stages
-    before its first call, because torch.compile does not look for hooks again. Raises UsageError where nothing can be tapped, and
-    for a wrapped network whose maps only timm can give.
+    Layers inside a torch.compile-d network are reached through `forward`, the wrapped callable; choose the
+    stages before its first call, because torch.compile does not look for hooks again. Raises UsageError where
+    nothing can be tapped, and for a wrapped network whose maps only timm can give.
     """
 
-    def __init__(self, model: nn.Module, input_size: Sequence[int], forward: Callable[[Tensor], Tensor] | None = None) -> None:
-        """input_size is (3, H, W) in pixels. One made image goes through the model, in eval mode, to measure the maps."""
+    def __init__(
+        self, model: nn.Module, input_size: Sequence[int], forward: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        """input_size is (3, H, W) in pixels. One made image goes through the model, in eval mode, to measure
+        the maps.
+        """
         self.model, self.forward = model, model if forward is None else forward
         self.chosen: tuple[Stage, ...] = ()
         self._caught: dict[str, Tensor] | None = None
         self._hooks: list[Any] = []
         self.stages = _probe(model, tuple(input_size))
         if self.stages[0].layout == "timm" and self.forward is not model:
-            raise UsageError(f"the maps of {type(model).__name__} come from its layers called one by one, not from the whole "
-                             "network: it cannot be compiled with a loss of features")
+            raise UsageError(
+                f"the maps of {type(model).__name__} come from its layers called one by one, not from the"
+                " whole network: it cannot be compiled with a loss of features"
+            )
 
     def use(self, stages: Iterable[Stage]) -> None:
         """Read these stages, in this order, from the next call on; the same stage may be asked for twice."""
@@ -82,16 +95,22 @@ class Taps:
             self._hooks.append(modules[stage.name].register_forward_hook(self._hook(stage)))
 
     def __call__(self, images: Tensor) -> Outputs:
-        """images (N, 3, H, W). Raises UsageError when a stage cannot pass a gradient to a network that is being trained."""
+        """images (N, 3, H, W). Raises UsageError when a stage cannot pass a gradient to a network that is
+        being trained.
+        """
         logits, features = self._read(images, self.forward)
         for stage, feature in zip(self.chosen, features, strict=True):
             if logits.requires_grad and not feature.requires_grad:
-                raise UsageError(f"stage {stage.name} gives a map without gradient: its layers are frozen, or recomputed by "
-                                 "reentrant checkpointing. Leave that stage out")
+                raise UsageError(
+                    f"stage {stage.name} gives a map without gradient: its layers are frozen, or recomputed"
+                    " by reentrant checkpointing. Leave that stage out"
+                )
         return Outputs(logits, features)
 
     def sample(self, images: Tensor) -> Outputs:
-        """The same in eval mode, without gradient and without moving batch norm's statistics: to prepare a loss with."""
+        """The same in eval mode, without gradient and without moving batch norm's statistics: to prepare a
+        loss with.
+        """
         with _evaluating(self.model):
             return Outputs(*self._read(images, self.model))
 
@@ -119,9 +138,14 @@ class Taps:
         return logits, tuple(_as_map(caught[stage.name], stage) for stage in self.chosen)
 
     def _hook(self, stage: Stage) -> Callable[[nn.Module, Any, Tensor], None]:
-        def catch(_: nn.Module, __: Any, output: Tensor) -> None:  # a plain function: copying the model (EMA) does not copy us
-            if self._caught is not None:  # not in other calls of the model: evaluation, checkpointed recomputation
+        def catch(
+            _: nn.Module, __: Any, output: Tensor
+        ) -> None:  # a plain function: copying the model (EMA) does not copy us
+            if (
+                self._caught is not None
+            ):  # not in other calls of the model: evaluation, checkpointed recomputation
                 self._caught[stage.name] = output.clone() if stage.overwritten else output
+
         return catch
 
 
@@ -130,14 +154,17 @@ Call = tuple[Any, int]
 Calls = dict[str, list[Call]]
 
 
-def match(student: Sequence[Stage], teacher: Sequence[Stage], stages: str = "all") -> list[tuple[Stage, Stage]]:
+def match(
+    student: Sequence[Stage], teacher: Sequence[Stage], stages: str = "all"
+) -> list[tuple[Stage, Stage]]:
     """(student stage, teacher stage) pairs, shallow to deep.
 
-    stages: `last` pairs the two deepest; `all` also pairs the others by stride; `2:1,4:3` names pairs by hand, each stage by its
-    number in timm's `feature_info` or by its module. The rule of `all`: the deepest go together; every other student stride goes
-    to the teacher stride nearest in log2, and where two want the same one the nearer has it, the deeper on a tie, so each stage
-    is used once. Where the inputs differ in size, strides are shares of the image. Of blocks of one stride (ViT) four are looked
-    at, the deepest first. Raises UsageError for a choice that is not there.
+    stages: `last` pairs the two deepest; `all` also pairs the others by stride; `2:1,4:3` names pairs by
+    hand, each stage by its number in timm's `feature_info` or by its module. The rule of `all`: the deepest
+    go together; every other student stride goes to the teacher stride nearest in log2, and where two want the
+    same one the nearer has it, the deeper on a tie, so each stage is used once. Where the inputs differ in
+    size, strides are shares of the image. Of blocks of one stride (ViT) four are looked at, the deepest
+    first. Raises UsageError for a choice that is not there.
     """
     if stages == "last":
         return [(student[-1], teacher[-1])]
@@ -147,8 +174,9 @@ def match(student: Sequence[Stage], teacher: Sequence[Stage], stages: str = "all
 def choose(student: Sequence[Stage], stages: str = "all") -> list[Stage]:
     """Stages of the student alone, shallow to deep, for a loss that reads no map of the teacher.
 
-    stages: `last`; `all`, those of its four deepest strides (of blocks of one stride four, evenly spaced); `1,2` names them by
-    hand, as `match` does. What stands behind a colon, a stage of the teacher, is not looked at.
+    stages: `last`; `all`, those of its four deepest strides (of blocks of one stride four, evenly spaced);
+    `1,2` names them by hand, as `match` does. What stands behind a colon, a stage of the teacher, is not
+    looked at.
     """
     if stages == "last":
         return [student[-1]]
@@ -220,10 +248,12 @@ def _as_map(output: Tensor, stage: Stage) -> Tensor:
         return output
     if stage.layout == "nhwc":
         return output.permute(0, 3, 1, 2)
-    tokens = output[:, stage.prefix:]
+    tokens = output[:, stage.prefix :]
     if tokens.shape[1] != stage.height * stage.width:
-        raise UsageError(f"stage {stage.name} gives {tokens.shape[1]} tokens where {stage.height} x {stage.width} were measured: "
-                         "feature distillation with tokens needs images of one size")
+        raise UsageError(
+            f"stage {stage.name} gives {tokens.shape[1]} tokens where {stage.height} x {stage.width} were"
+            " measured: feature distillation with tokens needs images of one size"
+        )
     return tokens.transpose(1, 2).reshape(len(tokens), stage.channels, stage.height, stage.width)
 
 
@@ -237,13 +267,19 @@ def _probe(model: nn.Module, input_size: tuple[int, ...]) -> tuple[Stage, ...]:
     with _evaluating(model):
         logits, calls = _watched(model, {entry.get("module") for _, entry in entries}, image)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
-            raise UsageError(f"{name} gives more than logits (N, K) in one forward pass, so its maps cannot be tapped")
-        stages = [_stage(index, entry, calls.get(entry.get("module"), []), image, model) for index, entry in entries]
+            raise UsageError(
+                f"{name} gives more than logits (N, K) in one forward pass, so its maps cannot be tapped"
+            )
+        stages = [
+            _stage(index, entry, calls.get(entry.get("module"), []), image, model) for index, entry in entries
+        ]
         if entries and (stages[-1] is None or not _in_raster_order(stages, calls, image, model)):
             stages = _timm_stages(entries, image, model, logits)
     if not stages or stages[-1] is None:
-        raise UsageError(f"{name} has no last stage whose output is a map or a row of tokens (timm's feature_info), so it cannot "
-                         "be tapped. Use a loss of the logits, or another architecture")
+        raise UsageError(
+            f"{name} has no last stage whose output is a map or a row of tokens (timm's feature_info), so it"
+            " cannot be tapped. Use a loss of the logits, or another architecture"
+        )
     return tuple(stage for stage in stages if stage is not None)
 
 
@@ -252,9 +288,15 @@ def _watched(model: nn.Module, keys: set[str | None], image: Tensor) -> tuple[An
     calls: Calls = {}
 
     def note(key: str) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda _, __, output: calls.setdefault(key, []).append((output, getattr(output, "_version", 0)))
+        return lambda _, __, output: calls.setdefault(key, []).append(
+            (output, getattr(output, "_version", 0))
+        )
 
-    hooks = [module.register_forward_hook(note(key)) for key, module in model.named_modules() if key and key in keys]
+    hooks = [
+        module.register_forward_hook(note(key))
+        for key, module in model.named_modules()
+        if key and key in keys
+    ]
     try:
         return model(image), calls
     finally:
@@ -275,23 +317,44 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _stage(index: int, entry: dict[str, Any], calls: Sequence[Call], image: Tensor, model: nn.Module) -> Stage | None:
+def _stage(
+    index: int, entry: dict[str, Any], calls: Sequence[Call], image: Tensor, model: nn.Module
+) -> Stage | None:
     """What the probe saw of one module, or None where its output cannot be read as one map."""
     if len(calls) != 1 or not isinstance(calls[0][0], Tensor):
         return None
     output, version = calls[0]
     channels, stride = entry["num_chs"], int(entry["reduction"])
-    layout, prefix, (height, width) = _layout(tuple(output.shape), channels, stride, tuple(image.shape[2:]), model)
+    layout, prefix, (height, width) = _layout(
+        tuple(output.shape), channels, stride, tuple(image.shape[2:]), model
+    )
     if not layout:
         return None
-    return Stage(index, entry["module"], channels, height, width, stride, image.shape[2], layout, prefix,
-                 overwritten=output._version != version)
+    return Stage(
+        index,
+        entry["module"],
+        channels,
+        height,
+        width,
+        stride,
+        image.shape[2],
+        layout,
+        prefix,
+        overwritten=output._version != version,
+    )
 
 
-def _layout(shape: tuple[int, ...], channels: int, stride: int, image: tuple[int, int],
-            model: nn.Module) -> tuple[str, int, tuple[int, int]]:
-    """(layout, prefix tokens, (height, width)) of an output of this shape; an empty layout where it is neither map nor tokens."""
-    if len(shape) == 4 and shape[3] == channels and (shape[1] != channels or getattr(model, "output_fmt", "") == "NHWC"):
+def _layout(
+    shape: tuple[int, ...], channels: int, stride: int, image: tuple[int, int], model: nn.Module
+) -> tuple[str, int, tuple[int, int]]:
+    """(layout, prefix tokens, (height, width)) of an output of this shape; an empty layout where it is
+    neither map nor tokens.
+    """
+    if (
+        len(shape) == 4
+        and shape[3] == channels
+        and (shape[1] != channels or getattr(model, "output_fmt", "") == "NHWC")
+    ):
         return "nhwc", 0, shape[1:3]
     if len(shape) == 4 and shape[1] == channels:
         return "nchw", 0, shape[2:]
@@ -312,13 +375,25 @@ def _in_raster_order(stages: list[Stage | None], calls: Calls, image: Tensor, mo
     return all(torch.allclose(_as_map(calls[stage.name][0][0], stage), maps[stage.index]) for stage in tokens)
 
 
-def _timm_stages(entries: Sequence[tuple[int, dict[str, Any]]], image: Tensor, model: nn.Module,
-                 logits: Tensor) -> list[Stage | None]:
-    """The stages that timm's `forward_intermediates` gives, if the model has it and its logits come out of it unchanged."""
+def _timm_stages(
+    entries: Sequence[tuple[int, dict[str, Any]]], image: Tensor, model: nn.Module, logits: Tensor
+) -> list[Stage | None]:
+    """The stages that timm's `forward_intermediates` gives, if the model has it and its logits come out of it
+    unchanged.
+    """
     if not hasattr(model, "forward_intermediates") or not hasattr(model, "forward_head"):
         return [None]
     last, maps = model.forward_intermediates(image)
     if len(maps) != len(entries) or not torch.allclose(model.forward_head(last), logits):
         return [None]
-    return [Stage(index, entry.get("module") or f"stage{index}", *map_.shape[1:], int(entry["reduction"]), image.shape[2], "timm")
-            for (index, entry), map_ in zip(entries, maps, strict=True)]
+    return [
+        Stage(
+            index,
+            entry.get("module") or f"stage{index}",
+            *map_.shape[1:],
+            int(entry["reduction"]),
+            image.shape[2],
+            "timm",
+        )
+        for (index, entry), map_ in zip(entries, maps, strict=True)
+    ]

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 MAP = 420
-"""Side of a drawn map, pixels; a larger matrix is averaged down to it, a smaller one enlarged without smoothing."""
+"""Side of a drawn map, pixels; a larger matrix is averaged down to it, a smaller one enlarged without
+smoothing."""
 BAR, GAP, LINE = 14, 26, 21
 """Width of a colour bar, space between things, height of a line of text; pixels."""
 COLUMN = MAP + BAR + 78
@@ -73,14 +74,32 @@ def figure(columns: Sequence[Column]) -> Image.Image:
 
 
 def colours(values: np.ndarray) -> np.ndarray:
-    """(...) from 0 to 1 -> (..., 3) uint8 sRGB; lightness grows evenly, so equal steps look equal (OKLab, Ottosson 2020)."""
-    lightness, chroma, hue = (np.interp(np.clip(values, 0, 1), np.linspace(0, 1, len(ANCHORS)), channel)
-                              for channel in np.transpose(ANCHORS))
+    """(...) from 0 to 1 -> (..., 3) uint8 sRGB; lightness grows evenly, so equal steps look equal (OKLab,
+    Ottosson 2020).
+    """
+    lightness, chroma, hue = (
+        np.interp(np.clip(values, 0, 1), np.linspace(0, 1, len(ANCHORS)), channel)
+        for channel in np.transpose(ANCHORS)
+    )
     a, b = chroma * np.cos(np.deg2rad(hue)), chroma * np.sin(np.deg2rad(hue))
-    cones = np.stack([lightness + 0.3963377774 * a + 0.2158037573 * b, lightness - 0.1055613458 * a - 0.0638541728 * b,
-                      lightness - 0.0894841775 * a - 1.2914855480 * b], -1) ** 3
-    linear = cones @ np.array([[4.0767416621, -1.2684380046, -0.0041960863], [-3.3077115913, 2.6097574011, -0.7034186147],
-                               [0.2309699292, -0.3413193965, 1.7076147010]])
+    cones = (
+        np.stack(
+            [
+                lightness + 0.3963377774 * a + 0.2158037573 * b,
+                lightness - 0.1055613458 * a - 0.0638541728 * b,
+                lightness - 0.0894841775 * a - 1.2914855480 * b,
+            ],
+            -1,
+        )
+        ** 3
+    )
+    linear = cones @ np.array(
+        [
+            [4.0767416621, -1.2684380046, -0.0041960863],
+            [-3.3077115913, 2.6097574011, -0.7034186147],
+            [0.2309699292, -0.3413193965, 1.7076147010],
+        ]
+    )
     linear = np.clip(linear, 0, 1)
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     return np.round(255 * srgb).astype(np.uint8)
@@ -100,7 +119,9 @@ def _draw(canvas: Image.Image, pen: ImageDraw.ImageDraw, panel: Panel, left: int
         if square.side is not None:
             centre = left + (width // 2 + 0.5) * scale, top + (height // 2 + 0.5) * scale
             half = square.side * scale / 2
-            _outline(pen, [centre[0] - half, centre[1] - half, centre[0] + half - 1, centre[1] + half - 1], colour)
+            _outline(
+                pen, [centre[0] - half, centre[1] - half, centre[0] + half - 1, centre[1] + half - 1], colour
+            )
         x, y = left + number % 2 * (COLUMN // 2), top + MAP + 4 + number // 2 * LINE
         pen.rectangle([x, y + 3, x + 13, y + 16], fill=colour, outline=INK)
         _text(pen, (x + 20, y), square.text, 14, COLUMN // 2 - 22)
@@ -115,7 +136,9 @@ def _outline(pen: ImageDraw.ImageDraw, box: Sequence[float], colour: tuple[int, 
     pen.rectangle([left, top, right, bottom], outline=colour, width=2)
 
 
-def _colour_bar(canvas: Image.Image, pen: ImageDraw.ImageDraw, ticks: Sequence[tuple[float, str]], left: int, top: int) -> None:
+def _colour_bar(
+    canvas: Image.Image, pen: ImageDraw.ImageDraw, ticks: Sequence[tuple[float, str]], left: int, top: int
+) -> None:
     ramp = np.repeat(np.linspace(1, 0, MAP)[:, None], BAR, axis=1)
     canvas.paste(Image.fromarray(colours(ramp)), (left, top))
     for value, text in ticks:
@@ -124,12 +147,20 @@ def _colour_bar(canvas: Image.Image, pen: ImageDraw.ImageDraw, ticks: Sequence[t
         _text(pen, (left + BAR + 7, min(max(y - 9, top), top + MAP - 17)), text, 13, 60)
 
 
-def _text(pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, size: int, width: int,
-          colour: tuple[int, int, int] = INK) -> None:
-    """One line; what does not fit into `width` pixels is cut in the middle, where names of files differ least."""
+def _text(
+    pen: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    text: str,
+    size: int,
+    width: int,
+    colour: tuple[int, int, int] = INK,
+) -> None:
+    """One line; what does not fit into `width` pixels is cut in the middle, where names of files differ
+    least.
+    """
     font = ImageFont.load_default(size)
     whole, keep = text, len(text)
     while keep > 8 and pen.textlength(text, font=font) > width:
         keep -= 1
-        text = f"{whole[:keep // 2]}...{whole[-(keep - keep // 2):]}"
+        text = f"{whole[: keep // 2]}...{whole[-(keep - keep // 2) :]}"
     pen.text(place, text, fill=colour, font=font)

@@ -1,9 +1,10 @@
 """What a step minimizes besides the labels' cross-entropy: the recipe's distillation losses, weighted.
 
 In:  a Recipe, the student and the teacher.
-Out: the weighted sum and each loss for itself; the learnable parts of feature losses (projectors), which train with the student;
-     lines for a person: which stages are matched, where a loss degenerates.
-Elsewhere: the losses (distill.losses), the taps and the matching (distill.features), the step (distill.trainer).
+Out: the weighted sum and each loss for itself; the learnable parts of feature losses (projectors), which
+     train with the student; lines for a person: which stages are matched, where a loss degenerates.
+Elsewhere: the losses (distill.losses), the taps and the matching (distill.features), the step
+(distill.trainer).
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class Term:
 
 
 def terms_of(recipe: Recipe) -> list[Term]:
-    """The losses that a recipe names, by `losses` or by `kd_loss` and `feature_loss`. Raises UsageError for one that is none."""
+    """The losses that a recipe names, by `losses` or by `kd_loss` and `feature_loss`. Raises UsageError for
+    one that is none.
+    """
     if recipe.losses:
         return [_parse(text) for text in recipe.losses]
     terms = []
@@ -48,19 +51,36 @@ def terms_of(recipe: Recipe) -> list[Term]:
         settings = {key: value for key, value in shared.items() if value is not None and key in known}
         terms.append(Term(recipe.kd_loss, recipe.distill_loss_weight, settings | key_values(recipe.kd_args)))
     if recipe.feature_loss != "none":
-        terms.append(Term(recipe.feature_loss, recipe.feature_weight, key_values(recipe.feature_args), recipe.feature_stages))
+        terms.append(
+            Term(
+                recipe.feature_loss,
+                recipe.feature_weight,
+                key_values(recipe.feature_args),
+                recipe.feature_stages,
+            )
+        )
     return terms
 
 
 class Objective:
-    """`objective(student, teacher, target)` -> (weighted sum, [each loss]); `objective.student(images)` -> the student's Outputs.
+    """`objective(student, teacher, target)` -> (weighted sum, [each loss]); `objective.student(images)` ->
+    the student's Outputs.
 
-    Projectors are made here, from the maps of two images of noise, before the optimizer is built: `parameters()` belong to it and
-    `state_dict()` to last.pth, not to best.pth. Raises UsageError for a loss that cannot work with these networks or this batch.
+    Projectors are made here, from the maps of two images of noise, before the optimizer is built:
+    `parameters()` belong to it and `state_dict()` to last.pth, not to best.pth. Raises UsageError for a loss
+    that cannot work with these networks or this batch.
     """
 
-    def __init__(self, recipe: Recipe, model: nn.Module, forward: Callable[[Tensor], Tensor], teacher: Teacher,
-                 input_size: Sequence[int], num_classes: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: nn.Module,
+        forward: Callable[[Tensor], Tensor],
+        teacher: Teacher,
+        input_size: Sequence[int],
+        num_classes: int,
+        device: torch.device,
+    ) -> None:
         self.terms = terms_of(recipe)
         self.notes: list[str] = []
         """Lines to show before training."""
@@ -91,15 +111,24 @@ class Objective:
                 self.notes += [f"{name}: {line}" for line in loss.notes(recipe.batch)]
 
     def _match(self, student: Sequence[Stage], teacher: Sequence[Stage]) -> tuple[list[Stage], list[Stage]]:
-        """(student's, teacher's) stages of all feature losses one after the other; each loss remembers which are its own."""
+        """(student's, teacher's) stages of all feature losses one after the other; each loss remembers which
+        are its own.
+        """
         ours: list[Stage] = []
         theirs: list[Stage] = []
         for index, (term, loss) in enumerate(zip(self.terms, self.losses, strict=True)):
             if isinstance(loss, nn.Module):
                 words = term.stages or loss.stages
-                pairs = match(student, teacher, words) if loss.teacher_maps else [(s, None) for s in choose(student, words)]
+                pairs = (
+                    match(student, teacher, words)
+                    if loss.teacher_maps
+                    else [(s, None) for s in choose(student, words)]
+                )
                 mine, its = [s for s, _ in pairs], [t for _, t in pairs if t]
-                self._parts[index] = (slice(len(ours), len(ours) + len(mine)), slice(len(theirs), len(theirs) + len(its)))
+                self._parts[index] = (
+                    slice(len(ours), len(ours) + len(mine)),
+                    slice(len(theirs), len(theirs) + len(its)),
+                )
                 ours += mine
                 theirs += its
                 self.notes += [f"{self.names[index]}: {line}" for line in describe(pairs)]
@@ -122,8 +151,10 @@ class Objective:
 
     def __call__(self, student: Outputs, teacher: Outputs, target: Tensor) -> tuple[Tensor, list[Tensor]]:
         """student and teacher as `student(images)` and `Teacher` give them; target (N,) or (N, K)."""
-        values = [loss(_part(student, ours), _part(teacher, theirs), target)
-                  for loss, (ours, theirs) in zip(self.losses, self._parts, strict=True)]
+        values = [
+            loss(_part(student, ours), _part(teacher, theirs), target)
+            for loss, (ours, theirs) in zip(self.losses, self._parts, strict=True)
+        ]
         return sum(term.weight * value for term, value in zip(self.terms, values, strict=True)), values
 
     def parameters(self) -> list[nn.Parameter]:
@@ -139,8 +170,10 @@ class Objective:
 
 @torch.no_grad()
 def _first_logits(model: nn.Module, images: Tensor) -> Tensor:
-    """The logits (N, K) that training begins with: in train mode, because the running statistics of fresh batch norms normalise
-    nothing and a deep network's logits all but vanish in eval mode. Statistics and random numbers are left as they were."""
+    """The logits (N, K) that training begins with: in train mode, because the running statistics of fresh
+    batch norms normalise nothing and a deep network's logits all but vanish in eval mode. Statistics and
+    random numbers are left as they were.
+    """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     training = model.training
     with torch.random.fork_rng([images.device] if images.device.type == "cuda" else []):
@@ -160,16 +193,23 @@ def _parse(text: str) -> Term:
     name, _, rest = text.partition(":")
     losses.settings_of(name)  # the name first: its message suggests the nearest
     pieces = re.split(r",(?=\w+=)", rest) if rest else []
-    stages = [piece for piece in pieces if piece.startswith("stages=")]  # 2:3 would be a number of minutes in YAML
+    stages = [
+        piece for piece in pieces if piece.startswith("stages=")
+    ]  # 2:3 would be a number of minutes in YAML
     settings = key_values(tuple(piece for piece in pieces if piece not in stages))
     weight = settings.pop("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
         raise UsageError(f"losses {text!r}: weight {weight!r}; expected a number, 0 or more")
     if stages and name not in losses.FEATURE:
         raise UsageError(f"losses {text!r}: {name} compares logits and has no stages. Leave them out")
-    return Term(name, float(weight), settings, stages[-1].removeprefix("stages=").strip("\"'") if stages else "")
+    return Term(
+        name, float(weight), settings, stages[-1].removeprefix("stages=").strip("\"'") if stages else ""
+    )
 
 
 def _column_names(names: Sequence[str]) -> list[str]:
     """kl, kl, fd -> kl, kl_2, fd."""
-    return [name if (n := names[:index + 1].count(name)) == 1 else f"{name}_{n}" for index, name in enumerate(names)]
+    return [
+        name if (n := names[: index + 1].count(name)) == 1 else f"{name}_{n}"
+        for index, name in enumerate(names)
+    ]

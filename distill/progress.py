@@ -1,4 +1,5 @@
-"""What a person sees while something runs: a live display on a terminal, plain lines otherwise; always on stderr.
+"""What a person sees while something runs: a live display on a terminal, plain lines otherwise; always on
+stderr.
 
 In:  counts and figures as they come.
 Out: nothing; stdout stays free for results.
@@ -13,7 +14,14 @@ import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 PLAIN_EVERY_S = 20.0
 """Seconds between plain lines."""
@@ -31,8 +39,14 @@ def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
     if not screen.is_terminal:
         yield lambda done: None
         return
-    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                  console=screen, transient=True) as bars:
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=screen,
+        transient=True,
+    ) as bars:
         task = bars.add_task(what, total=total)
         yield lambda done: bars.update(task, completed=done)
 
@@ -47,10 +61,19 @@ class TrainingDisplay:
         screen = console()
         self.bars: Progress | None = None
         if screen.is_terminal:
-            self.bars = Progress(TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(),
-                                 TextColumn("{task.fields[figures]}"), TimeElapsedColumn(), TextColumn("left"),
-                                 TimeRemainingColumn(), console=screen)
-            self.run = self.bars.add_task(name, total=epochs * steps_per_epoch, completed=steps_done, figures="")
+            self.bars = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=screen,
+            )
+            self.run = self.bars.add_task(
+                name, total=epochs * steps_per_epoch, completed=steps_done, figures=""
+            )
             self.epoch = self.bars.add_task("epoch", total=steps_per_epoch, figures="")
 
     def __enter__(self) -> TrainingDisplay:
@@ -62,7 +85,9 @@ class TrainingDisplay:
         if self.bars:
             self.bars.stop()
 
-    def step(self, epoch: int, step: int, loss: float, images_per_s: float, teacher_share: float | None) -> None:
+    def step(
+        self, epoch: int, step: int, loss: float, images_per_s: float, teacher_share: float | None
+    ) -> None:
         """After optimizer step `step` (1-based) of `epoch` (0-based)."""
         figures = f"loss {loss:.4f}  {images_per_s:,.0f} images/s"
         if teacher_share is not None:
@@ -70,11 +95,15 @@ class TrainingDisplay:
         done = epoch * self.steps + step
         if self.bars:
             self.bars.update(self.run, completed=done)
-            self.bars.update(self.epoch, completed=step, description=f"epoch {epoch + 1}/{self.epochs}", figures=figures)
+            self.bars.update(
+                self.epoch, completed=step, description=f"epoch {epoch + 1}/{self.epochs}", figures=figures
+            )
         elif time.monotonic() - self.last_line >= PLAIN_EVERY_S:
             self.last_line = time.monotonic()
-            self.say(f"{self.name}: epoch {epoch + 1}/{self.epochs} step {step}/{self.steps}  {figures}  "
-                     f"left {self._left(done)}")
+            self.say(
+                f"{self.name}: epoch {epoch + 1}/{self.epochs} step {step}/{self.steps}  {figures}  "
+                f"left {self._left(done)}"
+            )
 
     def say(self, line: str) -> None:
         """One line that stays."""

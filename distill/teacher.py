@@ -1,8 +1,8 @@
 """The teacher as the trainer sees it: a frozen network that reads the student's batch.
 
 In:  the student's batch, normalized for the student.
-Out: teacher logits (N, K) float32 and feature maps, computed in eval mode, in the teacher's own precision, on its own
-     preprocessing.
+Out: teacher logits (N, K) float32 and feature maps, computed in eval mode, in the teacher's own precision, on
+     its own preprocessing.
 Elsewhere: where its weights come from (distill.checkpoint), what is made of its logits (distill.losses).
 """
 
@@ -30,11 +30,21 @@ DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Teacher:
-    """`teacher(images)` -> Outputs. The same image the student sees, resized and normalized again for the teacher."""
+    """`teacher(images)` -> Outputs. The same image the student sees, resized and normalized again for the
+    teacher.
+    """
 
-    def __init__(self, model: nn.Module, preprocess: Preprocess, student_preprocess: Preprocess, device: torch.device,
-                 dtype: str = "fp32", channels_last: bool = True, compile: bool = False,
-                 about: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        preprocess: Preprocess,
+        student_preprocess: Preprocess,
+        device: torch.device,
+        dtype: str = "fp32",
+        channels_last: bool = True,
+        compile: bool = False,
+        about: dict[str, Any] | None = None,
+    ) -> None:
         self.model = model.to(device).eval().requires_grad_(False)
         if channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
@@ -45,7 +55,9 @@ class Teacher:
         self.about = about or {}
         self.taps: Taps | None = None
         """What also gives feature maps, where a loss asks for them (distill.objective sets it)."""
-        self.size = None if preprocess.input_size == student_preprocess.input_size else preprocess.input_size[1:]
+        self.size = (
+            None if preprocess.input_size == student_preprocess.input_size else preprocess.input_size[1:]
+        )
         self.scale, self.shift = renormalization(student_preprocess, preprocess, device)
 
     @torch.inference_mode()
@@ -63,17 +75,27 @@ class Teacher:
         return Outputs(out.logits.float().clone(), tuple(feature.clone() for feature in out.features))
 
 
-def renormalization(source: Preprocess, target: Preprocess, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-    """(scale, shift), each (3, 1, 1), that turn pixels normalized for `source` into those for `target`; None, None when equal."""
+def renormalization(
+    source: Preprocess, target: Preprocess, device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    """(scale, shift), each (3, 1, 1), that turn pixels normalized for `source` into those for `target`; None,
+    None when equal.
+    """
     if (source.mean, source.std) == (target.mean, target.std):
         return None, None
-    mean_s, std_s, mean_t, std_t = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1)
-                                    for v in (source.mean, source.std, target.mean, target.std))
+    mean_s, std_s, mean_t, std_t = (
+        torch.tensor(v, dtype=torch.float64).view(3, 1, 1)
+        for v in (source.mean, source.std, target.mean, target.std)
+    )
     return (std_s / std_t).float().to(device), ((mean_s - mean_t) / std_t).float().to(device)
 
 
-def load(recipe: Recipe, class_names: list[str], student_preprocess: Preprocess, device: torch.device) -> Teacher | None:
-    """The recipe's teacher, or None. Raises ArtifactError when its classes or their order are not the data's."""
+def load(
+    recipe: Recipe, class_names: list[str], student_preprocess: Preprocess, device: torch.device
+) -> Teacher | None:
+    """The recipe's teacher, or None. Raises ArtifactError when its classes or their order are not
+    the data's.
+    """
     if recipe.teacher == "none" or (recipe.teacher == "auto" and not recipe.teacher_ckpt):
         return None
     name = None if recipe.teacher == "auto" else recipe.teacher
@@ -83,25 +105,45 @@ def load(recipe: Recipe, class_names: list[str], student_preprocess: Preprocess,
         require_same_classes(found.class_names, f"teacher {recipe.teacher_ckpt}", class_names, "data")
         model = models.build(found.model, len(class_names), found.model_args)
         checkpoints.load_weights(model, found)
-        about = {"model": found.model, "file": str(recipe.teacher_ckpt), "sha256": files.sha256(recipe.teacher_ckpt),
-                 "converted": found.notes}
+        about = {
+            "model": found.model,
+            "file": str(recipe.teacher_ckpt),
+            "sha256": files.sha256(recipe.teacher_ckpt),
+            "converted": found.notes,
+        }
         preprocess = found.preprocess
     else:
         model = models.build(name, len(class_names), model_args, pretrained=True)
         preprocess = models.preprocess_of(name, model_args.get("img_size", 0))
         config = getattr(model, "pretrained_cfg", {})
         if config.get("num_classes") != len(class_names):
-            raise UsageError(f"teacher {name}: its published weights know {config.get('num_classes')} classes, the data has "
-                             f"{len(class_names)}. Train it on your data first (--teacher none), then give --teacher-ckpt")
+            raise UsageError(
+                f"teacher {name}: its published weights know {config.get('num_classes')} classes, the data"
+                f" has {len(class_names)}. Train it on your data first (--teacher none), then give"
+                " --teacher-ckpt"
+            )
         about = {"model": name, "file": None, "sha256": None, "converted": None}
     model, about["merged"] = _merge(model, preprocess)
-    dtype = (recipe.amp_dtype if recipe.amp else "fp32") if recipe.teacher_dtype == "auto" else recipe.teacher_dtype
-    return Teacher(model, preprocess, student_preprocess, device, dtype, recipe.channels_last, recipe.compile,
-                   about | {"dtype": dtype})
+    dtype = (
+        (recipe.amp_dtype if recipe.amp else "fp32")
+        if recipe.teacher_dtype == "auto"
+        else recipe.teacher_dtype
+    )
+    return Teacher(
+        model,
+        preprocess,
+        student_preprocess,
+        device,
+        dtype,
+        recipe.channels_last,
+        recipe.compile,
+        about | {"dtype": dtype},
+    )
 
 
 def _merge(model: nn.Module, preprocess: Preprocess) -> tuple[nn.Module, str]:
-    """The network with its parallel branches and batch norms merged, which is the same and faster, and a line that says so.
+    """The network with its parallel branches and batch norms merged, which is the same and faster, and a line
+    that says so.
 
     One that does not come out the same (a network that amplifies rounding) is used as it is.
     """

@@ -27,12 +27,12 @@ from .recipe import Recipe
 
 ERF_IMAGES = 50
 """Validation images that --erf averages over, as in the papers."""
-DESCRIPTION = """Train a small student from a large-kernel teacher; --teacher none trains from the labels alone.
+DESCRIPTION = """Train a small student from a large-kernel teacher; --teacher none trains from labels alone.
 
 examples:
-  distill train --teacher convnext_tiny --teacher-ckpt teacher.pth --student resnet18 --data DIR --output runs/student
-  distill train --teacher slak_tiny --teacher-ckpt slak_tiny.pth --student convnext_tiny --data DIR --kd-loss nkd
-  distill train --recipe cifar10-cpu --teacher resnet56 --teacher-ckpt resnet56.th --data npz:cifar10 --control
+  distill train --teacher-ckpt teacher.pth --student resnet18 --data DIR --output runs/student
+  distill train --teacher slak_tiny --teacher-ckpt slak.pth --student convnext_tiny --data DIR --kd-loss nkd
+  distill train --recipe cifar10-cpu --teacher resnet56 --teacher-ckpt t.th --data npz:cifar10 --control
   distill train --resume runs/student
   distill train --qat --resume runs/student/best.pth   (for int8; more: distill train --qat --help)"""
 
@@ -42,28 +42,40 @@ class TrainOptions(Recipe):
     """Flags of `distill train`: a Recipe, and where the run goes."""
 
     recipe: Annotated[str, tyro.conf.arg(aliases=["-c", "--config"])] = ""
-    """Start from a shipped recipe (paper, demo, cifar10-cpu, cifar10-teacher) or a YAML file; flags override it."""
+    """Start from a shipped recipe (paper, demo, cifar10-cpu, cifar10-teacher) or a YAML file; flags override
+    it."""
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
     """Run folder; default: runs/STUDENT."""
     resume: str = ""
-    """Continue this run folder (or its last.pth) bit for bit; its recipe is used. With --data, one without a run is begun."""
+    """Continue this run folder (or its last.pth) bit for bit; its recipe is used. With --data, one without a
+    run is begun."""
     overwrite: bool = False
     """Replace an existing run folder."""
     control: bool = False
-    """Afterwards train the same student for the same budget and seed without the teacher, into RUN/control."""
+    """Afterwards train the same student for the same budget and seed without the teacher, into
+    RUN/control."""
     erf: bool = False
-    """At the end measure how far teacher, control and student look (distill erf): RUN/erf, result.json and metrics.jsonl."""
+    """At the end measure how far teacher, control and student look (distill erf): RUN/erf, result.json and
+    metrics.jsonl."""
     json: bool = False
     """One JSON object with the result on stdout."""
 
     def beside_recipe(self) -> dict[str, Any]:
-        """Settings that args.yaml keeps although they are not the recipe's, because a resumed run needs them."""
+        """Settings that args.yaml keeps although they are not the recipe's, because a resumed run
+        needs them.
+        """
         return {"control": self.control, "erf": self.erf}
 
 
-def parse(argv: Sequence[str], prog: str = "distill train", base: TrainOptions | None = None,
-          description: str = DESCRIPTION) -> TrainOptions:
-    """Flags over the resumed run's args.yaml, or over --recipe, or over `base`, whose class names the flags."""
+def parse(
+    argv: Sequence[str],
+    prog: str = "distill train",
+    base: TrainOptions | None = None,
+    description: str = DESCRIPTION,
+) -> TrainOptions:
+    """Flags over the resumed run's args.yaml, or over --recipe, or over `base`, whose class names
+    the flags.
+    """
     base = base or TrainOptions()
     commands.check_flags(type(base), argv, prog)
     saved = _run_folder(value_of(argv, "--resume")) / "args.yaml" if value_of(argv, "--resume") else None
@@ -83,12 +95,19 @@ def is_qat(argv: Sequence[str]) -> bool:
 
 
 def run(options: TrainOptions, make: Callable[..., Any] | None = None) -> None:
-    """Train, save, print what the teacher bought. make: what trains, with the arguments of `Trainer` (the default)."""
+    """Train, save, print what the teacher bought. make: what trains, with the arguments of `Trainer` (the
+    default).
+    """
     if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
-        raise UsageError("started as one of several processes (WORLD_SIZE): training uses one GPU, and each process would write "
-                         "the same run. Start it without torchrun")
+        raise UsageError(
+            "started as one of several processes (WORLD_SIZE): training uses one GPU, and each process would"
+            " write the same run. Start it without torchrun"
+        )
     folder = _prepare_folder(options)
-    paths = {name: _absolute(getattr(options, name)) for name in ("data", "val_data", "teacher_ckpt", "student_ckpt")}
+    paths = {
+        name: _absolute(getattr(options, name))
+        for name in ("data", "val_data", "teacher_ckpt", "student_ckpt")
+    }
     options = replace(options, **paths)
     import torch
 
@@ -103,16 +122,28 @@ def run(options: TrainOptions, make: Callable[..., Any] | None = None) -> None:
     preprocess = _student_preprocess(options)
     teacher = teachers.load(options, train.class_names, preprocess, device)
     if options.control and not teacher:
-        raise UsageError("--control trains the student once more without its teacher, and there is no teacher here. "
-                         "Give --teacher-ckpt, or leave --control out")
+        raise UsageError(
+            "--control trains the student once more without its teacher, and there is no teacher here. "
+            "Give --teacher-ckpt, or leave --control out"
+        )
     if options.erf:
         from .erf import choose
 
-        choose(val, ERF_IMAGES, options.seed)  # streamed images cannot be drawn from: said now, not after the training
-    result: dict[str, Any] = {"run": str(folder), "student": options.student, "teacher": None, "control": None}
+        choose(
+            val, ERF_IMAGES, options.seed
+        )  # streamed images cannot be drawn from: said now, not after the training
+    result: dict[str, Any] = {
+        "run": str(folder),
+        "student": options.student,
+        "teacher": None,
+        "control": None,
+    }
     teacher_classes = None
     if teacher:
-        _say(f"teacher: {teacher.about['model']} from {teacher.about['file'] or 'published weights'} in {teacher.about['dtype']}")
+        _say(
+            f"teacher: {teacher.about['model']} from {teacher.about['file'] or 'published weights'} in"
+            f" {teacher.about['dtype']}"
+        )
         for note in [*(teacher.about["converted"] or []), teacher.about["merged"]]:
             _say(f"teacher: {note}")
         accuracy = _teacher_accuracy(teacher, val, options, device)
@@ -129,26 +160,38 @@ def run(options: TrainOptions, make: Callable[..., Any] | None = None) -> None:
         if role == "control":
             mine = replace(recipe, teacher="none", teacher_ckpt="")
             its_lineage = lineage | {"teacher": None, "recipe": recipes.to_dict(mine)}
-        run_ = (make or trainer.Trainer)(mine, where, train, val, its_teacher, device, preprocess, role, its_lineage,
-                                         teacher_classes)
+        run_ = (make or trainer.Trainer)(
+            mine, where, train, val, its_teacher, device, preprocess, role, its_lineage, teacher_classes
+        )
         for line in run_.notes:
             _say(line)
         if options.resume and (where / "last.pth").is_file():
             run_.resume(where / "last.pth")
-            _say(f"{role}: resumed at epoch {run_.epoch + 1}, step {run_.updates}"
-                 if run_.epoch < recipe.epochs else f"{role}: finished already")
+            _say(
+                f"{role}: resumed at epoch {run_.epoch + 1}, step {run_.updates}"
+                if run_.epoch < recipe.epochs
+                else f"{role}: finished already"
+            )
         elif options.resume:
             _say(f"{role}: nothing was saved yet, it starts from the beginning")
         if role != "control" and options.overwrite and not options.resume:
             _remove_old_run(folder)
-        if role != "control":  # not earlier: a refused resume leaves the run as it was, a refused setting no run at all
+        if (
+            role != "control"
+        ):  # not earlier: a refused resume leaves the run as it was, a refused setting no run at all
             args = recipes.to_yaml(_as_recipe(options)) + recipes.yaml_lines(options.beside_recipe())
             files.write_text(folder / "args.yaml", args)
         best = run_.fit()
         key = "control" if role == "control" else "best"
-        result[key] = {"checkpoint": str(where / "best.pth"), "top1_percent": best["val_top1_percent"], "epoch": best["epoch"],
-                       "loss_nats": best["val_loss_nats"], "images": best["val_images"],
-                       "teacher_agreement_percent": best["val_teacher_agreement_percent"], **run_.more}
+        result[key] = {
+            "checkpoint": str(where / "best.pth"),
+            "top1_percent": best["val_top1_percent"],
+            "epoch": best["epoch"],
+            "loss_nats": best["val_loss_nats"],
+            "images": best["val_images"],
+            "teacher_agreement_percent": best["val_teacher_agreement_percent"],
+            **run_.more,
+        }
     if result["control"]:
         result["gain_points"] = result["best"]["top1_percent"] - result["control"]["top1_percent"]
     files.write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
@@ -167,28 +210,46 @@ def open_splits(recipe: Recipe) -> tuple[Any, Any, str, str]:
     train_spec = _absolute(recipe.data)
     val_spec = _absolute(recipe.val_data) or train_spec
     train = open_data(train_spec, "train", recipe.num_classes)
-    splittable = train_spec.startswith(TIMM_PREFIXES) or (not train_spec.endswith(".tar") and has_own_split(train_spec, "val"))
+    splittable = train_spec.startswith(TIMM_PREFIXES) or (
+        not train_spec.endswith(".tar") and has_own_split(train_spec, "val")
+    )
     if not recipe.val_data and not splittable:
-        raise UsageError(f"{recipe.data}: has no validation images apart from the training images. "
-                         "Expected a val/ folder in it, or --val-data")
+        raise UsageError(
+            f"{recipe.data}: has no validation images apart from the training images. "
+            "Expected a val/ folder in it, or --val-data"
+        )
     val = open_data(val_spec, "val", recipe.num_classes)
-    require_same_classes(train.class_names, f"training images {train_spec}", val.class_names, f"validation images {val_spec}")
+    require_same_classes(
+        train.class_names, f"training images {train_spec}", val.class_names, f"validation images {val_spec}"
+    )
     return train, val, train_spec, val_spec
 
 
 def _teacher_accuracy(teacher: Any, val: Any, options: TrainOptions, device: Any) -> Any:
-    """The teacher's own accuracy on its own preprocessing: shows a wrong file or normalization before any training."""
+    """The teacher's own accuracy on its own preprocessing: shows a wrong file or normalization before any
+    training.
+    """
     from .data import eval_loader
     from .evaluate import evaluate
 
     loader = eval_loader(val, teacher.preprocess, options.eval_batch, options.workers, device)
     # not teacher.forward: one that is compiled now may miss the hooks that a feature loss adds later
-    return evaluate(teacher.model, loader, device, amp_dtype=teacher.dtype, channels_last=options.channels_last,
-                    skip_bad=options.skip_bad_images)
+    return evaluate(
+        teacher.model,
+        loader,
+        device,
+        amp_dtype=teacher.dtype,
+        channels_last=options.channels_last,
+        skip_bad=options.skip_bad_images,
+    )
 
 
-def _measure_erf(options: TrainOptions, folder: Path, result: dict[str, Any], val_spec: str) -> list[dict[str, Any]]:
-    """Effective receptive fields of the networks of this run on the same images; also a line in metrics.jsonl."""
+def _measure_erf(
+    options: TrainOptions, folder: Path, result: dict[str, Any], val_spec: str
+) -> list[dict[str, Any]]:
+    """Effective receptive fields of the networks of this run on the same images; also a line in
+    metrics.jsonl.
+    """
     from .erf_command import ErfOptions, measure_and_write
 
     networks = [("student" if result["teacher"] else "plain", result["best"]["checkpoint"], "auto")]
@@ -197,10 +258,22 @@ def _measure_erf(options: TrainOptions, folder: Path, result: dict[str, Any], va
     if result["teacher"] and result["teacher"]["file"]:
         networks.insert(0, ("teacher", result["teacher"]["file"], result["teacher"]["model"]))
     labels, paths, names = zip(*networks, strict=True)
-    _, report = measure_and_write(ErfOptions(
-        checkpoints=paths, labels=labels, model=names, model_args=options.teacher_args, data=val_spec, num_images=ERF_IMAGES,
-        num_classes=options.num_classes, seed=options.seed, device=options.device, output=folder / "erf", overwrite=True,
-        skip_bad_images=options.skip_bad_images))
+    _, report = measure_and_write(
+        ErfOptions(
+            checkpoints=paths,
+            labels=labels,
+            model=names,
+            model_args=options.teacher_args,
+            data=val_spec,
+            num_images=ERF_IMAGES,
+            num_classes=options.num_classes,
+            seed=options.seed,
+            device=options.device,
+            output=folder / "erf",
+            overwrite=True,
+            skip_bad_images=options.skip_bad_images,
+        )
+    )
     records = (folder / "metrics.jsonl").read_text(encoding="utf-8")
     files.write_text(folder / "metrics.jsonl", records + json.dumps({"erf": report["networks"]}) + "\n")
     return report["networks"]
@@ -216,8 +289,12 @@ def _student_preprocess(options: Recipe) -> Any:
         preprocess = models.preprocess_of(options.student)
     built_for = recipes.key_values(options.student_args).get("img_size", 0)
     if options.img_size and built_for not in (0, options.img_size):
-        raise UsageError(f"--img-size {options.img_size} and --student-args img_size={built_for}: two sizes. Give one")
-    size = models.preprocess_of(options.student, options.img_size or built_for or preprocess.input_size[1:]).input_size
+        raise UsageError(
+            f"--img-size {options.img_size} and --student-args img_size={built_for}: two sizes. Give one"
+        )
+    size = models.preprocess_of(
+        options.student, options.img_size or built_for or preprocess.input_size[1:]
+    ).input_size
     # random crops of a padded image show it at its own scale, and so must validation
     crop_pct = options.crop_pct or (1.0 if options.crop_padding else preprocess.crop_pct)
     return replace(preprocess, input_size=size, crop_pct=crop_pct)
@@ -226,29 +303,49 @@ def _student_preprocess(options: Recipe) -> Any:
 def _prepare_folder(options: TrainOptions) -> Path:
     if options.resume:
         folder = _run_folder(options.resume)
-        is_new = not (Path(options.resume).is_file() or options.resume.endswith(".pth") or any(folder.glob("*.pth")))
-        if not (folder / "args.yaml").is_file() and not (options.data and is_new):  # a script may always say --resume
-            raise UsageError(f"{options.resume}: no run to resume (no args.yaml). Give the folder that --output named; to start "
-                             "from weights give --student-ckpt, or --qat --resume FILE to train them as int8")
+        is_new = not (
+            Path(options.resume).is_file() or options.resume.endswith(".pth") or any(folder.glob("*.pth"))
+        )
+        if not (folder / "args.yaml").is_file() and not (
+            options.data and is_new
+        ):  # a script may always say --resume
+            raise UsageError(
+                f"{options.resume}: no run to resume (no args.yaml). Give the folder that --output named; to"
+                " start from weights give --student-ckpt, or --qat --resume FILE to train them as int8"
+            )
         for place in (folder, folder / "control"):
             files.remove_leftovers(place)
             if (place / "metrics.jsonl").exists() and not (place / "last.pth").exists():
-                raise UsageError(f"{place / 'last.pth'} is gone, so the run cannot go on bit for bit. Put it back, or start "
-                                 f"another run from its best weights: --student-ckpt {place / 'best.pth'} --output OTHER")
+                raise UsageError(
+                    f"{place / 'last.pth'} is gone, so the run cannot go on bit for bit. Put it back, or"
+                    f" start another run from its best weights: --student-ckpt {place / 'best.pth'} --output"
+                    " OTHER"
+                )
         return folder
     if not options.data:
-        raise UsageError("no data given. Expected --data DIR (with train/ and val/), npz:FILE, digits or torch/NAME:DIR")
+        raise UsageError(
+            "no data given. Expected --data DIR (with train/ and val/), npz:FILE, digits or torch/NAME:DIR"
+        )
     folder = Path(options.output or f"runs/{options.student}")
     if (folder / "args.yaml").exists() and not options.overwrite:
-        raise UsageError(f"{folder} holds a run already. Continue it: --resume {folder}; replace it: --overwrite; "
-                         "or choose another --output")
+        raise UsageError(
+            f"{folder} holds a run already. Continue it: --resume {folder}; replace it: --overwrite; "
+            "or choose another --output"
+        )
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file. Choose another --output")
-    written = {(place / name).resolve() for place in (folder, folder / "control") for name in ("best.pth", "last.pth")}
+    written = {
+        (place / name).resolve()
+        for place in (folder, folder / "control")
+        for name in ("best.pth", "last.pth")
+    }
     for flag in ("teacher_ckpt", "student_ckpt"):
         given = getattr(options, flag)
         if given and Path(given).resolve() in written:
-            raise UsageError(f"--{flag.replace('_', '-')} {given} would be overwritten by this run. Choose another --output")
+            raise UsageError(
+                f"--{flag.replace('_', '-')} {given} would be overwritten by this run. Choose another"
+                " --output"
+            )
     return folder
 
 
@@ -297,25 +394,40 @@ def _absolute(spec: str) -> str:
 
 def _summary(result: dict[str, Any]) -> str:
     best = result["best"]
-    lines = [f"{best['checkpoint']}: top-1 {best['top1_percent']:.2f} % at epoch {best['epoch']} (n={best['images']})"]
+    lines = [
+        f"{best['checkpoint']}: top-1 {best['top1_percent']:.2f} % at epoch {best['epoch']}"
+        f" (n={best['images']})"
+    ]
     if "fp32_top1_percent" in best:
-        lines[0] += (f" as int8; the fp32 student has {best['fp32_top1_percent']:.2f} %, "
-                     f"quantized without this training {best['untrained_int8_top1_percent']:.2f} %")
+        lines[0] += (
+            f" as int8; the fp32 student has {best['fp32_top1_percent']:.2f} %, "
+            f"quantized without this training {best['untrained_int8_top1_percent']:.2f} %"
+        )
     if result["teacher"]:
         lines[0] += f", teacher {result['teacher']['top1_percent']:.2f} %"
     if result["control"]:
-        lines.append(f"{result['control']['checkpoint']}: control top-1 {result['control']['top1_percent']:.2f} %; "
-                     f"the teacher bought {result['gain_points']:+.2f} points (one seed)")
+        lines.append(
+            f"{result['control']['checkpoint']}: control top-1 {result['control']['top1_percent']:.2f} %; "
+            f"the teacher bought {result['gain_points']:+.2f} points (one seed)"
+        )
     if best["teacher_agreement_percent"] is not None:
         beside = result["control"] and result["control"]["teacher_agreement_percent"]
-        lines.append(f"student and teacher choose the same class on {best['teacher_agreement_percent']:.2f} % of the images"
-                     + (f"; control and teacher on {beside:.2f} %" if beside is not None else ""))
+        lines.append(
+            f"student and teacher choose the same class on {best['teacher_agreement_percent']:.2f} % of the"
+            " images" + (f"; control and teacher on {beside:.2f} %" if beside is not None else "")
+        )
     for network in result.get("erf", []):
-        shares = {name: ", ".join(f"{100 * threshold:g} % in " + ("-" if ratio is None else f"{100 * ratio:.1f} %")
-                                  for threshold, ratio in zip(network["thresholds"], network[name]["area_ratios"], strict=True))
-                  for name in ("reference", "scale_free")}
-        lines.append(f"receptive field of the {network['label']}, share of the score in share of the area: "
-                     f"{shares['reference']}; scale-free {shares['scale_free']}")
+        shares = {
+            name: ", ".join(
+                f"{100 * threshold:g} % in " + ("-" if ratio is None else f"{100 * ratio:.1f} %")
+                for threshold, ratio in zip(network["thresholds"], network[name]["area_ratios"], strict=True)
+            )
+            for name in ("reference", "scale_free")
+        }
+        lines.append(
+            f"receptive field of the {network['label']}, share of the score in share of the area: "
+            f"{shares['reference']}; scale-free {shares['scale_free']}"
+        )
     if result.get("erf"):
         lines.append(f"figures in {Path(result['run']) / 'erf'}")
     return "\n".join(lines)

@@ -24,8 +24,12 @@ def main(sheets: Path, folder: Path) -> None:
     labels = np.load(sheets / "labels.npz")
     names = np.array([str(name) for name in labels["class_names"]])
     folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder / "train.npz", x=np.concatenate([tiles(sheets / f"train_{i}.webp") for i in range(5)]),
-             y=labels["y_train"], class_names=names)
+    np.savez(
+        folder / "train.npz",
+        x=np.concatenate([tiles(sheets / f"train_{i}.webp") for i in range(5)]),
+        y=labels["y_train"],
+        class_names=names,
+    )
     np.savez(folder / "test.npz", x=tiles(sheets / "test.webp"), y=labels["y_test"], class_names=names)
 
 

@@ -1,12 +1,15 @@
-"""Make a CIFAR ResNet that loses accuracy in int8 out of one that does not, without changing what it computes in float.
+"""Make a CIFAR ResNet that loses accuracy in int8 out of one that does not, without changing what it computes
+in float.
 
-In:  a published CIFAR ResNet (sys.argv[1], resnet20-12fca82f.th of github.com/akamaster/pytorch_resnet_cifar10);
-     FACTOR, a power of two (sys.argv[3], 32 when not given).
-Out: the same network with one channel in sixteen FACTOR times as large as before (sys.argv[2], a plain state dict).
+In:  a published CIFAR ResNet (sys.argv[1], resnet20-12fca82f.th of
+     github.com/akamaster/pytorch_resnet_cifar10); FACTOR, a power of two (sys.argv[3], 32 when not given).
+Out: the same network with one channel in sixteen FACTOR times as large as before (sys.argv[2], a plain state
+dict).
 
-A ReLU passes positive factors on, so a channel may be scaled up where it is made and down where it is read. Channels of the
-residual stream keep their factor from the first to the last layer, which is why no layer-by-layer equalization can take it out:
-every block reads the stream and adds to it. Powers of two change no bit of the float result.
+A ReLU passes positive factors on, so a channel may be scaled up where it is made and down where it is read.
+Channels of the residual stream keep their factor from the first to the last layer, which is why no
+layer-by-layer equalization can take it out: every block reads the stream and adds to it. Powers of two change
+no bit of the float result.
 """
 
 import sys
@@ -25,7 +28,9 @@ def outlier_factors(channels: int, factor: float) -> torch.Tensor:
 
 
 def stretch(state: dict[str, torch.Tensor], factor: float) -> dict[str, torch.Tensor]:
-    """Scale channels of the stream and inside of the blocks; state is the network's state dict, changed in a copy."""
+    """Scale channels of the stream and inside of the blocks; state is the network's state dict, changed in a
+    copy.
+    """
     state = {key: value.clone() for key, value in state.items()}
     stream = outlier_factors(len(state["bn1.bias"]), factor)
     _scale_made(state, "bn1", stream)
@@ -33,7 +38,9 @@ def stretch(state: dict[str, torch.Tensor], factor: float) -> dict[str, torch.Te
         channels = len(state[f"{block}.bn2.bias"])
         state[f"{block}.conv1.weight"] /= stream[None, :, None, None]
         missing = channels - len(stream)  # a block that widens puts new channels, half of them on either side
-        stream = torch.cat([outlier_factors(missing // 2, factor), stream, outlier_factors(missing // 2, factor)])
+        stream = torch.cat(
+            [outlier_factors(missing // 2, factor), stream, outlier_factors(missing // 2, factor)]
+        )
         inner = outlier_factors(len(state[f"{block}.bn1.bias"]), factor)
         _scale_made(state, f"{block}.bn1", inner)
         state[f"{block}.conv2.weight"] /= inner[None, :, None, None]

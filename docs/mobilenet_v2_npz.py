@@ -1,9 +1,10 @@
-"""Turn the MobileNetV2 weights of a TensorFlow Lite file, stored as int8 and scale, into a checkpoint for timm's mobilenetv2_100.
+"""Turn the MobileNetV2 weights of a TensorFlow Lite file, stored as int8 and scale, into a checkpoint for
+timm's mobilenetv2_100.
 
-In:  an .npz with NAME.weight_int8 (O, I, h, w), NAME.scale (O,) and NAME.bias (O,) of every layer, in the order of the forward
-     pass, batch norm folded in; sys.argv[1].
-Out: sys.argv[2]: a checkpoint whose batch norms change nothing, with its preprocessing ((x / 127.5) - 1 at 224 x 224),
-     TensorFlow's padding ("same") and ImageNet's 1,000 class names.
+In:  an .npz with NAME.weight_int8 (O, I, h, w), NAME.scale (O,) and NAME.bias (O,) of every layer, in the
+     order of the forward pass, batch norm folded in; sys.argv[1].
+Out: sys.argv[2]: a checkpoint whose batch norms change nothing, with its preprocessing ((x / 127.5) - 1 at
+     224 x 224), TensorFlow's padding ("same") and ImageNet's 1,000 class names.
 """
 
 import sys
@@ -17,8 +18,13 @@ from distill import checkpoint, models
 from runtime.preprocess import Preprocess
 
 ARGUMENTS = {"pad_type": "same"}
-PREPROCESS = Preprocess(input_size=(3, 224, 224), interpolation="bilinear", crop_pct=0.875, mean=(0.5, 0.5, 0.5),
-                        std=(0.5, 0.5, 0.5))
+PREPROCESS = Preprocess(
+    input_size=(3, 224, 224),
+    interpolation="bilinear",
+    crop_pct=0.875,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+)
 
 
 def main(source: Path, output: Path) -> None:
@@ -36,10 +42,18 @@ def main(source: Path, output: Path) -> None:
                 norm.weight.fill_((1 + norm.eps) ** 0.5)  # its running variance is 1
             (layer if norm is None else norm).bias.copy_(torch.from_numpy(file[f"{name}.bias"]))
     info = ImageNetInfo()
-    checkpoint.save(checkpoint.Checkpoint(
-        model="mobilenetv2_100", model_args=ARGUMENTS, state_dict=network.state_dict(), preprocess=PREPROCESS,
-        class_names=[info.index_to_label_name(i) for i in range(1000)], role="plain",
-        lineage={"converted": [f"from {source.name}"]}), output)
+    checkpoint.save(
+        checkpoint.Checkpoint(
+            model="mobilenetv2_100",
+            model_args=ARGUMENTS,
+            state_dict=network.state_dict(),
+            preprocess=PREPROCESS,
+            class_names=[info.index_to_label_name(i) for i in range(1000)],
+            role="plain",
+            lineage={"converted": [f"from {source.name}"]},
+        ),
+        output,
+    )
 
 
 if __name__ == "__main__":

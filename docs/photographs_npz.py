@@ -1,9 +1,9 @@
 """Turn labelled ImageNet photographs into the arrays that `--data npz:FOLDER` reads.
 
-In:  a folder with images/*.jpg and labels.csv (file, class_index, source); sys.argv[1]. Pictures of source nips17 are not from
-     ImageNet's training set, those of source imagenet_train are.
-Out: FOLDER/train.npz (imagenet_train: to calibrate on) and FOLDER/val.npz (nips17: to measure on): x (N, 288, 288, 3) uint8,
-     the middle of each picture; y (N,); class_names (1000,); sys.argv[2].
+In:  a folder with images/*.jpg and labels.csv (file, class_index, source); sys.argv[1]. Pictures of source
+     nips17 are not from ImageNet's training set, those of source imagenet_train are.
+Out: FOLDER/train.npz (imagenet_train: to calibrate on) and FOLDER/val.npz (nips17: to measure on): x (N, 288,
+     288, 3) uint8, the middle of each picture; y (N,); class_names (1000,); sys.argv[2].
 """
 
 import csv
@@ -25,9 +25,16 @@ def main(source: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for split, kind in (("train", "imagenet_train"), ("val", "nips17")):
         chosen = [row for row in rows if row["source"] == kind]
-        pictures = [ImageOps.fit(Image.open(source / "images" / row["file"]).convert("RGB"), (SIDE, SIDE)) for row in chosen]
-        np.savez(folder / f"{split}.npz", x=np.stack([np.asarray(picture) for picture in pictures]),
-                 y=np.array([int(row["class_index"]) for row in chosen]), class_names=names)
+        pictures = [
+            ImageOps.fit(Image.open(source / "images" / row["file"]).convert("RGB"), (SIDE, SIDE))
+            for row in chosen
+        ]
+        np.savez(
+            folder / f"{split}.npz",
+            x=np.stack([np.asarray(picture) for picture in pictures]),
+            y=np.array([int(row["class_index"]) for row in chosen]),
+            class_names=names,
+        )
 
 
 if __name__ == "__main__":

@@ -1,1 +1,3 @@
-"""A checkpoint becomes an artifact that needs no torch: merged, exported, quantized, verified, then written."""
+"""A checkpoint becomes an artifact that needs no torch: merged, exported, quantized, verified,
+then written.
+"""

@@ -1,13 +1,18 @@
-"""Which layers pay for int8: the damage each group of layers does, and the fewest groups that must go back to float.
+"""Which layers pay for int8: the damage each group of layers does, and the fewest groups that must go back to
+float.
 
-In:  fp32 model and its Plan; `evaluate(int8 layers)` -> logits of ranking images; `gate(int8 layers)` -> Accuracy on --data.
-Out: an Outcome: the layers that stay int8, the sensitivity table, every try; GateError when the budget cannot be met.
-Elsewhere: building and running the graphs (the caller), accuracy (export.verify), multiply-accumulates (export.macs).
+In:  fp32 model and its Plan; `evaluate(int8 layers)` -> logits of ranking images; `gate(int8 layers)` ->
+Accuracy on --data.
+Out: an Outcome: the layers that stay int8, the sensitivity table, every try; GateError when the budget cannot
+be met.
+Elsewhere: building and running the graphs (the caller), accuracy (export.verify), multiply-accumulates
+(export.macs).
 
-Ranking images are labelled calibration-side images held back from calibration: were --data used to rank, the same images
-would choose the layers and then judge the choice. Groups are ranked by KL(fp32 || int8), not by points: on some hundred
-images most groups lose no image or one, while KL still tells them apart. The budget itself is always accuracy on --data,
-looked at once per try, so the drop that is kept is flattered a little by the choice; the Outcome's history says how many tries.
+Ranking images are labelled calibration-side images held back from calibration: were --data used to rank, the
+same images would choose the layers and then judge the choice. Groups are ranked by KL(fp32 || int8), not by
+points: on some hundred images most groups lose no image or one, while KL still tells them apart. The budget
+itself is always accuracy on --data, looked at once per try, so the drop that is kept is flattered a little by
+the choice; the Outcome's history says how many tries.
 """
 
 from __future__ import annotations
@@ -98,14 +103,28 @@ class Outcome:
     ranking_images: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """For the metadata and for sensitivity.json; max_drop_points is null where no budget was set (infinity)."""
+        """For the metadata and for sensitivity.json; max_drop_points is null where no budget was set
+        (infinity).
+        """
         return {
-            "max_drop_points": self.max_drop if math.isfinite(self.max_drop) else None, "drop_points": self.accuracy.drop,
-            "images": self.accuracy.images, "int8_macs_percent": self.int8_macs_percent,
-            "float_layers": list(self.float_layers), "ranking_images": self.ranking_images,
+            "max_drop_points": self.max_drop if math.isfinite(self.max_drop) else None,
+            "drop_points": self.accuracy.drop,
+            "images": self.accuracy.images,
+            "int8_macs_percent": self.int8_macs_percent,
+            "float_layers": list(self.float_layers),
+            "ranking_images": self.ranking_images,
             "history": [vars(each) for each in self.history],
-            "groups": [{"layers": list(row.group.layers), "damage_points": row.damage_points, "damage_kl_nats": row.damage_kl,
-                        "macs_percent": row.group.macs_percent, "precision": row.precision} for row in self.rows]}
+            "groups": [
+                {
+                    "layers": list(row.group.layers),
+                    "damage_points": row.damage_points,
+                    "damage_kl_nats": row.damage_kl,
+                    "macs_percent": row.group.macs_percent,
+                    "precision": row.precision,
+                }
+                for row in self.rows
+            ],
+        }
 
 
 Show = Callable[[Sequence[Row], str], None]
@@ -119,22 +138,30 @@ def silent(rows: Sequence[Row], said: str) -> None:
 def groups(model: ModelProto, made: Plan) -> list[Group]:
     """Every quantized layer in exactly one group, in the graph's order.
 
-    A layer is its own group: TensorRT fuses it with its bias, its activation and the residual Add that follows, but never with
-    a second layer. The exception are two quantized layers that meet in one Add (a block's end and its shortcut layer): the
-    one fuses with it, the other is its quantized skip input, and with only one of them in float the Q/DQ at the Add would
-    move to the other side instead of going away. Layers that merely share a scale (Concat) stay apart: the pair belongs to
-    the layer that reads it.
+    A layer is its own group: TensorRT fuses it with its bias, its activation and the residual Add that
+    follows, but never with a second layer. The exception are two quantized layers that meet in one Add (a
+    block's end and its shortcut layer): the one fuses with it, the other is its quantized skip input, and
+    with only one of them in float the Q/DQ at the Add would move to the other side instead of going away.
+    Layers that merely share a scale (Concat) stay apart: the pair belongs to the layer that reads it.
     """
     view, costs = View(model), macs.count(model)
     together = {name: (name,) for name in made.layers}
     for node in model.graph.node:
-        meeting = [view.producer[tensor].name for tensor in node.input
-                   if tensor in view.producer and view.producer[tensor].name in together and view.only_reader(tensor) is node]
+        meeting = [
+            view.producer[tensor].name
+            for tensor in node.input
+            if tensor in view.producer
+            and view.producer[tensor].name in together
+            and view.only_reader(tensor) is node
+        ]
         if node.op_type == "Add" and len(meeting) == 2:
             deepest_first = sorted(meeting, key=lambda name: -view.depth[view.nodes[name].output[0]])
             together |= dict.fromkeys(meeting, tuple(deepest_first))
     total = sum(costs.values())
-    return [Group(layers, 100 * sum(costs[name] for name in layers) / total) for layers in dict.fromkeys(together.values())]
+    return [
+        Group(layers, 100 * sum(costs[name] for name in layers) / total)
+        for layers in dict.fromkeys(together.values())
+    ]
 
 
 def all_but(made: Plan, int8_layers: frozenset[str]) -> tuple[str, ...]:
@@ -142,18 +169,23 @@ def all_but(made: Plan, int8_layers: frozenset[str]) -> tuple[str, ...]:
     return tuple(glob.escape(name) for name in made.layers if name not in int8_layers)
 
 
-def rank(found: Sequence[Group], evaluate: Evaluate, fp32: np.ndarray, labels: np.ndarray, show: Show = silent) -> list[Row]:
+def rank(
+    found: Sequence[Group], evaluate: Evaluate, fp32: np.ndarray, labels: np.ndarray, show: Show = silent
+) -> list[Row]:
     """One row per group, worst first: one call of `evaluate` each, with only this group in int8.
 
-    fp32 (N, K) are the float network's logits for the ranking images, labels (N,). Raises GateError where logits are not finite.
+    fp32 (N, K) are the float network's logits for the ranking images, labels (N,). Raises GateError where
+    logits are not finite.
     """
     rows: list[Row] = []
     right = fp32.argmax(1) == labels
     for group in found:
         logits = evaluate(frozenset(group.layers))
         if not np.isfinite(logits).all():
-            raise GateError(f"logits are not finite with only {group.name} in int8. "
-                            f"Leave it out: --exclude '{glob.escape(group.name)}'")
+            raise GateError(
+                f"logits are not finite with only {group.name} in int8. "
+                f"Leave it out: --exclude '{glob.escape(group.name)}'"
+            )
         rows.append(Row(group, flips(right, logits.argmax(1) == labels).drop, mean_kl(fp32, logits)))
         show(rows, f"sensitivity {len(rows)}/{len(found)}: {described(rows[-1])}")
     return sorted(rows, key=lambda row: (-row.damage_kl, -row.damage_points))
@@ -161,17 +193,28 @@ def rank(found: Sequence[Group], evaluate: Evaluate, fp32: np.ndarray, labels: n
 
 def described(row: Row) -> str:
     """One row as a line."""
-    return (f"{', '.join(row.group.layers)}  {row.damage_points:.2f} points, KL {row.damage_kl:.3g} nats, "
-            f"{row.group.macs_percent:.1f} % of MACs")
+    return (
+        f"{', '.join(row.group.layers)}  {row.damage_points:.2f} points, KL {row.damage_kl:.3g} nats, "
+        f"{row.group.macs_percent:.1f} % of MACs"
+    )
 
 
-def fit(found: Sequence[Group], first: Accuracy, max_drop: float, evaluate: Evaluate, fp32: np.ndarray, labels: np.ndarray,
-        gate: Gate, show: Show = silent, always_rank: bool = False) -> Outcome:
+def fit(
+    found: Sequence[Group],
+    first: Accuracy,
+    max_drop: float,
+    evaluate: Evaluate,
+    fp32: np.ndarray,
+    labels: np.ndarray,
+    gate: Gate,
+    show: Show = silent,
+    always_rank: bool = False,
+) -> Outcome:
     """Keep as many groups in int8 as the budget of `max_drop` points allows.
 
-    first: accuracy with all groups in int8. When it holds, nothing is ranked (unless asked) and `gate` is not called.
-    Otherwise `evaluate` is called once per group, and `gate` as often as `roll_back` says. fp32, labels: see `rank`.
-    Raises GateError when the budget cannot be met.
+    first: accuracy with all groups in int8. When it holds, nothing is ranked (unless asked) and `gate` is not
+    called. Otherwise `evaluate` is called once per group, and `gate` as often as `roll_back` says. fp32,
+    labels: see `rank`. Raises GateError when the budget cannot be met.
     """
     tried, count, rows = {0: first}, 0, []
     missed = first.drop > max_drop
@@ -182,16 +225,25 @@ def fit(found: Sequence[Group], first: Accuracy, max_drop: float, evaluate: Eval
     return outcome(found, rows, count, tried, max_drop, len(labels) if rows else 0)
 
 
-def roll_back(rows: Sequence[Row], tried: dict[int, Accuracy], max_drop: float, gate: Gate, show: Show = silent) -> int:
-    """How many of the worst groups must be float; each accuracy found on the way is added to `tried` {count: accuracy}.
+def roll_back(
+    rows: Sequence[Row], tried: dict[int, Accuracy], max_drop: float, gate: Gate, show: Show = silent
+) -> int:
+    """How many of the worst groups must be float; each accuracy found on the way is added to `tried` {count:
+    accuracy}.
 
-    First 1, 2, 4, ... groups, at last all but one, until the drop is small enough; then halving between the last count that
-    was too few and the first that was enough. At most 2 log2(n) + 1 calls of `gate` for n groups. The drop need not fall with
-    every group: the count returned was measured and holds. Raises GateError when even one group in int8 is too much.
+    First 1, 2, 4, ... groups, at last all but one, until the drop is small enough; then halving between the
+    last count that was too few and the first that was enough. At most 2 log2(n) + 1 calls of `gate` for n
+    groups. The drop need not fall with every group: the count returned was measured and holds. Raises
+    GateError when even one group in int8 is too much.
     """
+
     def holds(count: int) -> bool:
         tried[count] = gate(int8_layers(rows[count:]))
-        show(rows, f"budget: {count} of {len(rows)} groups float, drop {tried[count].drop:.2f} points (allowed {max_drop:g})")
+        show(
+            rows,
+            f"budget: {count} of {len(rows)} groups float, drop {tried[count].drop:.2f} points (allowed"
+            f" {max_drop:g})",
+        )
         return tried[count].drop <= max_drop
 
     too_few, enough = 0, None
@@ -225,14 +277,23 @@ def unmet(rows: Sequence[Row], tried: dict[int, Accuracy], max_drop: float) -> s
     """The line for a budget that no try held: how near it came, what hurts, what to do."""
     best = min(tried, key=lambda count: (tried[count].drop, count))
     found, worst = tried[best], ", ".join(row.group.name for row in rows[:3])
-    return (f"int8 top-1 is {found.int8_top1:.2f} % at best, {found.drop:.2f} points below fp32's {found.fp32_top1:.2f} % on "
-            f"{found.images} images (one image is {100 / found.images:.2g} points), with {best} of {len(rows)} groups of layers "
-            f"float; at most {max_drop:g} allowed, nothing written. Most damage: {worst}. Try another --calib-method, a larger "
-            "--calib-size, distill train --qat, or allow more with --max-drop")
+    return (
+        f"int8 top-1 is {found.int8_top1:.2f} % at best, {found.drop:.2f} points below fp32's"
+        f" {found.fp32_top1:.2f} % on {found.images} images (one image is {100 / found.images:.2g} points),"
+        f" with {best} of {len(rows)} groups of layers float; at most {max_drop:g} allowed, nothing written."
+        f" Most damage: {worst}. Try another --calib-method, a larger --calib-size, distill train --qat, or"
+        " allow more with --max-drop"
+    )
 
 
-def outcome(found: Sequence[Group], rows: Sequence[Row], count: int, tried: dict[int, Accuracy], max_drop: float,
-            ranking_images: int) -> Outcome:
+def outcome(
+    found: Sequence[Group],
+    rows: Sequence[Row],
+    count: int,
+    tried: dict[int, Accuracy],
+    max_drop: float,
+    ranking_images: int,
+) -> Outcome:
     """The result with the `count` worst groups float."""
     shares = [row.group.macs_percent for row in rows] or [sum(group.macs_percent for group in found)]
     kept = int8_layers(rows[count:]) if rows else frozenset(name for group in found for name in group.layers)
@@ -241,9 +302,15 @@ def outcome(found: Sequence[Group], rows: Sequence[Row], count: int, tried: dict
         return min(math.fsum(shares[floats:]), 100.0)  # no rounding makes it more than all
 
     return Outcome(
-        kept, tuple(name for row in rows[:count] for name in row.group.layers), percent(count), tried[count], max_drop,
+        kept,
+        tuple(name for row in rows[:count] for name in row.group.layers),
+        percent(count),
+        tried[count],
+        max_drop,
         tuple(Try(each, accuracy.drop, percent(each)) for each, accuracy in tried.items()),
-        tuple(replace(row, precision="float") if index < count else row for index, row in enumerate(rows)), ranking_images)
+        tuple(replace(row, precision="float") if index < count else row for index, row in enumerate(rows)),
+        ranking_images,
+    )
 
 
 def to_json(result: Outcome) -> str:
@@ -254,14 +321,31 @@ def to_json(result: Outcome) -> str:
 def to_markdown(result: Outcome) -> str:
     """The content of sensitivity.md: what was kept, the table worst first, every try."""
     lines = [
-        f"INT8 keeps {result.int8_macs_percent:.1f} % of the multiply-accumulates; top-1 drop {result.accuracy.drop:.2f} "
-        f"points on {result.accuracy.images} images (allowed {result.max_drop:g}).", "",
-        f"Damage of each group of layers alone in int8, on {result.ranking_images} labelled images:", "",
-        "| layers | top-1 lost, points | KL to fp32, nats | share of MACs, % | precision |", "|---|---:|---:|---:|---|",
-        *(f"| {', '.join(row.group.layers)} | {row.damage_points:.2f} | {row.damage_kl:.3g} | {row.group.macs_percent:.1f} | "
-          f"{row.precision} |" for row in result.rows),
-        "", "Graphs held against the budget:", "", "| groups in float | drop, points | MACs in int8, % |", "|---:|---:|---:|",
-        *(f"| {each.float_groups} | {each.drop_points:.2f} | {each.int8_macs_percent:.1f} |" for each in result.history)]
+        (
+            f"INT8 keeps {result.int8_macs_percent:.1f} % of the multiply-accumulates; top-1 drop"
+            f" {result.accuracy.drop:.2f} points on {result.accuracy.images} images (allowed"
+            f" {result.max_drop:g})."
+        ),
+        "",
+        f"Damage of each group of layers alone in int8, on {result.ranking_images} labelled images:",
+        "",
+        "| layers | top-1 lost, points | KL to fp32, nats | share of MACs, % | precision |",
+        "|---|---:|---:|---:|---|",
+        *(
+            f"| {', '.join(row.group.layers)} | {row.damage_points:.2f} | {row.damage_kl:.3g} |"
+            f" {row.group.macs_percent:.1f} | {row.precision} |"
+            for row in result.rows
+        ),
+        "",
+        "Graphs held against the budget:",
+        "",
+        "| groups in float | drop, points | MACs in int8, % |",
+        "|---:|---:|---:|",
+        *(
+            f"| {each.float_groups} | {each.drop_points:.2f} | {each.int8_macs_percent:.1f} |"
+            for each in result.history
+        ),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -279,6 +363,10 @@ def live() -> Iterator[Show]:
 def _table(rows: Sequence[Row]) -> Table:
     table = Table("layers", "top-1 lost, points", "KL to fp32, nats", "MACs, %")
     for row in sorted(rows, key=lambda row: -row.damage_kl)[:SHOWN]:
-        table.add_row(Text(", ".join(row.group.layers)), f"{row.damage_points:.2f}", f"{row.damage_kl:.3g}",
-                      f"{row.group.macs_percent:.1f}")
+        table.add_row(
+            Text(", ".join(row.group.layers)),
+            f"{row.damage_points:.2f}",
+            f"{row.damage_kl:.3g}",
+            f"{row.group.macs_percent:.1f}",
+        )
     return table

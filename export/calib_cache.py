@@ -1,10 +1,14 @@
-"""Keep the statistics of a calibration run, so that another method or placement need not read the images again.
+"""Keep the statistics of a calibration run, so that another method or placement need not read the images
+again.
 
-In:  fp32 ONNX bytes, tensor names, SHA-256 of every image in order, the preprocessing: what statistics depend on.
-Out: a key; {tensor: Histogram} from FOLDER/KEY.npz, or None, which is never an error: they can be counted again.
+In:  fp32 ONNX bytes, tensor names, SHA-256 of every image in order, the preprocessing: what statistics depend
+on.
+Out: a key; {tensor: Histogram} from FOLDER/KEY.npz, or None, which is never an error: they can be counted
+again.
 Elsewhere: counting (export.calibrate), ranges from the counts (export.ranges).
 
-A file is never trusted by its name: it holds its key and a SHA-256 of its contents, and both must fit. No pickle is read.
+A file is never trusted by its name: it holds its key and a SHA-256 of its contents, and both must fit. No
+pickle is read.
 """
 
 from __future__ import annotations
@@ -33,26 +37,37 @@ ARRAYS = ("checksum", "key", "names", "lows", "highs", "limits", "counts")
 
 
 def default_folder() -> Path:
-    """$XDG_CACHE_HOME/large2small/calibration, below ~/.cache when that is not set to an absolute path, as freedesktop.org's
-    Base Directory Specification says."""
+    """$XDG_CACHE_HOME/large2small/calibration, below ~/.cache when that is not set to an absolute path, as
+    freedesktop.org's Base Directory Specification says.
+    """
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (given if given.is_absolute() else Path.home() / ".cache") / "large2small" / "calibration"
 
 
 def key(model: bytes, tensors: Iterable[str], images: Iterable[str], preprocess: Mapping[str, Any]) -> str:
-    """64 hex digits that differ when the weights, the tensors, an image or their order, the preprocessing, the engine that runs
-    the network or the way of counting differ. images: SHA-256 of each image; preprocess: JSON values.
+    """64 hex digits that differ when the weights, the tensors, an image or their order, the preprocessing,
+    the engine that runs the network or the way of counting differ. images: SHA-256 of each image; preprocess:
+    JSON values.
 
     The method is not in it: every method reads the same counts.
     """
-    parts = {"version": VERSION, "bins": BINS, "engine": onnxruntime.__version__, "model": hashlib.sha256(model).hexdigest(),
-             "tensors": sorted(set(tensors)), "images": list(images), "preprocess": dict(preprocess)}
+    parts = {
+        "version": VERSION,
+        "bins": BINS,
+        "engine": onnxruntime.__version__,
+        "model": hashlib.sha256(model).hexdigest(),
+        "tensors": sorted(set(tensors)),
+        "images": list(images),
+        "preprocess": dict(preprocess),
+    }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def read(folder: str | Path, key: str, note: Callable[[str], None] = lambda line: None) -> dict[str, Histogram] | None:
-    """The histograms stored under `key`, or None. When a file is there but does not fit, `note` gets a line that says why;
-    nothing that lies in the folder makes this raise.
+def read(
+    folder: str | Path, key: str, note: Callable[[str], None] = lambda line: None
+) -> dict[str, Histogram] | None:
+    """The histograms stored under `key`, or None. When a file is there but does not fit, `note` gets a line
+    that says why; nothing that lies in the folder makes this raise.
     """
     path = file_of(folder, key)
     if not path.is_file():
@@ -60,32 +75,52 @@ def read(folder: str | Path, key: str, note: Callable[[str], None] = lambda line
     try:
         with np.load(path, allow_pickle=False) as file:
             stored = {name: file[name] for name in ARRAYS}
-        damage = "its contents do not have the checksum it carries" if str(stored["checksum"]) != checksum(stored) else \
-            "it was written for something else" if str(stored["key"]) != key else ""
+        damage = (
+            "its contents do not have the checksum it carries"
+            if str(stored["checksum"]) != checksum(stored)
+            else "it was written for something else"
+            if str(stored["key"]) != key
+            else ""
+        )
     except Exception as error:  # whatever numpy and zipfile make of bytes that no one wrote like this
         damage = f"it cannot be read ({type(error).__name__}: {error})"
     if damage:
         note(f"{path}: {damage}; not used, the images are read again")
         return None
-    return {str(name): _histogram(*values)
-            for name, *values in zip(*(stored[part] for part in ("names", "lows", "highs", "limits", "counts")), strict=True)}
+    return {
+        str(name): _histogram(*values)
+        for name, *values in zip(
+            *(stored[part] for part in ("names", "lows", "highs", "limits", "counts")), strict=True
+        )
+    }
 
 
-def write(folder: str | Path, key: str, histograms: Mapping[str, Histogram],
-          note: Callable[[str], None] = lambda line: None) -> None:
+def write(
+    folder: str | Path,
+    key: str,
+    histograms: Mapping[str, Histogram],
+    note: Callable[[str], None] = lambda line: None,
+) -> None:
     """Store the histograms under `key`, whole or not at all, and delete the oldest files beyond KEPT.
 
     A folder that cannot be written costs the cache, not the calibration: `note` gets a line.
     """
     seen = list(histograms.values())
-    stored = {"key": np.array(key), "names": np.array(list(histograms)),
-              "lows": np.array([each.low for each in seen]), "highs": np.array([each.high for each in seen]),
-              "limits": np.array([each.limit for each in seen]), "counts": np.array([each.counts for each in seen])}
+    stored = {
+        "key": np.array(key),
+        "names": np.array(list(histograms)),
+        "lows": np.array([each.low for each in seen]),
+        "highs": np.array([each.high for each in seen]),
+        "limits": np.array([each.limit for each in seen]),
+        "counts": np.array([each.counts for each in seen]),
+    }
     content = io.BytesIO()
     np.savez_compressed(content, checksum=np.array(checksum(stored)), **stored)
     try:
         files.write_bytes(file_of(folder, key), content.getvalue())
-        for old in sorted(Path(folder).glob("[0-9a-f]" * 64 + ".npz"), key=lambda file: file.stat().st_mtime)[:-KEPT]:
+        for old in sorted(Path(folder).glob("[0-9a-f]" * 64 + ".npz"), key=lambda file: file.stat().st_mtime)[
+            :-KEPT
+        ]:
             old.unlink(missing_ok=True)
     except (Large2SmallError, OSError) as error:
         note(f"the statistics of this calibration are not kept: {error}")

@@ -1,9 +1,10 @@
-"""Watch chosen tensors of an fp32 graph over real images, once, in constant memory; every method reads the same statistics.
+"""Watch chosen tensors of an fp32 graph over real images, once, in constant memory; every method reads the
+same statistics.
 
 In:  fp32 ONNX model; names of tensors; batches (n, C, H, W) float32, already preprocessed.
 Out: {tensor name: Histogram}, or {tensor name: Range(low, high)}, in the tensor's own units.
-Elsewhere: which images (export.samples), from a histogram to a range (export.ranges), keeping histograms (export.calib_cache),
-from a range to a scale and the Q/DQ nodes (export.quantize).
+Elsewhere: which images (export.samples), from a histogram to a range (export.ranges), keeping histograms
+(export.calib_cache), from a range to a scale and the Q/DQ nodes (export.quantize).
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from .ranges import METHODS, Range, check_method, find
 __all__ = ["BINS", "METHODS", "Histogram", "Range", "calibrate", "check_method", "collect"]
 
 BINS = 8192
-"""Bins on each side of zero; at least half of those that a tensor's sign allows lie below its largest magnitude."""
+"""Bins on each side of zero; at least half of those that a tensor's sign allows lie below its largest
+magnitude."""
 CHUNK = 2**16
 """Values binned at a time: they, their float and their integer copy fit a core's second cache together."""
 FLOOR = 2.0**-100
@@ -38,8 +40,9 @@ Item = TypeVar("Item")
 class Histogram:
     """What one tensor holds: exact extremes, and counts in equal bins. Constant in memory whatever is seen.
 
-    The limit is the power of two above every magnitude seen; when a larger one comes it doubles and bins merge in pairs. So
-    scaling to bins is exact, and the counts are the same in whatever order and batches the images come.
+    The limit is the power of two above every magnitude seen; when a larger one comes it doubles and bins
+    merge in pairs. So scaling to bins is exact, and the counts are the same in whatever order and batches the
+    images come.
     """
 
     def __init__(self) -> None:
@@ -47,7 +50,8 @@ class Histogram:
         self.limit = 0.0
         """Bins cover [-limit, limit]; 0 as long as only zeros were seen."""
         self.counts = np.zeros(2 * BINS, dtype=np.int64)
-        """Bin i holds values from (i - BINS) * width on, up to one width (limit / BINS) more; zero opens bin BINS."""
+        """Bin i holds values from (i - BINS) * width on, up to one width (limit / BINS) more; zero opens bin
+        BINS."""
 
     @property
     def edges(self) -> np.ndarray:
@@ -55,7 +59,9 @@ class Histogram:
         return np.arange(-BINS, BINS + 1) * (self.limit / BINS)
 
     def update(self, values: np.ndarray) -> None:
-        """Count float32 values of any shape. Raises FloatingPointError when one is NaN or infinite; nothing is counted then."""
+        """Count float32 values of any shape. Raises FloatingPointError when one is NaN or infinite; nothing
+        is counted then.
+        """
         low, high = float(values.min()), float(values.max())
         if not math.isfinite(high - low):  # NaN and infinity both reach an extreme
             raise FloatingPointError("a value is not finite")
@@ -68,7 +74,7 @@ class Histogram:
         scale = np.float32(BINS / self.limit)
         target, offset = (self.counts[BINS:], None) if low >= 0 else (self.counts, np.float32(BINS))
         for start in range(0, len(flat), CHUNK):
-            places = flat[start:start + CHUNK] * scale
+            places = flat[start : start + CHUNK] * scale
             if offset is not None:  # below zero, truncation would go up
                 np.floor(places, out=places)
                 places += offset
@@ -81,15 +87,16 @@ class Histogram:
         while magnitude >= self.limit > 0.0:
             pairs = self.counts.reshape(-1, 2).sum(1)
             self.counts[:] = 0
-            self.counts[BINS // 2:BINS + BINS // 2] = pairs
+            self.counts[BINS // 2 : BINS + BINS // 2] = pairs
             self.limit *= 2
 
 
 def collect(model: ModelProto, tensors: Sequence[str], batches: Iterable[np.ndarray]) -> dict[str, Histogram]:
     """Run the fp32 model once over all batches; statistics of each of `tensors`.
 
-    Memory: one histogram per tensor (128 KiB) and the values of few images, however many come and however large a batch is.
-    Raises GateError naming a tensor with a NaN or an infinity, UsageError when there is no image.
+    Memory: one histogram per tensor (128 KiB) and the values of few images, however many come and however
+    large a batch is. Raises GateError naming a tensor with a NaN or an infinity, UsageError when there is no
+    image.
     """
     histograms = {name: Histogram() for name in tensors}
     seen = False
@@ -102,18 +109,29 @@ def collect(model: ModelProto, tensors: Sequence[str], batches: Iterable[np.ndar
     return histograms
 
 
-def calibrate(model: ModelProto, tensors: Sequence[str], batches: Iterable[np.ndarray], method: str = "percentile",
-              percentile: float = 99.99, unsigned: bool = False) -> dict[str, Range]:
-    """`collect`, then the range of every tensor by one method (export.ranges.find, also for percentile and unsigned).
+def calibrate(
+    model: ModelProto,
+    tensors: Sequence[str],
+    batches: Iterable[np.ndarray],
+    method: str = "percentile",
+    percentile: float = 99.99,
+    unsigned: bool = False,
+) -> dict[str, Range]:
+    """`collect`, then the range of every tensor by one method (export.ranges.find, also for percentile and
+    unsigned).
 
     Raises UsageError for an unknown method, and what `collect` raises.
     """
     check_method(method, percentile)
-    return {name: find(histogram, method, percentile, unsigned)
-            for name, histogram in collect(model, tensors, batches).items()}
+    return {
+        name: find(histogram, method, percentile, unsigned)
+        for name, histogram in collect(model, tensors, batches).items()
+    }
 
 
-def _values(model: ModelProto, tensors: Sequence[str], batches: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+def _values(
+    model: ModelProto, tensors: Sequence[str], batches: Iterable[np.ndarray]
+) -> Iterator[dict[str, np.ndarray]]:
     """{tensor: its values} for a few images at a time, about VALUES_AT_ONCE of all tensors together."""
     name_of_input = model.graph.input[0].name
     inner = [name for name in tensors if name != name_of_input]
@@ -122,7 +140,7 @@ def _values(model: ModelProto, tensors: Sequence[str], batches: Iterable[np.ndar
     for batch in batches:
         start = 0
         while start < len(batch):
-            part = batch[start:start + at_once]
+            part = batch[start : start + at_once]
             start += len(part)
             values = dict(zip(inner, session.run(inner, {name_of_input: part}), strict=True)) if inner else {}
             values[name_of_input] = part
@@ -131,8 +149,9 @@ def _values(model: ModelProto, tensors: Sequence[str], batches: Iterable[np.ndar
 
 
 def _one_ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items, none of them None; while one is used the next is made in a thread (counting keeps one core busy, the
-    engine and the reading of images the others)."""
+    """The same items, none of them None; while one is used the next is made in a thread (counting keeps one
+    core busy, the engine and the reading of images the others).
+    """
     with ThreadPoolExecutor(1) as worker:
         coming = worker.submit(next, items, None)
         while (item := coming.result()) is not None:
@@ -144,8 +163,10 @@ def _observe(name: str, histogram: Histogram, values: np.ndarray) -> None:
     try:
         histogram.update(values)
     except FloatingPointError as error:
-        raise GateError(f"tensor {name} is not finite on a calibration image, so it has no range. "
-                        "Check the checkpoint: its float network overflows") from error
+        raise GateError(
+            f"tensor {name} is not finite on a calibration image, so it has no range. "
+            "Check the checkpoint: its float network overflows"
+        ) from error
 
 
 def _session(model: ModelProto, tensors: Sequence[str]) -> ort.InferenceSession:
@@ -153,10 +174,17 @@ def _session(model: ModelProto, tensors: Sequence[str]) -> ort.InferenceSession:
     probed = ModelProto()
     probed.CopyFrom(model)
     present = {value.name for value in probed.graph.output}
-    probed.graph.output.extend(onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
-                               for name in tensors if name not in present)
+    probed.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        for name in tensors
+        if name not in present
+    )
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
-    settings.enable_cpu_mem_arena = False  # what was fetched is given back at once, not kept for a worse moment
-    settings.add_session_config_entry("session.force_spinning_stop", "1")  # its idle threads leave the cores to the counting
+    settings.enable_cpu_mem_arena = (
+        False  # what was fetched is given back at once, not kept for a worse moment
+    )
+    settings.add_session_config_entry(
+        "session.force_spinning_stop", "1"
+    )  # its idle threads leave the cores to the counting
     return ort.InferenceSession(probed.SerializeToString(), settings, providers=["CPUExecutionProvider"])

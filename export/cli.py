@@ -16,8 +16,14 @@ from runtime.errors import UsageError
 
 COMMANDS = {
     "onnx": ("export.onnx_command", "an ONNX file, fp32 or calibrated int8, verified before it is written"),
-    "trt": ("export.trt_command", "a TensorRT plan from a checkpoint or an ONNX file, its ONNX file beside it"),
-    "triton": ("export.triton_command", "a model folder for Triton Inference Server from a plan or an ONNX file"),
+    "trt": (
+        "export.trt_command",
+        "a TensorRT plan from a checkpoint or an ONNX file, its ONNX file beside it",
+    ),
+    "triton": (
+        "export.triton_command",
+        "a model folder for Triton Inference Server from a plan or an ONNX file",
+    ),
 }
 """Name -> module with `main(argv, prog)`, and what it makes."""
 
@@ -35,8 +41,8 @@ examples:
   {prog} triton best.int8.plan --repository models
 
 options of a command: {prog} COMMAND --help
-In a POSIX shell type `distill export ...` (or `python -m export ...`): the word alone is a builtin of the shell,
-which would take the rest as variable names and never start this program."""
+In a POSIX shell type `distill export ...` (or `python -m export ...`): the word alone is a builtin of
+the shell, which would take the rest as variable names and never start this program."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "export") -> int:
@@ -53,6 +59,8 @@ def _dispatch(words: list[str], prog: str) -> int:
         return 0 if words else UsageError.exit_code
     name, rest = words[0], words[1:]
     if name not in COMMANDS:
-        raise UsageError(f"no {prog} command called {name!r}{commands.nearest(name, set(COMMANDS))} "
-                         f"Commands: {', '.join(COMMANDS)}. See {prog} --help")
+        raise UsageError(
+            f"no {prog} command called {name!r}{commands.nearest(name, set(COMMANDS))} "
+            f"Commands: {', '.join(COMMANDS)}. See {prog} --help"
+        )
     return importlib.import_module(COMMANDS[name][0]).main(rest, f"{prog} {name}")

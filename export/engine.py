@@ -1,9 +1,11 @@
-"""An ONNX file becomes a TensorRT plan: one strongly typed sequence for TensorRT 10.3 to 11.4 and TensorRT for RTX.
+"""An ONNX file becomes a TensorRT plan: one strongly typed sequence for TensorRT 10.3 to 11.4 and TensorRT
+for RTX.
 
 In:  an ONNX file whose precision is in the graph (Q/DQ, fp16), `Settings`.
-Out: `Built`: the plan's bytes as TensorRT gave them, what the network takes and gives, its layers where the log tells them.
-Elsewhere: in a process of its own (export.engine_process), what the layers mean (export.engine_report), running it
-     (runtime.backends.trt).
+Out: `Built`: the plan's bytes as TensorRT gave them, what the network takes and gives, its layers where the
+log tells them.
+Elsewhere: in a process of its own (export.engine_process), what the layers mean (export.engine_report),
+     running it (runtime.backends.trt).
 
 The sequence is the one of NVIDIA's documentation (docs.nvidia.com/deeplearning/tensorrt, Python API).
 """
@@ -94,7 +96,9 @@ def check_profiles(profiles: Sequence[Profile]) -> None:
     """Raise UsageError for sizes the builder would refuse without saying why, or only much later."""
     for profile in profiles:
         if not 1 <= profile.min <= profile.opt <= profile.max:
-            raise UsageError(f"batch sizes {','.join(map(str, profile))}: expected 1 <= MIN <= OPT <= MAX, such as 1,8,32")
+            raise UsageError(
+                f"batch sizes {','.join(map(str, profile))}: expected 1 <= MIN <= OPT <= MAX, such as 1,8,32"
+            )
     if not profiles:
         raise UsageError("no batch size given: expected at least one profile MIN,OPT,MAX")
 
@@ -104,31 +108,43 @@ def check_opset(opset: int, version: str) -> None:
     found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     highest = next((limit for before, limit in OPSETS if found < before), LAST_OPSET)
     if opset > highest:
-        raise ArtifactError(f"the graph uses ONNX opset {opset}; TensorRT {version} reads up to {highest}. Give --opset 19")
+        raise ArtifactError(
+            f"the graph uses ONNX opset {opset}; TensorRT {version} reads up to {highest}. Give --opset 19"
+        )
 
 
-def build(trt: ModuleType, onnx: Path, settings: Settings, cache: bytes | None = None, watch: Watch | None = None) -> Built:
-    """Parse, configure, build. trt: the module of `settings.flavor`; cache: an older timing cache of this machine.
+def build(
+    trt: ModuleType, onnx: Path, settings: Settings, cache: bytes | None = None, watch: Watch | None = None
+) -> Built:
+    """Parse, configure, build. trt: the module of `settings.flavor`; cache: an older timing cache of this
+    machine.
 
-    Raises ArtifactError with the parser's or builder's own reason, MissingError when no builder can be made here,
-    KeyboardInterrupt when the watch says cancelled.
+    Raises ArtifactError with the parser's or builder's own reason, MissingError when no builder can be made
+    here, KeyboardInterrupt when the watch says cancelled.
     """
     check_profiles(settings.profiles)
     with plans.logged() as log:
         return _build(trt, onnx, settings, cache, watch or Watch(), log)
 
 
-def _build(trt: ModuleType, onnx: Path, settings: Settings, cache: bytes | None, watch: Watch, log: plans.Log) -> Built:
+def _build(
+    trt: ModuleType, onnx: Path, settings: Settings, cache: bytes | None, watch: Watch, log: plans.Log
+) -> Built:
     logger = plans.logger(trt)
     try:
         builder = trt.Builder(logger)
     except TypeError as error:  # how the bindings say that the library's factory returned null
-        raise MissingError(f"TensorRT {trt.__version__} cannot make a builder here ({log.reason()}). It needs an NVIDIA GPU and "
-                           "its driver; --flavor rtx builds without") from error
+        raise MissingError(
+            f"TensorRT {trt.__version__} cannot make a builder here ({log.reason()}). It needs an NVIDIA GPU"
+            " and its driver; --flavor rtx builds without"
+        ) from error
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx)):
-        raise ArtifactError(f"{onnx.name}: TensorRT {trt.__version__} cannot parse it: {_parser_errors(parser) or log.reason()}")
+        raise ArtifactError(
+            f"{onnx.name}: TensorRT {trt.__version__} cannot parse it:"
+            f" {_parser_errors(parser) or log.reason()}"
+        )
     config = _configure(trt, builder, settings)
     _set_batch(trt, builder, network, config, settings, onnx)
     timing, accepted = _timing_cache(trt, config, cache, settings)
@@ -138,9 +154,19 @@ def _build(trt: ModuleType, onnx: Path, settings: Settings, cache: bytes | None,
     if watch.cancelled():
         raise KeyboardInterrupt
     if plan is None:
-        raise ArtifactError(f"{onnx.name}: TensorRT {trt.__version__} cannot build it: {_advice(log.reason())}")
-    return Built(bytes(plan), trt.__version__, _tensors(network, "input"), _tensors(network, "output"),
-                 bytes(timing.serialize()) if timing is not None else None, accepted, log.layer_dump, log.of("WARNING"))
+        raise ArtifactError(
+            f"{onnx.name}: TensorRT {trt.__version__} cannot build it: {_advice(log.reason())}"
+        )
+    return Built(
+        bytes(plan),
+        trt.__version__,
+        _tensors(network, "input"),
+        _tensors(network, "output"),
+        bytes(timing.serialize()) if timing is not None else None,
+        accepted,
+        log.layer_dump,
+        log.of("WARNING"),
+    )
 
 
 def _configure(trt: ModuleType, builder: Any, settings: Settings) -> Any:
@@ -154,8 +180,10 @@ def _configure(trt: ModuleType, builder: Any, settings: Settings) -> Any:
     if settings.hardware_compat != "none":
         name = HARDWARE[settings.hardware_compat]
         if not hasattr(trt.HardwareCompatibilityLevel, name):
-            raise UsageError(f"--hardware-compat {settings.hardware_compat}: TensorRT {trt.__version__} does not have it "
-                             "(10.9 is the first). Give ampere_plus or none")
+            raise UsageError(
+                f"--hardware-compat {settings.hardware_compat}: TensorRT {trt.__version__} does not have it "
+                "(10.9 is the first). Give ampere_plus or none"
+            )
         config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, name)
     if settings.version_compat:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
@@ -166,18 +194,26 @@ def _configure(trt: ModuleType, builder: Any, settings: Settings) -> Any:
     return config
 
 
-def _set_batch(trt: ModuleType, builder: Any, network: Any, config: Any, settings: Settings, onnx: Path) -> None:
-    """A static plan gets its batch size written into the network, so that no shape is computed; a dynamic one gets profiles."""
+def _set_batch(
+    trt: ModuleType, builder: Any, network: Any, config: Any, settings: Settings, onnx: Path
+) -> None:
+    """A static plan gets its batch size written into the network, so that no shape is computed; a dynamic one
+    gets profiles.
+    """
     if network.num_inputs != 1:
         raise ArtifactError(f"{onnx.name}: has {network.num_inputs} inputs; expected one (N, C, H, W)")
     images = network.get_input(0)
     batch, *sizes = tuple(images.shape)
     if len(sizes) != 3 or any(size < 1 for size in sizes):
-        raise ArtifactError(f"{onnx.name}: input {images.name} is {tuple(images.shape)}; expected (N, C, H, W) with only N open. "
-                            "Export it with distill export onnx --img-size SIZE")
+        raise ArtifactError(
+            f"{onnx.name}: input {images.name} is {tuple(images.shape)}; expected (N, C, H, W) with only N"
+            " open. Export it with distill export onnx --img-size SIZE"
+        )
     if batch != -1:
         if settings.profiles != (Profile(batch, batch, batch),):
-            raise ArtifactError(f"{onnx.name}: its batch size is fixed at {batch}. Give --batch {batch}, or a checkpoint")
+            raise ArtifactError(
+                f"{onnx.name}: its batch size is fixed at {batch}. Give --batch {batch}, or a checkpoint"
+            )
         return
     if not settings.dynamic:
         images.shape = (settings.profiles[0].opt, *sizes)
@@ -186,12 +222,18 @@ def _set_batch(trt: ModuleType, builder: Any, network: Any, config: Any, setting
         profile = builder.create_optimization_profile()
         profile.set_shape(images.name, *((size, *sizes) for size in sizes_of))
         if config.add_optimization_profile(profile) < 0:
-            raise ArtifactError(f"{onnx.name}: TensorRT {trt.__version__} refuses the batch sizes {','.join(map(str, sizes_of))} "
-                                f"for input {images.name}")
+            raise ArtifactError(
+                f"{onnx.name}: TensorRT {trt.__version__} refuses the batch sizes"
+                f" {','.join(map(str, sizes_of))} for input {images.name}"
+            )
 
 
-def _timing_cache(trt: ModuleType, config: Any, cache: bytes | None, settings: Settings) -> tuple[Any, bool | None]:
-    """(the cache in use, whether the old one was accepted); TensorRT for RTX has none, it times on the user's GPU."""
+def _timing_cache(
+    trt: ModuleType, config: Any, cache: bytes | None, settings: Settings
+) -> tuple[Any, bool | None]:
+    """(the cache in use, whether the old one was accepted); TensorRT for RTX has none, it times on the user's
+    GPU.
+    """
     if settings.flavor == "rtx":
         return None, None
     timing = config.create_timing_cache(cache or b"")
@@ -209,8 +251,14 @@ def _tensors(network: Any, kind: str) -> list[dict[str, Any]]:
 
 def _dtype(dtype: Any) -> str:
     """numpy's word for TensorRT's."""
-    return {"FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32", "INT64": "int64", "BOOL": "bool"}.get(
-        dtype.name, dtype.name.lower())
+    return {
+        "FLOAT": "float32",
+        "HALF": "float16",
+        "INT8": "int8",
+        "INT32": "int32",
+        "INT64": "int64",
+        "BOOL": "bool",
+    }.get(dtype.name, dtype.name.lower())
 
 
 def _parser_errors(parser: Any) -> str:
@@ -218,7 +266,9 @@ def _parser_errors(parser: Any) -> str:
     lines = []
     for error in map(parser.get_error, range(parser.num_errors)):
         node, operator = error.node_name() or error.node(), error.node_operator() or "unknown operator"
-        lines.append((f"node {node} ({operator}): " if error.node() >= 0 else "") + " ".join(error.desc().split()))
+        lines.append(
+            (f"node {node} ({operator}): " if error.node() >= 0 else "") + " ".join(error.desc().split())
+        )
     more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
     return "; ".join(lines[:SHOWN]) + more
 

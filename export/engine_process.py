@@ -1,4 +1,5 @@
-"""Build a plan in a process of its own: a crash or a lack of memory inside TensorRT becomes one line, and Ctrl-C ends it cleanly.
+"""Build a plan in a process of its own: a crash or a lack of memory inside TensorRT becomes one line, and
+Ctrl-C ends it cleanly.
 
 In:  an ONNX file, `Settings`, where the timing cache lies.
 Out: `Finished`: the plan, what was built where, the layers' summary; on stderr the builder's progress.
@@ -40,18 +41,24 @@ class Finished:
 
     plan: bytes
     about: dict[str, Any]
-    """version, gpu, compute_capability, driver, cuda, inputs, outputs, layers, warnings, seconds, timing_cache, peak_mib."""
+    """version, gpu, compute_capability, driver, cuda, inputs, outputs, layers, warnings, seconds,
+    timing_cache, peak_mib."""
 
 
 def build(onnx: Path, settings: Settings, timing_cache: str = "none") -> Finished:
     """Build `onnx` and wait. timing_cache: a folder, "" for the default one, "none" to keep nothing.
 
-    Raises what the child raised (ArtifactError, MissingError, UsageError), MissingError when it was killed or crashed,
-    KeyboardInterrupt when the user stopped it.
+    Raises what the child raised (ArtifactError, MissingError, UsageError), MissingError when it was killed or
+    crashed, KeyboardInterrupt when the user stopped it.
     """
     with tempfile.TemporaryDirectory(prefix="large2small-") as folder:
         target = Path(folder) / "plan"
-        task = {"onnx": str(onnx), "target": str(target), "settings": asdict(settings), "timing_cache": timing_cache}
+        task = {
+            "onnx": str(onnx),
+            "target": str(target),
+            "settings": asdict(settings),
+            "timing_cache": timing_cache,
+        }
         with open(Path(folder) / "stderr", "w+b") as noise, _child(noise) as process, _display() as display:
             about = _follow(process, task, display, noise)
         return Finished(target.read_bytes(), about)
@@ -61,8 +68,9 @@ def build(onnx: Path, settings: Settings, timing_cache: str = "none") -> Finishe
 def _child(noise: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
     where = os.environ | {"PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
     command = [sys.executable, "-m", "export.engine_worker"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise,
-                          text=True, env=where) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise, text=True, env=where
+    ) as process:
         try:
             yield process
         finally:
@@ -70,7 +78,9 @@ def _child(noise: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
                 process.kill()
 
 
-def _follow(process: subprocess.Popen[str], task: dict[str, Any], display: Any, noise: IO[bytes]) -> dict[str, Any]:
+def _follow(
+    process: subprocess.Popen[str], task: dict[str, Any], display: Any, noise: IO[bytes]
+) -> dict[str, Any]:
     """Pass events on until the child says it is done; returns its last word."""
     assert process.stdin is not None and process.stdout is not None
     try:
@@ -89,8 +99,10 @@ def _follow(process: subprocess.Popen[str], task: dict[str, Any], display: Any, 
     noise.seek(0)
     lines = [line.strip() for line in noise.read().decode(errors="replace").splitlines() if line.strip()]
     said = " | ".join(lines[-KEPT_LINES:]) or "it said nothing"
-    raise MissingError(f"the builder {_how_it_ended(process.returncode)} before it was done ({said}). "
-                       "Give a smaller --workspace, --opt-level or batch, or look at the driver")
+    raise MissingError(
+        f"the builder {_how_it_ended(process.returncode)} before it was done ({said}). "
+        "Give a smaller --workspace, --opt-level or batch, or look at the driver"
+    )
 
 
 def _say(stream: IO[str], value: Any) -> None:
@@ -151,6 +163,12 @@ def _display() -> Iterator[_Plain]:
     if not screen.is_terminal:
         yield _Plain()
         return
-    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=screen,
-                  transient=True) as bars:
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=screen,
+        transient=True,
+    ) as bars:
         yield _Bars(bars)

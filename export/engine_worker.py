@@ -1,8 +1,10 @@
 """The process that builds one plan: `python -m export.engine_worker`, started by export.engine_process.
 
 In:  on stdin a line of JSON, the task; a second line, or the end of stdin, asks to stop.
-Out: on stdout events as lines of JSON (start, step, finish, then done or error); the plan in the file that the task names.
-Elsewhere: the TensorRT calls (export.engine), what the layers mean (export.engine_report), what is shown (export.engine_process).
+Out: on stdout events as lines of JSON (start, step, finish, then done or error); the plan in the file that
+the task names.
+Elsewhere: the TensorRT calls (export.engine), what the layers mean (export.engine_report), what is shown
+(export.engine_process).
 """
 
 from __future__ import annotations
@@ -41,9 +43,15 @@ def main() -> int:
             events.flush()
 
     task = json.loads(sys.stdin.readline())
-    threading.Thread(target=lambda: (sys.stdin.readline(), stop.set()), daemon=True).start()  # also when the parent is gone
-    watch = Watch(lambda *phase: tell("start", *phase), lambda *step: tell("step", *step), lambda phase: tell("finish", phase),
-                  stop.is_set)
+    threading.Thread(
+        target=lambda: (sys.stdin.readline(), stop.set()), daemon=True
+    ).start()  # also when the parent is gone
+    watch = Watch(
+        lambda *phase: tell("start", *phase),
+        lambda *step: tell("step", *step),
+        lambda phase: tell("finish", phase),
+        stop.is_set,
+    )
     try:
         tell("done", _build(task, watch))
     except errors.Large2SmallError as error:
@@ -68,24 +76,38 @@ def _build(task: dict[str, Any], watch: Watch) -> dict[str, Any]:
     not_kept = timing_cache.write(cache, built.timing_cache)
     seconds = time.perf_counter() - began
     Path(task["target"]).write_bytes(built.plan)
-    return {**device, "version": built.version, "inputs": built.inputs, "outputs": built.outputs, "seconds": seconds,
-            "timing_cache": {"file": cache.name if cache else None, "accepted": built.cache_accepted},
-            "layers": _layers(trt, built, model, settings, device), "warnings": built.warnings + ([not_kept] if not_kept else []),
-            "peak_mib": _peak_mib()}
+    return {
+        **device,
+        "version": built.version,
+        "inputs": built.inputs,
+        "outputs": built.outputs,
+        "seconds": seconds,
+        "timing_cache": {"file": cache.name if cache else None, "accepted": built.cache_accepted},
+        "layers": _layers(trt, built, model, settings, device),
+        "warnings": built.warnings + ([not_kept] if not_kept else []),
+        "peak_mib": _peak_mib(),
+    }
 
 
 def _device(flavor: str) -> dict[str, str | None]:
-    """The GPU the plan is built on. Raises MissingError for TensorRT without one: its builder may crash the process."""
+    """The GPU the plan is built on. Raises MissingError for TensorRT without one: its builder may crash the
+    process.
+    """
     try:
         device = cuda.open_device()
     except MissingError as error:
         if flavor == "tensorrt":
-            raise MissingError(f"TensorRT builds on an NVIDIA GPU only ({error}). Build where the GPU is, or give --flavor rtx, "
-                               "which builds without one") from error
+            raise MissingError(
+                f"TensorRT builds on an NVIDIA GPU only ({error}). Build where the GPU is, or give --flavor"
+                " rtx, which builds without one"
+            ) from error
         return dict.fromkeys(("gpu", "compute_capability", "driver"))
     try:
-        return {"gpu": device.name, "compute_capability": ".".join(map(str, device.compute_capability)),
-                "driver": device.driver_version}
+        return {
+            "gpu": device.name,
+            "compute_capability": ".".join(map(str, device.compute_capability)),
+            "driver": device.driver_version,
+        }
     finally:
         device.close()
 
@@ -94,15 +116,18 @@ def _checked_graph(path: Path, version: str, settings: Settings) -> ModelProto:
     try:
         model = onnx.load(str(path))
     except Exception as error:  # protobuf's DecodeError and others without a public base
-        raise ArtifactError(f"{path.name}: not an ONNX file ({type(error).__name__}). Expected .onnx, or a checkpoint") from error
+        raise ArtifactError(
+            f"{path.name}: not an ONNX file ({type(error).__name__}). Expected .onnx, or a checkpoint"
+        ) from error
     if settings.flavor == "tensorrt":
         opsets = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
         engine.check_opset(max(opsets, default=0), version)
     return model
 
 
-def _layers(trt: Any, built: Built, model: ModelProto, settings: Settings,
-            device: dict[str, str | None]) -> dict[str, Any] | None:
+def _layers(
+    trt: Any, built: Built, model: ModelProto, settings: Settings, device: dict[str, str | None]
+) -> dict[str, Any] | None:
     """The summary of the engine's layers, read from the log or asked of the engine where it can be opened."""
     if built.layer_dump:
         return engine_report.summarize(engine_report.from_dump(built.layer_dump), model, "build log")
@@ -110,7 +135,9 @@ def _layers(trt: Any, built: Built, model: ModelProto, settings: Settings,
         return None
     runtime = trt.Runtime(plans.logger(trt))
     if settings.version_compat:
-        runtime.engine_host_code_allowed = True  # such plans bring their own runtime; this one was built a moment ago
+        runtime.engine_host_code_allowed = (
+            True  # such plans bring their own runtime; this one was built a moment ago
+        )
     opened = runtime.deserialize_cuda_engine(built.plan)
     if opened is None:
         return None
@@ -119,7 +146,9 @@ def _layers(trt: Any, built: Built, model: ModelProto, settings: Settings,
 
 
 def _peak_mib() -> float | None:
-    """Most memory this process held so far (Linux; getrusage would count what its parent held before it); None elsewhere."""
+    """Most memory this process held so far (Linux; getrusage would count what its parent held before it);
+    None elsewhere.
+    """
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:

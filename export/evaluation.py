@@ -2,7 +2,8 @@
 
 In:  labelled images, the torch student, artifacts as bytes.
 Out: logits (N, K) of any artifact on the same images; how an artifact compares with the student.
-Elsewhere: which images (export.samples), the statistics (export.verify), what follows from them (export.budget).
+Elsewhere: which images (export.samples), the statistics (export.verify), what follows from them
+(export.budget).
 """
 
 from __future__ import annotations
@@ -24,9 +25,23 @@ from . import samples, verify
 class Evaluation:
     """Accuracy of artifacts against one fp32 student, on the same images in the same order."""
 
-    def __init__(self, images: ImageSet, size: int, preprocess: Preprocess, student: torch.nn.Module, fp32: bytes,
-                 folder: Path, seed: int) -> None:
-        self.images, self.preprocess, self.student, self.fp32, self.folder = images, preprocess, student, fp32, folder
+    def __init__(
+        self,
+        images: ImageSet,
+        size: int,
+        preprocess: Preprocess,
+        student: torch.nn.Module,
+        fp32: bytes,
+        folder: Path,
+        seed: int,
+    ) -> None:
+        self.images, self.preprocess, self.student, self.fp32, self.folder = (
+            images,
+            preprocess,
+            student,
+            fp32,
+            folder,
+        )
         self.chosen = samples.choose(images.labels, size, seed)
         self.labels = images.labels[self.chosen]
 
@@ -37,14 +52,18 @@ class Evaluation:
     @cached_property
     def student_logits(self) -> np.ndarray:
         """(N, K) of the torch network."""
-        return np.concatenate([verify.torch_logits(self.student, batch) for batch in self.batches("accuracy of the student")])
+        return np.concatenate(
+            [verify.torch_logits(self.student, batch) for batch in self.batches("accuracy of the student")]
+        )
 
     @cached_property
     def fp32_logits(self) -> np.ndarray:
         """(N, K) of the fp32 artifact."""
         return self.logits(self.fp32, "accuracy of fp32")
 
-    def logits(self, content: bytes, about: str, batches: Callable[[str], Iterator[np.ndarray]] | None = None) -> np.ndarray:
+    def logits(
+        self, content: bytes, about: str, batches: Callable[[str], Iterator[np.ndarray]] | None = None
+    ) -> np.ndarray:
         """(N, K) of an artifact, on these images or on other `batches(about)`."""
         return verify.logits_of(content, self.folder / "candidate.onnx", (batches or self.batches)(about))
 
@@ -54,7 +73,9 @@ class Evaluation:
 
     def shipped(self, logits: np.ndarray) -> dict[str, Any]:
         """Everything that is recorded about the artifact that is written."""
-        return verify.shipped(self.student_logits, self.fp32_logits, logits, self.labels, self.images.class_names)
+        return verify.shipped(
+            self.student_logits, self.fp32_logits, logits, self.labels, self.images.class_names
+        )
 
     def some(self) -> np.ndarray:
         """The first few images, for checks of one batch."""

@@ -1,13 +1,15 @@
-"""The types of a graph: from float32 to half around whatever Q/DQ there is, and back to float32 as half would compute it.
+"""The types of a graph: from float32 to half around whatever Q/DQ there is, and back to float32 as half would
+compute it.
 
 In:  ONNX model, opset 19 or later, whose float tensors are float32; names of nodes that stay float32.
-Out: `to_half`, the fp16 graph with float32 inputs and outputs; `rounded`, its numbers on an engine without half.
+Out: `to_half`, the fp16 graph with float32 inputs and outputs; `rounded`, its numbers on an engine without
+half.
 Elsewhere: which nodes have to stay float32 (export.half), Q/DQ (export.quantize).
 
-Why not `onnxruntime.transformers.float16` (1.32, tried on graphs of this exporter): between two neighbours that are kept in fp32
-it stores half, so that what overflows becomes infinite all the same; it appends its casts behind the graph, which the ONNX
-checker refuses; it saturates weights without a word; in front of a kept int8 layer it puts a Cast between DequantizeLinear and
-layer, which TensorRT does not fuse.
+Why not `onnxruntime.transformers.float16` (1.32, tried on graphs of this exporter): between two neighbours
+that are kept in fp32 it stores half, so that what overflows becomes infinite all the same; it appends its
+casts behind the graph, which the ONNX checker refuses; it saturates weights without a word; in front of a
+kept int8 layer it puts a Cast between DequantizeLinear and layer, which TensorRT does not fuse.
 """
 
 from __future__ import annotations
@@ -35,12 +37,14 @@ PAIR = ("QuantizeLinear", "DequantizeLinear")
 
 
 def to_half(model: ModelProto, keep: Collection[str] = ()) -> ModelProto:
-    """A copy that computes in fp16 but for the nodes named in `keep`; inputs and outputs of the graph stay float32.
+    """A copy that computes in fp16 but for the nodes named in `keep`; inputs and outputs of the graph stay
+    float32.
 
-    All float inputs of a node have one type, as strongly typed engines demand, unless ONNX fixes it (the scales of a Resize stay
-    float32). A tensor wanted in another type is cast once for all readers. A QuantizeLinear takes the type its tensor is made in;
-    a DequantizeLinear has, per type that is read, a scale of that type, because the scale decides what it puts out.
-    Raises UsageError for an opset below 19, a subgraph, a name in `keep` that no node has, a tensor whose type is unknown.
+    All float inputs of a node have one type, as strongly typed engines demand, unless ONNX fixes it (the
+    scales of a Resize stay float32). A tensor wanted in another type is cast once for all readers. A
+    QuantizeLinear takes the type its tensor is made in; a DequantizeLinear has, per type that is read, a
+    scale of that type, because the scale decides what it puts out. Raises UsageError for an opset below 19, a
+    subgraph, a name in `keep` that no node has, a tensor whose type is unknown.
     """
     result = without_constant_nodes(model)
     require_convertible(result, keep)
@@ -53,16 +57,19 @@ def to_half(model: ModelProto, keep: Collection[str] = ()) -> ModelProto:
 def rounded(half: ModelProto) -> ModelProto:
     """An fp16 graph as a float32 graph that rounds to half everything that the fp16 graph stores in half.
 
-    For ONNX Runtime's CPU engine, which has next to no half kernels on x86: it computes in float32 and removes the conversions
-    between nodes, so that 1e6 passes an fp16 graph unharmed (measured, 1.32: Conv, Relu, Mul, Sqrt, at every optimization level).
-    Pairs of conversions that a float32 graph holds it leaves alone. Sums are float32, as in the accumulators of a GPU.
+    For ONNX Runtime's CPU engine, which has next to no half kernels on x86: it computes in float32 and
+    removes the conversions between nodes, so that 1e6 passes an fp16 graph unharmed (measured, 1.32: Conv,
+    Relu, Mul, Sqrt, at every optimization level). Pairs of conversions that a float32 graph holds it leaves
+    alone. Sums are float32, as in the accumulators of a GPU.
     """
     kinds, result = types(half), ModelProto()
     result.CopyFrom(half)
     del result.graph.value_info[:]
     for tensor in result.graph.initializer:
         if tensor.data_type == HALF:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+            tensor.CopyFrom(
+                numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
+            )
     nodes = list(result.graph.node)
     ordered = []
     for node in nodes:
@@ -72,8 +79,10 @@ def rounded(half: ModelProto) -> ModelProto:
         ordered.append(node)
         for name in stored:
             node.output[list(node.output).index(name)] = f"{name}__exact"
-            ordered += [helper.make_node("Cast", [f"{name}__exact"], [f"{name}__stored"], to=HALF),
-                        helper.make_node("Cast", [f"{name}__stored"], [name], to=FLOAT)]
+            ordered += [
+                helper.make_node("Cast", [f"{name}__exact"], [f"{name}__stored"], to=HALF),
+                helper.make_node("Cast", [f"{name}__stored"], [name], to=FLOAT),
+            ]
     replace_nodes(result, ordered)
     return result
 
@@ -82,24 +91,37 @@ def require_convertible(model: ModelProto, keep: Collection[str]) -> None:
     """Raise UsageError for what `to_half` cannot do."""
     opset = next((entry.version for entry in model.opset_import if entry.domain == ""), 0)
     if opset < OPSET:
-        raise UsageError(f"opset {opset}: fp16 needs {OPSET} or later, the first with fp16 scales. Export with --opset {OPSET}")
+        raise UsageError(
+            f"opset {opset}: fp16 needs {OPSET} or later, the first with fp16 scales. Export with --opset"
+            f" {OPSET}"
+        )
     kinds, names = types(model), {node.name for node in model.graph.node}
     for node in model.graph.node:
-        if any(attr.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for attr in node.attribute):
-            raise UsageError(f"node {node.name} ({node.op_type}) holds a graph of its own: fp16 needs a network without branches "
-                             "that depend on data. Export without --fp16")
+        if any(
+            attr.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for attr in node.attribute
+        ):
+            raise UsageError(
+                f"node {node.name} ({node.op_type}) holds a graph of its own: fp16 needs a network without"
+                " branches that depend on data. Export without --fp16"
+            )
         unknown = [name for name in node.output if name and name not in kinds]
         if unknown:
-            raise UsageError(f"node {node.name} ({node.op_type}): the type of its output {unknown[0]} is not known to ONNX. "
-                             "Export without --fp16")
+            raise UsageError(
+                f"node {node.name} ({node.op_type}): the type of its output {unknown[0]} is not known to"
+                " ONNX. Export without --fp16"
+            )
     missing = sorted(set(keep) - names)
     if missing:
-        raise UsageError(f"{missing[0]} is to stay fp32, but no node has this name. "
-                         f"Names look like {', '.join(sorted(names)[:5])}")
+        raise UsageError(
+            f"{missing[0]} is to stay fp32, but no node has this name. "
+            f"Names look like {', '.join(sorted(names)[:5])}"
+        )
 
 
 class _Conversion:
-    """One model on its way to half: first the type of every tensor, then who wants it in which type, then the new nodes."""
+    """One model on its way to half: first the type of every tensor, then who wants it in which type, then the
+    new nodes.
+    """
 
     def __init__(self, model: ModelProto, keep: frozenset[str]) -> None:
         self.model, self.keep, self.view = model, keep, View(model)
@@ -128,7 +150,9 @@ class _Conversion:
         for node in list(self.model.graph.node):
             ordered += self._rewritten(node)
         for value in list(self.model.graph.value_info):
-            if value.name not in self.view.producer or value.name in self.view.outputs:  # int8 graphs describe what is no more
+            if (
+                value.name not in self.view.producer or value.name in self.view.outputs
+            ):  # int8 graphs describe what is no more
                 self.model.graph.value_info.remove(value)
             elif value.name in self.floats:
                 value.type.tensor_type.elem_type = self.home[value.name]
@@ -139,7 +163,11 @@ class _Conversion:
     def _home(self) -> dict[str, int]:
         home = dict.fromkeys([*self.view.inputs, *self.view.constants], FLOAT)
         for node in self.model.graph.node:
-            home |= {name: self.output_type(node, index) for index, name in enumerate(node.output) if name in self.floats}
+            home |= {
+                name: self.output_type(node, index)
+                for index, name in enumerate(node.output)
+                if name in self.floats
+            }
         return home
 
     def input_type(self, node: NodeProto, index: int) -> int:
@@ -151,20 +179,34 @@ class _Conversion:
         return HALF if node.name not in self.keep and takes_half(self._parameters(node)[0], index) else FLOAT
 
     def output_type(self, node: NodeProto, index: int) -> int:
-        """In which type a node makes a float output: half when ONNX gives it the type of an input that is half."""
+        """In which type a node makes a float output: half when ONNX gives it the type of an input that is
+        half.
+        """
         if node.op_type == "DequantizeLinear":
             tensor = node.output[0]
-            wanted = {self.input_type(*reader) for reader in self.view.consumers[tensor] if reader[0].op_type != "QuantizeLinear"}
+            wanted = {
+                self.input_type(*reader)
+                for reader in self.view.consumers[tensor]
+                if reader[0].op_type != "QuantizeLinear"
+            }
             return FLOAT if wanted <= {FLOAT} and (wanted or tensor in self.view.outputs) else HALF
         inputs, outputs = self._parameters(node)
         if node.name in self.keep or not takes_half(outputs, index):
             return FLOAT
         like = formal(outputs, index).type_str
-        return HALF if any(name in self.floats and formal(inputs, at).type_str == like
-                           for at, name in enumerate(node.input)) else FLOAT
+        return (
+            HALF
+            if any(
+                name in self.floats and formal(inputs, at).type_str == like
+                for at, name in enumerate(node.input)
+            )
+            else FLOAT
+        )
 
     def _parameters(self, node: NodeProto) -> tuple[Any, Any]:
-        """What ONNX says about a node's inputs and outputs; nothing about operators of other domains, which stay float."""
+        """What ONNX says about a node's inputs and outputs; nothing about operators of other domains, which
+        stay float.
+        """
         if node.domain not in ("", "ai.onnx"):
             return (), ()
         schema = onnx.defs.get_schema(node.op_type, self.opset, "")
@@ -173,7 +215,9 @@ class _Conversion:
     # -- writing
 
     def name(self, tensor: str, kind: int) -> str:
-        """What a float tensor is called in one of the types: as before in the type it is made in, or given out in."""
+        """What a float tensor is called in one of the types: as before in the type it is made in, or given
+        out in.
+        """
         if kind == (FLOAT if tensor in self.view.outputs else self.home[tensor]):
             return tensor
         if (tensor, kind) not in self.names:
@@ -215,15 +259,29 @@ class _Conversion:
     def _casts(self, tensor: str) -> list[NodeProto]:
         """The one Cast of a tensor that is read in a type it is not made in."""
         others = self.wanted[tensor] - {self.home[tensor]} if tensor in self.floats else set()
-        return [helper.make_node("Cast", [self.name(tensor, self.home[tensor])], [self.name(tensor, kind)],
-                                 f"{self.name(tensor, kind)}_Cast", to=kind) for kind in others]
+        return [
+            helper.make_node(
+                "Cast",
+                [self.name(tensor, self.home[tensor])],
+                [self.name(tensor, kind)],
+                f"{self.name(tensor, kind)}_Cast",
+                to=kind,
+            )
+            for kind in others
+        ]
 
     def _has_twin(self, node: NodeProto) -> bool:
         """Is it a DequantizeLinear that both half and float32 nodes read?"""
-        return node.op_type == "DequantizeLinear" and self.home[node.output[0]] == HALF and FLOAT in self.wanted[node.output[0]]
+        return (
+            node.op_type == "DequantizeLinear"
+            and self.home[node.output[0]] == HALF
+            and FLOAT in self.wanted[node.output[0]]
+        )
 
     def _twin(self, node: NodeProto) -> NodeProto:
-        """A second DequantizeLinear for float32 readers: a Cast behind the first would stand between it and the layer."""
+        """A second DequantizeLinear for float32 readers: a Cast behind the first would stand between it and
+        the layer.
+        """
         copy = NodeProto()
         copy.CopyFrom(node)
         copy.name, copy.input[1] = f"{node.name}_float", self.name(node.input[1], FLOAT)
@@ -235,7 +293,10 @@ def types(model: ModelProto) -> dict[str, int]:
     """Element type by tensor name, as far as ONNX knows it."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     found = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    return found | {value.name: value.type.tensor_type.elem_type for value in [*graph.input, *graph.value_info, *graph.output]}
+    return found | {
+        value.name: value.type.tensor_type.elem_type
+        for value in [*graph.input, *graph.value_info, *graph.output]
+    }
 
 
 def float_tensors(model: ModelProto) -> list[str]:
@@ -283,12 +344,25 @@ def without_constant_nodes(model: ModelProto) -> ModelProto:
 def constant_value(node: NodeProto) -> np.ndarray | None:
     """The numbers of a Constant node; None for text and sparse tensors."""
     name, value = node.attribute[0].name, helper.get_attribute_value(node.attribute[0])
-    kinds = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
-    return numpy_helper.to_array(value) if name == "value" else np.array(value, kinds[name]) if name in kinds else None
+    kinds = {
+        "value_float": np.float32,
+        "value_floats": np.float32,
+        "value_int": np.int64,
+        "value_ints": np.int64,
+    }
+    return (
+        numpy_helper.to_array(value)
+        if name == "value"
+        else np.array(value, kinds[name])
+        if name in kinds
+        else None
+    )
 
 
 def replace_nodes(model: ModelProto, nodes: Sequence[NodeProto]) -> None:
     """Give the graph these nodes in this order."""
-    copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]  # clearing the field frees the old ones
+    copies = [
+        NodeProto.FromString(node.SerializeToString()) for node in nodes
+    ]  # clearing the field frees the old ones
     del model.graph.node[:]
     model.graph.node.extend(copies)

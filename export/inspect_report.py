@@ -44,7 +44,9 @@ def show(values: Mapping[str, Any]) -> None:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted name, text) of every entry that holds something; whatever a later version adds is shown as well."""
+    """(dotted name, text) of every entry that holds something; whatever a later version adds is shown as
+    well.
+    """
     for name, value in values.items():
         if isinstance(value, Mapping) and value and not _is_short(value):
             yield from flat(value, f"{prefix}{name}.")
@@ -70,20 +72,33 @@ def text(value: Any) -> str:
 
 def _is_short(value: Mapping[str, Any]) -> bool:
     """Does it fit into one line?"""
-    return len(value) <= SHOWN and all(isinstance(each, (str, int, float)) for each in value.values()) and len(text(value)) <= 90
+    return (
+        len(value) <= SHOWN
+        and all(isinstance(each, (str, int, float)) for each in value.values())
+        and len(text(value)) <= 90
+    )
 
 
 def _head(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     about, graph = values["metadata"], values["graph"]
-    rows = [("kind", values["kind"]), ("SHA-256", values["sha256"]), ("size", f"{values['size_bytes']:,} bytes"),
-            ("seal", values["seal"] or "")]
+    rows = [
+        ("kind", values["kind"]),
+        ("SHA-256", values["sha256"]),
+        ("size", f"{values['size_bytes']:,} bytes"),
+        ("seal", values["seal"] or ""),
+    ]
     if graph:
         rows += [("opset", text(graph["opset"])), ("producer", graph["producer"] or "")]
-        rows += [(kind[:-1], f"{each['name']} {each['type']} ({', '.join(map(str, each['shape']))})")
-                 for kind in ("inputs", "outputs") for each in graph[kind]]
+        rows += [
+            (kind[:-1], f"{each['name']} {each['type']} ({', '.join(map(str, each['shape']))})")
+            for kind in ("inputs", "outputs")
+            for each in graph[kind]
+        ]
     names = about.get("class_names")
     if names:
-        rows.append(("classes", f"{len(names)}: {text(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"))
+        rows.append(
+            ("classes", f"{len(names)}: {text(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}")
+        )
     for name in ("parameters", "macs"):
         if about.get(name) is not None:
             rows.append((name, f"{about[name]:,}"))
@@ -93,8 +108,15 @@ def _head(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _table(title: str, *columns: str) -> Table:
-    made = Table(*columns, title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
-                 pad_edge=False)
+    made = Table(
+        *columns,
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     for column in made.columns:
         column.overflow = "fold"
     return made
@@ -117,15 +139,22 @@ def _operators(graph: Mapping[str, Any]) -> Table:
         column.justify = "right"
     for row in graph["operators"]:
         macs = sum((row["macs"] or {}).values())
-        made.add_row(row["operator"], *(str(row["count"].get(name) or "") for name in PRECISIONS),
-                     f"{100 * macs / total:.1f} %" if shares and macs else "")
+        made.add_row(
+            row["operator"],
+            *(str(row["count"].get(name) or "") for name in PRECISIONS),
+            f"{100 * macs / total:.1f} %" if shares and macs else "",
+        )
     if shares:
         made.add_section()
-        made.add_row("MACs", *(f"{shares[name]:.1f} %" if shares[name] else "" for name in PRECISIONS), "100 %")
+        made.add_row(
+            "MACs", *(f"{shares[name]:.1f} %" if shares[name] else "" for name in PRECISIONS), "100 %"
+        )
     pairs = ", ".join(f"{count} {name}" for name, count in graph["conversions"].items() if count)
     if pairs:
-        made.caption = (f"{pairs}. Counted as the graph has them: engines fuse activations and additions into the int8 layers "
-                        "before them.")
+        made.caption = (
+            f"{pairs}. Counted as the graph has them: engines fuse activations and additions into the int8"
+            " layers before them."
+        )
         made.caption_justify = "left"
     return made
 
@@ -134,7 +163,9 @@ def _lineage(ancestors: list[Mapping[str, Any]]) -> Table:
     made = _table("lineage", "made from", "called", "SHA-256", "now", "looked at")
     colours = {MATCHES: "green", DIFFERS: "bold red"}
     for each in ancestors:
-        where = " ".join(part for part in (each["looked_at"], f"({each['note']})" if each["note"] else "") if part)
+        where = " ".join(
+            part for part in (each["looked_at"], f"({each['note']})" if each["note"] else "") if part
+        )
         status = Text(each["status"], colours.get(each["status"], ""))
         made.add_row(each["what"], Text(each["name"] or ""), each["sha256"][:12], status, Text(where))
     return made

@@ -1,9 +1,11 @@
 """The int8 part of an export: from training images to a quantized graph that holds the accuracy budget.
 
 In:  the fp32 graph, images to calibrate on, an `Evaluation` on labelled images, the options.
-Out: the quantized graph, its plan, and the record of how it came about; GateError when the budget cannot be held.
-Elsewhere: every step: statistics (export.calibrate), ranges (export.ranges), placement (export.quantize), weights
-     (export.weights), ranking and roll-back (export.budget), accuracy (export.verify), files and metadata (export.onnx_command).
+Out: the quantized graph, its plan, and the record of how it came about; GateError when the budget cannot be
+held.
+Elsewhere: every step: statistics (export.calibrate), ranges (export.ranges), placement (export.quantize),
+     weights (export.weights), ranking and roll-back (export.budget), accuracy (export.verify), files and
+     metadata (export.onnx_command).
 """
 
 from __future__ import annotations
@@ -69,21 +71,29 @@ class Calibration:
         """Which images these were, by name and content: for the metadata."""
         if self.images is None:
             return {"images": [], "data": "random", "not_for_accuracy": True, "seed": self.seed}
-        return {"images": samples.listing(self.images, self.used), "data_sha256": self.images.fingerprint(), "seed": self.seed,
-                "held_back": len(self.held_back), "not_for_accuracy": False}
+        return {
+            "images": samples.listing(self.images, self.used),
+            "data_sha256": self.images.fingerprint(),
+            "seed": self.seed,
+            "held_back": len(self.held_back),
+            "not_for_accuracy": False,
+        }
 
 
-def choose_calibration(options: Int8Options, images: ImageSet | None, preprocess: Preprocess, held_out: ImageSet,
-                       seed: int) -> Calibration:
-    """Stratified images to calibrate on and to judge by, none of them among the evaluation images. Raises UsageError naming
-    the first that is; DataError for one that cannot be read.
+def choose_calibration(
+    options: Int8Options, images: ImageSet | None, preprocess: Preprocess, held_out: ImageSet, seed: int
+) -> Calibration:
+    """Stratified images to calibrate on and to judge by, none of them among the evaluation images. Raises
+    UsageError naming the first that is; DataError for one that cannot be read.
     """
     if images is None:
         return Calibration(preprocess, seed=seed)
     used, held_back = samples.split(images.labels, options.calib_size, HELD_BACK, seed)
     if len(used) < options.calib_size:
-        note(f"{images.name} has {len(images)} images: {len(used)} calibrate (asked for {options.calib_size}), "
-             f"{len(held_back)} are held back to judge by")
+        note(
+            f"{images.name} has {len(images)} images: {len(used)} calibrate (asked for {options.calib_size}),"
+            f" {len(held_back)} are held back to judge by"
+        )
     samples.require_apart(images, np.concatenate([used, held_back]), held_out)
     return Calibration(preprocess, images, used, held_back, seed)
 
@@ -112,27 +122,34 @@ class Quantizer:
 class Calibrated(Quantizer):
     """Ranges from one draw of calibration images."""
 
-    def __init__(self, model: ModelProto, placement: str, options: Int8Options, calibration: Calibration) -> None:
+    def __init__(
+        self, model: ModelProto, placement: str, options: Int8Options, calibration: Calibration
+    ) -> None:
         self.given, self.options, self.calibration = model, options, calibration
         pairs: list[Any] = []
         if options.equalize:
             model, pairs = equalize.equalize(model)
         super().__init__(model, placement, rules_of(options), options.calib_method)
-        self.about = {"weight_scales": options.weight_scales, "bias_correction": options.bias_correction,
-                      "equalized_pairs": len(pairs)}
+        self.about = {
+            "weight_scales": options.weight_scales,
+            "bias_correction": options.bias_correction,
+            "equalized_pairs": len(pairs),
+        }
         self.statistics = self._statistics()
         self._found: dict[tuple[str, str], Range] = {}
 
     def build(self, int8_layers: frozenset[str] | None = None) -> tuple[Plan, ModelProto]:
         made = self.plan(int8_layers)
         found = {tensor: self._range(tensor) for tensor in made.tensors}
-        steps, biases = ({name: value for name, value in given.items() if name in made.layers} for given in self._weights)
+        steps, biases = (
+            {name: value for name, value in given.items() if name in made.layers} for given in self._weights
+        )
         return made, quantize.quantize(self.model, made, found, self.rules, steps, biases)
 
     @cached_property
     def _weights(self) -> tuple[dict[str, Int8Weight], dict[str, np.ndarray]]:
-        """Of every layer the rules put in int8. What is taken out of a bias does not depend on which others are int8, too: it is
-        measured with the mean of every layer before as in the float network.
+        """Of every layer the rules put in int8. What is taken out of a bias does not depend on which others
+        are int8, too: it is measured with the mean of every layer before as in the float network.
         """
         options = weights.WeightOptions(self.options.weight_scales, self.options.bias_correction)
         images = partial(self.calibration.batches, "correcting biases")
@@ -142,11 +159,15 @@ class Calibrated(Quantizer):
         key = (tensor, self.method)
         if key not in self._found:
             unsigned = quantize.PLACEMENTS[self.placement].unsigned
-            self._found[key] = ranges.find(self.statistics[tensor], self.method, self.options.percentile, unsigned)
+            self._found[key] = ranges.find(
+                self.statistics[tensor], self.method, self.options.percentile, unsigned
+            )
         return self._found[key]
 
     def _statistics(self) -> dict[str, Histogram]:
-        """Of every tensor that any plan of this network may quantize: measured once, or read from the cache."""
+        """Of every tensor that any plan of this network may quantize: measured once, or read from
+        the cache.
+        """
         tensors, images = candidates(self.model, self.rules), self.calibration.images
         if self.options.calib_cache == "none" or images is None:
             return collect(self.model, tensors, self.calibration.batches("calibrating"))
@@ -171,34 +192,49 @@ class Trained(Quantizer):
 
     def build(self, int8_layers: frozenset[str] | None = None) -> tuple[Plan, ModelProto]:
         made = self.plan(int8_layers)
-        # a layer that goes back to float may move its block's pair to a tensor that was not trained: it then has none
+        # a layer that goes back to float may move its block's pair to a tensor that was not trained: it then
+        # has none
         inputs = {node.name: node.input for node in self.model.graph.node}
         known = [tensor for tensor in made.tensors if tensor in self.found.ranges]
-        made = replace(made, tensors=known, edges=[edge for edge in made.edges if inputs[edge[0]][edge[1]] in known])
+        made = replace(
+            made, tensors=known, edges=[edge for edge in made.edges if inputs[edge[0]][edge[1]] in known]
+        )
         kept = {name: weight for name, weight in self.found.weights.items() if name in made.layers}
         return made, quantize.quantize(self.model, made, self.found.ranges, self.rules, kept)
 
 
 def candidates(model: ModelProto, rules: quantize.Rules) -> list[str]:
-    """Every tensor that some placement may quantize, by these rules or by its own, whichever layers go back to float: one
-    calibration serves them all.
+    """Every tensor that some placement may quantize, by these rules or by its own, whichever layers go back
+    to float: one calibration serves them all.
     """
     found: dict[str, None] = {}
-    for placement, each in itertools.product(quantize.PLACEMENTS, dict.fromkeys([quantize.Rules(), replace(rules, exclude=())])):
+    for placement, each in itertools.product(
+        quantize.PLACEMENTS, dict.fromkeys([quantize.Rules(), replace(rules, exclude=())])
+    ):
         try:
             found |= dict.fromkeys(quantize.plan(model, placement, each).tensors)
         except UsageError:  # nothing to quantize by these; what was asked for says so itself
             continue
     constants = {tensor.name for tensor in model.graph.initializer}
-    skips = [name for node in model.graph.node if node.op_type == "Add" for name in node.input if name not in constants]
+    skips = [
+        name
+        for node in model.graph.node
+        if node.op_type == "Add"
+        for name in node.input
+        if name not in constants
+    ]
     return list(found | dict.fromkeys(skips))
 
 
 def rules_of(options: Int8Options) -> quantize.Rules:
     """What the flags say; the placement decides what they leave open."""
     layer = {"auto": None, "int8": True, "float": False}
-    return quantize.Rules(depthwise={"auto": None, "int8": "int8"}.get(options.depthwise, "float"), exclude=options.exclude,
-                          first=layer[options.first_layer], classifier=layer[options.last_layer])
+    return quantize.Rules(
+        depthwise={"auto": None, "int8": "int8"}.get(options.depthwise, "float"),
+        exclude=options.exclude,
+        first=layer[options.first_layer],
+        classifier=layer[options.last_layer],
+    )
 
 
 @dataclass(frozen=True)
@@ -214,20 +250,32 @@ class Score:
     """Mean KL divergence from fp32's probabilities, nats per image."""
 
 
-def pick_method(quantizer: Quantizer, logits_of: Callable[[ModelProto], np.ndarray], reference: np.ndarray,
-                labels: np.ndarray) -> list[Score]:
+def pick_method(
+    quantizer: Quantizer,
+    logits_of: Callable[[ModelProto], np.ndarray],
+    reference: np.ndarray,
+    labels: np.ndarray,
+) -> list[Score]:
     """Try every calibration method and leave the best in `quantizer.method`; returns all scores.
 
-    logits_of runs a graph on the held-back images; reference (N, K) are fp32's logits there. Accuracy decides. Methods whose
-    accuracy cannot be told from the best one's (it has at most as many extra hits as one standard error: the square root of the
-    number of images that only one of the two gets right) are told apart by their KL divergence from fp32.
+    logits_of runs a graph on the held-back images; reference (N, K) are fp32's logits there. Accuracy
+    decides. Methods whose accuracy cannot be told from the best one's (it has at most as many extra hits as
+    one standard error: the square root of the number of images that only one of the two gets right) are told
+    apart by their KL divergence from fp32.
     """
     right, scores = {}, []
     for quantizer.method in ranges.METHODS:
         found = logits_of(quantizer.build()[1])
         right[quantizer.method] = found.argmax(1) == labels
         agreement = 100 * float((found.argmax(1) == reference.argmax(1)).mean())
-        scores.append(Score(quantizer.method, 100 * float(right[quantizer.method].mean()), agreement, mean_kl(reference, found)))
+        scores.append(
+            Score(
+                quantizer.method,
+                100 * float(right[quantizer.method].mean()),
+                agreement,
+                mean_kl(reference, found),
+            )
+        )
     best = max(scores, key=lambda score: (score.top1, -score.kl)).method
 
     def as_good(method: str) -> bool:
@@ -256,11 +304,18 @@ Finish = Callable[[ModelProto], bytes]
 """From a quantized graph to the bytes of an artifact: fp16 around the Q/DQ if asked for, metadata."""
 
 
-def make(quantizer: Quantizer, options: Int8Options, calibration: Calibration, evaluation: Evaluation, finish: Finish,
-         draw: Callable[[int], Calibration]) -> Made:
+def make(
+    quantizer: Quantizer,
+    options: Int8Options,
+    calibration: Calibration,
+    evaluation: Evaluation,
+    finish: Finish,
+    draw: Callable[[int], Calibration],
+) -> Made:
     """Quantize, and give layers back to float until top-1 on the evaluation images is within the budget.
 
-    draw(seed) chooses other calibration images, for --calib-draws. Raises GateError when the budget cannot be held.
+    draw(seed) chooses other calibration images, for --calib-draws. Raises GateError when the budget cannot be
+    held.
     """
     judge = _Judge(quantizer, calibration, evaluation, finish)
     scores: list[Score] = []
@@ -277,17 +332,32 @@ def make(quantizer: Quantizer, options: Int8Options, calibration: Calibration, e
     if outcome.float_layers:
         made, graph = quantizer.build(outcome.int8_layers)
         logits = judge.shipped(graph, said)
-    record = calibration.record() | quantizer.about | {
-        "method": quantizer.method, "percentile": options.percentile if quantizer.method == "percentile" else None,
-        "chosen_from": [vars(score) for score in scores], "placement": quantizer.placement,
-        "scales": quantize.scale_count(made, quantizer.model), "tensors": len(made.tensors), "int8_layers": len(made.layers),
-        "float_layers": made.left_float | dict.fromkeys(outcome.float_layers, "rolled back to hold the accuracy budget"),
-        "exclude": list(options.exclude), "budget": outcome.to_dict(),
-        "draws": _draws(quantizer, judge, outcome.int8_layers, draw) if options.calib_draws > 1 else None}
+    record = (
+        calibration.record()
+        | quantizer.about
+        | {
+            "method": quantizer.method,
+            "percentile": options.percentile if quantizer.method == "percentile" else None,
+            "chosen_from": [vars(score) for score in scores],
+            "placement": quantizer.placement,
+            "scales": quantize.scale_count(made, quantizer.model),
+            "tensors": len(made.tensors),
+            "int8_layers": len(made.layers),
+            "float_layers": (
+                made.left_float
+                | dict.fromkeys(outcome.float_layers, "rolled back to hold the accuracy budget")
+            ),
+            "exclude": list(options.exclude),
+            "budget": outcome.to_dict(),
+            "draws": _draws(quantizer, judge, outcome.int8_layers, draw) if options.calib_draws > 1 else None,
+        }
+    )
     return Made(made, graph, logits, record, outcome)
 
 
-def _hold_budget(quantizer: Quantizer, made: Plan, judge: _Judge, first: Accuracy, options: Int8Options) -> budget.Outcome:
+def _hold_budget(
+    quantizer: Quantizer, made: Plan, judge: _Judge, first: Accuracy, options: Int8Options
+) -> budget.Outcome:
     """What stays int8. Ranges of noise are not held to any budget: they have no accuracy to keep."""
     found = budget.groups(quantizer.model, made)
     max_drop = float("inf") if judge.calibration.is_random else options.max_drop
@@ -295,27 +365,48 @@ def _hold_budget(quantizer: Quantizer, made: Plan, judge: _Judge, first: Accurac
         nothing = np.zeros(0)
         return budget.fit(found, first, max_drop, judge.ranking, nothing, nothing, judge.gate)
     with budget.live() as show:
-        return budget.fit(found, first, max_drop, judge.ranking, judge.reference, judge.labels, judge.gate, show,
-                          always_rank=options.sensitivity)
+        return budget.fit(
+            found,
+            first,
+            max_drop,
+            judge.ranking,
+            judge.reference,
+            judge.labels,
+            judge.gate,
+            show,
+            always_rank=options.sensitivity,
+        )
 
 
 class _Judge:
     """Runs int8 graphs: on the held-back images to rank and choose, on the evaluation images to decide."""
 
-    def __init__(self, quantizer: Quantizer, calibration: Calibration, evaluation: Evaluation, finish: Finish) -> None:
-        self.quantizer, self.calibration, self.evaluation, self.finish = quantizer, calibration, evaluation, finish
+    def __init__(
+        self, quantizer: Quantizer, calibration: Calibration, evaluation: Evaluation, finish: Finish
+    ) -> None:
+        self.quantizer, self.calibration, self.evaluation, self.finish = (
+            quantizer,
+            calibration,
+            evaluation,
+            finish,
+        )
 
     @cached_property
     def labels(self) -> np.ndarray:
         """(N,) of the held-back images. Raises UsageError when there are none."""
         if self.calibration.images is None or not len(self.calibration.held_back):
-            raise UsageError("no labelled calibration images are held back to rank layers by. Give training images: --calib DIR")
+            raise UsageError(
+                "no labelled calibration images are held back to rank layers by. Give training images:"
+                " --calib DIR"
+            )
         return self.calibration.images.labels[self.calibration.held_back]
 
     @cached_property
     def reference(self) -> np.ndarray:
         """(N, K) of the fp32 file on the held-back images."""
-        return self.evaluation.logits(self.evaluation.fp32, "fp32 on held-back images", self.calibration.judges)
+        return self.evaluation.logits(
+            self.evaluation.fp32, "fp32 on held-back images", self.calibration.judges
+        )
 
     def held_back(self, graph: ModelProto) -> np.ndarray:
         return self.evaluation.logits(self.finish(graph), "", self.calibration.judges)
@@ -327,17 +418,27 @@ class _Judge:
         return self.evaluation.logits(self.finish(graph), about)
 
     def gate(self, int8_layers: frozenset[str]) -> Accuracy:
-        return self.evaluation.compare(self.shipped(self.quantizer.build(int8_layers)[1]))  # no bar: the live table is open
+        return self.evaluation.compare(
+            self.shipped(self.quantizer.build(int8_layers)[1])
+        )  # no bar: the live table is open
 
 
-def _draws(quantizer: Calibrated, judge: _Judge, int8_layers: frozenset[str],
-           draw: Callable[[int], Calibration]) -> dict[str, Any]:
+def _draws(
+    quantizer: Calibrated, judge: _Judge, int8_layers: frozenset[str], draw: Callable[[int], Calibration]
+) -> dict[str, Any]:
     """Top-1 of the same settings calibrated on different draws of images: what is luck in their choice."""
     top1 = [judge.gate(int8_layers).int8_top1]
     for number in range(1, quantizer.options.calib_draws):
-        other = Calibrated(quantizer.given, quantizer.placement, quantizer.options, draw(judge.calibration.seed + number))
+        other = Calibrated(
+            quantizer.given, quantizer.placement, quantizer.options, draw(judge.calibration.seed + number)
+        )
         other.method = quantizer.method
-        top1.append(_Judge(other, other.calibration, judge.evaluation, judge.finish).gate(int8_layers).int8_top1)
+        top1.append(
+            _Judge(other, other.calibration, judge.evaluation, judge.finish).gate(int8_layers).int8_top1
+        )
     spread = float(np.std(top1, ddof=1))
-    note(f"--calib-draws {len(top1)}: int8 top-1 {min(top1):.2f} to {max(top1):.2f} %, standard deviation {spread:.3f} points")
+    note(
+        f"--calib-draws {len(top1)}: int8 top-1 {min(top1):.2f} to {max(top1):.2f} %, standard deviation"
+        f" {spread:.3f} points"
+    )
     return {"int8_top1": top1, "standard_deviation_points": spread}

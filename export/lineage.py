@@ -1,8 +1,11 @@
-"""Is this file still the child of its ancestors? The hashes it recorded, against the ancestors that are at hand.
+"""Is this file still the child of its ancestors? The hashes it recorded, against the ancestors that are at
+hand.
 
-In:  the lineage (and quantization) an artifact or checkpoint recorded; the folder it lies in; files and data sets by flag.
+In:  the lineage (and quantization) an artifact or checkpoint recorded; the folder it lies in; files and data
+sets by flag.
 Out: one `Ancestor` per recorded hash: matches, DIFFERS, or not at hand.
-Elsewhere: what is recorded (export.onnx_command, distill.trainer), the seal of the artifact itself (runtime.artifact).
+Elsewhere: what is recorded (export.onnx_command, distill.trainer), the seal of the artifact itself
+(runtime.artifact).
 """
 
 from __future__ import annotations
@@ -55,12 +58,19 @@ class Ancestor:
         return asdict(self)
 
 
-def check(lineage: Mapping[str, Any], quantization: Mapping[str, Any] | None, file: Path, given: Given) -> list[Ancestor]:
-    """Hash again what can be found. file: the artifact or checkpoint itself, beside which ancestors are looked for.
+def check(
+    lineage: Mapping[str, Any], quantization: Mapping[str, Any] | None, file: Path, given: Given
+) -> list[Ancestor]:
+    """Hash again what can be found. file: the artifact or checkpoint itself, beside which ancestors are
+    looked for.
 
     Raises UsageError or DataError when something that was given cannot be read.
     """
-    return [*_files(lineage, file, given), *_fp32(lineage, file, given), *_data(lineage, quantization or {}, file, given)]
+    return [
+        *_files(lineage, file, given),
+        *_fp32(lineage, file, given),
+        *_data(lineage, quantization or {}, file, given),
+    ]
 
 
 def _files(lineage: Mapping[str, Any], file: Path, given: Given) -> Iterator[Ancestor]:
@@ -81,13 +91,17 @@ def _hashed(what: str, name: str, recorded: str, places: list[Path], is_given: b
             raise UsageError(f"{places[0]}: no such file (given as the {what})")
         return Ancestor(what, name or None, recorded, None, ABSENT)
     same = next((place for place in found if files.sha256(place) == recorded), None)
-    if same is None and not is_given and found == [Path(name)] and not found[0].is_absolute():  # only by chance in this folder
+    if (
+        same is None and not is_given and found == [Path(name)] and not found[0].is_absolute()
+    ):  # only by chance in this folder
         return Ancestor(what, name, recorded, None, ABSENT, f"{name} in the working folder is another one")
     return Ancestor(what, name or None, recorded, str(same or found[0]), MATCHES if same else DIFFERS)
 
 
 def _fp32(lineage: Mapping[str, Any], file: Path, given: Given) -> Iterator[Ancestor]:
-    """The fp32 artifact. Its name is not recorded, so a file beside that only looks like it is no contradiction."""
+    """The fp32 artifact. Its name is not recorded, so a file beside that only looks like it is no
+    contradiction.
+    """
     entry = lineage.get("fp32_onnx")
     if not isinstance(entry, Mapping) or not entry.get("sha256"):
         return
@@ -99,18 +113,26 @@ def _fp32(lineage: Mapping[str, Any], file: Path, given: Given) -> Iterator[Ance
     yield found
 
 
-def _data(lineage: Mapping[str, Any], quantization: Mapping[str, Any], file: Path, given: Given) -> Iterator[Ancestor]:
+def _data(
+    lineage: Mapping[str, Any], quantization: Mapping[str, Any], file: Path, given: Given
+) -> Iterator[Ancestor]:
     data = lineage.get("data") or {}
     held_out, used = data.get("held_out") or {}, quantization.get("images")
     opened = _Opened(file.parent)
     yield from _one_of(
         opened.compare("validation images", data.get("val_spec"), data.get("val_sha256"), "val", given.data),
-        opened.compare("evaluation images", held_out.get("spec"), held_out.get("sha256"), "val", given.data))
+        opened.compare("evaluation images", held_out.get("spec"), held_out.get("sha256"), "val", given.data),
+    )
     if isinstance(held_out.get("judged_on"), Mapping):
         yield _judged_on(held_out["judged_on"], *opened.find(held_out.get("spec"), "val", given.data))
     yield from _one_of(
-        opened.compare("training images", data.get("train_spec"), data.get("train_sha256"), "train", given.calib),
-        opened.compare("calibration set", data.get("train_spec"), quantization.get("data_sha256"), "train", given.calib))
+        opened.compare(
+            "training images", data.get("train_spec"), data.get("train_sha256"), "train", given.calib
+        ),
+        opened.compare(
+            "calibration set", data.get("train_spec"), quantization.get("data_sha256"), "train", given.calib
+        ),
+    )
     if isinstance(used, list) and used:
         yield _calibration(used, *opened.find(data.get("train_spec"), "train", given.calib))
 
@@ -121,7 +143,9 @@ def _one_of(*found: Ancestor | None) -> Iterator[Ancestor]:
     some_match = any(ancestor.status == MATCHES for ancestor in known)
     for ancestor in known:
         if ancestor.status == DIFFERS and some_match:
-            ancestor = replace(ancestor, status=ABSENT, note=f"{ancestor.looked_at} is another one", looked_at=None)
+            ancestor = replace(
+                ancestor, status=ABSENT, note=f"{ancestor.looked_at} is another one", looked_at=None
+            )
         yield ancestor
 
 
@@ -132,14 +156,18 @@ class _Opened:
         self.folder = folder
         self.sets: dict[tuple[str, str], tuple[ImageSet, str] | None] = {}
 
-    def find(self, spec: Any, split: str, named: str | None) -> tuple[str | None, tuple[ImageSet, str] | None]:
+    def find(
+        self, spec: Any, split: str, named: str | None
+    ) -> tuple[str | None, tuple[ImageSet, str] | None]:
         """Where the data set is, and the set with its fingerprint; None when it is not at hand."""
         place = named or _at_hand(spec, self.folder)
         if place and (place, split) not in self.sets:
             self.sets[place, split] = _open(place, split, bool(named))
         return place, self.sets[place, split] if place else None
 
-    def compare(self, what: str, spec: Any, sha256: str | None, split: str, named: str | None) -> Ancestor | None:
+    def compare(
+        self, what: str, spec: Any, sha256: str | None, split: str, named: str | None
+    ) -> Ancestor | None:
         """None when no hash was recorded."""
         if not sha256:
             return None
@@ -148,12 +176,20 @@ class _Opened:
         if found is None or not found[1]:
             return Ancestor(what, name, sha256, None, ABSENT)
         only_names = isinstance(found[0], FolderSet)
-        return Ancestor(what, name, sha256, place, MATCHES if found[1] == sha256 else DIFFERS,
-                        "classes, file names and labels" if only_names else "")
+        return Ancestor(
+            what,
+            name,
+            sha256,
+            place,
+            MATCHES if found[1] == sha256 else DIFFERS,
+            "classes, file names and labels" if only_names else "",
+        )
 
 
 def _at_hand(spec: Any, folder: Path) -> str | None:
-    """A recorded spec that can be opened here: digits, or a path that is there, absolute or beside the file."""
+    """A recorded spec that can be opened here: digits, or a path that is there, absolute or beside
+    the file.
+    """
     if not isinstance(spec, str) or not spec:
         return None
     if spec.partition(":")[0] == "digits":  # a data set of that spec is called digits:val
@@ -191,18 +227,24 @@ def _calibration(listed: list[list[str]], place: str | None, found: tuple[ImageS
     return Ancestor(what, None, "", place, MATCHES, "content of each")
 
 
-def _judged_on(recorded: Mapping[str, Any], place: str | None, found: tuple[ImageSet, str] | None) -> Ancestor:
+def _judged_on(
+    recorded: Mapping[str, Any], place: str | None, found: tuple[ImageSet, str] | None
+) -> Ancestor:
     """The labelled images that the artifact was judged on: chosen again, and their content hashed."""
     what, sha256 = f"{recorded['images']} evaluated images", str(recorded["sha256"])
     if found is None:
         return Ancestor(what, None, sha256, None, ABSENT)
     chosen = samples.choose(found[0].labels, int(recorded["images"]), int(recorded["seed"]))
     same = samples.content(found[0], chosen) == sha256
-    return Ancestor(what, None, sha256, place, MATCHES if same else DIFFERS, "names, labels and content of each")
+    return Ancestor(
+        what, None, sha256, place, MATCHES if same else DIFFERS, "names, labels and content of each"
+    )
 
 
 def _inside(recorded: str) -> str:
-    """An image's name without its data set's: '/cat/1.jpg' of 'train/cat/1.jpg', '[3]' of 'train.npz[3]' (samples.listing)."""
+    """An image's name without its data set's: '/cat/1.jpg' of 'train/cat/1.jpg', '[3]' of 'train.npz[3]'
+    (samples.listing).
+    """
     if "/" in recorded:
-        return recorded[recorded.index("/"):]
-    return recorded[recorded.rindex("["):] if "[" in recorded else recorded
+        return recorded[recorded.index("/") :]
+    return recorded[recorded.rindex("[") :] if "[" in recorded else recorded

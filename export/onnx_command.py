@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 PACKAGES = (*env.PACKAGES, "onnxscript", "onnxslim", "large2small")
 
-DESCRIPTION = """Write a checkpoint as ONNX: branches merged, checked against torch on real images, metadata inside.
+DESCRIPTION = """Write a checkpoint as ONNX: branches merged, checked against torch on real images.
 
 examples:
 
@@ -58,9 +58,11 @@ class FileOptions:
     int8: bool = False
     """Quantize, calibrated on --calib."""
     fp16: bool = False
-    """Compute in fp16 what is not int8, with fp32 inputs and outputs; layers that overflow in half stay fp32."""
+    """Compute in fp16 what is not int8, with fp32 inputs and outputs; layers that overflow in half stay
+    fp32."""
     data: str | None = None
-    """Labelled images to verify on (DIR, npz:FILE, digits); the checkpoint's own validation images when not given."""
+    """Labelled images to verify on (DIR, npz:FILE, digits); the checkpoint's own validation images when not
+    given."""
     model: str | None = None
     """Architecture of foreign weights, as timm spells it."""
     model_args: tuple[str, ...] = ()
@@ -88,14 +90,16 @@ class OnnxOptions(Int8Options, FileOptions):
     """What to export and how; the help shows the flags of FileOptions first."""
 
     placement: Literal["auto", "cpu", "tensorrt"] = "auto"
-    """Where Q/DQ stands: cpu for ONNX Runtime's and OpenVINO's integer kernels (uint8 activations, outputs too), tensorrt for
-    NVIDIA's engines, which refuse the former. auto is what a checkpoint was trained for (distill train --qat), else cpu, and
-    with --fp16 tensorrt."""
+    """Where Q/DQ stands: cpu for ONNX Runtime's and OpenVINO's integer kernels (uint8 activations, outputs
+    too), tensorrt for NVIDIA's engines, which refuse the former. auto is what a checkpoint was trained for
+    (distill train --qat), else cpu, and with --fp16 tensorrt."""
 
     @property
     def precision(self) -> str:
         """As the metadata writes it."""
-        return "+".join(name for name, wanted in (("int8", self.int8), ("fp16", self.fp16)) if wanted) or "fp32"
+        return (
+            "+".join(name for name, wanted in (("int8", self.int8), ("fp16", self.fp16)) if wanted) or "fp32"
+        )
 
     @property
     def target(self) -> Path:
@@ -128,7 +132,9 @@ class Made:
 
 
 def export_onnx(options: OnnxOptions) -> dict[str, Any]:
-    """Export, verify, write; returns what was measured. Raises GateError, and leaves no file, when a check fails."""
+    """Export, verify, write; returns what was measured. Raises GateError, and leaves no file, when a check
+    fails.
+    """
     made = make(options)
     write(options, made)
     return report(options, made.content, made.meta)
@@ -158,7 +164,9 @@ def make(options: OnnxOptions) -> Made:
     with tempfile.TemporaryDirectory(prefix="large2small-") as folder:
         content, meta = checked_fp32(model, meta, student, merged, held_out, options, Path(folder))
         if calibration is not None:
-            made = reduced.make(model, content, meta, student, checkpoint, calibration, held_out, options, Path(folder))
+            made = reduced.make(
+                model, content, meta, student, checkpoint, calibration, held_out, options, Path(folder)
+            )
             content, meta, outcome = made.content, made.meta, made.outcome
         verify.require_opens(content, meta, Path(folder))
     return Made(content, meta, outcome, held_out)
@@ -181,21 +189,32 @@ def check(options: OnnxOptions) -> None:
     check_sizes(options)
     lowest = 18 if options.precision == "fp32" else 19
     if not lowest <= options.opset <= 21:
-        raise UsageError(f"--opset {options.opset}: expected {lowest} to 21 (the exporter starts at 18; fp16 scales need 19)")
+        raise UsageError(
+            f"--opset {options.opset}: expected {lowest} to 21 (the exporter starts at 18; fp16 scales"
+            " need 19)"
+        )
     if options.int8:
         check_int8(options, options.fp16)
         if options.fp16 and options.placement == "cpu":
-            raise UsageError("--int8 --fp16 --placement cpu: no CPU engine has integer kernels between fp16 layers. Give "
-                             "--placement tensorrt, or leave --fp16 out")
+            raise UsageError(
+                "--int8 --fp16 --placement cpu: no CPU engine has integer kernels between fp16 layers. Give "
+                "--placement tensorrt, or leave --fp16 out"
+            )
         return
     defaults = {f.name: f.default for f in fields(Int8Options)}
-    shared = {"max_drop", "accuracy_size", "calib", "calib_size"} if options.fp16 else {"max_drop", "accuracy_size"}
+    shared = (
+        {"max_drop", "accuracy_size", "calib", "calib_size"}
+        if options.fp16
+        else {"max_drop", "accuracy_size"}
+    )
     for name, default in defaults.items():
         if name not in shared and getattr(options, name) != default:
             raise UsageError(f"{flag(name)} is only read with --int8. Add --int8")
     if options.calib == "random":
-        raise UsageError("--calib random is for ranges of int8; what overflows in fp16 is looked for on real images. Add --int8, "
-                         "or give --calib DIR")
+        raise UsageError(
+            "--calib random is for ranges of int8; what overflows in fp16 is looked for on real images. Add"
+            " --int8, or give --calib DIR"
+        )
 
 
 def open_inputs(options: OnnxOptions) -> tuple[Checkpoint, ImageSet]:
@@ -204,10 +223,15 @@ def open_inputs(options: OnnxOptions) -> tuple[Checkpoint, ImageSet]:
     from distill.recipe import key_values
 
     checkpoint = load_any(options.checkpoint, options.model, key_values(options.model_args))
-    held_out = open_or_say(options.data or recorded(checkpoint, "val_spec"), "val", "--data", options.data is None)
+    held_out = open_or_say(
+        options.data or recorded(checkpoint, "val_spec"), "val", "--data", options.data is None
+    )
     require_same_classes(checkpoint.class_names, str(options.checkpoint), held_out.class_names, held_out.name)
     if checkpoint.class_names is None:
-        note(f"the weights carry no class names; taken from {held_out.name}: {', '.join(held_out.class_names[:4])}, ...")
+        note(
+            f"the weights carry no class names; taken from {held_out.name}:"
+            f" {', '.join(held_out.class_names[:4])}, ..."
+        )
         checkpoint = replace(checkpoint, class_names=held_out.class_names)
     if options.img_size is not None:
         size = (3, options.img_size, options.img_size)
@@ -226,22 +250,33 @@ def placement_of(options: OnnxOptions, checkpoint: Checkpoint) -> str:
     return "tensorrt" if options.fp16 else "cpu"
 
 
-def open_calibration(options: OnnxOptions, checkpoint: Checkpoint, held_out: ImageSet) -> Callable[[int], Calibration]:
+def open_calibration(
+    options: OnnxOptions, checkpoint: Checkpoint, held_out: ImageSet
+) -> Callable[[int], Calibration]:
     """A function from a seed to calibration images, none of which is in held_out."""
     from . import int8
 
     if options.calib == "random":
-        note("--calib random: ranges of noise; the artifact is marked \"not for accuracy\" and not held to --max-drop")
+        note(
+            '--calib random: ranges of noise; the artifact is marked "not for accuracy" and not held to'
+            " --max-drop"
+        )
         return lambda seed: int8.choose_calibration(options, None, checkpoint.preprocess, held_out, seed)
-    images = open_or_say(options.calib or recorded(checkpoint, "train_spec"), "train", "--calib", options.calib is None)
+    images = open_or_say(
+        options.calib or recorded(checkpoint, "train_spec"), "train", "--calib", options.calib is None
+    )
     require_same_classes(checkpoint.class_names, str(options.checkpoint), images.class_names, images.name)
     return lambda seed: int8.choose_calibration(options, images, checkpoint.preprocess, held_out, seed)
 
 
 def open_or_say(spec: str | None, split: str, flag: str, is_recorded: bool) -> ImageSet:
-    """Open a spec; when it came from the checkpoint and cannot be opened here, the error names the flag to give."""
+    """Open a spec; when it came from the checkpoint and cannot be opened here, the error names the flag to
+    give.
+    """
     if spec is None:
-        raise UsageError(f"the checkpoint does not say which {split} images it knows. Give real images: {flag} DIR")
+        raise UsageError(
+            f"the checkpoint does not say which {split} images it knows. Give real images: {flag} DIR"
+        )
     from distill.data import open_data
 
     try:
@@ -252,7 +287,9 @@ def open_or_say(spec: str | None, split: str, flag: str, is_recorded: bool) -> I
     except DataError as error:
         if not is_recorded:
             raise
-        raise UsageError(f"the checkpoint's own {split} images cannot be opened here ({error}). Give them: {flag} DIR") from error
+        raise UsageError(
+            f"the checkpoint's own {split} images cannot be opened here ({error}). Give them: {flag} DIR"
+        ) from error
 
 
 def build(checkpoint: Checkpoint) -> Any:
@@ -265,28 +302,45 @@ def build(checkpoint: Checkpoint) -> Any:
     return student.eval()
 
 
-def describe(checkpoint: Checkpoint, held_out: ImageSet, options: OnnxOptions, parameters: int, macs: int) -> Metadata:
+def describe(
+    checkpoint: Checkpoint, held_out: ImageSet, options: OnnxOptions, parameters: int, macs: int
+) -> Metadata:
     """What the artifact will say about itself, as far as it is known before the checks."""
     from . import samples
 
     recorded_lineage = without_folders(checkpoint.lineage)
     data = dict(recorded_lineage.get("data") or {})
-    data["held_out"] = {"spec": without_folders(held_out.name), "images": len(held_out), "sha256": held_out.fingerprint(),
-                        "judged_on": samples.judged_on(held_out, options.verify_size, options.seed)}
+    data["held_out"] = {
+        "spec": without_folders(held_out.name),
+        "images": len(held_out),
+        "sha256": held_out.fingerprint(),
+        "judged_on": samples.judged_on(held_out, options.verify_size, options.seed),
+    }
     source = Path(checkpoint.path or "")
     return Metadata(
-        model=checkpoint.model, role=checkpoint.role, preprocess=checkpoint.preprocess, class_names=checkpoint.class_names,
-        parameters=parameters, macs=macs,
+        model=checkpoint.model,
+        role=checkpoint.role,
+        preprocess=checkpoint.preprocess,
+        class_names=checkpoint.class_names,
+        parameters=parameters,
+        macs=macs,
         training={"metrics": checkpoint.metrics, "recipe": recorded_lineage.get("recipe")},
-        lineage={"checkpoint": {"file": source.name, "sha256": files.sha256(source)}, "data": data,
-                 "teacher": recorded_lineage.get("teacher"), "converted": recorded_lineage.get("converted")},
-        versions={**(recorded_lineage.get("versions") or {}), **env.versions(PACKAGES)})
+        lineage={
+            "checkpoint": {"file": source.name, "sha256": files.sha256(source)},
+            "data": data,
+            "teacher": recorded_lineage.get("teacher"),
+            "converted": recorded_lineage.get("converted"),
+        },
+        versions={**(recorded_lineage.get("versions") or {}), **env.versions(PACKAGES)},
+    )
 
 
 def without_folders(value: Any) -> Any:
-    """`value` with every absolute path in it cut to its last part: an artifact is given away, this disk's folders are not.
+    """`value` with every absolute path in it cut to its last part: an artifact is given away, this disk's
+    folders are not.
 
-    What a file or data set was is told by the SHA-256 beside its name. `npz:` and the like before a path stay.
+    What a file or data set was is told by the SHA-256 beside its name. `npz:` and the like before a path
+    stay.
     """
     if isinstance(value, dict):
         return {key: without_folders(each) for key, each in value.items()}
@@ -299,17 +353,31 @@ def without_folders(value: Any) -> Any:
     return value
 
 
-def checked_fp32(model: Any, meta: Metadata, student: Any, merged: Any, held_out: ImageSet, options: OnnxOptions,
-                 folder: Path) -> tuple[bytes, Metadata]:
-    """(content of the fp32 file, its metadata) after merged and ONNX network were found equal to the student."""
+def checked_fp32(
+    model: Any,
+    meta: Metadata,
+    student: Any,
+    merged: Any,
+    held_out: ImageSet,
+    options: OnnxOptions,
+    folder: Path,
+) -> tuple[bytes, Metadata]:
+    """(content of the fp32 file, its metadata) after merged and ONNX network were found equal to
+    the student.
+    """
     from . import graph, samples, verify
 
     chosen = samples.choose(held_out.labels, options.verify_size, options.seed)
     images = np.concatenate(list(real_images(held_out, chosen, meta, "")))
     reference = verify.torch_logits(student, images)
-    merging = verify.require_equal(reference, verify.torch_logits(merged, images), options.atol, "merged against unmerged")
+    merging = verify.require_equal(
+        reference, verify.torch_logits(merged, images), options.atol, "merged against unmerged"
+    )
     with verify.opened(graph.write_metadata(model, meta), folder / "fp32.onnx") as predictor:
-        checks = {"merged": merging.to_dict(), "parity": verify.parity(predictor, reference, images, options.atol)}
+        checks = {
+            "merged": merging.to_dict(),
+            "parity": verify.parity(predictor, reference, images, options.atol),
+        }
     meta = replace(meta, verification=checks)
     return graph.write_metadata(model, meta), meta
 
@@ -326,7 +394,9 @@ def write_sensitivity(options: OnnxOptions, outcome: Any) -> None:
     from . import budget
 
     if outcome is not None and outcome.rows:
-        for path, text in zip(options.sensitivity_files, (budget.to_json(outcome), budget.to_markdown(outcome)), strict=True):
+        for path, text in zip(
+            options.sensitivity_files, (budget.to_json(outcome), budget.to_markdown(outcome)), strict=True
+        ):
             files.write_text(path, text)
         note(f"damage of each layer: {' and '.join(str(path) for path in options.sensitivity_files)}")
 
@@ -341,32 +411,59 @@ def report(options: OnnxOptions, content: bytes, meta: Metadata) -> dict[str, An
     elif found:
         reports.show(options.target, meta, found)
     else:
-        print(f"{options.target}: top-1 agreement with torch {result['parity_agreement_percent']:.2f} % on "
-              f"{result['parity_images']} images, largest logit difference {result['parity_max_abs']:.3g}")
+        print(
+            f"{options.target}: top-1 agreement with torch {result['parity_agreement_percent']:.2f} % on "
+            f"{result['parity_images']} images, largest logit difference {result['parity_max_abs']:.3g}"
+        )
     return result
 
 
 def figures(options: OnnxOptions, content: bytes, meta: Metadata) -> dict[str, Any]:
     """The result as JSON values."""
     checks = meta.verification
-    result = {"output": str(options.target), "sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content),
-              "precision": meta.precision, "model": meta.model, "parameters": meta.parameters, "macs": meta.macs,
-              "placement": (meta.quantization or {}).get("placement"),
-              "parity_images": checks["parity"]["images"], "parity_max_abs": checks["parity"]["max_abs"],
-              "parity_agreement_percent": checks["parity"]["top1_agreement"]}
+    result = {
+        "output": str(options.target),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "size_bytes": len(content),
+        "precision": meta.precision,
+        "model": meta.model,
+        "parameters": meta.parameters,
+        "macs": meta.macs,
+        "placement": (meta.quantization or {}).get("placement"),
+        "parity_images": checks["parity"]["images"],
+        "parity_max_abs": checks["parity"]["max_abs"],
+        "parity_agreement_percent": checks["parity"]["top1_agreement"],
+    }
     key = meta.precision.partition("+")[0]  # int8, with or without fp16
     found = checks.get(key)
     if found:
-        same = ("images", "drop_low_points", "drop_high_points", "right_to_wrong", "wrong_to_right", "kl_nats", "worst_class",
-                "speed")
-        result |= {"fp32_top1_percent": found["fp32_top1"], "fp32_onnx_top1_percent": found["fp32_onnx_top1"],
-                   f"{key}_top1_percent": found["int8_top1"], "drop_points": found["drop"],
-                   f"{key}_agreement_percent": found["agreement"], **{name: found[name] for name in same}}
+        same = (
+            "images",
+            "drop_low_points",
+            "drop_high_points",
+            "right_to_wrong",
+            "wrong_to_right",
+            "kl_nats",
+            "worst_class",
+            "speed",
+        )
+        result |= {
+            "fp32_top1_percent": found["fp32_top1"],
+            "fp32_onnx_top1_percent": found["fp32_onnx_top1"],
+            f"{key}_top1_percent": found["int8_top1"],
+            "drop_points": found["drop"],
+            f"{key}_agreement_percent": found["agreement"],
+            **{name: found[name] for name in same},
+        }
     if meta.quantization:
         how = meta.quantization
-        result |= {"method": how["method"], "int8_macs_percent": how["budget"] and how["budget"]["int8_macs_percent"],
-                   "rolled_back": how["budget"]["float_layers"] if how["budget"] else [], "draws": how["draws"],
-                   "not_for_accuracy": how["not_for_accuracy"]}
+        result |= {
+            "method": how["method"],
+            "int8_macs_percent": how["budget"] and how["budget"]["int8_macs_percent"],
+            "rolled_back": how["budget"]["float_layers"] if how["budget"] else [],
+            "draws": how["draws"],
+            "not_for_accuracy": how["not_for_accuracy"],
+        }
     return result
 
 

@@ -1,4 +1,5 @@
-"""The flags that every int8 export has, with defaults, ranges and reasons; nothing heavy is imported, so that --help is quick.
+"""The flags that every int8 export has, with defaults, ranges and reasons; nothing heavy is imported, so that
+--help is quick.
 
 In:  flags (runtime.commands).
 Out: an `Int8Options`, checked as far as it can be without reading anything.
@@ -18,26 +19,31 @@ from runtime.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Int8Options:
-    """Flags of everything that writes int8; defaults are what measured best on the networks of docs/int8.md."""
+    """Flags of everything that writes int8; defaults are what measured best on the networks of
+    docs/int8.md.
+    """
 
     calib: str | None = None
-    """Training images for calibration (DIR, npz:FILE, digits); the checkpoint's own when not given. random: noise, for speed
-    tests only; the artifact is then marked "not for accuracy" and its accuracy is not held to --max-drop."""
+    """Training images for calibration (DIR, npz:FILE, digits); the checkpoint's own when not given. random:
+    noise, for speed tests only; the artifact is then marked "not for accuracy" and its accuracy is not held
+    to --max-drop."""
     calib_size: int = 512
     """Number of calibration images, as many of each class as possible."""
     calib_method: Literal["auto", "minmax", "percentile", "entropy", "mse"] = "mse"
-    """How a range is chosen: minmax keeps every value, percentile cuts the rarest large ones, entropy loses least information,
-    mse makes the smallest squared error; auto tries all four and keeps the best on held-back calibration images."""
+    """How a range is chosen: minmax keeps every value, percentile cuts the rarest large ones, entropy loses
+    least information, mse makes the smallest squared error; auto tries all four and keeps the best on
+    held-back calibration images."""
     percentile: float = 99.999
     """Share of |activation| kept inside the int8 range by the percentile method, percent, above 50 to 100."""
     calib_draws: int = 1
-    """Repeat with so many different draws of calibration images and report the spread of accuracy; the first draw is written."""
+    """Repeat with so many different draws of calibration images and report the spread of accuracy; the first
+    draw is written."""
     calib_cache: Annotated[str, tyro.conf.arg(metavar="DIR|none")] = ""
-    """Folder of calibration statistics kept for the next export of the same weights on the same images, by default
-    ~/.cache/large2small/calibration; none: keep nothing."""
+    """Folder of calibration statistics kept for the next export of the same weights on the same images, by
+    default ~/.cache/large2small/calibration; none: keep nothing."""
     max_drop: float = 1.0
-    """Largest loss of top-1 against the fp32 student on --data, points. Layers go back to float until it holds; if it cannot,
-    nothing is written."""
+    """Largest loss of top-1 against the fp32 student on --data, points. Layers go back to float until it
+    holds; if it cannot, nothing is written."""
     accuracy_size: int = 5000
     """At most so many labelled images for that check, stratified."""
     exclude: tuple[str, ...] = ()
@@ -49,13 +55,17 @@ class Int8Options:
     last_layer: Literal["auto", "int8", "float"] = "auto"
     """Precision of the layer that makes the logits: the same."""
     weight_scales: Literal["max", "mse"] = "max"
-    """Scale of each output channel of a weight: its largest value, or the one with the smallest squared error."""
+    """Scale of each output channel of a weight: its largest value, or the one with the smallest squared
+    error."""
     equalize: bool = False
-    """Cross-layer equalization before calibration: for networks whose channels differ much in range, such as depthwise ones."""
+    """Cross-layer equalization before calibration: for networks whose channels differ much in range, such as
+    depthwise ones."""
     bias_correction: bool = False
-    """Take the mean error that rounded weights make in every channel back out of the bias; reads the images twice more."""
+    """Take the mean error that rounded weights make in every channel back out of the bias; reads the images
+    twice more."""
     sensitivity: bool = False
-    """Measure every layer's damage even when the budget holds at once; written to NAME.sensitivity.json and .md."""
+    """Measure every layer's damage even when the budget holds at once; written to NAME.sensitivity.json and
+    .md."""
 
 
 def flag(name: str) -> str:
@@ -74,17 +84,31 @@ def check_int8(options: Int8Options, fp16: bool) -> None:
     """Raise UsageError for settings that cannot be, before anything is read."""
     check_sizes(options)
     if not 50 < options.percentile <= 100:
-        raise UsageError(f"--percentile {options.percentile}: expected above 50 and at most 100 "
-                         "(99.99 keeps all but 1 value in 10,000)")
+        raise UsageError(
+            f"--percentile {options.percentile}: expected above 50 and at most 100 "
+            "(99.99 keeps all but 1 value in 10,000)"
+        )
     if options.depthwise == "fp16" and not fp16:
         raise UsageError("--depthwise fp16 is only read with --fp16. Add --fp16, or give --depthwise fp32")
     if options.calib == "random" and (options.calib_method == "auto" or options.calib_draws > 1):
-        raise UsageError("--calib random has no labels to choose a method or compare draws by. Leave --calib-method auto and "
-                         "--calib-draws out, or give training images: --calib DIR")
+        raise UsageError(
+            "--calib random has no labels to choose a method or compare draws by. Leave --calib-method auto"
+            " and --calib-draws out, or give training images: --calib DIR"
+        )
 
 
-CALIBRATED = ("calib_method", "percentile", "calib_draws", "exclude", "depthwise", "first_layer", "last_layer", "weight_scales",
-              "equalize", "bias_correction")
+CALIBRATED = (
+    "calib_method",
+    "percentile",
+    "calib_draws",
+    "exclude",
+    "depthwise",
+    "first_layer",
+    "last_layer",
+    "weight_scales",
+    "equalize",
+    "bias_correction",
+)
 """Settings of a calibration, which a checkpoint trained as int8 does not have."""
 
 
@@ -93,8 +117,10 @@ def refuse_calibrated(options: Int8Options, path: object) -> None:
     defaults = {field.name: field.default for field in fields(Int8Options)}
     for name in CALIBRATED:
         if getattr(options, name) != defaults[name]:
-            raise UsageError(f"{flag(name)}: {path} holds weights, layers and scales trained as int8, which are exported as they "
-                             f"are. Leave {flag(name)} out, or export the student it began with")
+            raise UsageError(
+                f"{flag(name)}: {path} holds weights, layers and scales trained as int8, which are exported"
+                f" as they are. Leave {flag(name)} out, or export the student it began with"
+            )
 
 
 def note(text: str) -> None:

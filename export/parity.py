@@ -1,12 +1,13 @@
-"""`distill parity`: proof that training, calibration and the runtime see the same pixels and take the same decisions.
+"""`distill parity`: proof that training, calibration and the runtime see the same pixels and take the same
+decisions.
 
 In:  a checkpoint, an artifact made from it, labelled images.
 Out: the numbers; GateError naming the first step and the first image that differ.
-Elsewhere: the three roads themselves: distill.data.eval_loader, export.samples.batches, runtime.predictor; the checks every
-     export makes on some images (export.verify).
+Elsewhere: the three roads themselves: distill.data.eval_loader, export.samples.batches, runtime.predictor;
+     the checks every export makes on some images (export.verify).
 
-The steps, in this order: preprocessing spec, class names, labels and pixels of every image, logits and decisions. The roads
-share code today; this is what notices when they no longer do.
+The steps, in this order: preprocessing spec, class names, labels and pixels of every image, logits and
+decisions. The roads share code today; this is what notices when they no longer do.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Do training, calibration and runtime see the same pixels and take the same decisions?
 
-Every image goes the way of training's evaluation, of calibration, and of an application that has only the file: the pixels
-must be equal bit for bit, fp32 logits equal within --atol, decisions of int8 and fp16 equal on --min-agreement percent.
+Every image goes the way of training's evaluation, of calibration, and of an application that has only the
+file: the pixels must be equal bit for bit, fp32 logits equal within --atol, decisions of int8 and fp16 equal
+on --min-agreement percent.
 
 examples:
 
@@ -81,8 +83,10 @@ class ParityOptions:
 
     def __post_init__(self) -> None:
         if self.size < 0 or not self.atol > 0 or not 0 <= self.min_agreement <= 100:
-            raise UsageError(f"size {self.size}, atol {self.atol:g}, min-agreement {self.min_agreement:g}: expected size 0 (all) "
-                             "or more, atol above 0, min-agreement 0 to 100 percent")
+            raise UsageError(
+                f"size {self.size}, atol {self.atol:g}, min-agreement {self.min_agreement:g}: expected size 0"
+                " (all) or more, atol above 0, min-agreement 0 to 100 percent"
+            )
         if self.img_size is not None and self.img_size < 1:
             raise UsageError(f"img-size {self.img_size}: expected 1 or more pixels")
 
@@ -94,7 +98,9 @@ def run(options: ParityOptions) -> None:
 
 
 def compare(options: ParityOptions) -> dict[str, Any]:
-    """Every step on every chosen image; returns the numbers. Raises GateError naming the step and the image that differ."""
+    """Every step on every chosen image; returns the numbers. Raises GateError naming the step and the image
+    that differ.
+    """
     from . import onnx_command, samples, verify
 
     checkpoint, images = onnx_command.open_inputs(options)
@@ -106,12 +112,21 @@ def compare(options: ParityOptions) -> dict[str, Any]:
         for pixels in same_pixels(images, chosen, checkpoint.preprocess, predictor):
             reference.append(verify.torch_logits(student, pixels))
             logits.append(predictor.logits_in_batches(pixels))
-        decisions = compare_decisions(np.concatenate(reference), np.concatenate(logits), predictor, images, chosen, options)
+        decisions = compare_decisions(
+            np.concatenate(reference), np.concatenate(logits), predictor, images, chosen, options
+        )
         made_from = (predictor.metadata.lineage.get("checkpoint") or {}).get("sha256")
-        return {"checkpoint": str(options.checkpoint), "file": str(options.file), "precision": predictor.metadata.precision,
-                "made_from_this_checkpoint": made_from and made_from == files.sha256(options.checkpoint),
-                "data": images.name, "images": len(chosen), "classes": len(images.class_names),
-                "preprocess": predictor.preprocess.to_dict(), **decisions}
+        return {
+            "checkpoint": str(options.checkpoint),
+            "file": str(options.file),
+            "precision": predictor.metadata.precision,
+            "made_from_this_checkpoint": made_from and made_from == files.sha256(options.checkpoint),
+            "data": images.name,
+            "images": len(chosen),
+            "classes": len(images.class_names),
+            "preprocess": predictor.preprocess.to_dict(),
+            **decisions,
+        }
 
 
 def require_same_spec(ours: Preprocess, predictor: Predictor) -> None:
@@ -119,19 +134,32 @@ def require_same_spec(ours: Preprocess, predictor: Predictor) -> None:
     theirs = asdict(predictor.preprocess)
     for name, value in asdict(ours).items():
         if value != theirs[name]:
-            hint = ". Was it exported with --img-size? Give the same here" if name == "input_size" else ". Export it again"
-            raise GateError(f"step preprocessing: {name} is {value} in the checkpoint, {theirs[name]} in {predictor.path}{hint}")
+            hint = (
+                ". Was it exported with --img-size? Give the same here"
+                if name == "input_size"
+                else ". Export it again"
+            )
+            raise GateError(
+                f"step preprocessing: {name} is {value} in the checkpoint, {theirs[name]} in"
+                f" {predictor.path}{hint}"
+            )
 
 
 def require_same_names(checkpoint: Checkpoint, predictor: Predictor) -> None:
     """Raise GateError naming the first class that is another one in the artifact."""
     difference = first_class_difference(checkpoint.class_names or [], predictor.class_names or [])
     if difference:
-        raise GateError(f"step class names: {difference} (checkpoint against {predictor.path}). Export it again")
+        raise GateError(
+            f"step class names: {difference} (checkpoint against {predictor.path}). Export it again"
+        )
 
 
-def same_pixels(images: ImageSet, chosen: np.ndarray, preprocess: Preprocess, predictor: Predictor) -> Iterator[np.ndarray]:
-    """The chosen images as the runtime sees them, (n, C, H, W) float32, once both other roads were found to see the same."""
+def same_pixels(
+    images: ImageSet, chosen: np.ndarray, preprocess: Preprocess, predictor: Predictor
+) -> Iterator[np.ndarray]:
+    """The chosen images as the runtime sees them, (n, C, H, W) float32, once both other roads were found to
+    see the same.
+    """
     import torch
 
     from distill.data import eval_loader
@@ -145,7 +173,7 @@ def same_pixels(images: ImageSet, chosen: np.ndarray, preprocess: Preprocess, pr
     evaluation = eval_loader(Subset(images, chosen), preprocess, BATCH, 0, torch.device("cpu"))
     for training, (calibrating, its_labels) in zip(evaluation, calibration, strict=True):
         require_readable(training.bad, skip_bad=False)
-        some = [int(i) for i in chosen[done:done + BATCH]]
+        some = [int(i) for i in chosen[done : done + BATCH]]
         running = predictor.preprocess.batch(application_input(images, i) for i in some)
         for k, index in enumerate(some):
             where = f"image {done + k + 1} of {len(chosen)}, {images.item_name(index)}"
@@ -156,7 +184,9 @@ def same_pixels(images: ImageSet, chosen: np.ndarray, preprocess: Preprocess, pr
 
 
 def application_input(images: ImageSet, index: int) -> Any:
-    """What an application would hand to the runtime: the file, or the encoded image where there is no file."""
+    """What an application would hand to the runtime: the file, or the encoded image where there is
+    no file.
+    """
     if isinstance(images, FolderSet):
         return images.item_name(index)
     encoded = io.BytesIO()
@@ -165,29 +195,45 @@ def application_input(images: ImageSet, index: int) -> Any:
 
 
 def require_same_label(images: ImageSet, index: int, training: int, calibrating: int, where: str) -> None:
-    """Raise GateError unless both labels name the class that the image's own folder (else the set's list) does."""
+    """Raise GateError unless both labels name the class that the image's own folder (else the set's list)
+    does.
+    """
     names = images.class_names
-    own = Path(images.item_name(index)).parent.name if isinstance(images, FolderSet) else names[images.labels[index]]
+    own = (
+        Path(images.item_name(index)).parent.name
+        if isinstance(images, FolderSet)
+        else names[images.labels[index]]
+    )
     for label, road in zip((training, calibrating), ROADS, strict=False):
         if not 0 <= label < len(names) or names[label] != own:
             said = repr(names[label]) if 0 <= label < len(names) else f"class {label} of {len(names)}"
-            raise GateError(f"step labels: {where}: {road} calls it {said}; it is {own!r}. Labels and images are not in the same "
-                            "order: check the data set")
+            raise GateError(
+                f"step labels: {where}: {road} calls it {said}; it is {own!r}. Labels and images are not in"
+                " the same order: check the data set"
+            )
 
 
 def require_same_pixels(roads: list[np.ndarray], preprocess: Preprocess, where: str) -> None:
-    """Raise GateError unless three arrays (C, H, W), in the order of ROADS, are equal bit for bit; says which one is alone."""
+    """Raise GateError unless three arrays (C, H, W), in the order of ROADS, are equal bit for bit; says which
+    one is alone.
+    """
     raw = [array.tobytes() + str((array.shape, array.dtype)).encode() for array in roads]
     if raw[0] == raw[1] == raw[2]:
         return
     odd = next((k for k in range(3) if raw[k - 1] == raw[k - 2]), None)  # the other two are equal
     one, other = (0, 1) if odd is None else (odd, (odd + 1) % 3)
-    which = "all three roads differ" if odd is None else f"{ROADS[odd]} differs from {ROADS[odd - 2]} and {ROADS[odd - 1]}"
+    which = (
+        "all three roads differ"
+        if odd is None
+        else f"{ROADS[odd]} differs from {ROADS[odd - 2]} and {ROADS[odd - 1]}"
+    )
     raise GateError(f"step pixels: {where}: {which}, {difference(roads[one], roads[other], preprocess)}")
 
 
 def difference(one: np.ndarray, other: np.ndarray, preprocess: Preprocess) -> str:
-    """Where two preprocessed images (C, H, W) part most, in levels of 0 to 255 of the pixel before mean and std."""
+    """Where two preprocessed images (C, H, W) part most, in levels of 0 to 255 of the pixel before mean and
+    std.
+    """
     if one.shape != other.shape or one.dtype != other.dtype:
         return f"{one.dtype} {one.shape} against {other.dtype} {other.shape}"
     spread = 255 * np.reshape(preprocess.std, (3, 1, 1))
@@ -196,17 +242,27 @@ def difference(one: np.ndarray, other: np.ndarray, preprocess: Preprocess) -> st
     apart = np.abs(one - other)
     channel, row, column = np.unravel_index(int(np.argmax(apart)), apart.shape)
     exchanged = np.allclose(one[::-1], other, atol=0.01)
-    return (f"most by {apart.max():.3g} of 255 levels at {COLOURS[channel]}, row {row}, column {column}"
-            + (": red and blue are exchanged" if exchanged else ""))
+    return f"most by {apart.max():.3g} of 255 levels at {COLOURS[channel]}, row {row}, column {column}" + (
+        ": red and blue are exchanged" if exchanged else ""
+    )
 
 
-def compare_decisions(reference: np.ndarray, logits: np.ndarray, predictor: Predictor, images: ImageSet, chosen: np.ndarray,
-                      options: ParityOptions) -> dict[str, Any]:
-    """The checkpoint's logits (N, K) against the artifact's, same images. Raises GateError: for fp32 at any difference above
-    --atol or any other decision, otherwise below --min-agreement."""
+def compare_decisions(
+    reference: np.ndarray,
+    logits: np.ndarray,
+    predictor: Predictor,
+    images: ImageSet,
+    chosen: np.ndarray,
+    options: ParityOptions,
+) -> dict[str, Any]:
+    """The checkpoint's logits (N, K) against the artifact's, same images. Raises GateError: for fp32 at any
+    difference above --atol or any other decision, otherwise below --min-agreement.
+    """
     if reference.shape != logits.shape or not (np.isfinite(reference).all() and np.isfinite(logits).all()):
-        raise GateError(f"step logits: {reference.shape} of the checkpoint against {logits.shape} of {predictor.path}, "
-                        "or some are not finite. Export it again")
+        raise GateError(
+            f"step logits: {reference.shape} of the checkpoint against {logits.shape} of {predictor.path}, "
+            "or some are not finite. Export it again"
+        )
     names, labels = images.class_names, images.labels[chosen]
     guessed = np.array([rows[0].label for rows in predictor.predictions(logits, 1)])
     wanted = np.array([names[k] for k in reference.argmax(1)])
@@ -217,16 +273,30 @@ def compare_decisions(reference: np.ndarray, logits: np.ndarray, predictor: Pred
     wrong = ~same | (apart > allowed) if exact else ~same
     if wrong.any() and (exact or agreement < options.min_agreement):
         k = int(np.argmax(wrong))
-        limit = (f"its logits differ by {apart[k]:.3g}, allowed {allowed:.3g} = {options.atol:g} x logit scale {scale:.3g}"
-                 if exact else
-                 f"decisions agree on {agreement:.2f} % of {len(same)} images, at least {options.min_agreement:g} % expected")
-        raise GateError(f"step {'logits' if same[k] else 'decisions'}: image {k + 1} of {len(same)}, "
-                        f"{images.item_name(int(chosen[k]))}: the checkpoint says {wanted[k]}, {predictor.path} {guessed[k]}; "
-                        f"{limit}. Is it made from this checkpoint? See distill inspect {predictor.path} --checkpoint CKPT")
-    return {"agreement_percent": agreement, "max_abs_logit_difference": float(apart.max()), "logit_scale": scale,
-            "allowed_logit_difference": allowed, "min_agreement_percent": 100.0 if exact else options.min_agreement,
-            "checkpoint_top1_percent": 100 * float((reference.argmax(1) == labels).mean()),
-            "file_top1_percent": 100 * float((logits.argmax(1) == labels).mean())}
+        limit = (
+            f"its logits differ by {apart[k]:.3g}, allowed {allowed:.3g} = {options.atol:g} x logit scale"
+            f" {scale:.3g}"
+            if exact
+            else (
+                f"decisions agree on {agreement:.2f} % of {len(same)} images, at least"
+                f" {options.min_agreement:g} % expected"
+            )
+        )
+        raise GateError(
+            f"step {'logits' if same[k] else 'decisions'}: image {k + 1} of {len(same)},"
+            f" {images.item_name(int(chosen[k]))}: the checkpoint says {wanted[k]}, {predictor.path}"
+            f" {guessed[k]}; {limit}. Is it made from this checkpoint? See distill inspect {predictor.path}"
+            " --checkpoint CKPT"
+        )
+    return {
+        "agreement_percent": agreement,
+        "max_abs_logit_difference": float(apart.max()),
+        "logit_scale": scale,
+        "allowed_logit_difference": allowed,
+        "min_agreement_percent": 100.0 if exact else options.min_agreement,
+        "checkpoint_top1_percent": 100 * float((reference.argmax(1) == labels).mean()),
+        "file_top1_percent": 100 * float((logits.argmax(1) == labels).mean()),
+    }
 
 
 def show(values: dict[str, Any]) -> None:
@@ -236,19 +306,43 @@ def show(values: dict[str, Any]) -> None:
     from rich.table import Table
 
     n, exact = values["images"], values["allowed_logit_difference"]
-    table = Table("step", "result", title=f"{values['checkpoint']} against {values['file']}", title_justify="left",
-                  box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    limit = f" (allowed {exact:.3g})" if exact else f" (int8 and fp16 round; {values['min_agreement_percent']:g} % asked for)"
-    for row in (("preprocessing", "equal"), ("class names", f"{values['classes']} equal, in the same order"),
-                ("labels", f"equal on {n} images"), ("pixels", f"equal bit for bit on {n} images: {', '.join(ROADS)}"),
-                ("logits", f"largest difference {values['max_abs_logit_difference']:.3g} at scale {values['logit_scale']:.3g}"
-                 + (limit if exact else "")),
-                ("decisions", f"equal on {values['agreement_percent']:.2f} % of {n} images" + ("" if exact else limit))):
+    table = Table(
+        "step",
+        "result",
+        title=f"{values['checkpoint']} against {values['file']}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    limit = (
+        f" (allowed {exact:.3g})"
+        if exact
+        else f" (int8 and fp16 round; {values['min_agreement_percent']:g} % asked for)"
+    )
+    for row in (
+        ("preprocessing", "equal"),
+        ("class names", f"{values['classes']} equal, in the same order"),
+        ("labels", f"equal on {n} images"),
+        ("pixels", f"equal bit for bit on {n} images: {', '.join(ROADS)}"),
+        (
+            "logits",
+            f"largest difference {values['max_abs_logit_difference']:.3g} at scale"
+            f" {values['logit_scale']:.3g}" + (limit if exact else ""),
+        ),
+        (
+            "decisions",
+            f"equal on {values['agreement_percent']:.2f} % of {n} images" + ("" if exact else limit),
+        ),
+    ):
         table.add_row(*row)
     screen = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     screen.print(table)
-    screen.print(f"top-1 on these images: checkpoint {values['checkpoint_top1_percent']:.2f} %, {values['precision']} file "
-                 f"{values['file_top1_percent']:.2f} % (n={n} of {values['data']})", soft_wrap=True)
+    screen.print(
+        f"top-1 on these images: checkpoint {values['checkpoint_top1_percent']:.2f} %, {values['precision']}"
+        f" file {values['file_top1_percent']:.2f} % (n={n} of {values['data']})",
+        soft_wrap=True,
+    )
     if values["made_from_this_checkpoint"] is False:
         screen.print("note: by its lineage the file was made from another checkpoint", soft_wrap=True)
 
@@ -259,6 +353,8 @@ def _opened(path: Path) -> Predictor:
         warnings.simplefilter("ignore")  # what is unknown is an error here
         predictor = load(path)
     if predictor.unknown:
-        raise ArtifactError(f"{path}: carries no {' and no '.join(predictor.unknown)}, so there is nothing to compare. Export it "
-                            "with distill export onnx")
+        raise ArtifactError(
+            f"{path}: carries no {' and no '.join(predictor.unknown)}, so there is nothing to compare. Export"
+            " it with distill export onnx"
+        )
     return predictor

@@ -1,8 +1,10 @@
-"""In which precision each operator of an ONNX graph computes, and what share of the multiply-accumulates that is.
+"""In which precision each operator of an ONNX graph computes, and what share of the multiply-accumulates that
+is.
 
 In:  any ONNX model, ours or foreign, with or without Q/DQ; on wish the size of its images.
 Out: one `Row` per operator type, the costliest first.
-Elsewhere: multiply-accumulates of fp32 layers by name (export.macs), what the file says about itself (runtime.artifact).
+Elsewhere: multiply-accumulates of fp32 layers by name (export.macs), what the file says about itself
+(runtime.artifact).
 """
 
 from __future__ import annotations
@@ -20,10 +22,23 @@ from .view import attribute
 CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Cast", "Constant", "Identity")
 """What only changes the form of numbers; counted apart."""
 INTEGERS = (TensorProto.INT8, TensorProto.UINT8)
-NAMES = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.INT8: "int8", TensorProto.UINT8: "int8"}
+NAMES = {
+    TensorProto.FLOAT: "fp32",
+    TensorProto.FLOAT16: "fp16",
+    TensorProto.INT8: "int8",
+    TensorProto.UINT8: "int8",
+}
 PRECISIONS = ("int8", "fp16", "fp32", "other")
-OPERANDS = {"Conv": (0, 1), "ConvTranspose": (0, 1), "Gemm": (0, 1), "MatMul": (0, 1), "ConvInteger": (0, 1),
-            "MatMulInteger": (0, 1), "QLinearConv": (0, 3), "QLinearMatMul": (0, 3)}
+OPERANDS = {
+    "Conv": (0, 1),
+    "ConvTranspose": (0, 1),
+    "Gemm": (0, 1),
+    "MatMul": (0, 1),
+    "ConvInteger": (0, 1),
+    "MatMulInteger": (0, 1),
+    "QLinearConv": (0, 3),
+    "QLinearMatMul": (0, 3),
+}
 """The operators that multiply, and the places of the two factors among their inputs."""
 
 
@@ -40,21 +55,30 @@ class Row:
     """False when the shapes of a layer could not be inferred."""
 
     def to_dict(self) -> dict[str, Any]:
-        return {"operator": self.operator, "count": dict(self.count), "macs": dict(self.macs) if self.macs_known else None}
+        return {
+            "operator": self.operator,
+            "count": dict(self.count),
+            "macs": dict(self.macs) if self.macs_known else None,
+        }
 
 
 def table(model: ModelProto, size: tuple[int, int] | None = None) -> list[Row]:
-    """Operators by type. A multiplying one is int8 when both its factors are, another one when all its changing inputs are:
-    either 8-bit numbers themselves, or fresh from a DequantizeLinear of such.
+    """Operators by type. A multiplying one is int8 when both its factors are, another one when all its
+    changing inputs are: either 8-bit numbers themselves, or fresh from a DequantizeLinear of such.
 
     size: (height, width) of the images, where the model leaves them free.
     """
     graph = _inferred(model, size).graph
     types, shapes = _types_and_shapes(graph)
-    integer = {node.output[0] for node in graph.node
-               if node.op_type == "DequantizeLinear" and types.get(node.input[0]) in INTEGERS}
+    integer = {
+        node.output[0]
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and types.get(node.input[0]) in INTEGERS
+    }
     integer |= {name for name, kind in types.items() if kind in INTEGERS}
-    fixed = {tensor.name for tensor in graph.initializer} | {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    fixed = {tensor.name for tensor in graph.initializer} | {
+        node.output[0] for node in graph.node if node.op_type == "Constant"
+    }
     rows: dict[str, Row] = {}
     for node in graph.node:
         if node.op_type in CONVERSIONS:
@@ -99,7 +123,9 @@ def _macs(node: NodeProto, shapes: dict[str, list[int]]) -> int | None:
     made = shapes.get(node.output[0])
     if first is None or second is None or made is None:
         return None
-    if node.op_type == "ConvTranspose":  # every value that goes in meets the whole kernel of each of its outputs
+    if (
+        node.op_type == "ConvTranspose"
+    ):  # every value that goes in meets the whole kernel of each of its outputs
         return math.prod(first) * math.prod(second[1:])
     if "Conv" in node.op_type:
         return math.prod(made) * math.prod(second[1:])
@@ -122,12 +148,16 @@ def _inferred(model: ModelProto, size: tuple[int, int] | None) -> ModelProto:
         value.type.tensor_type.ClearField("shape")
     try:
         return onnx.shape_inference.infer_shapes(one, data_prop=True)
-    except onnx.shape_inference.InferenceError:  # a foreign graph that contradicts itself: its nodes can still be counted
+    except (
+        onnx.shape_inference.InferenceError
+    ):  # a foreign graph that contradicts itself: its nodes can still be counted
         return one
 
 
 def _types_and_shapes(graph: onnx.GraphProto) -> tuple[dict[str, int], dict[str, list[int]]]:
-    """{tensor: element type} and {tensor: sizes}, the latter without those that are not known to the last size."""
+    """{tensor: element type} and {tensor: sizes}, the latter without those that are not known to the last
+    size.
+    """
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     for value in [*graph.input, *graph.value_info, *graph.output]:

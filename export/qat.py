@@ -1,11 +1,14 @@
 """Quantization-aware distillation: the student is trained as the very int8 graph that export will write.
 
 In:  a trained student, its training images, a teacher or None; later a checkpoint that this training wrote.
-Out: `QatTrainer`, a Trainer of that graph; `trained`, from its checkpoint to the parts that export.quantize takes.
-Elsewhere: the graph in torch (export.torch_graph), everything else about training (distill.trainer), flags (export.qat_command).
+Out: `QatTrainer`, a Trainer of that graph; `trained`, from its checkpoint to the parts that export.quantize
+takes.
+Elsewhere: the graph in torch (export.torch_graph), everything else about training (distill.trainer), flags
+(export.qat_command).
 
-The checkpoint's state_dict stays the fp32 student, so that accuracy budgets are held against it; what was learned lies beside
-it in `quantized`: float weights, a scale per tensor, placement and rules. Batch norm is folded before training starts.
+The checkpoint's state_dict stays the fp32 student, so that accuracy budgets are held against it; what was
+learned lies beside it in `quantized`: float weights, a scale per tensor, placement and rules. Batch norm is
+folded before training starts.
 """
 
 from __future__ import annotations
@@ -30,7 +33,17 @@ from runtime.images import ImageSet
 
 from . import graph, samples
 from .calibrate import calibrate
-from .quantize import LARGEST, PLACEMENTS, Int8Weight, Plan, Rules, channel_axis, plan, quantize, with_shared_ranges
+from .quantize import (
+    LARGEST,
+    PLACEMENTS,
+    Int8Weight,
+    Plan,
+    Rules,
+    channel_axis,
+    plan,
+    quantize,
+    with_shared_ranges,
+)
 from .ranges import Range
 from .torch_graph import TorchGraph, grids_of, scales_of
 from .view import View
@@ -53,14 +66,24 @@ class QatSettings:
 class QatTrainer(Trainer):
     """Trains the student's quantized ONNX graph instead of the student; the other arguments are Trainer's.
 
-    train_size: fine-tune on so many training images, stratified; 0: all. Starting ranges are calibrated on the training images,
-    or come from RUN/last.pth where that exists and `resumes`.
+    train_size: fine-tune on so many training images, stratified; 0: all. Starting ranges are calibrated on
+    the training images, or come from RUN/last.pth where that exists and `resumes`.
     """
 
-    def __init__(self, settings: QatSettings, train_size: int, resumes: bool, recipe: Recipe, folder: Path, train: ImageSet,
-                 *others: Any) -> None:
+    def __init__(
+        self,
+        settings: QatSettings,
+        train_size: int,
+        resumes: bool,
+        recipe: Recipe,
+        folder: Path,
+        train: ImageSet,
+        *others: Any,
+    ) -> None:
         if not len(train.labels):
-            raise UsageError(f"{train.name}: a stream cannot be sampled for calibration. Give an image folder: --data DIR")
+            raise UsageError(
+                f"{train.name}: a stream cannot be sampled for calibration. Give an image folder: --data DIR"
+            )
         self.settings, self.resumes = settings, resumes
         self.calibration_images, self.calibration_seed = train, recipe.seed
         self.before: dict[str, float] = {}
@@ -89,40 +112,74 @@ class QatTrainer(Trainer):
                 return {tensor: Range(*limits) for tensor, limits in entry["ranges"].items()}
         images, settings = self.calibration_images, self.settings
         chosen = samples.choose(images.labels, settings.calib_size, self.calibration_seed)
-        batches = (batch for batch, _ in samples.batches(images, chosen, self.preprocess, about="calibrating"))
-        return calibrate(self.fp32, self.plan.tensors, batches, settings.calib_method, settings.percentile,
-                         unsigned=PLACEMENTS[settings.placement].unsigned)
+        batches = (
+            batch for batch, _ in samples.batches(images, chosen, self.preprocess, about="calibrating")
+        )
+        return calibrate(
+            self.fp32,
+            self.plan.tensors,
+            batches,
+            settings.calib_method,
+            settings.percentile,
+            unsigned=PLACEMENTS[settings.placement].unsigned,
+        )
 
     def fit(self) -> dict[str, Any]:
         """As Trainer.fit, having measured what this training is to mend."""
         if not self.before:
-            found = {name: evaluate(network, self.val_loader, self.device, channels_last=self.recipe.channels_last,
-                                    skip_bad=self.recipe.skip_bad_images)
-                     for name, network in (("fp32", self.student.to(self.device)), ("int8", self.model))}
-            self.before = {f"{name}_{key}": getattr(accuracy, key) for name, accuracy in found.items()
-                           for key in ("top1", "top5", "loss")}
-        self.more = {"fp32_top1_percent": self.before["fp32_top1"],
-                     "untrained_int8_top1_percent": self.before["int8_top1"], "placement": self.settings.placement}
+            found = {
+                name: evaluate(
+                    network,
+                    self.val_loader,
+                    self.device,
+                    channels_last=self.recipe.channels_last,
+                    skip_bad=self.recipe.skip_bad_images,
+                )
+                for name, network in (("fp32", self.student.to(self.device)), ("int8", self.model))
+            }
+            self.before = {
+                f"{name}_{key}": getattr(accuracy, key)
+                for name, accuracy in found.items()
+                for key in ("top1", "top5", "loss")
+            }
+        self.more = {
+            "fp32_top1_percent": self.before["fp32_top1"],
+            "untrained_int8_top1_percent": self.before["int8_top1"],
+            "placement": self.settings.placement,
+        }
         return super().fit()
 
     def _checkpoint(self, weights: dict[str, Tensor], metrics: dict[str, Any]) -> Checkpoint:
-        """The fp32 student, and beside it the trained graph; `top1` is the student's, `int8_top1` the graph's."""
+        """The fp32 student, and beside it the trained graph; `top1` is the student's, `int8_top1` the
+        graph's.
+        """
         if metrics:
             kept = {key: metrics[key] for key in ("epoch", "images", "weights")}
-            metrics = {"top1": self.before["fp32_top1"], "top5": self.before["fp32_top5"], "loss": self.before["fp32_loss"],
-                       "int8_top1": metrics["top1"], "int8_top5": metrics["top5"], "int8_loss": metrics["loss"],
-                       "untrained_int8_top1": self.before["int8_top1"], **kept}
+            metrics = {
+                "top1": self.before["fp32_top1"],
+                "top5": self.before["fp32_top5"],
+                "loss": self.before["fp32_loss"],
+                "int8_top1": metrics["top1"],
+                "int8_top5": metrics["top5"],
+                "int8_loss": metrics["loss"],
+                "untrained_int8_top1": self.before["int8_top1"],
+                **kept,
+            }
         found = super()._checkpoint(self.student.state_dict(), metrics)
         scales = scales_of(self.model, weights)
         scales |= {tensor: scales[first] for tensor, first in self.shared.items()}
         zeros = {grid.tensor: grid.zero for grid in grids_of(self.model).values()}
         found.quantized = {
-            "schema": SCHEMA, "settings": plain(self.settings), "layers": list(self.plan.layers),
+            "schema": SCHEMA,
+            "settings": plain(self.settings),
+            "layers": list(self.plan.layers),
             "ranges": {tensor: [float(limit) for limit in range_] for tensor, range_ in self.ranges.items()},
             "zero_points": {tensor: zeros[first] for tensor, first in self.shared.items()},
             "state": {name: value.detach().cpu().contiguous() for name, value in weights.items()},
             "scales": {tensor: scale.cpu() for tensor, scale in scales.items()},
-            "fp32_sha256": weights_sha256(found.state_dict), "before": self.before}
+            "fp32_sha256": weights_sha256(found.state_dict),
+            "before": self.before,
+        }
         return found
 
     def _restore(self, last: Checkpoint) -> None:
@@ -130,14 +187,20 @@ class QatTrainer(Trainer):
         then, now = entry["settings"], plain(self.settings)
         for key in now:
             if then.get(key) != now[key]:
-                raise UsageError(f"the run to resume has {key} {then.get(key)!r}, asked for is {now[key]!r}. A resumed run keeps "
-                                 "its quantization; start another one with a new --output")
+                raise UsageError(
+                    f"the run to resume has {key} {then.get(key)!r}, asked for is {now[key]!r}. A resumed run"
+                    " keeps its quantization; start another one with a new --output"
+                )
         if entry["fp32_sha256"] != weights_sha256(self.student.state_dict()):
-            raise UsageError(f"{self.recipe.student_ckpt}: is not the student that the run began with. Put it back, "
-                             "or start another run with a new --output")
+            raise UsageError(
+                f"{self.recipe.student_ckpt}: is not the student that the run began with. Put it back, "
+                "or start another run with a new --output"
+            )
         if set(entry["state"]) != set(self.model.state_dict()):
-            raise ArtifactError(f"{last.path}: its graph is not the one that these versions of torch and onnx export. "
-                                "Resume with the versions in its lineage, or start another run")
+            raise ArtifactError(
+                f"{last.path}: its graph is not the one that these versions of torch and onnx export. "
+                "Resume with the versions in its lineage, or start another run"
+            )
         self.model.load_state_dict(entry["state"])
         self.before = entry["before"]
 
@@ -155,9 +218,12 @@ def shared_scales(made: Plan, view: View) -> dict[str, str]:
 
 # from a checkpoint to the graph that is exported
 
+
 @dataclass(frozen=True)
 class Trained:
-    """What export.quantize needs to write the trained graph; also with some layers left float, which keep trained weights."""
+    """What export.quantize needs to write the trained graph; also with some layers left float, which keep
+    trained weights.
+    """
 
     model: ModelProto
     """The fp32 graph with the trained float weights and biases."""
@@ -177,38 +243,58 @@ def placement_of(checkpoint: Checkpoint) -> str:
     try:
         return str(checkpoint.quantized["settings"]["placement"])
     except (KeyError, TypeError) as error:
-        raise ArtifactError(f"{checkpoint.path}: its entry 'quantized' is damaged (no {error}). Train again: distill train "
-                            "--qat") from error
+        raise ArtifactError(
+            f"{checkpoint.path}: its entry 'quantized' is damaged (no {error}). Train again: distill train "
+            "--qat"
+        ) from error
 
 
 def trained(checkpoint: Checkpoint, fp32: ModelProto, placement: str | None = None) -> Trained:
-    """The parts of the graph that `distill train --qat` trained. fp32: export.graph.to_onnx of the checkpoint's student.
+    """The parts of the graph that `distill train --qat` trained. fp32: export.graph.to_onnx of the
+    checkpoint's student.
 
-    Raises UsageError when `placement` is not the one it was trained for, ArtifactError when the checkpoint is damaged or this
-    graph is not the one it was trained as (another opset or exporter).
+    Raises UsageError when `placement` is not the one it was trained for, ArtifactError when the checkpoint is
+    damaged or this graph is not the one it was trained as (another opset or exporter).
     """
     entry = require_entry(checkpoint)
     settings = QatSettings(**entry["settings"] | {"rules": rules_from(entry["settings"]["rules"])})
     if placement not in (None, settings.placement):
-        raise UsageError(f"{checkpoint.path}: was trained for --placement {settings.placement}, not {placement}, which quantizes "
-                         f"other tensors. Give --placement {settings.placement}, or train again with --placement {placement}")
+        raise UsageError(
+            f"{checkpoint.path}: was trained for --placement {settings.placement}, not {placement}, which"
+            f" quantizes other tensors. Give --placement {settings.placement}, or train again with"
+            f" --placement {placement}"
+        )
     if entry["fp32_sha256"] != weights_sha256(checkpoint.state_dict):
-        raise ArtifactError(f"{checkpoint.path}: its int8 weights belong to another fp32 student than the one in the file. "
-                            "Take best.pth as training wrote it")
+        raise ArtifactError(
+            f"{checkpoint.path}: its int8 weights belong to another fp32 student than the one in the file. "
+            "Take best.pth as training wrote it"
+        )
     made = plan(fp32, settings.placement, settings.rules)
     if made.layers != entry["layers"] or set(made.tensors) != set(entry["ranges"]):
         opset = next(each.version for each in fp32.opset_import if not each.domain)
-        advice = (f"It was trained at opset {settings.opset}: give --opset {settings.opset}" if opset != settings.opset else
-                  "Export with the versions in its lineage, or train again with these")
-        raise ArtifactError(f"{checkpoint.path}: the graph of this export (opset {opset}) is not the one that was trained. "
-                            + advice)
+        advice = (
+            f"It was trained at opset {settings.opset}: give --opset {settings.opset}"
+            if opset != settings.opset
+            else "Export with the versions in its lineage, or train again with these"
+        )
+        raise ArtifactError(
+            f"{checkpoint.path}: the graph of this export (opset {opset}) is not the one that was trained. "
+            + advice
+        )
     model = with_weights(fp32, entry["state"])
     scales = {tensor: values.numpy() for tensor, values in entry["scales"].items()}
     view = View(model)
     unsigned = PLACEMENTS[settings.placement].unsigned
-    return Trained(model, made, {tensor: range_of(float(scales[tensor]), entry["zero_points"][tensor], unsigned)
-                                 for tensor in made.tensors}, settings.rules,
-                   {layer: on_grid(layer, scales, view) for layer in made.layers})
+    return Trained(
+        model,
+        made,
+        {
+            tensor: range_of(float(scales[tensor]), entry["zero_points"][tensor], unsigned)
+            for tensor in made.tensors
+        },
+        settings.rules,
+        {layer: on_grid(layer, scales, view) for layer in made.layers},
+    )
 
 
 def to_quantized(checkpoint: Checkpoint, fp32: ModelProto) -> ModelProto:
@@ -236,18 +322,29 @@ def on_grid(layer: str, scales: Mapping[str, np.ndarray], view: View) -> Int8Wei
 
 
 def range_of(scale: float, zero: int, unsigned: bool) -> Range:
-    """The range to which export.quantize gives this scale and zero point; exact, products of a float32 and a byte fit float64."""
-    return Range(-zero * scale, (255 - zero) * scale) if unsigned else Range(-LARGEST * scale, LARGEST * scale)
+    """The range to which export.quantize gives this scale and zero point; exact, products of a float32 and a
+    byte fit float64.
+    """
+    return (
+        Range(-zero * scale, (255 - zero) * scale) if unsigned else Range(-LARGEST * scale, LARGEST * scale)
+    )
 
 
 def require_entry(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What quantization-aware training learned. Raises ArtifactError when there is none, or of another version."""
+    """What quantization-aware training learned. Raises ArtifactError when there is none, or of another
+    version.
+    """
     entry = checkpoint.quantized
     if entry is None:
-        raise ArtifactError(f"{checkpoint.path}: was not trained as an int8 graph. Train it: distill train --qat --resume FILE")
+        raise ArtifactError(
+            f"{checkpoint.path}: was not trained as an int8 graph. Train it: distill train --qat --resume"
+            " FILE"
+        )
     if entry.get("schema") != SCHEMA:
-        raise ArtifactError(f"{checkpoint.path}: quantized weights of schema {entry.get('schema')}; this version reads {SCHEMA}. "
-                            "Install the large2small that wrote it")
+        raise ArtifactError(
+            f"{checkpoint.path}: quantized weights of schema {entry.get('schema')}; this version reads"
+            f" {SCHEMA}. Install the large2small that wrote it"
+        )
     return entry
 
 
@@ -262,8 +359,12 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
 
 def plain(settings: QatSettings) -> dict[str, Any]:
     """As dicts and lists, which a checkpoint may hold."""
-    return asdict(settings) | {"rules": {key: list(value) if isinstance(value, tuple) else value
-                                         for key, value in asdict(settings.rules).items()}}
+    return asdict(settings) | {
+        "rules": {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(settings.rules).items()
+        }
+    }
 
 
 def rules_from(values: Mapping[str, Any]) -> Rules:

@@ -1,4 +1,5 @@
-"""The command `distill train --qat`: from flags and a trained student to a run folder with its int8 graph trained.
+"""The command `distill train --qat`: from flags and a trained student to a run folder with its int8 graph
+trained.
 
 In:  argv: --resume with a checkpoint to start from, or with a run of this kind to continue.
 Out: a run folder as `distill train` makes it; args.yaml also says `qat: true` and how the graph is quantized.
@@ -29,16 +30,32 @@ Takes the student's own recipe from its checkpoint, with few epochs at a low lea
 examples:
   distill train --qat --teacher-ckpt teacher.pth --resume runs/student/best.pth
   distill train --qat --resume runs/student/best.pth --data DIR --placement cpu
-  distill train --qat --student resnet20 --resume resnet20.th --teacher resnet56 --teacher-ckpt resnet56.th --data DIR
+  distill train --qat --student resnet20 --resume resnet20.th --teacher resnet56 --teacher-ckpt t.th --data DIR
   distill train --resume runs/student-qat   (continues an interrupted run)
   distill export onnx --int8 runs/student-qat/best.pth"""
 
 FINE_TUNING: dict[str, Any] = {
-    "epochs": 3, "opt": "adamw", "lr": 5e-5, "weight_decay": 0.0, "sched": "cosine", "warmup_epochs": 0.0, "min_lr": 0.0,
-    "layer_decay": None, "clip_grad": None}
-"""What takes the place of the student's own optimizer and schedule. Adam's steps do not depend on the size of gradients, which
-differs by orders of magnitude between the weights of a student with outlier channels (SGD at 1e-3 diverged on one)."""
-OFF: dict[str, Any] = {"amp": False, "compile": False, "drop": 0.0, "drop_path": 0.0, "sparsity": 0.0, "model_ema": False}
+    "epochs": 3,
+    "opt": "adamw",
+    "lr": 5e-5,
+    "weight_decay": 0.0,
+    "sched": "cosine",
+    "warmup_epochs": 0.0,
+    "min_lr": 0.0,
+    "layer_decay": None,
+    "clip_grad": None,
+}
+"""What takes the place of the student's own optimizer and schedule. Adam's steps do not depend on the size of
+gradients, which differs by orders of magnitude between the weights of a student with outlier channels (SGD at
+1e-3 diverged on one)."""
+OFF: dict[str, Any] = {
+    "amp": False,
+    "compile": False,
+    "drop": 0.0,
+    "drop_path": 0.0,
+    "sparsity": 0.0,
+    "model_ema": False,
+}
 """Settings of the student's training that do not apply to its graph."""
 
 
@@ -47,7 +64,8 @@ class QatOptions(TrainOptions):
     """Flags of `distill train --qat`: those of `distill train`, and how the graph is quantized."""
 
     qat: bool = True
-    """Train the int8 graph of the student that --resume names (a checkpoint; or a run folder of this kind to continue)."""
+    """Train the int8 graph of the student that --resume names (a checkpoint; or a run folder of this kind to
+    continue)."""
     placement: Literal["tensorrt", "cpu"] = "tensorrt"
     """Where Q/DQ stands: for NVIDIA's engines, or for integer CPU kernels; export with the same."""
     calib_size: int = 512
@@ -81,13 +99,21 @@ def run(argv: Sequence[str]) -> None:
     from .int8 import rules_of
     from .qat import QatSettings, QatTrainer
 
-    settings = QatSettings(options.placement, rules_of(options), options.opset, options.calib_size, options.calib_method,
-                           options.percentile)
+    settings = QatSettings(
+        options.placement,
+        rules_of(options),
+        options.opset,
+        options.calib_size,
+        options.calib_method,
+        options.percentile,
+    )
     train.run(options, partial(QatTrainer, settings, options.train_size, bool(options.resume)))
 
 
 def parse(argv: Sequence[str], prog: str = "distill train --qat") -> QatOptions:
-    """Flags over the recipe of the student that --resume names; a run of this kind is continued with its args.yaml."""
+    """Flags over the recipe of the student that --resume names; a run of this kind is continued with its
+    args.yaml.
+    """
     commands.check_flags(QatOptions, argv, prog)
     named = train.value_of(argv, "--resume")
     if any(word in ("-h", "--help") for word in argv) or is_run(named):
@@ -97,35 +123,49 @@ def parse(argv: Sequence[str], prog: str = "distill train --qat") -> QatOptions:
     start = Path(named) / "best.pth" if Path(named).is_dir() else Path(named)
     options = train.parse(_without(argv, "--resume"), prog, options_for(start, argv), DESCRIPTION)
     if options.student_ckpt != str(start):
-        raise UsageError(f"--student-ckpt {options.student_ckpt}: with --qat the student is what --resume names ({start})")
+        raise UsageError(
+            f"--student-ckpt {options.student_ckpt}: with --qat the student is what --resume names ({start})"
+        )
     return replace(options, output=options.output or default_output(start, options.student))
 
 
 def is_run(named: str) -> bool:
     """Is this a run folder of quantization-aware training, or its last.pth?"""
     folder = Path(named).parent if Path(named).name == "last.pth" else Path(named)
-    return bool(named) and (folder / "args.yaml").is_file() and recipe.read(str(folder / "args.yaml")).get("qat") is True
+    return (
+        bool(named)
+        and (folder / "args.yaml").is_file()
+        and recipe.read(str(folder / "args.yaml")).get("qat") is True
+    )
 
 
 def options_for(start: Path, argv: Sequence[str]) -> QatOptions:
     """The recipe of the checkpoint's own training, as far as it suits fine-tuning."""
     found = checkpoints.load_any(start, train.value_of(argv, "--student") or None, flag="--student")
     if found.quantized is not None:
-        raise UsageError(f"{start}: was trained with --qat already. Continue its run with --resume RUN, "
-                         "or start from the fp32 student's own best.pth")
+        raise UsageError(
+            f"{start}: was trained with --qat already. Continue its run with --resume RUN, "
+            "or start from the fp32 student's own best.pth"
+        )
     known = {field.name for field in fields(Recipe)}
     values = {key: value for key, value in (found.lineage.get("recipe") or {}).items() if key in known}
     values |= FINE_TUNING | OFF | {"student": found.model, "student_ckpt": str(start), "feature_loss": "none"}
-    values["losses"] = [text for text in values.get("losses", ()) if text.partition(":")[0] not in losses.FEATURE]
+    values["losses"] = [
+        text for text in values.get("losses", ()) if text.partition(":")[0] not in losses.FEATURE
+    ]
     if values.get("kd_loss") == "none" and not values["losses"]:
         values["kd_loss"] = Recipe.kd_loss
     if values.get("teacher") == "none":
         values["teacher"] = "auto"
     if found.class_names is not None:  # a checkpoint of this project
         data = found.lineage.get("data") or {}
-        values |= {"data": data.get("train_spec") or "", "val_data": data.get("val_spec") or "",
-                   "student_args": [f"{key}={json.dumps(value)}" for key, value in found.model_args.items()],
-                   "img_size": found.preprocess.input_size[1], "crop_pct": found.preprocess.crop_pct}
+        values |= {
+            "data": data.get("train_spec") or "",
+            "val_data": data.get("val_spec") or "",
+            "student_args": [f"{key}={json.dumps(value)}" for key, value in found.model_args.items()],
+            "img_size": found.preprocess.input_size[1],
+            "crop_pct": found.preprocess.crop_pct,
+        }
     return recipe.from_dict(values, str(start), QatOptions())
 
 
@@ -133,12 +173,16 @@ def require_possible(options: QatOptions) -> None:
     """Raise UsageError for what cannot be had together with --qat, before anything is read."""
     for name, off in OFF.items():
         if name != "model_ema" and getattr(options, name) != off:
-            raise UsageError(f"--{name.replace('_', '-')} does not go with --qat, which trains the exported fp32 graph. "
-                             "Leave it out")
+            raise UsageError(
+                f"--{name.replace('_', '-')} does not go with --qat, which trains the exported fp32 graph. "
+                "Leave it out"
+            )
     feature = [term.name for term in terms_of(options) if term.name in losses.FEATURE]
     if feature:
-        raise UsageError(f"loss {feature[0]}: compares feature maps, and the graph that --qat trains has no modules to tap. "
-                         "Take a loss on logits: --kd-loss kl --feature-loss none")
+        raise UsageError(
+            f"loss {feature[0]}: compares feature maps, and the graph that --qat trains has no modules to"
+            " tap. Take a loss on logits: --kd-loss kl --feature-loss none"
+        )
     if options.erf:
         raise UsageError("--erf measures float networks. Leave it out with --qat")
     for name, least in (("calib_size", 1), ("train_size", 0)):
@@ -153,12 +197,16 @@ def require_possible(options: QatOptions) -> None:
 
 def default_output(start: Path, student: str) -> str:
     """runs/student/best.pth -> runs/student-qat; another file -> runs/STUDENT-qat."""
-    folder = start.resolve().parent if start.parent.name in ("", "..") else start.parent  # typed inside the folder
+    folder = (
+        start.resolve().parent if start.parent.name in ("", "..") else start.parent
+    )  # typed inside the folder
     is_in_run = (folder / "args.yaml").is_file()
     return str(folder.with_name(f"{folder.name}-qat")) if is_in_run else f"runs/{student}-qat"
 
 
 def _without(argv: Sequence[str], flag: str) -> list[str]:
     """argv without the flag and its value."""
-    kept = [word for index, word in enumerate(argv) if word != flag and (index == 0 or argv[index - 1] != flag)]
+    kept = [
+        word for index, word in enumerate(argv) if word != flag and (index == 0 or argv[index - 1] != flag)
+    ]
     return [word for word in kept if not word.startswith(f"{flag}=")]

@@ -16,7 +16,9 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 
 class Int8Weight(NamedTuple):
-    """A weight as the file holds it: steps x scale, the scale of its channel along `channel_axis`, is the float weight."""
+    """A weight as the file holds it: steps x scale, the scale of its channel along `channel_axis`, is the
+    float weight.
+    """
 
     steps: np.ndarray
     """int8, the weight's shape, -127 to 127."""
@@ -38,18 +40,31 @@ class Writer:
         self.padded: set[str] = set()
         self.split: set[str] = set()
 
-    def activation(self, tensor: str, scale: np.float32, zero: np.int8 | np.uint8, is_padded: bool = False) -> None:
+    def activation(
+        self, tensor: str, scale: np.float32, zero: np.int8 | np.uint8, is_padded: bool = False
+    ) -> None:
         scale_and_zero = self._constants(tensor, np.asarray(scale), np.asarray(zero))
         self.after[tensor] = [
-            helper.make_node("QuantizeLinear", [tensor, *scale_and_zero], [f"{tensor}_int8"], f"{tensor}_QuantizeLinear"),
-            helper.make_node("DequantizeLinear", [f"{tensor}_int8", *scale_and_zero], [f"{tensor}_dequantized"],
-                             f"{tensor}_DequantizeLinear")]
+            helper.make_node(
+                "QuantizeLinear", [tensor, *scale_and_zero], [f"{tensor}_int8"], f"{tensor}_QuantizeLinear"
+            ),
+            helper.make_node(
+                "DequantizeLinear",
+                [f"{tensor}_int8", *scale_and_zero],
+                [f"{tensor}_dequantized"],
+                f"{tensor}_DequantizeLinear",
+            ),
+        ]
         if is_padded:
             self.padded.add(tensor)
             del self.after[tensor][0]
 
-    def keep_float(self, name: str, index: int, tensor: str, scale: np.float32, zero: np.int8 | np.uint8) -> None:
-        """Let a float layer read the tensor through a Clip that changes nothing, so that no DequantizeLinear is next to it."""
+    def keep_float(
+        self, name: str, index: int, tensor: str, scale: np.float32, zero: np.int8 | np.uint8
+    ) -> None:
+        """Let a float layer read the tensor through a Clip that changes nothing, so that no DequantizeLinear
+        is next to it.
+        """
         held = f"{tensor}_held"
         self.inputs.append((name, index, held))
         if any(node.output[0] == held for node in self.after[tensor]):
@@ -58,21 +73,35 @@ class Writer:
         names = [f"{tensor}_low", f"{tensor}_high"]
         self.graph.initializer.extend(
             numpy_helper.from_array(np.float32((code - int(zero)) * scale), each)
-            for each, code in zip(names, (codes.min, codes.max), strict=True))
-        self.after[tensor].append(helper.make_node("Clip", [f"{tensor}_dequantized", *names], [held], f"{tensor}_Clip"))
+            for each, code in zip(names, (codes.min, codes.max), strict=True)
+        )
+        self.after[tensor].append(
+            helper.make_node("Clip", [f"{tensor}_dequantized", *names], [held], f"{tensor}_Clip")
+        )
 
     def weight(self, node: NodeProto, given: Int8Weight, axis: int) -> None:
         name = node.input[1]
-        if name in self.weights and not self._same(name, given):  # another layer shares the fp32 weight, but not this one
+        if name in self.weights and not self._same(
+            name, given
+        ):  # another layer shares the fp32 weight, but not this one
             name = f"{name}_{node.name}"
         self.layers[node.name] = f"{name}_dequantized"
         if name in self.weights:
             return
         self.weights[name] = given
-        scales_and_zeros = self._constants(name, given.scales.astype(np.float32), np.zeros(given.scales.shape, np.int8))
+        scales_and_zeros = self._constants(
+            name, given.scales.astype(np.float32), np.zeros(given.scales.shape, np.int8)
+        )
         self.graph.initializer.append(numpy_helper.from_array(given.steps, f"{name}_int8"))
-        self.first.append(helper.make_node("DequantizeLinear", [f"{name}_int8", *scales_and_zeros], [f"{name}_dequantized"],
-                                           f"{name}_DequantizeLinear", axis=axis))
+        self.first.append(
+            helper.make_node(
+                "DequantizeLinear",
+                [f"{name}_int8", *scales_and_zeros],
+                [f"{name}_dequantized"],
+                f"{name}_DequantizeLinear",
+                axis=axis,
+            )
+        )
 
     def bias(self, node: NodeProto, bias: np.ndarray, place: tuple[NodeProto, int] | None) -> None:
         name = f"{node.name}_bias_int8"
@@ -109,8 +138,11 @@ class Writer:
             for output in outputs:
                 ordered += self.after.get(output, [])
         read = {name for node in ordered for name in node.input}
-        copies = [NodeProto.FromString(node.SerializeToString()) for node in ordered  # clearing the field frees the old ones
-                  if node.op_type != "DequantizeLinear" or node.output[0] in read]
+        copies = [
+            NodeProto.FromString(node.SerializeToString())
+            for node in ordered  # clearing the field frees the old ones
+            if node.op_type != "DequantizeLinear" or node.output[0] in read
+        ]
         del self.graph.node[:]
         self.graph.node.extend(copies)
         self._drop_unread()
@@ -118,7 +150,9 @@ class Writer:
     def _add_after(self, node: NodeProto) -> NodeProto:
         """An Add that puts out what the matrix put out, so that its readers stay as they are."""
         output, node.output[0] = node.output[0], f"{node.output[0]}_unbiased"
-        return helper.make_node("Add", [node.output[0], self.unbiased[node.name]], [output], f"{node.name}_bias")
+        return helper.make_node(
+            "Add", [node.output[0], self.unbiased[node.name]], [output], f"{node.name}_bias"
+        )
 
     def _integer_pad(self, node: NodeProto) -> NodeProto:
         """The same Pad on 8-bit numbers, in which zero is the zero point."""
@@ -131,11 +165,15 @@ class Writer:
 
     def _constants(self, name: str, scale: np.ndarray, zero: np.ndarray) -> list[str]:
         names = [f"{name}_scale", f"{name}_zero_point"]
-        self.graph.initializer.extend([numpy_helper.from_array(scale, names[0]), numpy_helper.from_array(zero, names[1])])
+        self.graph.initializer.extend(
+            [numpy_helper.from_array(scale, names[0]), numpy_helper.from_array(zero, names[1])]
+        )
         return names
 
     def _drop_unread(self) -> None:
-        read = {name for node in self.graph.node for name in node.input} | {value.name for value in self.graph.output}
+        read = {name for node in self.graph.node for name in node.input} | {
+            value.name for value in self.graph.output
+        }
         kept = [tensor for tensor in self.graph.initializer if tensor.name in read]
         copies = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
         del self.graph.initializer[:]

@@ -1,9 +1,10 @@
 """From ranges to scales, and a plan becomes an int8 graph.
 
-In:  fp32 ONNX model; a `Plan`; {tensor: Range}; on wish int8 weights and biases that were chosen with more care.
+In:  fp32 ONNX model; a `Plan`; {tensor: Range}; on wish int8 weights and biases that were chosen with more
+care.
 Out: the same model with Q/DQ: symmetric int8 weights per output channel, activations per tensor, float bias.
-Elsewhere: which layers and tensors (export.rules), the nodes themselves (export.qdq; the names of both are offered here too),
-measuring ranges (export.calibrate), measuring what it costs (export.verify).
+Elsewhere: which layers and tensors (export.rules), the nodes themselves (export.qdq; the names of both are
+offered here too), measuring ranges (export.calibrate), measuring what it costs (export.verify).
 """
 
 from __future__ import annotations
@@ -21,23 +22,39 @@ from .ranges import Range
 from .rules import PLACEMENTS, Placement, Plan, Rules, after_clipping, moves, plan, stays_float
 from .view import View, attribute
 
-__all__ = ["PLACEMENTS", "Int8Weight", "Placement", "Plan", "Rules", "activation_scale", "bias_place", "channel_axis", "plan",
-           "quantize", "scale_count", "stays_float", "weight_to_int8", "with_shared_ranges"]
+__all__ = [
+    "PLACEMENTS",
+    "Int8Weight",
+    "Placement",
+    "Plan",
+    "Rules",
+    "activation_scale",
+    "bias_place",
+    "channel_axis",
+    "plan",
+    "quantize",
+    "scale_count",
+    "stays_float",
+    "weight_to_int8",
+    "with_shared_ranges",
+]
 
 LARGEST = 127
 """Largest int8 step; -128 is left unused by weights, so that the grid is symmetric."""
 REQUANTIZED = ("Conv", "ConvTranspose", "Gemm")
-"""Float layers whose weight ONNX Runtime from 1.21 makes int8 by itself, with one scale for all channels, where they read a
-DequantizeLinear and a QuantizeLinear follows (its WeightBiasQuantization; a MobileNetV2 with float depthwise layers fell from
-73 % to 1 %)."""
+"""Float layers whose weight ONNX Runtime from 1.21 makes int8 by itself, with one scale for all channels,
+where they read a DequantizeLinear and a QuantizeLinear follows (its WeightBiasQuantization; a MobileNetV2
+with float depthwise layers fell from 73 % to 1 %)."""
 BIAS_STEPS = 2**30
 """A bias is at most so many steps of input scale x weight scale, because integer kernels hold it as int32."""
 
 
-def with_shared_ranges(tensors: Sequence[str], ranges: Mapping[str, Range], view: View,
-                       joins: Sequence[str] = ("Concat",)) -> dict[str, Range]:
-    """Ranges in which tensors that only differ by a commuting operator have one range, the origin's, and everything around the
-    operators of `joins` has one, the union: with one scale on all sides an engine drops the pairs between.
+def with_shared_ranges(
+    tensors: Sequence[str], ranges: Mapping[str, Range], view: View, joins: Sequence[str] = ("Concat",)
+) -> dict[str, Range]:
+    """Ranges in which tensors that only differ by a commuting operator have one range, the origin's, and
+    everything around the operators of `joins` has one, the union: with one scale on all sides an engine drops
+    the pairs between.
     """
     groups: dict[str, list[str]] = {}
     for tensor in sorted(tensors, key=lambda name: view.depth[name]):
@@ -46,18 +63,25 @@ def with_shared_ranges(tensors: Sequence[str], ranges: Mapping[str, Range], view
             if groups[origin] is not joined:
                 joined += groups[origin]
                 groups |= dict.fromkeys(groups[origin], joined)
-    return {tensor: union([ranges[member] for member in groups[tensor] if not origins(member, groups, view, ())])
-            for tensor in groups}
+    return {
+        tensor: union([ranges[member] for member in groups[tensor] if not origins(member, groups, view, ())])
+        for tensor in groups
+    }
 
 
 def origins(tensor: str, known: Iterable[str], view: View, joins: Sequence[str]) -> list[str]:
-    """The nearest of the `known` tensors from which `tensor` is made by commuting operators and `joins` alone."""
+    """The nearest of the `known` tensors from which `tensor` is made by commuting operators and `joins`
+    alone.
+    """
     producer = view.producer.get(tensor)
     if producer is None or not (producer.op_type in joins or moves(producer, view)):
         return []
     sources = list(producer.input) if producer.op_type in joins else [producer.input[0]]
-    return [found for source in sources
-            for found in ([source] if source in known else origins(source, known, view, joins))]
+    return [
+        found
+        for source in sources
+        for found in ([source] if source in known else origins(source, known, view, joins))
+    ]
 
 
 def union(ranges: Sequence[Range]) -> Range:
@@ -65,9 +89,11 @@ def union(ranges: Sequence[Range]) -> Range:
     return Range(min(r.low for r in ranges), max(r.high for r in ranges))
 
 
-def activation_scale(range_: Range, floor: float, unsigned: bool = False) -> tuple[np.float32, np.int8 | np.uint8]:
-    """(scale, zero point). Symmetric: the larger magnitude becomes 127 steps and zero stays 0. Unsigned: [low, high],
-    widened to hold 0 exactly, becomes 255 steps.
+def activation_scale(
+    range_: Range, floor: float, unsigned: bool = False
+) -> tuple[np.float32, np.int8 | np.uint8]:
+    """(scale, zero point). Symmetric: the larger magnitude becomes 127 steps and zero stays 0. Unsigned:
+    [low, high], widened to hold 0 exactly, becomes 255 steps.
     """
     low, high = min(range_.low, 0.0), max(range_.high, 0.0)
     if not unsigned:
@@ -77,7 +103,9 @@ def activation_scale(range_: Range, floor: float, unsigned: bool = False) -> tup
 
 
 def weight_to_int8(weight: np.ndarray, axis: int, floor: float) -> Int8Weight:
-    """Symmetric per channel of `axis`, the largest magnitude on 127; a dead channel gets the floor as scale, not zero."""
+    """Symmetric per channel of `axis`, the largest magnitude on 127; a dead channel gets the floor as scale,
+    not zero.
+    """
     others = tuple(i for i in range(weight.ndim) if i != axis)
     scales = np.maximum(np.abs(weight).max(axis=others) / LARGEST, floor).astype(np.float32)
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
@@ -114,10 +142,12 @@ def own_bias(node: NodeProto, view: View) -> np.ndarray | None:
 
 
 def with_room_for_bias(given: Int8Weight, bias: np.ndarray, input_scale: float, axis: int) -> Int8Weight:
-    """The same weight with larger scales where the bias would not fit int32 in steps of input scale x weight scale.
+    """The same weight with larger scales where the bias would not fit int32 in steps of input scale x weight
+    scale.
 
-    ONNX Runtime makes that int32 of our float bias, and what does not fit saturates without a word: a channel whose weights are
-    all but zero would lose its bias. Its weights are so small beside the bias that coarser steps change nothing.
+    ONNX Runtime makes that int32 of our float bias, and what does not fit saturates without a word: a channel
+    whose weights are all but zero would lose its bias. Its weights are so small beside the bias that coarser
+    steps change nothing.
     """
     least = np.abs(bias, dtype=np.float64) / (input_scale * BIAS_STEPS)
     if (given.scales >= least).all():
@@ -129,35 +159,52 @@ def with_room_for_bias(given: Int8Weight, bias: np.ndarray, input_scale: float, 
 
 
 def adds_bias_in_float(node: NodeProto, quantized: Iterable[str], view: View) -> bool:
-    """Is it a Gemm with a bias and a float result? ONNX Runtime has an integer kernel for it only where the bias is int32 or
-    added afterwards; afterwards it stays float, as everywhere.
+    """Is it a Gemm with a bias and a float result? ONNX Runtime has an integer kernel for it only where the
+    bias is int32 or added afterwards; afterwards it stays float, as everywhere.
     """
-    return (node.op_type == "Gemm" and attribute(node, "beta", 1.0) == 1.0
-            and after_clipping(node.output[0], view) not in quantized)
+    return (
+        node.op_type == "Gemm"
+        and attribute(node, "beta", 1.0) == 1.0
+        and after_clipping(node.output[0], view) not in quantized
+    )
 
 
 def is_integer_pad(tensor: str, quantized: Iterable[str], view: View) -> bool:
-    """Is it a quantized tensor with zeros around it? ONNX Runtime has no fused kernel for a pair on each side of a Pad, so the
-    cpu placement pads the 8-bit numbers themselves (the shortcuts of CIFAR ResNets).
+    """Is it a quantized tensor with zeros around it? ONNX Runtime has no fused kernel for a pair on each side
+    of a Pad, so the cpu placement pads the 8-bit numbers themselves (the shortcuts of CIFAR ResNets).
     """
     producer = view.producer.get(tensor)
-    return (producer is not None and producer.op_type == "Pad" and moves(producer, view)
-            and attribute(producer, "mode", b"constant") == b"constant" and producer.input[0] in quantized)
+    return (
+        producer is not None
+        and producer.op_type == "Pad"
+        and moves(producer, view)
+        and attribute(producer, "mode", b"constant") == b"constant"
+        and producer.input[0] in quantized
+    )
 
 
-def quantize(model: ModelProto, made: Plan, ranges: Mapping[str, Range], rules: Rules | None = None,
-             weights: Mapping[str, Int8Weight] | None = None, biases: Mapping[str, np.ndarray] | None = None) -> ModelProto:
+def quantize(
+    model: ModelProto,
+    made: Plan,
+    ranges: Mapping[str, Range],
+    rules: Rules | None = None,
+    weights: Mapping[str, Int8Weight] | None = None,
+    biases: Mapping[str, np.ndarray] | None = None,
+) -> ModelProto:
     """A copy of the model with Q/DQ inserted as planned; the fp32 weights of quantized layers are dropped.
 
-    weights, biases: by layer name, in place of the max-abs scales and of the layer's own bias (float (channels,); a layer
-    without one gets one). Raises UsageError for a name that is not a planned layer, or a shape that does not fit.
+    weights, biases: by layer name, in place of the max-abs scales and of the layer's own bias (float
+    (channels,); a layer without one gets one). Raises UsageError for a name that is not a planned layer, or a
+    shape that does not fit.
     """
     floor, placement = (rules or Rules()).scale_floor, PLACEMENTS[made.placement]
     view, result = View(model), ModelProto()
     result.CopyFrom(model)
     writer = Writer(result)
-    scales = {tensor: activation_scale(range_, floor, placement.unsigned)
-              for tensor, range_ in with_shared_ranges(made.tensors, ranges, view, placement.joins).items()}
+    scales = {
+        tensor: activation_scale(range_, floor, placement.unsigned)
+        for tensor, range_ in with_shared_ranges(made.tensors, ranges, view, placement.joins).items()
+    }
     for tensor, (scale, zero) in scales.items():
         writer.activation(tensor, scale, zero, placement.outputs and is_integer_pad(tensor, scales, view))
     for name, index in made.edges:
@@ -182,21 +229,34 @@ def quantize(model: ModelProto, made: Plan, ranges: Mapping[str, Range], rules: 
     return result
 
 
-def require_fit(made: Plan, view: View, weights: Mapping[str, Int8Weight], biases: Mapping[str, np.ndarray]) -> None:
+def require_fit(
+    made: Plan, view: View, weights: Mapping[str, Int8Weight], biases: Mapping[str, np.ndarray]
+) -> None:
     """Raise UsageError unless every given weight and bias belongs to a planned layer and has its shape."""
     for name in [*weights, *biases]:
         if name not in made.layers:
-            raise UsageError(f"{name} is not a layer of the plan, so it has no int8 weight or bias to give. "
-                             f"Layers: {', '.join(made.layers[:5])}, ...")
+            raise UsageError(
+                f"{name} is not a layer of the plan, so it has no int8 weight or bias to give. "
+                f"Layers: {', '.join(made.layers[:5])}, ..."
+            )
         node = view.nodes[name]
         shape = tuple(view.constants[node.input[1]].dims)
         channels = shape[channel_axis(node)]
-        if name in weights and (weights[name].steps.shape, weights[name].scales.shape) != (shape, (channels,)):
-            raise UsageError(f"{name}: int8 weight {weights[name].steps.shape} with scales {weights[name].scales.shape}; "
-                             f"expected {shape} with ({channels},)")
-        if name in weights and not (weights[name].steps.dtype == np.int8 and (weights[name].scales > 0).all()):
-            raise UsageError(f"{name}: weight is {weights[name].steps.dtype} with smallest scale {weights[name].scales.min():g}; "
-                             "expected int8 with scales above 0")
+        if name in weights and (weights[name].steps.shape, weights[name].scales.shape) != (
+            shape,
+            (channels,),
+        ):
+            raise UsageError(
+                f"{name}: int8 weight {weights[name].steps.shape} with scales {weights[name].scales.shape}; "
+                f"expected {shape} with ({channels},)"
+            )
+        if name in weights and not (
+            weights[name].steps.dtype == np.int8 and (weights[name].scales > 0).all()
+        ):
+            raise UsageError(
+                f"{name}: weight is {weights[name].steps.dtype} with smallest scale"
+                f" {weights[name].scales.min():g}; expected int8 with scales above 0"
+            )
         if name in biases and np.shape(biases[name]) != (channels,):
             raise UsageError(f"{name}: bias {np.shape(biases[name])}; expected ({channels},)")
 
@@ -204,6 +264,7 @@ def require_fit(made: Plan, view: View, weights: Mapping[str, Int8Weight], biase
 def scale_count(made: Plan, model: ModelProto) -> int:
     """How many scales the model carries: one per tensor, one per output channel of each quantized layer."""
     view = View(model)
-    channels: Iterable[int] = (view.constants[view.nodes[name].input[1]].dims[channel_axis(view.nodes[name])]
-                               for name in made.layers)
+    channels: Iterable[int] = (
+        view.constants[view.nodes[name].input[1]].dims[channel_axis(view.nodes[name])] for name in made.layers
+    )
     return len(made.tensors) + sum(channels)

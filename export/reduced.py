@@ -1,8 +1,10 @@
-"""From the fp32 artifact to the one that ships in int8, fp16 or both, judged on labelled images against the torch student.
+"""From the fp32 artifact to the one that ships in int8, fp16 or both, judged on labelled images against the
+torch student.
 
 In:  the fp32 graph and file, calibration images, labelled images, the options of the command.
 Out: the file's content and metadata, every check recorded; GateError when a check does not hold.
-Elsewhere: int8 (export.int8), fp16 (export.half), the checks (export.verify), the order of an export (export.onnx_command).
+Elsewhere: int8 (export.int8), fp16 (export.half), the checks (export.verify), the order of an export
+(export.onnx_command).
 """
 
 from __future__ import annotations
@@ -40,10 +42,21 @@ class Reduced:
     """Which layers stayed int8; None for fp16 alone."""
 
 
-def make(model: ModelProto, fp32: bytes, meta: Metadata, student: Any, checkpoint: Checkpoint,
-         draw: Callable[[int], Calibration], held_out: ImageSet, options: Any, folder: Path) -> Reduced:
+def make(
+    model: ModelProto,
+    fp32: bytes,
+    meta: Metadata,
+    student: Any,
+    checkpoint: Checkpoint,
+    draw: Callable[[int], Calibration],
+    held_out: ImageSet,
+    options: Any,
+    folder: Path,
+) -> Reduced:
     """Quantize, convert, judge, record. options: an `OnnxOptions`; draw(seed) chooses calibration images."""
-    evaluation = Evaluation(held_out, options.accuracy_size, meta.preprocess, student, fp32, folder, options.seed)
+    evaluation = Evaluation(
+        held_out, options.accuracy_size, meta.preprocess, student, fp32, folder, options.seed
+    )
     if options.max_drop < GATE_OFF:
         verify.require_better_than_chance(evaluation.student_logits, evaluation.labels)
     calibration = draw(options.seed)
@@ -53,9 +66,20 @@ def make(model: ModelProto, fp32: bytes, meta: Metadata, student: Any, checkpoin
     def finish(candidate: ModelProto) -> bytes:
         return graph.write_metadata(halve.quickly(candidate) if halve else candidate, meta)
 
-    final, outcome, how = model, None, {"method": None, "budget": None, "draws": None, "not_for_accuracy": False}
+    final, outcome, how = (
+        model,
+        None,
+        {"method": None, "budget": None, "draws": None, "not_for_accuracy": False},
+    )
     if options.int8:
-        made = int8.make(quantizer_of(model, checkpoint, options, calibration), options, calibration, evaluation, finish, draw)
+        made = int8.make(
+            quantizer_of(model, checkpoint, options, calibration),
+            options,
+            calibration,
+            evaluation,
+            finish,
+            draw,
+        )
         final, logits, outcome, how = made.graph, made.logits, made.outcome, made.record
     if halve:
         final, how["fp16"] = halve.checked(final)
@@ -66,10 +90,20 @@ def make(model: ModelProto, fp32: bytes, meta: Metadata, student: Any, checkpoin
     with verify.opened(content, folder / "reduced.onnx") as predictor:
         consistency = verify.consistency(predictor, some, verify.tolerance(meta.precision))
     checks = evaluation.shipped(logits) | {
-        "max_drop": options.max_drop, "consistency": consistency, "batch_spread": consistency["batch_spread"],
+        "max_drop": options.max_drop,
+        "consistency": consistency,
+        "batch_spread": consistency["batch_spread"],
         "repeatability": verify.require_repeatable(content, folder / "reduced.onnx", some),
-        "speed": {"ratio": speed.ratio(fp32, content), "batch": 1, "threads": env.usable_cores(), "engine": "onnxruntime"}}
-    meta = replace(meta, quantization=how, verification=meta.verification | {meta.precision.partition("+")[0]: checks})
+        "speed": {
+            "ratio": speed.ratio(fp32, content),
+            "batch": 1,
+            "threads": env.usable_cores(),
+            "engine": "onnxruntime",
+        },
+    }
+    meta = replace(
+        meta, quantization=how, verification=meta.verification | {meta.precision.partition("+")[0]: checks}
+    )
     return Reduced(graph.write_metadata(final, meta), meta, outcome)
 
 
@@ -78,17 +112,24 @@ def _lineage(meta: Metadata, fp32: bytes, held_out: ImageSet, options: Any) -> d
     data = meta.lineage["data"]
     size = max(options.verify_size, options.accuracy_size)  # a larger choice holds every smaller one
     held = data["held_out"] | {"judged_on": samples.judged_on(held_out, size, options.seed)}
-    return meta.lineage | {"data": data | {"held_out": held}, "fp32_onnx": {"sha256": hashlib.sha256(fp32).hexdigest()}}
+    return meta.lineage | {
+        "data": data | {"held_out": held},
+        "fp32_onnx": {"sha256": hashlib.sha256(fp32).hexdigest()},
+    }
 
 
 class Halving:
-    """fp16 for candidates of one network: what overflows is looked for once, the one that ships is run to prove it."""
+    """fp16 for candidates of one network: what overflows is looked for once, the one that ships is run to
+    prove it.
+    """
 
     def __init__(self, model: ModelProto, calibration: Calibration, options: Any) -> None:
         self.batches = calibration.batches
         self.keep = half.overflowing(model, calibration.batches("looking for what overflows in fp16"))
         if options.depthwise == "fp32":
-            self.keep |= {node.name: "--depthwise fp32" for node in model.graph.node if attribute(node, "group", 1) > 1}
+            self.keep |= {
+                node.name: "--depthwise fp32" for node in model.graph.node if attribute(node, "group", 1) > 1
+            }
 
     def quickly(self, candidate: ModelProto) -> ModelProto:
         """In fp16, without another look at the images."""
@@ -103,9 +144,16 @@ class Halving:
         return {name: why for name, why in self.keep.items() if name in names}
 
 
-def quantizer_of(model: ModelProto, checkpoint: Checkpoint, options: Any, calibration: Calibration) -> Quantizer:
-    """By calibration, or for a checkpoint of `distill train --qat` with the weights and scales trained there."""
+def quantizer_of(
+    model: ModelProto, checkpoint: Checkpoint, options: Any, calibration: Calibration
+) -> Quantizer:
+    """By calibration, or for a checkpoint of `distill train --qat` with the weights and scales
+    trained there.
+    """
     if checkpoint.quantized is None:
         return Calibrated(model, options.placement, options, calibration)
-    int8.note(f"{options.checkpoint}: holds weights and scales trained as int8; they are used, the images rank layers only")
+    int8.note(
+        f"{options.checkpoint}: holds weights and scales trained as int8; they are used, the images rank"
+        " layers only"
+    )
     return Trained(qat.trained(checkpoint, model, options.placement))

@@ -1,8 +1,8 @@
 """Exact changes of the fp32 graph that make it better to quantize; it computes the same afterwards.
 
 In:  fp32 ONNX model from export.graph.
-Out: a changed copy: batch norm folded into the convolution after it (export.graph folds the ones behind convolutions), the mean
-over a map as one pooling operator.
+Out: a changed copy: batch norm folded into the convolution after it (export.graph folds the ones behind
+convolutions), the mean over a map as one pooling operator.
 Elsewhere: what is quantized then (export.rules); proof that the result computes the same (export.verify).
 """
 
@@ -34,20 +34,29 @@ def repeat(change: Callable[[ModelProto, View], bool], model: ModelProto) -> Non
 
 # ---- batch norm
 
+
 def fold_one_batch_norm(model: ModelProto, view: View) -> bool:
     """Fold a BatchNormalization into the convolution before it, or into the one after it where that is exact.
 
-    Its multiplication would stand in float between two int8 layers (RepLKNet-31B has 49 such, before 1 x 1 convolutions).
+    Its multiplication would stand in float between two int8 layers (RepLKNet-31B has 49 such, before 1 x 1
+    convolutions).
     """
     for node in model.graph.node:
-        if node.op_type != "BatchNormalization" or any(name not in view.constants for name in node.input[1:5]):
+        if node.op_type != "BatchNormalization" or any(
+            name not in view.constants for name in node.input[1:5]
+        ):
             continue
         before, after = view.producer.get(node.input[0]), view.only_reader(node.output[0])
         scale, shift = affine(node, view)
         if before is not None and is_plain(before, view) and view.only_reader(before.output[0]) is node:
             fold_back(before, scale, shift, model, view)
             before.output[0] = node.output[0]
-        elif after is not None and is_plain(after, view) and after.input[0] == node.output[0] and not is_padded(after):
+        elif (
+            after is not None
+            and is_plain(after, view)
+            and after.input[0] == node.output[0]
+            and not is_padded(after)
+        ):
             fold_forward(after, scale, shift, model, view)
             after.input[0] = node.input[0]
         else:
@@ -70,8 +79,13 @@ def is_plain(node: NodeProto, view: View) -> bool:
 
 
 def is_padded(node: NodeProto) -> bool:
-    """Does the convolution see zeros at the border? They come after the batch norm, whose shift would be wrong there."""
-    return any(attribute(node, "pads", [])) or attribute(node, "auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
+    """Does the convolution see zeros at the border? They come after the batch norm, whose shift would be
+    wrong there.
+    """
+    return any(attribute(node, "pads", [])) or attribute(node, "auto_pad", b"NOTSET") not in (
+        b"NOTSET",
+        b"VALID",
+    )
 
 
 def fold_back(conv: NodeProto, scale: np.ndarray, shift: np.ndarray, model: ModelProto, view: View) -> None:
@@ -80,14 +94,22 @@ def fold_back(conv: NodeProto, scale: np.ndarray, shift: np.ndarray, model: Mode
     set_weights(conv, weight * scale.reshape(-1, *[1] * (weight.ndim - 1)), scale * bias + shift, model)
 
 
-def fold_forward(conv: NodeProto, scale: np.ndarray, shift: np.ndarray, model: ModelProto, view: View) -> None:
-    """W (scale x + shift) + b; output channel o of a grouped convolution reads the input channels of its group only."""
+def fold_forward(
+    conv: NodeProto, scale: np.ndarray, shift: np.ndarray, model: ModelProto, view: View
+) -> None:
+    """W (scale x + shift) + b; output channel o of a grouped convolution reads the input channels of its
+    group only.
+    """
     weight, groups = view.constant(conv.input[1]).astype(np.float64), attribute(conv, "group", 1)
     outputs, inputs, *sides = weight.shape
     per_output = np.repeat(np.arange(groups), outputs // groups)  # the group of each output channel
-    scales, shifts = (each.reshape(groups, inputs)[per_output].reshape(outputs, inputs, *[1] * len(sides))
-                      for each in (scale, shift))
-    set_weights(conv, weight * scales, bias_of(conv, view) + (weight * shifts).reshape(outputs, -1).sum(1), model)
+    scales, shifts = (
+        each.reshape(groups, inputs)[per_output].reshape(outputs, inputs, *[1] * len(sides))
+        for each in (scale, shift)
+    )
+    set_weights(
+        conv, weight * scales, bias_of(conv, view) + (weight * shifts).reshape(outputs, -1).sum(1), model
+    )
 
 
 def bias_of(conv: NodeProto, view: View) -> np.ndarray:
@@ -101,8 +123,10 @@ def set_weights(conv: NodeProto, weight: np.ndarray, bias: np.ndarray, model: Mo
     """Give the convolution its own new constants: the old ones may have other readers."""
     taken = {tensor.name for tensor in model.graph.initializer}
     names = [fresh(f"{conv.input[1]}_folded", taken), fresh(f"{conv.name}.bias_folded", taken)]
-    model.graph.initializer.extend(numpy_helper.from_array(value.astype(np.float32), name)
-                                   for name, value in zip(names, (weight, bias), strict=True))
+    model.graph.initializer.extend(
+        numpy_helper.from_array(value.astype(np.float32), name)
+        for name, value in zip(names, (weight, bias), strict=True)
+    )
     del conv.input[1:]
     conv.input.extend(names)
 
@@ -114,15 +138,20 @@ def fresh(name: str, taken: set[str]) -> str:
 
 def drop_unread(model: ModelProto) -> None:
     """Remove initializers that nothing reads."""
-    read = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
+    read = {name for node in model.graph.node for name in node.input} | {
+        value.name for value in model.graph.output
+    }
     for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in read]:
         model.graph.initializer.remove(tensor)
 
 
 # ---- mean over the map
 
+
 def pool_one_mean(model: ModelProto, view: View) -> bool:
-    """ReduceMean over height and width becomes GlobalAveragePool, for which ONNX Runtime has an 8-bit kernel."""
+    """ReduceMean over height and width becomes GlobalAveragePool, for which ONNX Runtime has an
+    8-bit kernel.
+    """
     for position, node in enumerate(model.graph.node):
         if node.op_type != "ReduceMean" or not is_map_mean(node, view):
             continue
@@ -140,7 +169,9 @@ def pool_one_mean(model: ModelProto, view: View) -> bool:
 
 
 def is_map_mean(node: NodeProto, view: View) -> bool:
-    """Is it the mean over the last two of (N, C, H, W)? The axes are an input from opset 18, an attribute before."""
+    """Is it the mean over the last two of (N, C, H, W)? The axes are an input from opset 18, an attribute
+    before.
+    """
     if len(node.input) > 1 and node.input[1] not in view.constants:
         return False
     axes = view.constant(node.input[1]).tolist() if len(node.input) > 1 else attribute(node, "axes", [])

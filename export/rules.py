@@ -4,8 +4,10 @@ In:  fp32 ONNX model, best after export.rewrite; the name of a placement; `Rules
 Out: a `Plan`: the layers with an int8 weight, and every (node, input) that will read a Q/DQ pair.
 Elsewhere: scales, and writing the pairs (export.quantize); ranges (export.calibrate).
 
-Sources: "doc" is NVIDIA's https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/quantized-types-explicit-quantization.html,
-"ModelOpt" is https://github.com/NVIDIA/Model-Optimizer, modelopt/onnx/quantization; "measured" is benchmarks/int8_speed.py.
+Sources: "doc" is NVIDIA's
+https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/quantized-types-explicit-quantization.html,
+"ModelOpt" is https://github.com/NVIDIA/Model-Optimizer, modelopt/onnx/quantization; "measured" is
+benchmarks/int8_speed.py.
 """
 
 from __future__ import annotations
@@ -24,12 +26,15 @@ from .view import View, attribute
 
 @dataclass(frozen=True)
 class Placement:
-    """Where Q/DQ stands for one kind of engine, on the same ranges. What `Rules` leaves at None is decided here."""
+    """Where Q/DQ stands for one kind of engine, on the same ranges. What `Rules` leaves at None is decided
+    here.
+    """
 
     outputs: bool
     """Also quantize what comes out of quantized layers, and what integer kernels make of it."""
     unsigned: bool
-    """Activations as uint8 with a zero point over [low, high]; otherwise int8 with a zero point of 0, as TensorRT demands."""
+    """Activations as uint8 with a zero point over [low, high]; otherwise int8 with a zero point of 0, as
+    TensorRT demands."""
     joins: tuple[str, ...]
     """Operators around which all tensors get one scale, besides those that only move values."""
     few_channels: int
@@ -43,16 +48,31 @@ class Placement:
 
 
 PLACEMENTS = {
-    "tensorrt": Placement(outputs=False, unsigned=False, joins=("Concat",), few_channels=16, large_depthwise=7, light_first=True,
-                          classifier=False),
-    "cpu": Placement(outputs=True, unsigned=True, joins=(), few_channels=0, large_depthwise=None, light_first=False,
-                     classifier=True),
+    "tensorrt": Placement(
+        outputs=False,
+        unsigned=False,
+        joins=("Concat",),
+        few_channels=16,
+        large_depthwise=7,
+        light_first=True,
+        classifier=False,
+    ),
+    "cpu": Placement(
+        outputs=True,
+        unsigned=True,
+        joins=(),
+        few_channels=0,
+        large_depthwise=None,
+        light_first=False,
+        classifier=True,
+    ),
 }
 """tensorrt: NVIDIA's recommendations; runs everywhere. cpu: for ONNX Runtime's CPU engine, as measured:
-it has integer kernels only where outputs are quantized too, and merges a ReLU into one only where the zero point is the smallest
-code (on a ResNet-20 int8 with zero points of 0 makes 9 of 19 convolutions integer, uint8 all; TensorRT refuses the zero points),
-which one range around a Concat would undo (its kernel takes one scale per input). A float layer between integer ones costs two
-conversions and two changes of memory order, so there are as few of them as possible."""
+it has integer kernels only where outputs are quantized too, and merges a ReLU into one only where the zero
+point is the smallest code (on a ResNet-20 int8 with zero points of 0 makes 9 of 19 convolutions integer,
+uint8 all; TensorRT refuses the zero points), which one range around a Concat would undo (its kernel takes one
+scale per input). A float layer between integer ones costs two conversions and two changes of memory order, so
+there are as few of them as possible."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +80,13 @@ class Rules:
     """Choices of the user. None leaves a choice to the placement."""
 
     scale_floor: float = 1e-6
-    """Smallest scale. A zero scale is a parse error, and below about 3e-8 it becomes zero when scales are made fp16."""
+    """Smallest scale. A zero scale is a parse error, and below about 3e-8 it becomes zero when scales are
+    made fp16."""
     few_channels: int | None = None
     """Convolutions with fewer input or output channels stay float, with the exceptions of `is_tiny`."""
     channel_multiple: int = 8
-    """Channels in this multiple fill an int8 vector, so such a small dense layer is quantized all the same (ModelOpt)."""
+    """Channels in this multiple fill an int8 vector, so such a small dense layer is quantized all the same
+    (ModelOpt)."""
     depthwise: Literal["int8", "float"] | None = None
     """Grouped convolutions: all int8, or all float."""
     first: bool | None = None
@@ -96,13 +118,27 @@ COMMUTING = ("MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose
 """They pick, move or pad values with zero, so quantizing before or after them is the same (doc, 5)."""
 INTEGER = ("Add", "Mul", "Concat", "Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool")
 """Operators besides the layers that ONNX Runtime's CPU engine computes on 8-bit numbers."""
-ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Elu", "PRelu", "Gelu", "Mish", "Softplus")
+ACTIVATIONS = (
+    "Relu",
+    "Clip",
+    "LeakyRelu",
+    "Sigmoid",
+    "HardSigmoid",
+    "HardSwish",
+    "Elu",
+    "PRelu",
+    "Gelu",
+    "Mish",
+    "Softplus",
+)
 CLIPPING = ("Relu", "Clip")
 """Activations that are nothing but the end of an unsigned range."""
 
 
 def plan(model: ModelProto, placement: str = "tensorrt", rules: Rules | None = None) -> Plan:
-    """Decide what to quantize. Raises UsageError for an unknown placement, a pattern without a match, or nothing to do."""
+    """Decide what to quantize. Raises UsageError for an unknown placement, a pattern without a match, or
+    nothing to do.
+    """
     if placement not in PLACEMENTS:
         raise UsageError(f"--placement {placement}: expected one of {', '.join(PLACEMENTS)}")
     rules, view, made = rules or Rules(), View(model), Plan(placement)
@@ -115,8 +151,10 @@ def plan(model: ModelProto, placement: str = "tensorrt", rules: Rules | None = N
             made.layers.append(node.name)
     if not made.layers:
         reasons = sorted(set(made.left_float.values())) or ["the graph has no convolution and no matrix"]
-        raise UsageError(f"nothing to quantize: all {len(made.left_float)} layers stay float ({'; '.join(reasons)}). "
-                         "Use the fp32 file, or a wider network")
+        raise UsageError(
+            f"nothing to quantize: all {len(made.left_float)} layers stay float ({'; '.join(reasons)}). "
+            "Use the fp32 file, or a wider network"
+        )
     made.edges = list(dict.fromkeys(all_edges(view, made.layers, PLACEMENTS[placement])))
     made.tensors = list(dict.fromkeys(view.nodes[name].input[index] for name, index in made.edges))
     return made
@@ -137,7 +175,9 @@ def matches(view: View, rules: Rules) -> dict[str, int]:
     for pattern, matched in found.items():
         if not matched:
             names = ", ".join(node.name for node in view.candidates()[:5])
-            raise UsageError(f"--exclude {pattern}: matched 0 of {len(view.nodes)} nodes. Names look like {names}")
+            raise UsageError(
+                f"--exclude {pattern}: matched 0 of {len(view.nodes)} nodes. Names look like {names}"
+            )
     return found
 
 
@@ -151,11 +191,16 @@ def moves(node: NodeProto, view: View) -> bool:
 
 # ---- which layers
 
-def stays_float(node: NodeProto, view: View, rules: Rules, placement: Placement = PLACEMENTS["tensorrt"]) -> str | None:
+
+def stays_float(
+    node: NodeProto, view: View, rules: Rules, placement: Placement = PLACEMENTS["tensorrt"]
+) -> str | None:
     """Why a weighted node is not quantized, or None when it is. The first rule that applies is given."""
     if any(fnmatch.fnmatchcase(node.name, pattern) for pattern in rules.exclude):
         return "excluded"
-    if node.op_type == "ConvTranspose":  # staff and ModelOpt name different weight axes; NVIDIA/TensorRT 2380, 4366
+    if (
+        node.op_type == "ConvTranspose"
+    ):  # staff and ModelOpt name different weight axes; NVIDIA/TensorRT 2380, 4366
         return "transposed convolution: engines disagree on the axis of its scales"
     if not view.has_constant_matrix(node):
         return "the weight is not a constant matrix"
@@ -190,11 +235,13 @@ def is_classifier(node: NodeProto, view: View) -> bool:
 
 
 def quantizes_classifier(node: NodeProto, rules: Rules, placement: Placement) -> bool:
-    """On a GPU it is a small share of the work, and every error goes straight to the result. On a CPU at batch 1 a matrix costs
-    what its bytes cost (measured: 1000 x 2048 takes 0.41 ms instead of 0.81), and an integer Gemm puts out float logits; a
-    convolution does not, so one that makes the logits stays float.
+    """On a GPU it is a small share of the work, and every error goes straight to the result. On a CPU at
+    batch 1 a matrix costs what its bytes cost (measured: 1000 x 2048 takes 0.41 ms instead of 0.81), and an
+    integer Gemm puts out float logits; a convolution does not, so one that makes the logits stays float.
     """
-    return rules.classifier if rules.classifier is not None else placement.classifier and node.op_type != "Conv"
+    return (
+        rules.classifier if rules.classifier is not None else placement.classifier and node.op_type != "Conv"
+    )
 
 
 def is_first(node: NodeProto, view: View) -> bool:
@@ -213,9 +260,10 @@ def is_first(node: NodeProto, view: View) -> bool:
 
 
 def quantizes_first(node: NodeProto, rules: Rules, placement: Placement) -> bool:
-    """ONNX Runtime gathers the three channels of every pixel of the window one by one before it multiplies, which costs more than
-    a 3 x 3 window at stride 2 has to multiply (MobileNetV2 is 2 to 6 % faster with this layer in float, and closer to fp32), but
-    not more than a 7 x 7 one (ResNet-50 is 25 % slower so), nor than a window at every pixel (ResNet-20: 4 % slower).
+    """ONNX Runtime gathers the three channels of every pixel of the window one by one before it multiplies,
+    which costs more than a 3 x 3 window at stride 2 has to multiply (MobileNetV2 is 2 to 6 % faster with this
+    layer in float, and closer to fp32), but not more than a 7 x 7 one (ResNet-50 is 25 % slower so), nor than
+    a window at every pixel (ResNet-20: 4 % slower).
     """
     if rules.first is not None:
         return rules.first
@@ -224,7 +272,9 @@ def quantizes_first(node: NodeProto, rules: Rules, placement: Placement) -> bool
 
 
 def is_float_depthwise(node: NodeProto, view: View, rules: Rules, placement: Placement) -> bool:
-    """Grouped with a large kernel: TensorRT stores such int8 weights at 4 bytes each, so nothing is gained."""
+    """Grouped with a large kernel: TensorRT stores such int8 weights at 4 bytes each, so nothing
+    is gained.
+    """
     if attribute(node, "group", 1) == 1 or rules.depthwise == "int8":
         return False
     if rules.depthwise == "float":
@@ -234,8 +284,9 @@ def is_float_depthwise(node: NodeProto, view: View, rules: Rules, placement: Pla
 
 
 def is_tiny(node: NodeProto, view: View, rules: Rules, placement: Placement) -> bool:
-    """ModelOpt's exclusion (`graph_utils.py`): under 16 channels on a side, unless dense, square and in a multiple of 8 with one
-    side wide (or the first layer), or grouped with outputs in a multiple of 8 and every kernel side at least 3.
+    """ModelOpt's exclusion (`graph_utils.py`): under 16 channels on a side, unless dense, square and in a
+    multiple of 8 with one side wide (or the first layer), or grouped with outputs in a multiple of 8 and
+    every kernel side at least 3.
     """
     few = placement.few_channels if rules.few_channels is None else rules.few_channels
     outputs, inputs, *sides = view.constants[node.input[1]].dims
@@ -249,28 +300,38 @@ def is_tiny(node: NodeProto, view: View, rules: Rules, placement: Placement) -> 
 
 
 def is_pointwise_on_one_pixel(node: NodeProto, view: View) -> bool:
-    """A convolution of a 1 x 1 map is a matrix times a vector: not worth int8 (doc; ModelOpt leaves m or n = 1 out)."""
+    """A convolution of a 1 x 1 map is a matrix times a vector: not worth int8 (doc; ModelOpt leaves m or n =
+    1 out).
+    """
     return view.shapes.get(node.input[0], [None] * 4)[2:] == [1, 1]
 
 
 # ---- where
 
+
 def layer_edges(layers: Sequence[str]) -> list[tuple[str, int]]:
-    """The data input of each layer: an integer kernel needs both of its inputs quantized, the weight is the other (doc, 1)."""
+    """The data input of each layer: an integer kernel needs both of its inputs quantized, the weight is the
+    other (doc, 1).
+    """
     return [(name, 0) for name in layers]
 
 
 def skip_edges(view: View, layers: Sequence[str]) -> list[tuple[str, int]]:
-    """The skip input of each residual Add, so that the convolution with its fused add can put out int8 (doc, 4).
+    """The skip input of each residual Add, so that the convolution with its fused add can put out int8 (doc,
+    4).
 
-    Nothing between the convolution and the Add. When both inputs are convolutions, the skip is the shorter branch.
+    Nothing between the convolution and the Add. When both inputs are convolutions, the skip is the shorter
+    branch.
     """
     found = []
     for node in view.model.graph.node:
         if node.op_type != "Add" or any(name in view.constants for name in node.input):
             continue
-        fused = [index for index, name in enumerate(node.input)
-                 if name in view.producer and view.producer[name].name in layers and view.only_reader(name) is node]
+        fused = [
+            index
+            for index, name in enumerate(node.input)
+            if name in view.producer and view.producer[name].name in layers and view.only_reader(name) is node
+        ]
         if fused:
             main = max(fused, key=lambda index: view.depth[node.input[index]])
             found.append((node.name, 1 - main))
@@ -278,8 +339,8 @@ def skip_edges(view: View, layers: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def norm_edges(view: View, layers: Sequence[str]) -> list[tuple[str, int]]:
-    """What a quantized convolution gives to a LayerNormalization, through any Transpose: without the pair TensorRT takes a
-    slower kernel with int8 in and half out (ModelOpt, pull request 1117).
+    """What a quantized convolution gives to a LayerNormalization, through any Transpose: without the pair
+    TensorRT takes a slower kernel with int8 in and half out (ModelOpt, pull request 1117).
     """
     found = []
     for name in layers:
@@ -294,8 +355,8 @@ def norm_edges(view: View, layers: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def concat_edges(view: View, edges: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
-    """The inputs of each Concat whose result is quantized: with one scale on all sides it joins int8 maps (ModelOpt
-    `concat_elimination`); otherwise what it joins is stored in float first.
+    """The inputs of each Concat whose result is quantized: with one scale on all sides it joins int8 maps
+    (ModelOpt `concat_elimination`); otherwise what it joins is stored in float first.
     """
     quantized = {view.nodes[name].input[index] for name, index in edges}
     found = []
@@ -307,16 +368,22 @@ def concat_edges(view: View, edges: Sequence[tuple[str, int]]) -> list[tuple[str
     return found
 
 
-def output_edges(view: View, layers: Sequence[str], edges: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
-    """For ONNX Runtime's CPU engine: it uses an integer kernel only where the output is quantized too (measured).
+def output_edges(
+    view: View, layers: Sequence[str], edges: Sequence[tuple[str, int]]
+) -> list[tuple[str, int]]:
+    """For ONNX Runtime's CPU engine: it uses an integer kernel only where the output is quantized too
+    (measured).
 
-    Every reader of what a convolution puts out after its clipping activation, and of what operators with an integer kernel
-    make of quantized tensors. A matrix puts out float at no cost, and what is an output of the graph stays float.
+    Every reader of what a convolution puts out after its clipping activation, and of what operators with an
+    integer kernel make of quantized tensors. A matrix puts out float at no cost, and what is an output of the
+    graph stays float.
     """
     quantized = {view.nodes[name].input[index] for name, index in edges}
     found = []
     for node in view.model.graph.node:
-        data = [(node.name, index) for index, name in enumerate(node.input) if name and name not in view.constants]
+        data = [
+            (node.name, index) for index, name in enumerate(node.input) if name and name not in view.constants
+        ]
         is_layer = node.name in layers and node.op_type == "Conv"
         if is_layer or (is_integer(node, view) and any(node.input[index] in quantized for _, index in data)):
             found += [] if is_layer else data
@@ -328,13 +395,17 @@ def output_edges(view: View, layers: Sequence[str], edges: Sequence[tuple[str, i
 
 
 def is_integer(node: NodeProto, view: View) -> bool:
-    """Has ONNX Runtime's CPU engine a kernel for it on 8-bit numbers? Not for a sum or product with a constant."""
+    """Has ONNX Runtime's CPU engine a kernel for it on 8-bit numbers? Not for a sum or product with a
+    constant.
+    """
     if node.op_type in INTEGER:
         return not any(name in view.constants for name in node.input)
     return moves(node, view)
 
 
 def after_clipping(tensor: str, view: View) -> str:
-    """The output of the ReLU or Clip that alone reads `tensor`, or `tensor`: the end of the uint8 range does the clipping."""
+    """The output of the ReLU or Clip that alone reads `tensor`, or `tensor`: the end of the uint8 range does
+    the clipping.
+    """
     reader = view.only_reader(tensor)
     return reader.output[0] if reader is not None and reader.op_type in CLIPPING else tensor

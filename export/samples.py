@@ -1,4 +1,5 @@
-"""Which real images an export looks at: a stratified, seeded choice, and proof that calibration and evaluation are apart.
+"""Which real images an export looks at: a stratified, seeded choice, and proof that calibration and
+evaluation are apart.
 
 In:  an `ImageSet`, a size, a seed.
 Out: indices; preprocessed batches, streamed; the list of [name, SHA-256] for the metadata.
@@ -20,7 +21,8 @@ from runtime.images import ImageSet
 from runtime.preprocess import Preprocess
 
 PIXELS_PER_BATCH = 2**18
-"""A batch holds about so many pixels: 5 images of 224 x 224, at most 32; bounds the memory for activations."""
+"""A batch holds about so many pixels: 5 images of 224 x 224, at most 32; bounds the memory for
+activations."""
 FEWEST_HELD_BACK = 128
 """Images below which choosing between settings by their accuracy is a lottery."""
 
@@ -43,7 +45,8 @@ class Subset(ImageSet):
 
 
 def choose(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Indices of `size` images (all, if there are fewer), as many of each class as possible, by chance but reproducible.
+    """Indices of `size` images (all, if there are fewer), as many of each class as possible, by chance but
+    reproducible.
 
     labels (N,) int. A class with too few images gives what it has, the others fill up.
     """
@@ -51,14 +54,16 @@ def choose(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
 
 
 def split(labels: np.ndarray, size: int, held_back: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two disjoint choices of indices: `size` images to use as `choose` gives them, and up to `held_back` others to judge by.
+    """Two disjoint choices of indices: `size` images to use as `choose` gives them, and up to `held_back`
+    others to judge by.
 
-    Where fewer than FEWEST_HELD_BACK would be left over, the last quarter of the stratified order is held back from use.
+    Where fewer than FEWEST_HELD_BACK would be left over, the last quarter of the stratified order is held
+    back from use.
     """
     order = _order(labels, seed)
     if len(order) - size < min(held_back, FEWEST_HELD_BACK):
         size = min(size, len(order) - min(held_back, len(order) // 4))
-    return np.sort(order[:size]), np.sort(order[size:size + held_back])
+    return np.sort(order[:size]), np.sort(order[size : size + held_back])
 
 
 def _order(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -71,17 +76,20 @@ def _order(labels: np.ndarray, seed: int) -> np.ndarray:
     return shuffled[np.argsort(turn[shuffled], kind="stable")]
 
 
-def batches(images: ImageSet, indices: Sequence[int], preprocess: Preprocess, size: int | None = None,
-            about: str = "") -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Preprocessed (n, C, H, W) float32 and labels (n,) of the chosen images, `size` at a time, one batch in memory.
+def batches(
+    images: ImageSet, indices: Sequence[int], preprocess: Preprocess, size: int | None = None, about: str = ""
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Preprocessed (n, C, H, W) float32 and labels (n,) of the chosen images, `size` at a time, one batch in
+    memory.
 
-    A progress bar titled `about` is drawn on a terminal. Raises DataError naming an image that cannot be read.
+    A progress bar titled `about` is drawn on a terminal. Raises DataError naming an image that cannot be
+    read.
     """
     _, height, width = preprocess.input_size
     size = size or max(1, min(32, PIXELS_PER_BATCH // (height * width)))
     starts = range(0, len(indices), size)
     for start in progress(starts, about) if about else starts:
-        chosen = [int(i) for i in indices[start:start + size]]
+        chosen = [int(i) for i in indices[start : start + size]]
         yield preprocess.batch(images.image(i) for i in chosen), images.labels[chosen]
 
 
@@ -94,9 +102,14 @@ def progress(steps: Sequence[int], about: str) -> Iterator[int]:
 
 
 def listing(images: ImageSet, indices: Sequence[int]) -> list[list[str]]:
-    """[name, SHA-256] of the chosen images; names start at the data set's own folder, not at the root of this disk."""
+    """[name, SHA-256] of the chosen images; names start at the data set's own folder, not at the root of this
+    disk.
+    """
     folder = PurePath(images.name).name
-    return [[folder + images.item_name(int(i)).removeprefix(images.name), images.item_sha256(int(i))] for i in indices]
+    return [
+        [folder + images.item_name(int(i)).removeprefix(images.name), images.item_sha256(int(i))]
+        for i in indices
+    ]
 
 
 def content(images: ImageSet, indices: Sequence[int]) -> str:
@@ -109,7 +122,9 @@ def content(images: ImageSet, indices: Sequence[int]) -> str:
 
 
 def judged_on(images: ImageSet, size: int, seed: int) -> dict[str, Any]:
-    """What an artifact records of the images it was compared on: how many, by which draw, and the hash of their content."""
+    """What an artifact records of the images it was compared on: how many, by which draw, and the hash of
+    their content.
+    """
     chosen = choose(images.labels, size, seed)
     return {"images": len(chosen), "seed": seed, "sha256": content(images, chosen)}
 
@@ -123,5 +138,8 @@ def require_apart(calibration: ImageSet, indices: Sequence[int], held_out: Image
     for index in progress(range(len(held_out)), "comparing calibration and evaluation images"):
         twin = chosen.get(held_out.item_sha256(index))
         if twin is not None:
-            raise UsageError(f"{calibration.item_name(twin)} is a calibration image and also in --data "
-                             f"({held_out.item_name(index)}). Calibrate on training images that are not evaluated: --calib DIR")
+            raise UsageError(
+                f"{calibration.item_name(twin)} is a calibration image and also in --data"
+                f" ({held_out.item_name(index)}). Calibrate on training images that are not evaluated:"
+                " --calib DIR"
+            )

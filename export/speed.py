@@ -1,8 +1,10 @@
-"""How long the int8 file takes beside the fp32 one, on this machine, so that export can say where int8 does not pay.
+"""How long the int8 file takes beside the fp32 one, on this machine, so that export can say where int8 does
+not pay.
 
 In:  two artifacts of the same network, as paths or as file contents.
 Out: int8 time / fp32 time; below 1 int8 is faster.
-Elsewhere: latency as users are shown it, with percentiles (bench.latency); against other quantizers (benchmarks/int8_speed.py).
+Elsewhere: latency as users are shown it, with percentiles (bench.latency); against other quantizers
+(benchmarks/int8_speed.py).
 """
 
 from __future__ import annotations
@@ -22,25 +24,37 @@ LEAST = 3
 """Rounds that are timed however long they take: one slow call must not decide."""
 
 
-def ratio(fp32: bytes | str | Path, int8: bytes | str | Path, batch: int = 1, rounds: int = ROUNDS, *,
-          threads: int | None = None, seconds: float = SECONDS) -> float:
+def ratio(
+    fp32: bytes | str | Path,
+    int8: bytes | str | Path,
+    batch: int = 1,
+    rounds: int = ROUNDS,
+    *,
+    threads: int | None = None,
+    seconds: float = SECONDS,
+) -> float:
     """Median time of an int8 call over the median of an fp32 call, through `runtime.load` on the CPU.
 
-    The two are called in turn, so that both see what else the machine does, on one batch of normal noise: how long an engine
-    takes does not depend on the values. After `seconds` no further round begins, but at least three are timed.
-    Raises UsageError when a file does not fix the size of its images, or for a batch or rounds below 1.
+    The two are called in turn, so that both see what else the machine does, on one batch of normal noise: how
+    long an engine takes does not depend on the values. After `seconds` no further round begins, but at least
+    three are timed. Raises UsageError when a file does not fix the size of its images, or for a batch or
+    rounds below 1.
     """
     if batch < 1 or rounds < 1:
         raise UsageError(f"batch {batch}, rounds {rounds}: expected 1 or more of each")
     with tempfile.TemporaryDirectory(prefix="large2small-") as folder:
-        paths = [_as_file(artifact, Path(folder) / name) for artifact, name in ((fp32, "fp32.onnx"), (int8, "int8.onnx"))]
+        paths = [
+            _as_file(artifact, Path(folder) / name)
+            for artifact, name in ((fp32, "fp32.onnx"), (int8, "int8.onnx"))
+        ]
         with load(paths[0], threads=threads) as one, load(paths[1], threads=threads) as other:
             times = _interleaved((one, other), _noise(one, batch), rounds, seconds)
     return statistics.median(times[1]) / statistics.median(times[0])
 
 
-def _interleaved(predictors: tuple[Predictor, Predictor], images: np.ndarray, rounds: int,
-                 seconds: float) -> tuple[list[float], list[float]]:
+def _interleaved(
+    predictors: tuple[Predictor, Predictor], images: np.ndarray, rounds: int, seconds: float
+) -> tuple[list[float], list[float]]:
     """Seconds of each call of each, after one call of warm-up; who begins changes from round to round."""
     for predictor in predictors:
         predictor.logits(images)
@@ -57,7 +71,10 @@ def _interleaved(predictors: tuple[Predictor, Predictor], images: np.ndarray, ro
 def _noise(predictor: Predictor, batch: int) -> np.ndarray:
     sizes = predictor.input_shape[1:]
     if None in sizes:
-        raise UsageError(f"{predictor.path}: input {predictor.input_shape} leaves the image size open. Expected C, H, W fixed")
+        raise UsageError(
+            f"{predictor.path}: input {predictor.input_shape} leaves the image size open. Expected C, H, W"
+            " fixed"
+        )
     return np.random.default_rng(0).normal(size=(batch, *sizes)).astype(np.float32)
 
 

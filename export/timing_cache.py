@@ -1,8 +1,10 @@
-"""TensorRT's timing cache on disk: what kernels took on this very machine, so that the next build need not measure it again.
+"""TensorRT's timing cache on disk: what kernels took on this very machine, so that the next build need not
+measure it again.
 
 In:  a folder; TensorRT's version and the GPU.
 Out: the bytes of the last build there, or None; a file written whole or not at all.
-Elsewhere: what TensorRT makes of them (export.engine): it refuses a cache of another GPU, and starts anew on garbage.
+Elsewhere: what TensorRT makes of them (export.engine): it refuses a cache of another GPU, and starts anew on
+garbage.
 """
 
 from __future__ import annotations
@@ -25,7 +27,12 @@ def path(folder: str, version: str, device: Mapping[str, str | None]) -> Path | 
         return None
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     home = Path(folder) if folder else caches / "large2small" / "timing"
-    words = (f"trt{version}", f"sm{device['compute_capability']}", str(device["gpu"]), f"driver{device['driver']}")
+    words = (
+        f"trt{version}",
+        f"sm{device['compute_capability']}",
+        str(device["gpu"]),
+        f"driver{device['driver']}",
+    )
     return home / ("-".join(re.sub(r"[^A-Za-z0-9.]+", "_", word) for word in words) + ".cache")
 
 

@@ -1,8 +1,10 @@
 """An exported ONNX graph as a torch module, so that what is trained is the graph that ships, Q/DQ included.
 
-In:  the fp32 graph of a student (export.graph); the same graph with Q/DQ (export.quantize), or none for plain fp32.
+In:  the fp32 graph of a student (export.graph); the same graph with Q/DQ (export.quantize), or none for plain
+fp32.
 Out: `TorchGraph`: images (N, C, H, W) -> logits (N, K), differentiable in its weights, biases and scales.
-Elsewhere: where Q/DQ goes (export.quantize), training (export.qat). Batch norm is folded in these graphs; dropout is not in them.
+Elsewhere: where Q/DQ goes (export.quantize), training (export.qat). Batch norm is folded in these graphs;
+dropout is not in them.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ from .quantize import LARGEST
 from .view import View
 
 LEARNED_BY = ("Conv", "Gemm", "MatMul", "LayerNormalization", "Mul", "Add")
-"""Operators whose float constants with more than one value are trained; a single value belongs to a formula (GELU's 0.5)."""
+"""Operators whose float constants with more than one value are trained; a single value belongs to a formula
+(GELU's 0.5)."""
 
 SCALE_SPEED = 300.0
-"""How much faster scales learn than weights: an Adam step of 5e-5 changes a scale by 1.5 %. Chosen by measurement (docs/qat.md):
-ranges may have to shrink tenfold in a few hundred steps in which weights should hardly move."""
+"""How much faster scales learn than weights: an Adam step of 5e-5 changes a scale by 1.5 %. Chosen by
+measurement (docs/qat.md): ranges may have to shrink tenfold in a few hundred steps in which weights should
+hardly move."""
 
 Attributes = dict[str, Any]
 
@@ -60,20 +64,24 @@ class FakeQuant(NamedTuple):
 class TorchGraph(nn.Module):
     """Runs the nodes of an ONNX graph in torch; state_dict keys are the names of its initializers.
 
-    Float weights come from `fp32`. With `quantized` (the same layers with Q/DQ) every QuantizeLinear becomes a fake quantization
-    with a learned scale, the graph's own x exp(SCALE_SPEED x parameter): it stays above 0, and one learning rate suits large and
-    small ones. `scales` gives the values. shared maps an activation to the one whose scale it must keep. Raises UsageError for
-    an operator that is not known here.
+    Float weights come from `fp32`. With `quantized` (the same layers with Q/DQ) every QuantizeLinear becomes
+    a fake quantization with a learned scale, the graph's own x exp(SCALE_SPEED x parameter): it stays above
+    0, and one learning rate suits large and small ones. `scales` gives the values. shared maps an activation
+    to the one whose scale it must keep. Raises UsageError for an operator that is not known here.
     """
 
-    def __init__(self, fp32: ModelProto, quantized: ModelProto | None = None, shared: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, fp32: ModelProto, quantized: ModelProto | None = None, shared: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__()
         model = quantized or fp32
         view, float_view = View(model), View(fp32)
         require_known(view)
         # names with a leading underscore leave all others to the network's own modules
         self._input, self._output = view.inputs[0], view.outputs[0]
-        self._integers: dict[str, Tensor] = {}  # shapes and axes stay on the host: reading them must not wait for a GPU
+        self._integers: dict[
+            str, Tensor
+        ] = {}  # shapes and axes stay on the host: reading them must not wait for a GPU
         trained = learned(float_view)
         for name in float_view.constants:
             value = torch.from_numpy(float_view.constant(name).copy())
@@ -95,7 +103,9 @@ class TorchGraph(nn.Module):
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
                 names, attributes, call = self._grid_step(node)
-            elif node.op_type == "Clip" and node.name not in float_view.nodes:  # keeps a pair from a float layer, changes nothing
+            elif (
+                node.op_type == "Clip" and node.name not in float_view.nodes
+            ):  # keeps a pair from a float layer, changes nothing
                 names, call = (node.input[0],), identity
             else:
                 names, call = without_integer_filling(node, view), OPERATORS[node.op_type]
@@ -105,7 +115,9 @@ class TorchGraph(nn.Module):
         return steps[::-1]
 
     def _grid_step(self, node: NodeProto) -> tuple[tuple[str, ...], Attributes, Callable[..., Tensor]]:
-        """A Q node, or the DQ node of a weight, rounds; the DQ node behind a Q passes on, what comes is float already."""
+        """A Q node, or the DQ node of a weight, rounds; the DQ node behind a Q passes on, what comes is float
+        already.
+        """
         grid = self._grids.get(node.output[0])
         if grid is None:
             return (node.input[0],), {}, identity
@@ -130,36 +142,54 @@ def grids_of(graph: TorchGraph) -> dict[str, FakeQuant]:
 
 
 def scales_of(graph: TorchGraph, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """{tensor: scale} of a state_dict (its own): float32, () for an activation, (channels,) for a weight; all above 0."""
+    """{tensor: scale} of a state_dict (its own): float32, () for an activation, (channels,) for a weight; all
+    above 0.
+    """
     state = graph.state_dict() if state is None else state
-    return {grid.tensor: scale_of(state[start_of(grid.scale)], state[grid.scale].detach()) for grid in grids_of(graph).values()}
+    return {
+        grid.tensor: scale_of(state[start_of(grid.scale)], state[grid.scale].detach())
+        for grid in grids_of(graph).values()
+    }
 
 
 def require_known(view: View) -> None:
     """Raise UsageError naming the first operator that cannot be trained here."""
     for node in view.model.graph.node:
         if node.op_type not in OPERATORS and node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
-            raise UsageError(f"node {node.name}: operator {node.op_type} cannot be trained as part of an ONNX graph. "
-                             f"Known: {', '.join(sorted(OPERATORS))}. Train without --qat, or choose another student")
+            raise UsageError(
+                f"node {node.name}: operator {node.op_type} cannot be trained as part of an ONNX graph. "
+                f"Known: {', '.join(sorted(OPERATORS))}. Train without --qat, or choose another student"
+            )
         if any(node.output[1:]):
-            raise UsageError(f"node {node.name}: {node.op_type} with {len(node.output)} outputs cannot be trained as part of an "
-                             "ONNX graph; one is expected. Train without --qat, or choose another student")
+            raise UsageError(
+                f"node {node.name}: {node.op_type} with {len(node.output)} outputs cannot be trained as part"
+                " of an ONNX graph; one is expected. Train without --qat, or choose another student"
+            )
 
 
 def learned(view: View) -> list[str]:
-    """Names of the constants that training changes: weights, biases, the affine part of norms, layer scales."""
+    """Names of the constants that training changes: weights, biases, the affine part of norms,
+    layer scales.
+    """
     found = []
     for node in view.model.graph.node:
         if node.op_type in LEARNED_BY:
             found += node.input
         elif node.op_type == "BatchNormalization":  # one that could not be folded: its statistics stay
             found += node.input[1:3]
-    return [name for name in dict.fromkeys(found) if name in view.constants
-            and view.constants[name].data_type == TensorProto.FLOAT and np.prod(view.constants[name].dims) > 1]
+    return [
+        name
+        for name in dict.fromkeys(found)
+        if name in view.constants
+        and view.constants[name].data_type == TensorProto.FLOAT
+        and np.prod(view.constants[name].dims) > 1
+    ]
 
 
 def without_integer_filling(node: NodeProto, view: View) -> tuple[str, ...]:
-    """The inputs of a node; a Pad of 8-bit numbers fills with the zero point, which is the 0 that a Pad of floats fills with."""
+    """The inputs of a node; a Pad of 8-bit numbers fills with the zero point, which is the 0 that a Pad of
+    floats fills with.
+    """
     fills_with = view.constants.get(node.input[2]) if node.op_type == "Pad" and len(node.input) > 2 else None
     is_integer = fills_with is not None and fills_with.data_type in (TensorProto.INT8, TensorProto.UINT8)
     return (*node.input[:2], "", *node.input[3:]) if is_integer else tuple(node.input)
@@ -167,13 +197,18 @@ def without_integer_filling(node: NodeProto, view: View) -> tuple[str, ...]:
 
 def float_weights(quantized: View, fp32: View) -> dict[str, str]:
     """{tensor that a quantized layer reads as its weight: the float initializer that it replaces}."""
-    return {quantized.nodes[node.name].input[1]: node.input[1] for node in fp32.weighted()
-            if quantized.nodes[node.name].input[1] != node.input[1]}
+    return {
+        quantized.nodes[node.name].input[1]: node.input[1]
+        for node in fp32.weighted()
+        if quantized.nodes[node.name].input[1] != node.input[1]
+    }
 
 
 def grids(view: View, weights: Mapping[str, str], shared: Mapping[str, str]) -> dict[str, FakeQuant]:
     """{output of a Q node, or of the DQ node of a weight: its grid}."""
-    scales = {node.input[0]: node.input[1] for node in view.model.graph.node if node.op_type == "QuantizeLinear"}
+    scales = {
+        node.input[0]: node.input[1] for node in view.model.graph.node if node.op_type == "QuantizeLinear"
+    }
     found = {}
     for node in view.model.graph.node:
         if node.op_type == "QuantizeLinear":
@@ -183,23 +218,30 @@ def grids(view: View, weights: Mapping[str, str], shared: Mapping[str, str]) -> 
             found[node.output[0]] = FakeQuant(tensor, scale, None, int(zero), limits.min, limits.max)
         elif node.op_type == "DequantizeLinear" and node.output[0] in weights:
             axis = next(a.i for a in node.attribute if a.name == "axis")
-            found[node.output[0]] = FakeQuant(weights[node.output[0]], node.input[1], axis, 0, -LARGEST, LARGEST)
+            found[node.output[0]] = FakeQuant(
+                weights[node.output[0]], node.input[1], axis, 0, -LARGEST, LARGEST
+            )
     return found
 
 
 # quantization
 
-class Rounded(torch.autograd.Function):
-    """Fake quantization with ONNX's rounding; straight through for x, LSQ for the scale (Esser et al. 2020, arXiv:1902.08153).
 
-    For a scale s, dy/ds is round(x/s) - x/s inside the grid and the border outside, times LSQ's 1 / sqrt(values x largest step).
+class Rounded(torch.autograd.Function):
+    """Fake quantization with ONNX's rounding; straight through for x, LSQ for the scale (Esser et al. 2020,
+    arXiv:1902.08153).
+
+    For a scale s, dy/ds is round(x/s) - x/s inside the grid and the border outside, times LSQ's 1 /
+    sqrt(values x largest step).
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, lowest: int, highest: int, values: int) -> Tensor:
         ctx.save_for_backward(x, scale)
         ctx.limits, ctx.values = (lowest, highest), values
-        return (x / scale).round_().clamp_(lowest, highest).mul_(scale)  # ties to even, as ONNX QuantizeLinear rounds
+        return (
+            (x / scale).round_().clamp_(lowest, highest).mul_(scale)
+        )  # ties to even, as ONNX QuantizeLinear rounds
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -236,6 +278,7 @@ def fake_quantize(attributes: Attributes, x: Tensor, start: Tensor, learned: Ten
 
 # operators: f(attributes, *inputs), as https://onnx.ai/onnx/operators defines them
 
+
 def identity(_: Attributes, x: Tensor) -> Tensor:
     return x
 
@@ -243,8 +286,15 @@ def identity(_: Attributes, x: Tensor) -> Tensor:
 def conv(a: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     sides = weight.ndim - 2
     x, padding = _padded(x, a, sides, 0.0)
-    return _CONV[sides](x, weight, bias, tuple(a.get("strides", [1] * sides)), padding,
-                        tuple(a.get("dilations", [1] * sides)), a.get("group", 1))
+    return _CONV[sides](
+        x,
+        weight,
+        bias,
+        tuple(a.get("strides", [1] * sides)),
+        padding,
+        tuple(a.get("dilations", [1] * sides)),
+        a.get("group", 1),
+    )
 
 
 def gemm(a: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -255,23 +305,37 @@ def gemm(a: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None = None) -
 
 
 def layer_norm(a: Attributes, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return F.layer_norm(x, x.shape[a.get("axis", -1):], weight, bias, a.get("epsilon", 1e-5))
+    return F.layer_norm(x, x.shape[a.get("axis", -1) :], weight, bias, a.get("epsilon", 1e-5))
 
 
-def batch_norm(a: Attributes, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+def batch_norm(
+    a: Attributes, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor
+) -> Tensor:
     return F.batch_norm(x, mean, variance, weight, bias, eps=a.get("epsilon", 1e-5))
 
 
 def average_pool(a: Attributes, x: Tensor) -> Tensor:
     x, padding = _padded(x, a, 2, None)
-    return F.avg_pool2d(x, tuple(a["kernel_shape"]), tuple(a.get("strides", (1, 1))), padding, bool(a.get("ceil_mode", 0)),
-                        bool(a.get("count_include_pad", 0)))
+    return F.avg_pool2d(
+        x,
+        tuple(a["kernel_shape"]),
+        tuple(a.get("strides", (1, 1))),
+        padding,
+        bool(a.get("ceil_mode", 0)),
+        bool(a.get("count_include_pad", 0)),
+    )
 
 
 def max_pool(a: Attributes, x: Tensor) -> Tensor:
     x, padding = _padded(x, a, 2, -torch.inf)
-    return F.max_pool2d(x, tuple(a["kernel_shape"]), tuple(a.get("strides", (1, 1))), padding,
-                        tuple(a.get("dilations", (1, 1))), bool(a.get("ceil_mode", 0)))
+    return F.max_pool2d(
+        x,
+        tuple(a["kernel_shape"]),
+        tuple(a.get("strides", (1, 1))),
+        padding,
+        tuple(a.get("dilations", (1, 1))),
+        bool(a.get("ceil_mode", 0)),
+    )
 
 
 def reduce_mean(a: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
@@ -287,8 +351,14 @@ def reshape(a: Attributes, x: Tensor, shape: Tensor) -> Tensor:
     return x.reshape([x.shape[i] if size == 0 and keeps else size for i, size in enumerate(shape.tolist())])
 
 
-def slice_(_: Attributes, x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor | None = None,
-           steps: Tensor | None = None) -> Tensor:
+def slice_(
+    _: Attributes,
+    x: Tensor,
+    starts: Tensor,
+    ends: Tensor,
+    axes: Tensor | None = None,
+    steps: Tensor | None = None,
+) -> Tensor:
     places = range(len(starts)) if axes is None else axes.tolist()
     strides = [1] * len(starts) if steps is None else steps.tolist()
     for axis, start, end, stride in zip(places, starts.tolist(), ends.tolist(), strides, strict=True):
@@ -299,16 +369,22 @@ def slice_(_: Attributes, x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor 
     return x
 
 
-def pad(a: Attributes, x: Tensor, pads: Tensor, value: Tensor | None = None, axes: Tensor | None = None) -> Tensor:
+def pad(
+    a: Attributes, x: Tensor, pads: Tensor, value: Tensor | None = None, axes: Tensor | None = None
+) -> Tensor:
     kind = a.get("mode", b"constant").decode()
     if kind != "constant":
-        raise UsageError(f"a Pad of mode {kind} cannot be trained as part of an ONNX graph. Train without --qat")
+        raise UsageError(
+            f"a Pad of mode {kind} cannot be trained as part of an ONNX graph. Train without --qat"
+        )
     places = range(x.ndim) if axes is None else axes.tolist()
     widths = pads.view(2, -1).tolist()
     both = [[0, 0] for _ in range(x.ndim)]
     for axis, before, after in zip(places, *widths, strict=True):
         both[axis] = [before, after]
-    return F.pad(x, [n for pair in reversed(both) for n in pair], value=0.0 if value is None else float(value))
+    return F.pad(
+        x, [n for pair in reversed(both) for n in pair], value=0.0 if value is None else float(value)
+    )
 
 
 def clip(_: Attributes, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
@@ -328,16 +404,29 @@ def _axes(a: Attributes, x: Tensor, axes: Tensor | None) -> list[int]:
 
 
 def _padded(x: Tensor, a: Attributes, sides: int, value: float | None) -> tuple[Tensor, tuple[int, ...]]:
-    """(x, padding for torch): torch pads both ends alike, so what is uneven is padded here. value None: cannot be padded."""
+    """(x, padding for torch): torch pads both ends alike, so what is uneven is padded here. value None:
+    cannot be padded.
+    """
     if a.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
-        raise UsageError(f"auto_pad {a['auto_pad'].decode()} cannot be trained as part of an ONNX graph. Train without --qat")
+        raise UsageError(
+            f"auto_pad {a['auto_pad'].decode()} cannot be trained as part of an ONNX graph. Train without"
+            " --qat"
+        )
     pads = a.get("pads", [0] * (2 * sides))
     before, after = pads[:sides], pads[sides:]
     if before == after:
         return x, tuple(before)
     if value is None:
-        raise UsageError("an AveragePool with uneven padding cannot be trained as part of an ONNX graph. Train without --qat")
-    return F.pad(x, [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair], value=value), (0,) * sides
+        raise UsageError(
+            "an AveragePool with uneven padding cannot be trained as part of an ONNX graph. Train without"
+            " --qat"
+        )
+    return (
+        F.pad(
+            x, [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair], value=value
+        ),
+        (0,) * sides,
+    )
 
 
 _CONV = {1: F.conv1d, 2: F.conv2d}
@@ -351,7 +440,7 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "Conv": conv,
     "Div": lambda a, x, y: x / y,
     "Erf": lambda a, x: torch.erf(x),
-    "Flatten": lambda a, x: x.reshape(int(np.prod(x.shape[:a.get("axis", 1)])), -1),
+    "Flatten": lambda a, x: x.reshape(int(np.prod(x.shape[: a.get("axis", 1)])), -1),
     "Gelu": lambda a, x: F.gelu(x, approximate=a.get("approximate", b"none").decode()),
     "Gemm": gemm,
     "GlobalAveragePool": lambda a, x: x.mean((2, 3), keepdim=True),
@@ -364,7 +453,7 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "MaxPool": max_pool,
     "Mul": lambda a, x, y: x * y,
     "Pad": pad,
-    "Pow": lambda a, x, y: x ** y,
+    "Pow": lambda a, x, y: x**y,
     "ReduceL2": reduce_l2,
     "ReduceMean": reduce_mean,
     "Relu": lambda a, x: F.relu(x),
@@ -382,6 +471,7 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
 
 
 # names with dots as nested modules, so that state_dict keys are the names of the initializers
+
 
 def _place(root: nn.Module, name: str, value: Tensor, persistent: bool = False) -> None:
     *path, leaf = name.split(".")

@@ -1,8 +1,11 @@
-"""`distill export trt`: a checkpoint, or an ONNX file, becomes a TensorRT plan with its metadata and its ONNX file beside it.
+"""`distill export trt`: a checkpoint, or an ONNX file, becomes a TensorRT plan with its metadata and its ONNX
+file beside it.
 
-In:  a checkpoint and what `distill export onnx` needs; or an .onnx file; or with --rebuild a plan that no longer fits.
+In:  a checkpoint and what `distill export onnx` needs; or an .onnx file; or with --rebuild a plan that no
+longer fits.
 Out: NAME.plan, NAME.plan.json, NAME.onnx; or one error line and no plan.
-Elsewhere: the ONNX file (export.onnx_command), building (export.engine_process), checks on the GPU (export.engine_check).
+Elsewhere: the ONNX file (export.onnx_command), building (export.engine_process), checks on the GPU
+(export.engine_check).
 """
 
 from __future__ import annotations
@@ -21,7 +24,14 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from runtime import commands, driver, env, files, plan
-from runtime.artifact import Metadata, check_file, read_sidecar, require_same_classes, sidecar_bytes, sidecar_of
+from runtime.artifact import (
+    Metadata,
+    check_file,
+    read_sidecar,
+    require_same_classes,
+    sidecar_bytes,
+    sidecar_of,
+)
 from runtime.errors import ArtifactError, GateError, MissingError, UsageError
 from runtime.images import ImageSet, open_images
 
@@ -32,7 +42,7 @@ from .options import Int8Options, check_sizes, note
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
-DESCRIPTION = """Build a TensorRT plan from a checkpoint or an ONNX file; the ONNX file stays beside it as the portable one.
+DESCRIPTION = """Build a TensorRT plan from a checkpoint or an ONNX file; the ONNX file stays beside it.
 
 TensorRT builds where the NVIDIA GPU is; --flavor rtx (TensorRT for RTX) builds anywhere.
 
@@ -52,7 +62,8 @@ class EngineOptions:
     """How TensorRT builds."""
 
     flavor: Literal["auto", "tensorrt", "rtx"] = "auto"
-    """tensorrt, or rtx: TensorRT for RTX, which builds without a GPU; auto takes the one that is installed, tensorrt first."""
+    """tensorrt, or rtx: TensorRT for RTX, which builds without a GPU; auto takes the one that is installed,
+    tensorrt first."""
     batch: Annotated[int | None, tyro.conf.arg(aliases=["-b", "--batch-size"])] = None
     """Images per call of a plan of one size; 1 when neither this nor --dynamic is given."""
     dynamic: tuple[str, ...] = ()
@@ -62,7 +73,8 @@ class EngineOptions:
     opt_level: int = 3
     """0 builds fastest, 5 looks longest for fast kernels."""
     timing_cache: Annotated[str, tyro.conf.arg(metavar="DIR|none")] = ""
-    """Folder of kernel timings kept for the next build on this GPU, by default ~/.cache/large2small/timing."""
+    """Folder of kernel timings kept for the next build on this GPU, by default
+    ~/.cache/large2small/timing."""
     hardware_compat: Literal["none", "ampere_plus", "same_cc"] = "none"
     """Other GPUs the plan must run on: any from Ampere on, or any of the same compute capability. Slower."""
     version_compat: bool = False
@@ -74,7 +86,8 @@ class EngineOptions:
     tf32: bool = True
     """Let fp32 layers multiply in TF32."""
     rebuild: bool = False
-    """The file is a plan: build it again for this machine, from the ONNX file beside it, with the settings it was built with."""
+    """The file is a plan: build it again for this machine, from the ONNX file beside it, with the settings it
+    was built with."""
 
 
 @dataclass(frozen=True)
@@ -93,15 +106,23 @@ class TrtOptions(Int8Options, EngineOptions, FileOptions):
     @property
     def onnx_options(self) -> OnnxOptions:
         """The same for `distill export onnx`."""
-        shared = {field.name: getattr(self, field.name) for field in fields(OnnxOptions) if hasattr(self, field.name)}
-        return OnnxOptions(**shared | {"placement": "tensorrt", "output": self.output and self.output.with_suffix(".onnx")})
+        shared = {
+            field.name: getattr(self, field.name)
+            for field in fields(OnnxOptions)
+            if hasattr(self, field.name)
+        }
+        return OnnxOptions(
+            **shared | {"placement": "tensorrt", "output": self.output and self.output.with_suffix(".onnx")}
+        )
 
     @property
     def target(self) -> Path:
         """The plan to write."""
         if self.rebuild:
             return self.output or self.checkpoint
-        return self.output or (self.checkpoint if self.from_onnx else self.onnx_options.target).with_suffix(".plan")
+        return self.output or (self.checkpoint if self.from_onnx else self.onnx_options.target).with_suffix(
+            ".plan"
+        )
 
 
 @dataclass(frozen=True)
@@ -130,7 +151,9 @@ def parse(argv: Sequence[str], prog: str) -> TrtOptions:
         return options
     before = as_it_was_built(options)
     given = commands.parse(TrtOptions, argv, prog, description, before)
-    if before.dynamic and given.batch is not None and given.dynamic == before.dynamic:  # one kind takes the other's place
+    if (
+        before.dynamic and given.batch is not None and given.dynamic == before.dynamic
+    ):  # one kind takes the other's place
         return replace(given, dynamic=())
     if before.batch is not None and given.dynamic and given.batch == before.batch:
         return replace(given, batch=None)
@@ -138,14 +161,24 @@ def parse(argv: Sequence[str], prog: str) -> TrtOptions:
 
 
 def export_trt(options: TrtOptions) -> dict[str, Any]:
-    """Export, build, check, write; returns what was measured. Raises, and leaves no plan, when a check fails."""
+    """Export, build, check, write; returns what was measured. Raises, and leaves no plan, when a
+    check fails.
+    """
     settings = check(options)
     if options.rebuild:
         onnx, is_same = onnx_of(options.checkpoint), _is_same(options.target, options.checkpoint)
-        options = replace(options, checkpoint=onnx, output=options.target, rebuild=False, overwrite=options.overwrite or is_same)
+        options = replace(
+            options,
+            checkpoint=onnx,
+            output=options.target,
+            rebuild=False,
+            overwrite=options.overwrite or is_same,
+        )
     from . import engine_process  # after the checks: it imports rich and what shows progress
 
-    with tempfile.TemporaryDirectory(prefix="large2small-", dir=files.existing(options.target.parent)) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="large2small-", dir=files.existing(options.target.parent)
+    ) as folder:
         source = open_source(options, Path(folder))
         is_missing_beside(options, source)  # says now, before the long build, what writing would say
         finished = engine_process.build(source.onnx, settings, options.timing_cache)
@@ -156,7 +189,9 @@ def export_trt(options: TrtOptions) -> dict[str, Any]:
 
 
 def check(options: TrtOptions) -> Settings:
-    """The build's settings. Raises UsageError or MissingError for what can be seen to be wrong before anything is read."""
+    """The build's settings. Raises UsageError or MissingError for what can be seen to be wrong before
+    anything is read.
+    """
     if not options.checkpoint.is_file() and not options.rebuild:
         raise UsageError(f"{options.checkpoint}: no such checkpoint or .onnx file")
     if options.rebuild and options.checkpoint.suffix != ".plan":
@@ -167,11 +202,16 @@ def check(options: TrtOptions) -> Settings:
         files.refuse_existing(options.target, options.overwrite)
     files.require_writable(options.target)
     if options.from_onnx and (options.int8 or options.fp16):
-        raise UsageError(f"{options.checkpoint}: an .onnx file has its precision already; --int8 and --fp16 are for checkpoints. "
-                         "Leave them out, or give the checkpoint")
+        raise UsageError(
+            f"{options.checkpoint}: an .onnx file has its precision already; --int8 and --fp16 are for"
+            " checkpoints. Leave them out, or give the checkpoint"
+        )
     if options.checkpoint.suffix in (".onnx", ".plan"):
-        unread = [f.name for f in fields(Int8Options) if f.name not in ("max_drop", "accuracy_size")
-                  and getattr(options, f.name) != f.default]
+        unread = [
+            f.name
+            for f in fields(Int8Options)
+            if f.name not in ("max_drop", "accuracy_size") and getattr(options, f.name) != f.default
+        ]
         if unread:
             raise UsageError(f"--{unread[0].replace('_', '-')} is only read for a checkpoint. Leave it out")
     elif not options.rebuild:
@@ -184,18 +224,36 @@ def check(options: TrtOptions) -> Settings:
     if options.batch is not None and options.batch < 1:
         raise UsageError(f"--batch {options.batch}: expected 1 or more")
     one_size = options.batch or 1
-    profiles = tuple(parse_profile(text) for text in options.dynamic) or (Profile(one_size, one_size, one_size),)
+    profiles = tuple(parse_profile(text) for text in options.dynamic) or (
+        Profile(one_size, one_size, one_size),
+    )
     engine.check_profiles(profiles)
     flavor = installed_flavor() if options.flavor == "auto" else options.flavor
     if flavor == "tensorrt" and options.checkpoint.suffix not in (".onnx", ".plan"):
-        engine.check_opset(options.opset, str(plan.tensorrt_module(flavor).__version__))  # not after the whole export
+        engine.check_opset(
+            options.opset, str(plan.tensorrt_module(flavor).__version__)
+        )  # not after the whole export
     if find_spec("onnxruntime") is None and isinstance(driver.find(), driver.Driver):
-        raise MissingError("where a GPU is, a plan is compared with its ONNX file before it is written, by ONNX Runtime. Install "
-                           'it: pip install "large2small[cpu]"')
+        raise MissingError(
+            "where a GPU is, a plan is compared with its ONNX file before it is written, by ONNX Runtime."
+            ' Install it: pip install "large2small[cpu]"'
+        )
     if flavor == "rtx" and options.hardware_compat != "none":
-        raise UsageError("--hardware-compat: plans of TensorRT for RTX choose their kernels on the user's GPU. Leave it out")
-    return Settings(flavor, profiles, parse_size(options.workspace), options.opt_level, options.hardware_compat,
-                    options.version_compat, options.strip_weights, options.sparsity, options.tf32)
+        raise UsageError(
+            "--hardware-compat: plans of TensorRT for RTX choose their kernels on the user's GPU. Leave"
+            " it out"
+        )
+    return Settings(
+        flavor,
+        profiles,
+        parse_size(options.workspace),
+        options.opt_level,
+        options.hardware_compat,
+        options.version_compat,
+        options.strip_weights,
+        options.sparsity,
+        options.tf32,
+    )
 
 
 def installed_flavor() -> str:
@@ -206,8 +264,10 @@ def installed_flavor() -> str:
         except MissingError:
             continue
         return flavor
-    raise MissingError('export trt needs TensorRT. Install it: pip install "large2small[tensorrt]", or without a GPU '
-                       'pip install "large2small[rtx]"')
+    raise MissingError(
+        'export trt needs TensorRT. Install it: pip install "large2small[tensorrt]", or without a GPU '
+        'pip install "large2small[rtx]"'
+    )
 
 
 def parse_profile(text: str) -> Profile:
@@ -234,35 +294,59 @@ def as_it_was_built(options: TrtOptions) -> TrtOptions:
         raise UsageError(f"--rebuild {path}: expected a .plan file")
     built = read_sidecar(path).engine
     if not built:
-        raise ArtifactError(f"{sidecar_of(path)}: does not say how the plan was built. Build it from the ONNX file: "
-                            "distill export trt STUDENT.onnx")
+        raise ArtifactError(
+            f"{sidecar_of(path)}: does not say how the plan was built. Build it from the ONNX file: "
+            "distill export trt STUDENT.onnx"
+        )
     try:
         flags = built["flags"]
         profiles = [Profile(**sizes) for sizes in built["profiles"]]
-        settings = {name: flags[name] for name in ("opt_level", "hardware_compat", "version_compat", "strip_weights", "sparsity",
-                                                   "tf32")}
+        settings = {
+            name: flags[name]
+            for name in (
+                "opt_level",
+                "hardware_compat",
+                "version_compat",
+                "strip_weights",
+                "sparsity",
+                "tf32",
+            )
+        }
         for name, value in settings.items():
             if type(value) is not type(getattr(Settings(), name)):
                 raise TypeError(f"{name} is {value!r}")
         workspace = flags["workspace_bytes"]
         is_static = len(profiles) == 1 and profiles[0].min == profiles[0].max
-        return replace(options, flavor=built["flavor"], batch=profiles[0].opt if is_static else None,
-                       dynamic=() if is_static else tuple(",".join(map(str, sizes)) for sizes in profiles),
-                       workspace=None if workspace is None else str(workspace), **settings)
+        return replace(
+            options,
+            flavor=built["flavor"],
+            batch=profiles[0].opt if is_static else None,
+            dynamic=() if is_static else tuple(",".join(map(str, sizes)) for sizes in profiles),
+            workspace=None if workspace is None else str(workspace),
+            **settings,
+        )
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ArtifactError(f"{sidecar_of(path)}: does not say all of how the plan was built, or in the words of another version "
-                            f"({type(error).__name__}: {error}). Build it from the ONNX file: "
-                            "distill export trt STUDENT.onnx") from error
+        raise ArtifactError(
+            f"{sidecar_of(path)}: does not say all of how the plan was built, or in the words of another"
+            f" version ({type(error).__name__}: {error}). Build it from the ONNX file: distill export trt"
+            " STUDENT.onnx"
+        ) from error
 
 
 def onnx_of(path: Path) -> Path:
-    """The ONNX file that the plan was built from, beside it. Raises ArtifactError where it is not, or is another."""
+    """The ONNX file that the plan was built from, beside it. Raises ArtifactError where it is not, or is
+    another.
+    """
     recorded = (read_sidecar(path).engine or {})["onnx"]
     onnx = path.with_name(recorded["file"])
     if not onnx.is_file():
-        raise ArtifactError(f"{onnx}: what {path.name} was built from is not beside it. Copy it there, or export again")
+        raise ArtifactError(
+            f"{onnx}: what {path.name} was built from is not beside it. Copy it there, or export again"
+        )
     if files.sha256(onnx) != recorded["sha256"]:
-        raise ArtifactError(f"{onnx}: not what {path.name} was built from (SHA-256 differs). Copy it again, or export again")
+        raise ArtifactError(
+            f"{onnx}: not what {path.name} was built from (SHA-256 differs). Copy it again, or export again"
+        )
     return onnx
 
 
@@ -271,10 +355,11 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 def open_source(options: TrtOptions, folder: Path) -> Source:
-    """The ONNX file, exported first when the source is a checkpoint. Raises ArtifactError for one that TensorRT refuses.
+    """The ONNX file, exported first when the source is a checkpoint. Raises ArtifactError for one that
+    TensorRT refuses.
 
-    Where a plan stands already, the ONNX file it needs is not replaced before the new plan is there to follow: the exported one
-    then waits in `folder`.
+    Where a plan stands already, the ONNX file it needs is not replaced before the new plan is there to
+    follow: the exported one then waits in `folder`.
     """
     if not options.from_onnx:
         inner = options.onnx_options
@@ -288,11 +373,15 @@ def open_source(options: TrtOptions, folder: Path) -> Source:
         return Source(inner.target, made.meta, made.held_out)
     meta = read_onnx(options.checkpoint)
     if (meta.quantization or {}).get("placement") == "cpu":
-        raise ArtifactError(f"{options.checkpoint}: its Q/DQ is placed for CPU engines (uint8 zero points), refused by TensorRT. "
-                            "Export it again: distill export onnx --int8 --placement tensorrt CKPT")
+        raise ArtifactError(
+            f"{options.checkpoint}: its Q/DQ is placed for CPU engines (uint8 zero points), refused by"
+            " TensorRT. Export it again: distill export onnx --int8 --placement tensorrt CKPT"
+        )
     held_out = None
     if options.data:
-        held_out = open_images(options.data, "val")  # not those of timm: a board that builds plans has no torch
+        held_out = open_images(
+            options.data, "val"
+        )  # not those of timm: a board that builds plans has no torch
         require_same_classes(meta.class_names, str(options.checkpoint), held_out.class_names, held_out.name)
     return Source(options.checkpoint, meta, held_out)
 
@@ -307,7 +396,9 @@ def read_onnx(path: Path) -> Metadata:
     try:
         model = onnx.load(str(path))
     except Exception as error:  # protobuf's DecodeError and others without a public base
-        raise ArtifactError(f"{path}: not an ONNX file ({type(error).__name__}). Expected .onnx, or a checkpoint") from error
+        raise ArtifactError(
+            f"{path}: not an ONNX file ({type(error).__name__}). Expected .onnx, or a checkpoint"
+        ) from error
     return read_map({entry.key: entry.value for entry in model.metadata_props}, str(path))
 
 
@@ -316,26 +407,44 @@ def describe(source: Source, settings: Settings, finished: Any) -> Metadata:
     from . import engine_report
 
     about, sha256 = finished.about, files.sha256(source.onnx)
-    flags = {name: value for name, value in asdict(settings).items() if name not in ("flavor", "profiles", "workspace")}
+    flags = {
+        name: value
+        for name, value in asdict(settings).items()
+        if name not in ("flavor", "profiles", "workspace")
+    }
     warnings = engine_report.sentences(about["layers"], source.meta.precision) if about["layers"] else []
     if settings.strip_weights and "int8" in source.meta.precision:
-        warnings.append("weights can be refitted, so scales of neighbouring layers are not merged: int8 may be slower")
-    built = {"flavor": settings.flavor, "version": about["version"], "plan_sha256": hashlib.sha256(finished.plan).hexdigest(),
-             "plan_bytes": len(finished.plan), "platform": f"{platform.system()} {platform.machine()}",
-             **{key: about[key] for key in ("gpu", "compute_capability", "driver")},
-             "inputs": about["inputs"], "outputs": about["outputs"],
-             "profiles": [profile._asdict() for profile in settings.profiles],
-             "flags": flags | {"workspace_bytes": settings.workspace},
-             "onnx": {"file": source.onnx.name, "sha256": sha256},
-             "layers": about["layers"], "timing_cache": about["timing_cache"], "warnings": warnings,
-             "builder_warnings": about["warnings"], "state": "built, not run", "build_seconds": about["seconds"],
-             "build_peak_mib": about["peak_mib"]}
+        warnings.append(
+            "weights can be refitted, so scales of neighbouring layers are not merged: int8 may be slower"
+        )
+    built = {
+        "flavor": settings.flavor,
+        "version": about["version"],
+        "plan_sha256": hashlib.sha256(finished.plan).hexdigest(),
+        "plan_bytes": len(finished.plan),
+        "platform": f"{platform.system()} {platform.machine()}",
+        **{key: about[key] for key in ("gpu", "compute_capability", "driver")},
+        "inputs": about["inputs"],
+        "outputs": about["outputs"],
+        "profiles": [profile._asdict() for profile in settings.profiles],
+        "flags": flags | {"workspace_bytes": settings.workspace},
+        "onnx": {"file": source.onnx.name, "sha256": sha256},
+        "layers": about["layers"],
+        "timing_cache": about["timing_cache"],
+        "warnings": warnings,
+        "builder_warnings": about["warnings"],
+        "state": "built, not run",
+        "build_seconds": about["seconds"],
+        "build_peak_mib": about["peak_mib"],
+    }
     lineage = source.meta.lineage | {"onnx": {"file": source.onnx.name, "sha256": sha256}}
     versions = source.meta.versions | env.versions(PACKAGES) | {settings.flavor: about["version"]}
     return replace(source.meta, engine=built, lineage=lineage, versions=versions)
 
 
-def run_on_gpu(plan: Path, source: Source, content: bytes, meta: Metadata, settings: Settings, options: TrtOptions) -> Metadata:
+def run_on_gpu(
+    plan: Path, source: Source, content: bytes, meta: Metadata, settings: Settings, options: TrtOptions
+) -> Metadata:
     """The metadata with the checks of export.engine_check in it, or as it was where no GPU is at hand."""
     built = meta.engine or {}
     if built["gpu"] is None:
@@ -350,7 +459,9 @@ def run_on_gpu(plan: Path, source: Source, content: bytes, meta: Metadata, setti
     if source.held_out is not None and meta.preprocess is not None:
         chosen = samples.choose(source.held_out.labels, options.accuracy_size, options.seed)
         labels = source.held_out.labels[chosen]
-        pairs = samples.batches(source.held_out, chosen, meta.preprocess, about="the engine on labelled images")
+        pairs = samples.batches(
+            source.held_out, chosen, meta.preprocess, about="the engine on labelled images"
+        )
         batches = (batch for batch, _ in pairs)
     try:
         found = engine_check.check(plan, source.onnx, meta, batches, labels, options.max_drop)
@@ -359,15 +470,23 @@ def run_on_gpu(plan: Path, source: Source, content: bytes, meta: Metadata, setti
         raise GateError(f"{error}. {stays} stays") from error
     warnings = []
     if labels is None:
-        why = ("no labelled images (--data DIR)" if source.held_out is None
-               else "the ONNX file does not say how images are preprocessed")
+        why = (
+            "no labelled images (--data DIR)"
+            if source.held_out is None
+            else "the ONNX file does not say how images are preprocessed"
+        )
         warnings = [f"accuracy was not measured: {why}"]
-    return replace(meta, engine=built | {"state": "run", "warnings": [*built["warnings"], *warnings]},
-                   verification=meta.verification | {"engine": found})
+    return replace(
+        meta,
+        engine=built | {"state": "run", "warnings": [*built["warnings"], *warnings]},
+        verification=meta.verification | {"engine": found},
+    )
 
 
 def is_missing_beside(options: TrtOptions, source: Source) -> bool:
-    """Must the ONNX file still be put beside the plan? Raises UsageError where another one has its name, unless --overwrite."""
+    """Must the ONNX file still be put beside the plan? Raises UsageError where another one has its name,
+    unless --overwrite.
+    """
     beside = options.target.with_name(source.onnx.name)
     if beside.exists():
         if files.sha256(beside) == files.sha256(source.onnx):
@@ -390,13 +509,36 @@ def report(options: TrtOptions, meta: Metadata) -> dict[str, Any]:
     """Print the result; with --json one object. Returns the object."""
     built = meta.engine or {}
     checked = meta.verification.get("engine") or {}
-    result = {"output": str(options.target), "sidecar": str(sidecar_of(options.target)),
-              "onnx": str(options.target.with_name(built["onnx"]["file"])),
-              "precision": meta.precision, "model": meta.model, "size_bytes": built["plan_bytes"], "sha256": built["plan_sha256"],
-              **{key: built[key] for key in ("flavor", "version", "gpu", "compute_capability", "driver", "profiles", "layers",
-                                             "warnings", "state", "build_seconds", "build_peak_mib", "timing_cache")},
-              "top1_percent": checked.get("top1"), "onnx_top1_percent": checked.get("onnx_top1"),
-              "drop_points": checked.get("drop"), "agreement_percent": checked.get("agreement")}
+    result = {
+        "output": str(options.target),
+        "sidecar": str(sidecar_of(options.target)),
+        "onnx": str(options.target.with_name(built["onnx"]["file"])),
+        "precision": meta.precision,
+        "model": meta.model,
+        "size_bytes": built["plan_bytes"],
+        "sha256": built["plan_sha256"],
+        **{
+            key: built[key]
+            for key in (
+                "flavor",
+                "version",
+                "gpu",
+                "compute_capability",
+                "driver",
+                "profiles",
+                "layers",
+                "warnings",
+                "state",
+                "build_seconds",
+                "build_peak_mib",
+                "timing_cache",
+            )
+        },
+        "top1_percent": checked.get("top1"),
+        "onnx_top1_percent": checked.get("onnx_top1"),
+        "drop_points": checked.get("drop"),
+        "agreement_percent": checked.get("agreement"),
+    }
     if options.json:
         print(json.dumps(result))
     else:

@@ -42,7 +42,9 @@ class View:
 
     def weighted(self) -> list[NodeProto]:
         """Conv, and Gemm or MatMul with a constant matrix, in the graph's order."""
-        return [node for node in self.candidates() if node.op_type in WEIGHTED and self.has_constant_matrix(node)]
+        return [
+            node for node in self.candidates() if node.op_type in WEIGHTED and self.has_constant_matrix(node)
+        ]
 
     def candidates(self) -> list[NodeProto]:
         """Every node that multiplies a map with a weight, constant or not, in the graph's order."""
@@ -50,11 +52,16 @@ class View:
 
     def has_constant_matrix(self, node: NodeProto) -> bool:
         """Is the weight of this candidate an initializer, of a shape that has output channels?"""
-        return len(node.input) > 1 and node.input[1] in self.constants and (
-            node.op_type == "Conv" or len(self.constants[node.input[1]].dims) == 2)
+        return (
+            len(node.input) > 1
+            and node.input[1] in self.constants
+            and (node.op_type == "Conv" or len(self.constants[node.input[1]].dims) == 2)
+        )
 
     def only_reader(self, tensor: str) -> NodeProto | None:
-        """The one node that reads `tensor`, or None when there are more, none, or it is an output of the graph."""
+        """The one node that reads `tensor`, or None when there are more, none, or it is an output of the
+        graph.
+        """
         readers = self.consumers[tensor]
         return readers[0][0] if len(readers) == 1 and tensor not in self.outputs else None
 
@@ -62,8 +69,13 @@ class View:
     def shapes(self) -> dict[str, list[int | None]]:
         """Sizes by tensor name as far as shape inference gets; None where a size is dynamic."""
         graph = onnx.shape_inference.infer_shapes(self.model).graph
-        return {value.name: [d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim]
-                for value in [*graph.input, *graph.value_info, *graph.output] if value.type.tensor_type.HasField("shape")}
+        return {
+            value.name: [
+                d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim
+            ]
+            for value in [*graph.input, *graph.value_info, *graph.output]
+            if value.type.tensor_type.HasField("shape")
+        }
 
     @cached_property
     def depth(self) -> dict[str, int]:

@@ -1,7 +1,9 @@
-"""Int8 weights and biases that lose less than rounding each weight to its channel's largest: options of every int8 export.
+"""Int8 weights and biases that lose less than rounding each weight to its channel's largest: options of every
+int8 export.
 
 In:  fp32 ONNX model and its plan; calibration batches (n, C, H, W) float32 for what looks at activations.
-Out: {layer: Int8Weight} and {layer: bias (channels,) float32} for `quantize.quantize`; a layer that is in neither keeps its own.
+Out: {layer: Int8Weight} and {layer: bias (channels,) float32} for `quantize.quantize`; a layer that is in
+neither keeps its own.
 Elsewhere: scale moved between layers before calibration (export.equalize), where Q/DQ goes (export.quantize).
 """
 
@@ -21,7 +23,8 @@ from .quantize import LARGEST, Int8Weight, Plan, Rules, bias_place, channel_axis
 from .view import View
 
 SHRINK = np.linspace(1.0, 0.5, 101)[1:]
-"""Shares of a channel's largest magnitude that are tried as its range; 0.5 already costs an outlier half its value."""
+"""Shares of a channel's largest magnitude that are tried as its range; 0.5 already costs an outlier half its
+value."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,22 @@ class WeightOptions:
     """What is done to weights and biases, beside rounding them."""
 
     weight_scales: Literal["max", "mse"] = "max"
-    """Scale of each output channel: its largest magnitude on 127, or the one with the smallest squared error."""
+    """Scale of each output channel: its largest magnitude on 127, or the one with the smallest squared
+    error."""
     bias_correction: bool = False
-    """Take the mean error that rounded weights make in every output channel, measured on calibration images, out of its bias."""
+    """Take the mean error that rounded weights make in every output channel, measured on calibration images,
+    out of its bias."""
 
 
-def prepare(model: ModelProto, made: Plan, rules: Rules | None, options: WeightOptions,
-            batches: Callable[[], Iterable[np.ndarray]]) -> tuple[dict[str, Int8Weight], dict[str, np.ndarray]]:
-    """(weights, biases) by layer name, for `quantize.quantize`; empty where the options leave a layer as it is.
+def prepare(
+    model: ModelProto,
+    made: Plan,
+    rules: Rules | None,
+    options: WeightOptions,
+    batches: Callable[[], Iterable[np.ndarray]],
+) -> tuple[dict[str, Int8Weight], dict[str, np.ndarray]]:
+    """(weights, biases) by layer name, for `quantize.quantize`; empty where the options leave a layer as it
+    is.
 
     batches() is called only when images are needed. Raises UsageError when they are and there are none.
     """
@@ -49,8 +60,9 @@ def prepare(model: ModelProto, made: Plan, rules: Rules | None, options: WeightO
 
 
 def least_squares_int8(weight: np.ndarray, axis: int, floor: float) -> Int8Weight:
-    """Like `weight_to_int8`, but each channel's scale is the one of SHRINK (or the whole range) with the smallest sum of squared
-    errors: clipping a lone large weight can make the steps finer for all others. Never worse than the largest magnitude.
+    """Like `weight_to_int8`, but each channel's scale is the one of SHRINK (or the whole range) with the
+    smallest sum of squared errors: clipping a lone large weight can make the steps finer for all others.
+    Never worse than the largest magnitude.
     """
     best = weight_to_int8(weight, axis, floor)
     channels = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1).astype(np.float64)
@@ -72,29 +84,43 @@ def _squared_errors(channels: np.ndarray, scales: np.ndarray) -> np.ndarray:
     return ((np.clip(np.rint(channels / wide), -LARGEST, LARGEST) * wide - channels) ** 2).sum(1)
 
 
-def correct_biases(model: ModelProto, weights: Mapping[str, Int8Weight], batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
-    """{layer: bias (channels,) float32} with which each layer of `weights`, its weight rounded, puts out on average over images
-    and positions what it did before (Nagel et al. 2019, arXiv:1906.04721, section 4.2, measured on images).
+def correct_biases(
+    model: ModelProto, weights: Mapping[str, Int8Weight], batches: Iterable[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """{layer: bias (channels,) float32} with which each layer of `weights`, its weight rounded, puts out on
+    average over images and positions what it did before (Nagel et al. 2019, arXiv:1906.04721, section 4.2,
+    measured on images).
 
-    Activations stay float: values that a range cuts off are rare and large, and to add their mean everywhere costs more than it
-    gives back (measured on MobileNetV2). What an earlier layer does to the mean must not be corrected twice, so every layer has
-    to see corrected inputs. One run does that: the graph with rounded weights moves each layer's mean to the float graph's on
-    the same batch before anything reads it, and puts out by how much; the moves are averaged over all images.
-    Raises UsageError when there is no image.
+    Activations stay float: values that a range cuts off are rare and large, and to add their mean everywhere
+    costs more than it gives back (measured on MobileNetV2). What an earlier layer does to the mean must not
+    be corrected twice, so every layer has to see corrected inputs. One run does that: the graph with rounded
+    weights moves each layer's mean to the float graph's on the same batch before anything reads it, and puts
+    out by how much; the moves are averaged over all images. Raises UsageError when there is no image.
     """
     view = View(model)
     tensors = {view.nodes[name].output[0]: name for name in weights}
-    float_means, moves = _session(_with_means(model, tensors)), _session(_with_moves(_rounded(model, weights), tensors))
+    float_means, moves = (
+        _session(_with_means(model, tensors)),
+        _session(_with_moves(_rounded(model, weights), tensors)),
+    )
     means = [f"{name}_mean" for name in weights]
     total, seen = [np.float64(0)] * len(means), 0
     for batch in batches:
         fed = dict(zip(means, float_means.run(means, {view.inputs[0]: batch}), strict=True))
         found = moves.run([f"{name}_move" for name in weights], {view.inputs[0]: batch, **fed})
-        total = [sum_ + len(batch) * move.reshape(-1).astype(np.float64) for sum_, move in zip(total, found, strict=True)]
+        total = [
+            sum_ + len(batch) * move.reshape(-1).astype(np.float64)
+            for sum_, move in zip(total, found, strict=True)
+        ]
         seen += len(batch)
     if not seen:
-        raise UsageError("no calibration images: biases cannot be corrected. Give training images: --calib DIR")
-    return {name: (_bias(view, name) + sum_ / seen).astype(np.float32) for name, sum_ in zip(weights, total, strict=True)}
+        raise UsageError(
+            "no calibration images: biases cannot be corrected. Give training images: --calib DIR"
+        )
+    return {
+        name: (_bias(view, name) + sum_ / seen).astype(np.float32)
+        for name, sum_ in zip(weights, total, strict=True)
+    }
 
 
 def _rounded(model: ModelProto, weights: Mapping[str, Int8Weight]) -> ModelProto:
@@ -120,8 +146,8 @@ def _with_means(model: ModelProto, tensors: Mapping[str, str]) -> ModelProto:
 
 
 def _with_moves(rounded: ModelProto, tensors: Mapping[str, str]) -> ModelProto:
-    """The model with other outputs: LAYER_move, what was added to each of `tensors` before anything reads it, so that its mean
-    is the one that is fed as LAYER_mean.
+    """The model with other outputs: LAYER_move, what was added to each of `tensors` before anything reads it,
+    so that its mean is the one that is fed as LAYER_mean.
     """
     result, view, nodes = _copy(rounded), View(rounded), []
     del result.graph.node[:], result.graph.output[:]
@@ -132,8 +158,11 @@ def _with_moves(rounded: ModelProto, tensors: Mapping[str, str]) -> ModelProto:
             continue
         own, mean, move = f"{tensor}_own", f"{tensors[tensor]}_mean", f"{tensors[tensor]}_move"
         nodes[-1].output[0] = own
-        nodes += [_mean(result, view, tensor, own, f"{own}_mean"), helper.make_node("Sub", [mean, f"{own}_mean"], [move]),
-                  helper.make_node("Add", [own, move], [tensor])]
+        nodes += [
+            _mean(result, view, tensor, own, f"{own}_mean"),
+            helper.make_node("Sub", [mean, f"{own}_mean"], [move]),
+            helper.make_node("Add", [own, move], [tensor]),
+        ]
         shape = [None] * len(view.shapes[tensor])
         result.graph.input.append(helper.make_tensor_value_info(mean, TensorProto.FLOAT, shape))
         result.graph.output.append(helper.make_tensor_value_info(move, TensorProto.FLOAT, shape))
@@ -142,7 +171,9 @@ def _with_moves(rounded: ModelProto, tensors: Mapping[str, str]) -> ModelProto:
 
 
 def _mean(result: ModelProto, view: View, tensor: str, source: str, output: str) -> NodeProto:
-    """A node that averages `source`, shaped like the layer's output `tensor`, over all but its channels (all axes are kept)."""
+    """A node that averages `source`, shaped like the layer's output `tensor`, over all but its channels (all
+    axes are kept).
+    """
     rank = len(view.shapes[tensor])
     channels = 1 if view.producer[tensor].op_type == "Conv" else rank - 1
     axes = [axis for axis in range(rank) if axis != channels]

@@ -1,10 +1,11 @@
-"""large2small's runtime: predict with an exported student. Needs numpy and the engine asked for; never torch, timm or onnx.
+"""large2small's runtime: predict with an exported student. Needs numpy and the engine asked for; never torch,
+timm or onnx.
 
-    import runtime
+import runtime
 
-    with runtime.load("student.onnx") as student:
-        for guesses in student.classify(["cat.jpg", "dog.jpg"], top=3):
-            print(guesses[0].label, guesses[0].probability)
+with runtime.load("student.onnx") as student:
+    for guesses in student.classify(["cat.jpg", "dog.jpg"], top=3):
+        print(guesses[0].label, guesses[0].probability)
 """
 
 from .artifact import Metadata
@@ -12,5 +13,16 @@ from .errors import ArtifactError, DataError, GateError, Large2SmallError, Missi
 from .predictor import Prediction, Predictor, load
 from .preprocess import Preprocess
 
-__all__ = ["ArtifactError", "DataError", "GateError", "Large2SmallError", "Metadata", "MissingError", "Prediction",
-           "Predictor", "Preprocess", "UsageError", "load"]
+__all__ = [
+    "ArtifactError",
+    "DataError",
+    "GateError",
+    "Large2SmallError",
+    "Metadata",
+    "MissingError",
+    "Prediction",
+    "Predictor",
+    "Preprocess",
+    "UsageError",
+    "load",
+]

@@ -1,9 +1,10 @@
-"""The contract between export and everything that runs a model: the metadata inside an artifact, and the seal over all of it.
+"""The contract between export and everything that runs a model: the metadata inside an artifact, and the seal
+over all of it.
 
-In:  a `Metadata` value at export; the string map of an ONNX file (`metadata_props`) or the file beside a plan when loading; a
-     whole file's bytes.
-Out: the map to store, or the `Metadata` read back; for a file of another origin, one whose fields say "unknown" (None).
-     The bytes sealed, or whether their seal holds.
+In:  a `Metadata` value at export; the string map of an ONNX file (`metadata_props`) or the file beside a plan
+     when loading; a whole file's bytes.
+Out: the map to store, or the `Metadata` read back; for a file of another origin, one whose fields say
+     "unknown" (None). The bytes sealed, or whether their seal holds.
 Elsewhere: opening the model (runtime.backends), writing ONNX (export.graph).
 """
 
@@ -64,7 +65,8 @@ class Metadata:
     versions: dict[str, str] = field(default_factory=dict)
     """Packages that made it."""
     engine: dict[str, Any] | None = None
-    """Only for a plan, and read by runtime.plan: which TensorRT built it where, from which ONNX, its profiles and layers."""
+    """Only for a plan, and read by runtime.plan: which TensorRT built it where, from which ONNX, its profiles
+    and layers."""
 
     def to_map(self) -> dict[str, str]:
         """The entries to store in ONNX `metadata_props`."""
@@ -77,7 +79,8 @@ class Metadata:
 
 
 def read_map(entries: Mapping[str, str], name: str) -> Metadata:
-    """Metadata from the stored entries; an artifact of another origin has none and gives `Metadata(precision="unknown")`.
+    """Metadata from the stored entries; an artifact of another origin has none and gives
+    `Metadata(precision="unknown")`.
 
     name is used in messages. Raises ArtifactError when the entry is damaged or of a newer schema.
     """
@@ -87,18 +90,26 @@ def read_map(entries: Mapping[str, str], name: str) -> Metadata:
         values = json.loads(entries[KEY])
         found = values["schema"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{name}: its large2small metadata is damaged ({error}). Export it again") from error
+        raise ArtifactError(
+            f"{name}: its large2small metadata is damaged ({error}). Export it again"
+        ) from error
     if found != SCHEMA:
-        raise ArtifactError(f"{name}: metadata schema {found}; this runtime reads {SCHEMA}. "
-                            "Install the large2small that wrote it, or export it again")
+        raise ArtifactError(
+            f"{name}: metadata schema {found}; this runtime reads {SCHEMA}. "
+            "Install the large2small that wrote it, or export it again"
+        )
     known = {f.name for f in fields(Metadata)}
     preprocess = values.get("preprocess")
-    return Metadata(**{k: v for k, v in values.items() if k in known and k != "preprocess"},
-                    preprocess=Preprocess.from_dict(preprocess) if preprocess else None)
+    return Metadata(
+        **{k: v for k, v in values.items() if k in known and k != "preprocess"},
+        preprocess=Preprocess.from_dict(preprocess) if preprocess else None,
+    )
 
 
 def sidecar_of(plan: str | Path) -> Path:
-    """Where a plan's metadata lies, as a plan stays byte for byte what TensorRT gave: student.plan -> student.plan.json."""
+    """Where a plan's metadata lies, as a plan stays byte for byte what TensorRT gave: student.plan ->
+    student.plan.json.
+    """
     return Path(f"{plan}.json")
 
 
@@ -116,13 +127,17 @@ def read_sidecar(plan: str | Path) -> Metadata:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise ArtifactError(f"{plan}: {path.name} is not beside it, which says what the plan is, how images are preprocessed and "
-                            "what was checked. Copy both files, or build again: distill export trt CKPT") from None
+        raise ArtifactError(
+            f"{plan}: {path.name} is not beside it, which says what the plan is, how images are preprocessed"
+            " and what was checked. Copy both files, or build again: distill export trt CKPT"
+        ) from None
     try:
         entries = json.loads(content)[KEY]
     except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: not metadata of a plan ({type(error).__name__}: {error}). Copy it again from its "
-                            "source, or build the plan again: distill export trt CKPT") from error
+        raise ArtifactError(
+            f"{path}: not metadata of a plan ({type(error).__name__}: {error}). Copy it again from its "
+            "source, or build the plan again: distill export trt CKPT"
+        ) from error
     check_seal(content, str(path))
     return read_map({KEY: json.dumps(entries)}, str(path))
 
@@ -143,14 +158,18 @@ def require_same_classes(ours: list[str] | None, ours_name: str, theirs: list[st
         return
     difference = first_class_difference(ours, theirs)
     if difference:
-        raise ArtifactError(f"class order differs: {difference} ({ours_name} against {theirs_name}). "
-                            "Use the data set the model was trained on, or rename the class folders")
+        raise ArtifactError(
+            f"class order differs: {difference} ({ours_name} against {theirs_name}). "
+            "Use the data set the model was trained on, or rename the class folders"
+        )
 
 
 class _Frame(NamedTuple):
-    """Where the seal stands in a kind of file: the digits between `before` and `after` at the start, `tail` at the end.
+    """Where the seal stands in a kind of file: the digits between `before` and `after` at the start, `tail`
+    at the end.
 
-    Two entries, so that damage to one of them, or a cut at either end, does not make a sealed file look like an unsealed one.
+    Two entries, so that damage to one of them, or a cut at either end, does not make a sealed file look like
+    an unsealed one.
     """
 
     before: bytes
@@ -161,9 +180,11 @@ class _Frame(NamedTuple):
 
 
 def _onnx_entry(key: str, value: str) -> bytes:
-    """A `metadata_props` entry of an ONNX file as protobuf bytes, which may stand anywhere between the file's other fields.
+    """A `metadata_props` entry of an ONNX file as protobuf bytes, which may stand anywhere between the file's
+    other fields.
 
-    Field 14 of ModelProto, fields 1 and 2 of StringStringEntryProto, each with a length below 128 (protobuf.dev, encoding).
+    Field 14 of ModelProto, fields 1 and 2 of StringStringEntryProto, each with a length below 128
+    (protobuf.dev, encoding).
     """
     entry = b"".join(bytes((tag, len(text))) + text.encode() for tag, text in ((0x0A, key), (0x12, value)))
     return bytes((0x72, len(entry))) + entry
@@ -171,15 +192,20 @@ def _onnx_entry(key: str, value: str) -> bytes:
 
 _HEAD, _TAIL = _onnx_entry(SEAL_KEY, "0" * DIGITS)[:-DIGITS], _onnx_entry(f"{SEAL_KEY}ed", "sha256")
 _ONNX = _Frame(_HEAD, b"", _TAIL, (_HEAD, _TAIL))
-_JSON = _Frame(f'{{"{SEAL_KEY}": "'.encode(), b'", ', f', "{SEAL_KEY}ed": "sha256"}}\n'.encode(),
-               (f'"{SEAL_KEY}":'.encode(), f'"{SEAL_KEY}ed":'.encode()))
+_JSON = _Frame(
+    f'{{"{SEAL_KEY}": "'.encode(),
+    b'", ',
+    f', "{SEAL_KEY}ed": "sha256"}}\n'.encode(),
+    (f'"{SEAL_KEY}":'.encode(), f'"{SEAL_KEY}ed":'.encode()),
+)
 
 
 def seal(content: bytes) -> bytes:
     """A file's content with a seal: the SHA-256 of the whole, with zeros for the seal's own 64 digits.
 
-    content: a serialized ONNX model, or a JSON object that is not empty (what lies beside a file that cannot hold metadata).
-    Readers of either find two more entries. Finds accidents and quiet edits; it is no signature, anyone can seal again.
+    content: a serialized ONNX model, or a JSON object that is not empty (what lies beside a file that cannot
+    hold metadata). Readers of either find two more entries. Finds accidents and quiet edits; it is no
+    signature, anyone can seal again.
     """
     frame, body = (_JSON, content.strip()[1:-1]) if content.startswith(b"{") else (_ONNX, content)
     rest = frame.after + body + frame.tail
@@ -189,17 +215,19 @@ def seal(content: bytes) -> bytes:
 def check_seal(content: bytes | mmap.mmap, name: str) -> bool:
     """True when the seal holds, False when there is none: an older file, or one of another origin.
 
-    name is used in messages. Raises ArtifactError when any byte was changed, added or cut off after `seal`, or when another tool
-    has written the file anew.
+    name is used in messages. Raises ArtifactError when any byte was changed, added or cut off after `seal`,
+    or when another tool has written the file anew.
     """
-    frame = next((frame for frame in (_ONNX, _JSON) if content[:len(frame.before)] == frame.before), None)
+    frame = next((frame for frame in (_ONNX, _JSON) if content[: len(frame.before)] == frame.before), None)
     if frame is None and all(content.find(part) < 0 for part in (*_ONNX.remains, *_JSON.remains)):
         return False
     end = len(frame.before) + DIGITS if frame else 0
-    if frame is None or content[end - DIGITS:end] != _digest(frame, content, end):
-        raise ArtifactError(f"{name}: changed since it was written (its SHA-256 seal does not hold), so what was verified about "
-                            "it is no longer true. Copy it again from its source, or export again: distill export "
-                            f"{'trt' if name.endswith('.plan.json') else 'onnx'} CKPT")
+    if frame is None or content[end - DIGITS : end] != _digest(frame, content, end):
+        raise ArtifactError(
+            f"{name}: changed since it was written (its SHA-256 seal does not hold), so what was verified"
+            " about it is no longer true. Copy it again from its source, or export again: distill export"
+            f" {'trt' if name.endswith('.plan.json') else 'onnx'} CKPT"
+        )
     return True
 
 
@@ -215,5 +243,5 @@ def _digest(frame: _Frame, content: bytes | mmap.mmap, start: int) -> bytes:
     """The hex digits over the frame's start, zeros for the digits, and `content` from `start` on."""
     digest = hashlib.sha256(frame.before + b"0" * DIGITS)
     for place in range(start, len(content), BLOCK):
-        digest.update(content[place:place + BLOCK])
+        digest.update(content[place : place + BLOCK])
     return digest.hexdigest().encode()

@@ -26,7 +26,9 @@ T = TypeVar("T")
 INTERNAL_ERROR = 70
 
 
-def parse(options: type[T], argv: Sequence[str], prog: str, description: str = "", default: T | None = None) -> T:
+def parse(
+    options: type[T], argv: Sequence[str], prog: str, description: str = "", default: T | None = None
+) -> T:
     """An instance of the dataclass `options` from `argv`; flags override `default`.
 
     `--help` prints and exits 0. Raises UsageError with one line for anything that cannot be parsed.
@@ -70,8 +72,8 @@ def check_flags(options: type, argv: Sequence[str], prog: str) -> None:
 
 
 def refuse_impossible(options: Any, prog: str) -> None:
-    """Raise UsageError for what no command can use: a NaN, with which no comparison holds, so that no check of a value would
-    find it; a seed below 0, which numpy refuses.
+    """Raise UsageError for what no command can use: a NaN, with which no comparison holds, so that no check
+    of a value would find it; a seed below 0, which numpy refuses.
     """
     for field in fields(options):
         value = getattr(options, field.name)
@@ -92,7 +94,9 @@ def _several(options: type) -> set[str]:
     import typing
 
     hints = typing.get_type_hints(options)
-    return {f"--{field.name.replace('_', '-')}" for field in fields(options) if ", ...]" in str(hints[field.name])}
+    return {
+        f"--{field.name.replace('_', '-')}" for field in fields(options) if ", ...]" in str(hints[field.name])
+    }
 
 
 def _aliases(options: type, name: str) -> list[str]:
@@ -106,8 +110,12 @@ def _aliases(options: type, name: str) -> list[str]:
 
 
 def _unboxed(text: str) -> str:
-    """The first block of sentences in tyro's complaint, on one line; its title and its help text are left out."""
-    lines = [line.strip(" │|") for line in text.splitlines() if line.strip() and not line.startswith(("╭", "╰"))]
+    """The first block of sentences in tyro's complaint, on one line; its title and its help text are left
+    out.
+    """
+    lines = [
+        line.strip(" │|") for line in text.splitlines() if line.strip() and not line.startswith(("╭", "╰"))
+    ]
     blocks: list[list[str]] = [[]]
     for line in lines:
         if re.fullmatch(r"[─-]+", line):
@@ -130,7 +138,9 @@ def _choices(found: re.Match[str]) -> str:
 
 _PLAINER: dict[str, str | Callable[[re.Match[str]], str]] = {
     r"invalid choice '(.*)' for argument '(-[^']*)'\. Expected one of \((.*?)\)": _choices,
-    r"Error parsing (-\S+): invalid literal for int\(\) with base 10: '(.*)'": r"\1 \2: expected a whole number",
+    r"Error parsing (-\S+): invalid literal for int\(\) with base 10: '(.*)'": (
+        r"\1 \2: expected a whole number"
+    ),
     r"Error parsing (-\S+): could not convert string to float: '(.*)'": r"\1 \2: expected a number",
     r"Missing value for argument '(-[^']*)'\. Expected 1 values": r"\1: its value is missing",
 }
@@ -138,7 +148,9 @@ _PLAINER: dict[str, str | Callable[[re.Match[str]], str]] = {
 
 
 def run(command: Callable[[], int | None], as_json: bool = False) -> int:
-    """Run a command; every failure becomes one line on stderr (with as_json also an object on stdout) and an exit code."""
+    """Run a command; every failure becomes one line on stderr (with as_json also an object on stdout) and an
+    exit code.
+    """
     try:
         return command() or 0
     except Large2SmallError as error:
@@ -153,18 +165,26 @@ def run(command: Callable[[], int | None], as_json: bool = False) -> int:
             traceback.print_exc()
         extra = _extra_for(error.name or "")
         if extra:
-            missing = MissingError(f'this command needs {error.name}. Install it: pip install "large2small[{extra}]"')
+            missing = MissingError(
+                f'this command needs {error.name}. Install it: pip install "large2small[{extra}]"'
+            )
             return _report(str(missing), missing.exit_code, as_json)
         return _report(f"internal error: {error}", INTERNAL_ERROR, as_json)
     except OSError as error:
         if error.errno == 28:  # ENOSPC, raised outside of runtime.files
-            return _report(f"no space left on the disk ({error}). Free space or choose another --output",
-                           MissingError.exit_code, as_json)
+            return _report(
+                f"no space left on the disk ({error}). Free space or choose another --output",
+                MissingError.exit_code,
+                as_json,
+            )
         return _internal(error, as_json)
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's; torch itself is not imported here
-            return _report("out of GPU memory. Give a smaller --batch (in training with --grad-accum for the same step)",
-                           MissingError.exit_code, as_json)
+            return _report(
+                "out of GPU memory. Give a smaller --batch (in training with --grad-accum for the same step)",
+                MissingError.exit_code,
+                as_json,
+            )
         return _internal(error, as_json)
 
 
@@ -174,15 +194,24 @@ def _extra_for(module: str) -> str | None:
         return "train"
     if root in ("onnx", "onnxscript", "onnxslim"):
         return "export"
-    return {"onnxruntime": "cpu", "sklearn": "demo", "tensorboard": "tensorboard", "webdataset": "webdataset"}.get(root)
+    return {
+        "onnxruntime": "cpu",
+        "sklearn": "demo",
+        "tensorboard": "tensorboard",
+        "webdataset": "webdataset",
+    }.get(root)
 
 
 def _internal(error: BaseException, as_json: bool) -> int:
     if os.environ.get("L2S_TRACEBACK"):
         traceback.print_exc()
     text = " ".join(str(error).split())
-    return _report(f"internal error: {type(error).__name__}: {text[:500]}. "
-                   "Set L2S_TRACEBACK=1 for the traceback and report it", INTERNAL_ERROR, as_json)
+    return _report(
+        f"internal error: {type(error).__name__}: {text[:500]}. "
+        "Set L2S_TRACEBACK=1 for the traceback and report it",
+        INTERNAL_ERROR,
+        as_json,
+    )
 
 
 def _report(message: str, code: int, as_json: bool) -> int:

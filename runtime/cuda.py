@@ -1,11 +1,13 @@
-"""The little of CUDA that running an engine takes: memory, copies, streams, events, graphs; on pycuda or cuda-python.
+"""The little of CUDA that running an engine takes: memory, copies, streams, events, graphs; on pycuda or
+cuda-python.
 
 In:  a device index.
 Out: a `Device`; and where an array on a GPU lies (`device_array`).
 Elsewhere: the two libraries (runtime.cuda_pycuda, runtime.cuda_python), what is run (runtime.backends.trt).
 
-Both libraries work on the device's primary context, the one torch and TensorRT use. A call into CUDA needs it current in the
-calling thread: `with device.active(): ...`. Copies and launches are asynchronous; results are there after `stream.synchronize()`.
+Both libraries work on the device's primary context, the one torch and TensorRT use. A call into CUDA needs it
+current in the calling thread: `with device.active(): ...`. Copies and launches are asynchronous; results are
+there after `stream.synchronize()`.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ import numpy as np
 
 from .errors import MissingError, UsageError
 
-LIBRARIES = {"pycuda": ("runtime.cuda_pycuda", "pycuda.driver"), "cuda-python": ("runtime.cuda_python", "cuda.bindings.driver")}
+LIBRARIES = {
+    "pycuda": ("runtime.cuda_pycuda", "pycuda.driver"),
+    "cuda-python": ("runtime.cuda_python", "cuda.bindings.driver"),
+}
 """Name -> our module, the module of the library; in the order they are tried."""
 
 
@@ -76,7 +81,9 @@ class Graph(Protocol):
 
 
 class Device(Protocol):
-    """A GPU with its primary context retained. Everything but the attributes and `active` needs the context active."""
+    """A GPU with its primary context retained. Everything but the attributes and `active` needs the context
+    active.
+    """
 
     library: str
     index: int
@@ -119,7 +126,8 @@ class Device(Protocol):
 def open_device(index: int = 0, library: str | None = None) -> Device:
     """The GPU with this index. library: pycuda or cuda-python; the first that can be imported when None.
 
-    Raises MissingError when there is no such library, no driver or no GPU, UsageError when the index is out of range.
+    Raises MissingError when there is no such library, no driver or no GPU, UsageError when the index is out
+    of range.
     """
     if library is not None and library not in LIBRARIES:
         raise UsageError(f"CUDA library {library!r}: expected {' or '.join(LIBRARIES)}")
@@ -132,14 +140,18 @@ def open_device(index: int = 0, library: str | None = None) -> Device:
             reasons.append(f"{name}: {' '.join(str(error).split())}")
             continue
         return importlib.import_module(ours).open_device(index)
-    raise MissingError(f"no CUDA library can be used here ({'; '.join(reasons)}). A GPU needs NVIDIA's driver and "
-                       'pip install "large2small[tensorrt]" (pycuda) or "large2small[cuda-python]"')
+    raise MissingError(
+        f"no CUDA library can be used here ({'; '.join(reasons)}). A GPU needs NVIDIA's driver and "
+        'pip install "large2small[tensorrt]" (pycuda) or "large2small[cuda-python]"'
+    )
 
 
 def require_index(index: int, count: int) -> None:
     """Raise MissingError for a machine without a GPU, UsageError for an index it does not have."""
     if count == 0:
-        raise MissingError("the NVIDIA driver finds no GPU here. Look at nvidia-smi, and at CUDA_VISIBLE_DEVICES")
+        raise MissingError(
+            "the NVIDIA driver finds no GPU here. Look at nvidia-smi, and at CUDA_VISIBLE_DEVICES"
+        )
     if not 0 <= index < count:
         has = "1 GPU (cuda:0)" if count == 1 else f"{count} GPUs (cuda:0 to cuda:{count - 1})"
         raise UsageError(f"cuda:{index}: this machine has {has}. Give --device cuda:0")
@@ -148,14 +160,18 @@ def require_index(index: int, count: int) -> None:
 def out_of_memory(nbytes: int, free: int | None) -> MissingError:
     """The error for memory that cannot be had."""
     left = "" if free is None else f", {free / 2**20:,.0f} MiB are free"
-    return MissingError(f"out of GPU memory: {nbytes / 2**20:,.1f} MiB asked for{left}. Give a smaller --batch or fewer "
-                        "--contexts, or stop what else uses the GPU")
+    return MissingError(
+        f"out of GPU memory: {nbytes / 2**20:,.1f} MiB asked for{left}. Give a smaller --batch or fewer "
+        "--contexts, or stop what else uses the GPU"
+    )
 
 
 def driver_version(cuda: str) -> str:
     """NVIDIA's driver version on Linux; elsewhere the CUDA version it brings, in words."""
     try:
-        found = re.search(r"Kernel Module(?: for \S+)?\s+(\d+\.\d+[\d.]*)", Path("/proc/driver/nvidia/version").read_text())
+        found = re.search(
+            r"Kernel Module(?: for \S+)?\s+(\d+\.\d+[\d.]*)", Path("/proc/driver/nvidia/version").read_text()
+        )
     except OSError:
         found = None
     return found[1] if found else f"CUDA {cuda}"
@@ -180,10 +196,12 @@ DEFAULT_STREAM = 1
 
 
 def device_array(array: Any) -> DeviceArray:
-    """Where an array of torch, CuPy, Numba, JAX and others lies, by `__cuda_array_interface__` or `__dlpack__`.
+    """Where an array of torch, CuPy, Numba, JAX and others lies, by `__cuda_array_interface__` or
+    `__dlpack__`.
 
-    Version 3 of the interface names the stream to wait for; torch gives version 2, without one, and is asked by DLPack instead.
-    Raises UsageError for one that is not on a CUDA device, not contiguous, or not given away (such as one that requires grad).
+    Version 3 of the interface names the stream to wait for; torch gives version 2, without one, and is asked
+    by DLPack instead. Raises UsageError for one that is not on a CUDA device, not contiguous, or not given
+    away (such as one that requires grad).
     """
     try:
         found = getattr(array, "__cuda_array_interface__", None)
@@ -192,34 +210,55 @@ def device_array(array: Any) -> DeviceArray:
         if hasattr(array, "__dlpack__"):
             return _from_dlpack(array)
     except (RuntimeError, BufferError, TypeError) as error:
-        raise UsageError(f"a {type(array).__name__} on the GPU cannot be read: {' '.join(str(error).split())}") from error
-    raise UsageError(f"a {type(array).__name__} is neither a numpy array nor an array on a GPU (no __cuda_array_interface__, no "
-                     "__dlpack__)")
+        raise UsageError(
+            f"a {type(array).__name__} on the GPU cannot be read: {' '.join(str(error).split())}"
+        ) from error
+    raise UsageError(
+        f"a {type(array).__name__} is neither a numpy array nor an array on a GPU (no"
+        " __cuda_array_interface__, no __dlpack__)"
+    )
 
 
 def _from_interface(array: Any, found: dict[str, Any]) -> DeviceArray:
-    """As numba.readthedocs.io, "CUDA Array Interface (Version 3)", says; without a stream the default one is waited for."""
+    """As numba.readthedocs.io, "CUDA Array Interface (Version 3)", says; without a stream the default one is
+    waited for.
+    """
     shape, dtype = tuple(found["shape"]), np.dtype(found["typestr"])
     _require_contiguous(found.get("strides"), shape, dtype.itemsize)
     return DeviceArray(int(found["data"][0]), shape, dtype, found.get("stream", DEFAULT_STREAM), array)
 
 
 def _require_contiguous(strides: Any, shape: tuple[int, ...], itemsize: int) -> None:
-    """strides: in units of itemsize bytes when itemsize is 1, as the interface gives them otherwise; None is contiguous."""
+    """strides: in units of itemsize bytes when itemsize is 1, as the interface gives them otherwise; None is
+    contiguous.
+    """
     expected = itemsize
     for size, stride in zip(reversed(shape), reversed(strides or ()), strict=False):
         if size > 1 and stride != expected:
-            raise UsageError(f"array with shape {shape} is not contiguous (strides {tuple(strides)}). Give array.contiguous()")
+            raise UsageError(
+                f"array with shape {shape} is not contiguous (strides {tuple(strides)}). Give"
+                " array.contiguous()"
+            )
         expected *= size
 
 
-# The structs of DLPack 0.x, which unversioned capsules still carry (github.com/dmlc/dlpack, include/dlpack/dlpack.h).
+# The structs of DLPack 0.x, which unversioned capsules still carry (github.com/dmlc/dlpack,
+# include/dlpack/dlpack.h).
+
 
 class _DLTensor(ctypes.Structure):
-    _fields_ = (("data", ctypes.c_void_p), ("device_type", ctypes.c_int32), ("device_id", ctypes.c_int32),
-                ("ndim", ctypes.c_int32), ("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16),
-                ("shape", ctypes.POINTER(ctypes.c_int64)), ("strides", ctypes.POINTER(ctypes.c_int64)),
-                ("byte_offset", ctypes.c_uint64))
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
 
 
 CUDA_DEVICES = (2, 13)
@@ -231,17 +270,25 @@ CODES = {0: "i", 1: "u", 2: "f"}
 def _from_dlpack(array: Any) -> DeviceArray:
     kind, index = array.__dlpack_device__()
     if int(kind) not in CUDA_DEVICES:
-        raise UsageError(f"a {type(array).__name__} lies on a device of DLPack type {int(kind)}, not on a CUDA GPU. "
-                         "Give it as numpy")
-    capsule = array.__dlpack__(stream=DEFAULT_STREAM)  # so that reading on the default stream, and after it, is safe
+        raise UsageError(
+            f"a {type(array).__name__} lies on a device of DLPack type {int(kind)}, not on a CUDA GPU. "
+            "Give it as numpy"
+        )
+    capsule = array.__dlpack__(
+        stream=DEFAULT_STREAM
+    )  # so that reading on the default stream, and after it, is safe
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     tensor = _DLTensor.from_address(pointer(capsule, b"dltensor"))
     if tensor.code not in CODES or tensor.lanes != 1:
-        raise UsageError(f"an array of DLPack type code {tensor.code} with {tensor.lanes} lanes; expected float32")
+        raise UsageError(
+            f"an array of DLPack type code {tensor.code} with {tensor.lanes} lanes; expected float32"
+        )
     shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
     if tensor.strides:
         _require_contiguous([tensor.strides[i] for i in range(tensor.ndim)], shape, 1)
     dtype = np.dtype(f"{CODES[tensor.code]}{tensor.bits // 8}")
     # The capsule is not consumed: when it goes, its own destructor lets the tensor go.
-    return DeviceArray(int(tensor.data or 0) + tensor.byte_offset, shape, dtype, DEFAULT_STREAM, (array, capsule), int(index))
+    return DeviceArray(
+        int(tensor.data or 0) + tensor.byte_offset, shape, dtype, DEFAULT_STREAM, (array, capsule), int(index)
+    )

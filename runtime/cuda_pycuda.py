@@ -4,8 +4,8 @@ In:  a device index.
 Out: a `PycudaDevice`.
 Elsewhere: what each call means (runtime.cuda), the same on cuda-python (runtime.cuda_python).
 
-Never pycuda.autoinit: it makes a context of its own beside the primary one, and then torch, TensorRT and pycuda do not see each
-other's memory. Source: documen.tician.de/pycuda/driver.html.
+Never pycuda.autoinit: it makes a context of its own beside the primary one, and then torch, TensorRT and
+pycuda do not see each other's memory. Source: documen.tician.de/pycuda/driver.html.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ class _Active:
     def __exit__(self, _kind: Any, error: BaseException | None, _trace: Any) -> None:
         drv.Context.pop()
         if isinstance(error, drv.Error):
-            raise ArtifactError(f"CUDA: {' '.join(str(error).split())}. Run again with CUDA_LAUNCH_BLOCKING=1 and report "
-                                "it") from error
+            raise ArtifactError(
+                f"CUDA: {' '.join(str(error).split())}. Run again with CUDA_LAUNCH_BLOCKING=1 and report it"
+            ) from error
 
 
 class _Owned:
@@ -152,7 +153,10 @@ class PycudaDevice:
         drv.Context.synchronize()
 
     def capture(self, stream: _Stream, enqueue: Callable[[], None]) -> cuda.Graph:
-        raise MissingError('CUDA graphs need cuda-python; pycuda has none. Install it: pip install "large2small[cuda-python]"')
+        raise MissingError(
+            "CUDA graphs need cuda-python; pycuda has none. Install it: pip install"
+            ' "large2small[cuda-python]"'
+        )
 
     def free_memory(self) -> int:
         return int(drv.mem_get_info()[0])
@@ -161,8 +165,8 @@ class PycudaDevice:
         """Let the primary context go, from any thread; calling again does nothing."""
         context, self._context = self._context, None
         if context is not None:
-            # pycuda's detach does nothing in a thread where the context is not active, unless it made it there, and leaves a
-            # primary context current; so: active for pycuda, not current for the driver.
+            # pycuda's detach does nothing in a thread where the context is not active, unless it made it
+            # there, and leaves a primary context current; so: active for pycuda, not current for the driver.
             context.push()
             ctypes.CDLL(driver.LIBRARY).cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
             context.detach()

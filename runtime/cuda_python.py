@@ -1,4 +1,5 @@
-"""`runtime.cuda.Device` on cuda-python (cuda.bindings.driver): wheels for every platform, no compiler, CUDA graphs.
+"""`runtime.cuda.Device` on cuda-python (cuda.bindings.driver): wheels for every platform, no compiler, CUDA
+graphs.
 
 In:  a device index.
 Out: a `CudaPythonDevice`.
@@ -37,8 +38,10 @@ def _call(function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
     """The result of a driver call, its error raised as what it means to a user."""
     status, *values = function(*arguments)
     if status != cu.CUresult.CUDA_SUCCESS:
-        raise ArtifactError(f"CUDA: {function.__name__} failed with {status.name}. Run again with CUDA_LAUNCH_BLOCKING=1 and "
-                            "report it")
+        raise ArtifactError(
+            f"CUDA: {function.__name__} failed with {status.name}. Run again with CUDA_LAUNCH_BLOCKING=1 and "
+            "report it"
+        )
     return values[0] if len(values) == 1 else tuple(values) or None
 
 
@@ -69,7 +72,9 @@ class _Owned:
 
 class _Stream(_Owned):
     def __init__(self) -> None:
-        super().__init__(cu.cuStreamDestroy, _call(cu.cuStreamCreate, cu.CUstream_flags.CU_STREAM_NON_BLOCKING.value))
+        super().__init__(
+            cu.cuStreamDestroy, _call(cu.cuStreamCreate, cu.CUstream_flags.CU_STREAM_NON_BLOCKING.value)
+        )
         self.handle = int(self._handle)
 
     def synchronize(self) -> None:
@@ -131,8 +136,13 @@ class CudaPythonDevice:
         self.name = _call(cu.cuDeviceGetName, 256, self._device).split(b"\0")[0].decode()
         attribute = cu.CUdevice_attribute
         self.compute_capability = (
-            _call(cu.cuDeviceGetAttribute, attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, self._device),
-            _call(cu.cuDeviceGetAttribute, attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, self._device))
+            _call(
+                cu.cuDeviceGetAttribute, attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, self._device
+            ),
+            _call(
+                cu.cuDeviceGetAttribute, attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, self._device
+            ),
+        )
         version = _call(cu.cuDriverGetVersion)
         self.cuda_version = f"{version // 1000}.{version % 1000 // 10}"
         self.driver_version = cuda.driver_version(self.cuda_version)
@@ -155,13 +165,31 @@ class CudaPythonDevice:
         return _Pinned(shape, dtype)
 
     def to_device(self, address: int, array: np.ndarray, stream: cuda.Stream) -> None:
-        _call(cu.cuMemcpyHtoDAsync, cu.CUdeviceptr(address), array.ctypes.data, array.nbytes, cu.CUstream(stream.handle))
+        _call(
+            cu.cuMemcpyHtoDAsync,
+            cu.CUdeviceptr(address),
+            array.ctypes.data,
+            array.nbytes,
+            cu.CUstream(stream.handle),
+        )
 
     def to_host(self, array: np.ndarray, address: int, stream: cuda.Stream) -> None:
-        _call(cu.cuMemcpyDtoHAsync, array.ctypes.data, cu.CUdeviceptr(address), array.nbytes, cu.CUstream(stream.handle))
+        _call(
+            cu.cuMemcpyDtoHAsync,
+            array.ctypes.data,
+            cu.CUdeviceptr(address),
+            array.nbytes,
+            cu.CUstream(stream.handle),
+        )
 
     def on_device(self, target: int, source: int, nbytes: int, stream: cuda.Stream) -> None:
-        _call(cu.cuMemcpyDtoDAsync, cu.CUdeviceptr(target), cu.CUdeviceptr(source), nbytes, cu.CUstream(stream.handle))
+        _call(
+            cu.cuMemcpyDtoDAsync,
+            cu.CUdeviceptr(target),
+            cu.CUdeviceptr(source),
+            nbytes,
+            cu.CUstream(stream.handle),
+        )
 
     def wait_for(self, stream: cuda.Stream, handle: int) -> None:
         event = _call(cu.cuEventCreate, cu.CUevent_flags.CU_EVENT_DISABLE_TIMING.value)
@@ -170,7 +198,9 @@ class CudaPythonDevice:
         _call(cu.cuEventDestroy, event)  # the driver keeps it until it was passed
 
     def capture(self, stream: cuda.Stream, enqueue: Callable[[], None]) -> _Graph:
-        """Record what `enqueue` puts into the stream instead of running it. Raises what enqueue raises, the capture ended."""
+        """Record what `enqueue` puts into the stream instead of running it. Raises what enqueue raises, the
+        capture ended.
+        """
         handle = cu.CUstream(stream.handle)
         _call(cu.cuStreamBeginCapture, handle, cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
         try:

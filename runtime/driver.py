@@ -50,7 +50,10 @@ def find(library: str = LIBRARY) -> Driver | str:
         version, count = ctypes.c_int(), ctypes.c_int()
         _call(cuda, "cuDriverGetVersion", ctypes.byref(version))
         _call(cuda, "cuDeviceGetCount", ctypes.byref(count))
-        return Driver(f"{version.value // 1000}.{version.value % 1000 // 10}", [_gpu(cuda, i) for i in range(count.value)])
+        return Driver(
+            f"{version.value // 1000}.{version.value % 1000 // 10}",
+            [_gpu(cuda, i) for i in range(count.value)],
+        )
     except (OSError, AttributeError) as error:  # AttributeError: the library lacks a function of the driver
         return f"the NVIDIA driver does not answer ({error})"
 

@@ -2,7 +2,8 @@
 
 In:  nothing.
 Out: a plain dict (JSON values; None where not known).
-Elsewhere: measuring (bench), what is missing for what (runtime.env_command), the driver's own words (runtime.driver).
+Elsewhere: measuring (bench), what is missing for what (runtime.env_command), the driver's own words
+(runtime.driver).
 """
 
 from __future__ import annotations
@@ -20,19 +21,38 @@ PACKAGES = ("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "onnx", "torch"
 ENGINE_PACKAGES = ("openvino", "tensorrt", "tensorrt_rtx_cu13_bindings", "pycuda", "cuda-bindings")
 """Other packages a number can depend on."""
 
-CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
-                "asimd", "asimddp", "i8mm", "bf16", "sve")
-"""Instruction sets that decide how fast fp32, half and int8 convolutions are, as Linux names them: x86 first, then ARM."""
+CPU_FEATURES = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "bf16",
+    "sve",
+)
+"""Instruction sets that decide how fast fp32, half and int8 convolutions are, as Linux names them: x86 first,
+then ARM."""
 
 DARWIN_FEATURES = {"AdvSIMD": "asimd", "FEAT_DotProd": "asimddp", "FEAT_I8MM": "i8mm", "FEAT_BF16": "bf16"}
 """The same on a Mac, as hw.optional.arm.NAME, or hw.optional.NAME."""
 
-GPU_STATE = {"clocks.sm": "sm_clock_mhz", "clocks.max.sm": "sm_clock_max_mhz", "power.limit": "power_limit_w",
-             "temperature.gpu": "temperature_c"}
+GPU_STATE = {
+    "clocks.sm": "sm_clock_mhz",
+    "clocks.max.sm": "sm_clock_max_mhz",
+    "power.limit": "power_limit_w",
+    "temperature.gpu": "temperature_c",
+}
 """nvidia-smi's name -> ours; what a GPU number depends on besides the GPU."""
 
 THROTTLE = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
-"""nvidia-smi's newer and older name for the bit mask of what holds the clocks back; an unknown name fails the whole query."""
+"""nvidia-smi's newer and older name for the bit mask of what holds the clocks back; an unknown name fails the
+whole query."""
 
 MODEL, RELEASE = Path("/proc/device-tree/model"), Path("/etc/nv_tegra_release")
 """Where a Jetson says which board it is, and which Linux for Tegra it runs."""
@@ -79,8 +99,12 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
 
 def cpu_model() -> str | None:
     """The processor's name."""
-    return _cpuinfo(r"model name|Model") or (_output("sysctl", "-n", "machdep.cpu.brand_string") if _is_mac() else None) \
-        or platform.processor() or None
+    return (
+        _cpuinfo(r"model name|Model")
+        or (_output("sysctl", "-n", "machdep.cpu.brand_string") if _is_mac() else None)
+        or platform.processor()
+        or None
+    )
 
 
 def cpu_features() -> list[str] | None:
@@ -90,8 +114,14 @@ def cpu_features() -> list[str] | None:
         return [name for name in CPU_FEATURES if name in flags.split()]
     if not _is_mac():
         return None
-    has = set(re.findall(r"^hw\.optional\.(?:arm\.)?(\w+): 1$", _output("sysctl", "hw.optional") or "", re.MULTILINE))
-    return [ours for theirs, ours in DARWIN_FEATURES.items() if theirs in has] + (["avx2"] if "avx2_0" in has else [])
+    has = set(
+        re.findall(
+            r"^hw\.optional\.(?:arm\.)?(\w+): 1$", _output("sysctl", "hw.optional") or "", re.MULTILINE
+        )
+    )
+    return [ours for theirs, ours in DARWIN_FEATURES.items() if theirs in has] + (
+        ["avx2"] if "avx2_0" in has else []
+    )
 
 
 def memory_gib() -> float | None:
@@ -108,14 +138,21 @@ def gpu() -> str | None:
 
 
 def gpu_states() -> list[dict[str, Any]] | None:
-    """Clocks, power limit, temperature, and what holds the clocks back, of every GPU as nvidia-smi says; None where it is not."""
+    """Clocks, power limit, temperature, and what holds the clocks back, of every GPU as nvidia-smi says; None
+    where it is not.
+    """
     text = _nvidia_smi(",".join(GPU_STATE))
     if text is None:
         return None
-    states = [{name: _number(word) for name, word in zip(GPU_STATE.values(), line.split(","), strict=False)}
-              for line in text.splitlines()]
+    states = [
+        {name: _number(word) for name, word in zip(GPU_STATE.values(), line.split(","), strict=False)}
+        for line in text.splitlines()
+    ]
     reasons = next(filter(None, map(_nvidia_smi, THROTTLE)), "").splitlines()
-    return [state | {"throttle_reasons": reasons[i].strip() if i < len(reasons) else None} for i, state in enumerate(states)]
+    return [
+        state | {"throttle_reasons": reasons[i].strip() if i < len(reasons) else None}
+        for i, state in enumerate(states)
+    ]
 
 
 def jetson() -> dict[str, str | None] | None:
@@ -126,8 +163,11 @@ def jetson() -> dict[str, str | None] | None:
     found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", release)
     mode = re.search(r"NV Power Mode:\s*(\S+)", _output("nvpmodel", "-q") or "")
     model = _read(MODEL)
-    return {"model": model.strip("\0 \n") if model else None, "l4t": f"{found[1]}.{found[2]}" if found else None,
-            "power_mode": mode[1] if mode else None}
+    return {
+        "model": model.strip("\0 \n") if model else None,
+        "l4t": f"{found[1]}.{found[2]}" if found else None,
+        "power_mode": mode[1] if mode else None,
+    }
 
 
 def _nvidia_smi(query: str) -> str | None:

@@ -1,7 +1,8 @@
 """Every failure a user can cause, with the exit code a command ends with.
 
 In:  nothing.
-Out: exception classes; each carries `exit_code`, and its message is one line: what was wrong, what was expected, how to fix it.
+Out: exception classes; each carries `exit_code`, and its message is one line: what was wrong, what was
+expected, how to fix it.
 Elsewhere: turning an exception into that line on stderr (runtime.commands).
 """
 
@@ -35,7 +36,9 @@ class MissingError(Large2SmallError):
 
 
 class ArtifactError(Large2SmallError):
-    """A checkpoint or artifact cannot be used here: truncated, another architecture, another class order. Exit code 4."""
+    """A checkpoint or artifact cannot be used here: truncated, another architecture, another class order.
+    Exit code 4.
+    """
 
     exit_code = 4
 

@@ -22,7 +22,8 @@ TEMPORARY_MARK = ".tmp-"
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Replace `path` by `content`: temporary file beside it, fsync, rename, fsync of the folder.
 
-    A crash at any moment leaves either the old file or the new one. Raises MissingError when the disk is full.
+    A crash at any moment leaves either the old file or the new one. Raises MissingError when the disk is
+    full.
     """
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(content)
@@ -35,7 +36,9 @@ def write_text(path: str | Path, content: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; on success it becomes `path`, on any failure it is removed."""
+    """Yield a temporary path in the same folder; on success it becomes `path`, on any failure it
+    is removed.
+    """
     path = Path(path)
     temporary = temporary_beside(path)
     try:
@@ -58,7 +61,9 @@ def temporary_beside(path: Path) -> Path:
 
 
 def require_writable(path: str | Path) -> None:
-    """Raise now what writing `path` would raise later, before the work whose result goes there; leaves nothing behind."""
+    """Raise now what writing `path` would raise later, before the work whose result goes there; leaves
+    nothing behind.
+    """
     path = Path(path)
     try:
         probe = temporary_beside(existing(path.parent) / path.name)
@@ -75,8 +80,18 @@ def existing(folder: Path) -> Path:
 
 def _explained(error: OSError, path: Path) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return MissingError(f"{path}: no space left to write it ({error.strerror}). Free space or choose another --output")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOENT):
+        return MissingError(
+            f"{path}: no space left to write it ({error.strerror}). Free space or choose another --output"
+        )
+    if error.errno in (
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOTDIR,
+        errno.EEXIST,
+        errno.EISDIR,
+        errno.ENOENT,
+    ):
         return UsageError(f"{path}: cannot be written ({error.strerror}). Choose another --output")
     return error
 

@@ -2,7 +2,8 @@
 
 In:  a spec (`DIR`, `npz:FILE`, `digits`) and a split (`train` or `val`).
 Out: an `ImageSet`: class names, labels (N,) int64, image i as a PIL RGB image, its name and its SHA-256.
-Elsewhere: augmentation and every other source timm reads (distill.data); resize, crop, scale (runtime.preprocess).
+Elsewhere: augmentation and every other source timm reads (distill.data); resize, crop, scale
+(runtime.preprocess).
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from .errors import DataError, MissingError
 from .preprocess import open_rgb
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "eval", "evaluation", "test")}
+SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "eval", "evaluation", "test"),
+}
 
 
 class ImageSet:
@@ -51,7 +55,9 @@ class ImageSet:
         return hashlib.sha256(self.item_bytes(index)).hexdigest()
 
     def fingerprint(self) -> str:
-        """SHA-256 over class names, item names and labels: changes when an image is added, removed or relabelled."""
+        """SHA-256 over class names, item names and labels: changes when an image is added, removed or
+        relabelled.
+        """
         digest = hashlib.sha256("\0".join(self.class_names).encode())
         digest.update(self.labels.tobytes())
         for index in range(len(self)):
@@ -60,15 +66,22 @@ class ImageSet:
 
 
 class FolderSet(ImageSet):
-    """`ROOT/CLASS/image.jpg`, at any depth: an image's class is the folder it lies in, classes in natural order (2 before 10),
-    both as timm reads them. Raises DataError for an image beside the class folders."""
+    """`ROOT/CLASS/image.jpg`, at any depth: an image's class is the folder it lies in, classes in natural
+    order (2 before 10), both as timm reads them. Raises DataError for an image beside the class folders.
+    """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        files = [Path(folder) / file for folder, _, names in os.walk(self.root, followlinks=True) for file in names
-                 if os.path.splitext(file)[1].lower() in EXTENSIONS]
+        files = [
+            Path(folder) / file
+            for folder, _, names in os.walk(self.root, followlinks=True)
+            for file in names
+            if os.path.splitext(file)[1].lower() in EXTENSIONS
+        ]
         if not files:
-            raise DataError(f"{root}: no images found ({', '.join(EXTENSIONS)}). Expected {root}/CLASS/image.jpg")
+            raise DataError(
+                f"{root}: no images found ({', '.join(EXTENSIONS)}). Expected {root}/CLASS/image.jpg"
+            )
         self.files = sorted(files, key=lambda path: natural_key(str(path)))
         loose = next((file for file in self.files if file.parent == self.root), None)
         if loose:
@@ -112,18 +125,21 @@ class ArraySet(ImageSet):
 def open_images(spec: str, split: str) -> ImageSet:
     """The labelled images that `spec` names.
 
-    spec: `digits`; `npz:FILE`; or a folder. split: `train` or `val`; a folder without a sub-folder of that meaning
-    (SPLIT_FOLDERS) is used as it is. Raises DataError when it is missing, empty, or has fewer than two classes.
+    spec: `digits`; `npz:FILE`; or a folder. split: `train` or `val`; a folder without a sub-folder of that
+    meaning (SPLIT_FOLDERS) is used as it is. Raises DataError when it is missing, empty, or has fewer than
+    two classes.
     """
     if spec == "digits":
         images = _digits(split)
     elif spec.startswith("npz:"):
-        images = _npz(spec[len("npz:"):], split)
+        images = _npz(spec[len("npz:") :], split)
     else:
         images = FolderSet(_split_folder(Path(spec), split))
     if len(images.class_names) < 2:
-        raise DataError(f"{images.name}: one class ({images.class_names[0]!r}) cannot be classified. "
-                        "Expected at least two class folders")
+        raise DataError(
+            f"{images.name}: one class ({images.class_names[0]!r}) cannot be classified. "
+            "Expected at least two class folders"
+        )
     return images
 
 
@@ -132,7 +148,7 @@ def has_own_split(spec: str, split: str) -> bool:
     if spec == "digits":
         return True
     if spec.startswith("npz:"):
-        path = Path(spec[len("npz:"):])
+        path = Path(spec[len("npz:") :])
         return path.is_dir() or "{split}" in str(path)
     return _split_folder(Path(spec), split) != Path(spec)
 
@@ -144,13 +160,21 @@ def natural_key(text: str) -> list[Any]:
 
 def _split_folder(root: Path, split: str) -> Path:
     if not root.exists():
-        raise DataError(f"{root}: no such folder. Expected an image folder with one sub-folder per class, npz:FILE, or digits")
+        raise DataError(
+            f"{root}: no such folder. Expected an image folder with one sub-folder per class, npz:FILE, or"
+            " digits"
+        )
     if not root.is_dir():
         raise DataError(f"{root}: not a folder. Expected an image folder, npz:FILE, or digits")
-    found = {each: next((root / name for name in names if (root / name).is_dir()), None) for each, names in SPLIT_FOLDERS.items()}
+    found = {
+        each: next((root / name for name in names if (root / name).is_dir()), None)
+        for each, names in SPLIT_FOLDERS.items()
+    }
     if found[split] is None and any(found.values()):  # else the whole root would mix both splits
-        raise DataError(f"{root}: has a folder of {'val' if split == 'train' else 'training'} images but none for {split}. "
-                        f"Expected one of {', '.join(SPLIT_FOLDERS[split])} in it, or a folder of class folders")
+        raise DataError(
+            f"{root}: has a folder of {'val' if split == 'train' else 'training'} images but none for"
+            f" {split}. Expected one of {', '.join(SPLIT_FOLDERS[split])} in it, or a folder of class folders"
+        )
     return found[split] or root
 
 
@@ -160,7 +184,9 @@ def _npz(location: str, split: str) -> ArraySet:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
-        raise DataError(f"npz:{path}: no such file. Expected arrays x (N, H, W, 3) uint8 and y (N,)") from None
+        raise DataError(
+            f"npz:{path}: no such file. Expected arrays x (N, H, W, 3) uint8 and y (N,)"
+        ) from None
     except (OSError, ValueError, EOFError, KeyError) as error:
         raise DataError(f"npz:{path}: cannot be read ({error})") from error
     except Exception as error:  # zipfile.BadZipFile and zlib.error have no common base
@@ -169,11 +195,17 @@ def _npz(location: str, split: str) -> ArraySet:
         raise DataError(f"npz:{path}: has arrays {sorted(arrays)}; expected x (N, H, W, 3) uint8 and y (N,)")
     x, y = arrays["x"], arrays["y"]
     if x.dtype != np.uint8 or x.ndim not in (3, 4) or y.shape != x.shape[:1] or y.dtype.kind not in "iu":
-        raise DataError(f"npz:{path}: x is {x.dtype} {x.shape}, y is {y.dtype} {y.shape}; "
-                        "expected x uint8 (N, H, W, 3) and y integer (N,)")
+        raise DataError(
+            f"npz:{path}: x is {x.dtype} {x.shape}, y is {y.dtype} {y.shape}; "
+            "expected x uint8 (N, H, W, 3) and y integer (N,)"
+        )
     if not len(x):
         raise DataError(f"npz:{path}: holds no images")
-    names = arrays["class_names"].tolist() if "class_names" in arrays else [str(i) for i in range(int(y.max()) + 1)]
+    names = (
+        arrays["class_names"].tolist()
+        if "class_names" in arrays
+        else [str(i) for i in range(int(y.max()) + 1)]
+    )
     if y.min() < 0 or y.max() >= len(names):
         raise DataError(f"npz:{path}: labels run from {y.min()} to {y.max()}, class_names has {len(names)}")
     return ArraySet(f"npz:{path}", x, y, names)
@@ -190,7 +222,9 @@ def _npz_file(location: str, split: str) -> Path:
         return path
     found = next((candidate for candidate in candidates if candidate.exists()), None)
     if found is None:
-        raise DataError(f"npz:{location}: no {split} split. Expected one of {', '.join(map(str, candidates))}")
+        raise DataError(
+            f"npz:{location}: no {split} split. Expected one of {', '.join(map(str, candidates))}"
+        )
     return found
 
 
@@ -202,12 +236,19 @@ def _digits(split: str) -> ArraySet:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise MissingError('--data digits needs scikit-learn. Install it: pip install "large2small[demo]"') from None
+        raise MissingError(
+            '--data digits needs scikit-learn. Install it: pip install "large2small[demo]"'
+        ) from None
     from PIL import Image as pil
 
     bunch = load_digits()
     small = np.round(bunch.images * (255 / 16)).astype(np.uint8)
-    x = np.stack([np.asarray(pil.fromarray(image).resize((32, 32), pil.Resampling.BICUBIC).convert("RGB")) for image in small])
+    x = np.stack(
+        [
+            np.asarray(pil.fromarray(image).resize((32, 32), pil.Resampling.BICUBIC).convert("RGB"))
+            for image in small
+        ]
+    )
     y = bunch.target.astype(np.int64)
     rank_in_class = np.array([np.count_nonzero(y[:i] == y[i]) for i in range(len(y))])
     chosen = (rank_in_class % 4 == 3) == (split == "val")

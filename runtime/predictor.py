@@ -2,7 +2,8 @@
 
 In:  an artifact file; images (paths, bytes, PIL images, uint8 arrays) or preprocessed float batches.
 Out: `Prediction`s with labels and probabilities, or raw logits.
-Elsewhere: decoding and scaling (runtime.preprocess), the engine (runtime.backends), the file's own words (runtime.artifact).
+Elsewhere: decoding and scaling (runtime.preprocess), the engine (runtime.backends), the file's own words
+(runtime.artifact).
 """
 
 from __future__ import annotations
@@ -28,28 +29,41 @@ class Prediction(NamedTuple):
     probability: float
 
 
-def load(path: str | Path, device: str | None = None, *, backend: str | None = None, provider: str | None = None,
-         threads: int | None = None, hint: str = "latency", contexts: int = 1, cuda_graph: bool = False,
-         preprocess: Preprocess | None = None, class_names: Sequence[str] | None = None, verify: bool = True) -> Predictor:
+def load(
+    path: str | Path,
+    device: str | None = None,
+    *,
+    backend: str | None = None,
+    provider: str | None = None,
+    threads: int | None = None,
+    hint: str = "latency",
+    contexts: int = 1,
+    cuda_graph: bool = False,
+    preprocess: Preprocess | None = None,
+    class_names: Sequence[str] | None = None,
+    verify: bool = True,
+) -> Predictor:
     """Open an artifact on a device.
 
     path: an .onnx file, or a .plan with its metadata beside it (NAME.plan.json).
-    device: cpu, cuda or cuda:INDEX; by default cpu for .onnx and cuda for .plan. backend: onnxruntime (.onnx's default), openvino
-    or tensorrt (.plan). provider: ONNX Runtime's, as cpu, cuda or tensorrt, by default that of the device. What is asked for is
-    what is used, or MissingError.
-    threads: CPU threads of the engine, all usable cores when None. hint: latency or throughput, for OpenVINO. contexts: so many
-    calls may run on the GPU at once; cuda_graph: replay captured launches; both for .plan.
-    preprocess, class_names: only for files that do not carry them. verify: check the file's seal or hash first, which reads the
-    file once more; without it a plan of another origin opens too, with nothing beside it.
-    Raises ArtifactError when the file cannot be used here or was changed after it was written, UsageError when it is not there or
-    the engine does not read one of the settings.
+    device: cpu, cuda or cuda:INDEX; by default cpu for .onnx and cuda for .plan. backend: onnxruntime
+    (.onnx's default), openvino or tensorrt (.plan). provider: ONNX Runtime's, as cpu, cuda or tensorrt, by
+    default that of the device. What is asked for is what is used, or MissingError.
+    threads: CPU threads of the engine, all usable cores when None. hint: latency or throughput, for OpenVINO.
+    contexts: so many calls may run on the GPU at once; cuda_graph: replay captured launches; both for .plan.
+    preprocess, class_names: only for files that do not carry them. verify: check the file's seal or hash
+    first, which reads the file once more; without it a plan of another origin opens too, with nothing beside
+    it. Raises ArtifactError when the file cannot be used here or was changed after it was written, UsageError
+    when it is not there or the engine does not read one of the settings.
     """
     path = Path(path)
     name = backend or {".onnx": "onnxruntime", ".plan": "tensorrt"}.get(path.suffix)
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
     if name is None or path.suffix in CHECKPOINTS:
-        raise UsageError(f"{path}: this runtime opens .onnx and .plan files. Make one: distill export onnx CKPT")
+        raise UsageError(
+            f"{path}: this runtime opens .onnx and .plan files. Make one: distill export onnx CKPT"
+        )
     if name not in OPENERS:
         raise UsageError(f"backend {name!r}: expected {', '.join(OPENERS)}")
     if threads is not None and not isinstance(threads, int):
@@ -57,18 +71,28 @@ def load(path: str | Path, device: str | None = None, *, backend: str | None = N
     settings = _Settings(device, provider, threads, hint, contexts, cuda_graph, verify)
     for setting, engines in READ_BY.items():
         if name not in engines and getattr(settings, setting) != _Settings._field_defaults[setting]:
-            raise UsageError(f"{setting}={getattr(settings, setting)!r} is read by {' and '.join(engines)} only, and {path.name} "
-                             f"runs on {name}. Leave it out")
+            raise UsageError(
+                f"{setting}={getattr(settings, setting)!r} is read by {' and '.join(engines)} only, and"
+                f" {path.name} runs on {name}. Leave it out"
+            )
     opened = OPENERS[name](path, settings)
     predictor = Predictor(*opened, preprocess, class_names)
     if predictor.unknown:
-        warnings.warn(f"{path}: carries no {' and no '.join(predictor.unknown)}. logits() works; "
-                      "give load(preprocess=..., class_names=...) for classify()", stacklevel=2)
+        warnings.warn(
+            f"{path}: carries no {' and no '.join(predictor.unknown)}. logits() works; "
+            "give load(preprocess=..., class_names=...) for classify()",
+            stacklevel=2,
+        )
     return predictor
 
 
-READ_BY = {"threads": ("onnxruntime", "openvino"), "provider": ("onnxruntime",), "hint": ("openvino",),
-           "contexts": ("tensorrt",), "cuda_graph": ("tensorrt",)}
+READ_BY = {
+    "threads": ("onnxruntime", "openvino"),
+    "provider": ("onnxruntime",),
+    "hint": ("openvino",),
+    "contexts": ("tensorrt",),
+    "cuda_graph": ("tensorrt",),
+}
 """Setting -> the engines that read it; for another engine it is refused, not ignored."""
 
 CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors", ".th")
@@ -96,8 +120,12 @@ def _onnxruntime(path: Path, given: _Settings) -> tuple[Any, Metadata]:
         check_file(path)
     backend = OrtBackend(path, given.device, given.threads, provider=given.provider)
     metadata = _metadata(backend.metadata_map(), path)
-    if metadata.precision == "int8+fp16":  # ONNX Runtime 1.32 makes int32 biases with fp16 scales, which overflow
-        backend = OrtBackend(path, given.device, given.threads, provider=given.provider, integer_kernels=False)
+    if (
+        metadata.precision == "int8+fp16"
+    ):  # ONNX Runtime 1.32 makes int32 biases with fp16 scales, which overflow
+        backend = OrtBackend(
+            path, given.device, given.threads, provider=given.provider, integer_kernels=False
+        )
     return backend, metadata
 
 
@@ -113,7 +141,13 @@ def _openvino(path: Path, given: _Settings) -> tuple[Any, Metadata]:
 def _tensorrt(path: Path, given: _Settings) -> tuple[Any, Metadata]:
     from .backends.trt import TrtBackend
 
-    backend = TrtBackend(path, given.device_or("cuda"), contexts=given.contexts, cuda_graph=given.cuda_graph, verify=given.verify)
+    backend = TrtBackend(
+        path,
+        given.device_or("cuda"),
+        contexts=given.contexts,
+        cuda_graph=given.cuda_graph,
+        verify=given.verify,
+    )
     return backend, backend.metadata
 
 
@@ -131,8 +165,13 @@ def _metadata(entries: Mapping[str, str], path: Path) -> Metadata:
 class Predictor:
     """An open artifact. All methods may be called from many threads; `close()` frees the engine."""
 
-    def __init__(self, backend: Any, metadata: Metadata, preprocess: Preprocess | None = None,
-                 class_names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        backend: Any,
+        metadata: Metadata,
+        preprocess: Preprocess | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
         self._backend = backend
         self._run = backend.run
         self.metadata = metadata
@@ -147,7 +186,8 @@ class Predictor:
         """(N, C, H, W); None where any size goes."""
         size = backend.input_shape[0]
         self.batch_sizes: list[tuple[int, int | None]] = getattr(backend, "batch_sizes", [(size or 1, size)])
-        """(smallest, largest) number of images in one call, for each range that the file takes; None: no limit."""
+        """(smallest, largest) number of images in one call, for each range that the file takes; None: no
+        limit."""
         self._sizes = tuple(backend.input_shape)
 
     @property
@@ -158,9 +198,10 @@ class Predictor:
     def logits(self, batch: Any, out: Any = None) -> Any:
         """Raw scores (N, K) float32 of a preprocessed batch (N, C, H, W) float32.
 
-        batch: a numpy array; for a plan also an array on its GPU (anything with `__cuda_array_interface__` or `__dlpack__`),
-        which is then read there. out: where the scores go, (N, K) float32, on the host or for a plan on the GPU; made when None.
-        Returns out. Raises UsageError when dtype or shape are not what the network takes, or when the batch holds NaN.
+        batch: a numpy array; for a plan also an array on its GPU (anything with `__cuda_array_interface__` or
+        `__dlpack__`), which is then read there. out: where the scores go, (N, K) float32, on the host or for
+        a plan on the GPU; made when None. Returns out. Raises UsageError when dtype or shape are not what the
+        network takes, or when the batch holds NaN.
         """
         run = self._run
         if run is None:
@@ -168,11 +209,16 @@ class Predictor:
         if type(batch) is not np.ndarray and hasattr(self._backend, "run_on_device"):
             return self._backend.run_on_device(batch, out)
         if type(batch) is not np.ndarray or batch.dtype != np.float32 or not self._fits(batch.shape):
-            raise UsageError(f"batch is {_describe(batch)}; expected float32 {self._expected()}. "
-                             "For images use classify()")
+            raise UsageError(
+                f"batch is {_describe(batch)}; expected float32 {self._expected()}. For images use classify()"
+            )
         flat = batch.reshape(-1)
-        if math.isnan(np.dot(flat, flat)):  # a sum of squares is NaN only when a value is; int8 engines would hide it
-            raise UsageError(f"batch holds NaN ({int(np.isnan(flat).sum())} of {flat.size} values). Check what made it")
+        if math.isnan(
+            np.dot(flat, flat)
+        ):  # a sum of squares is NaN only when a value is; int8 engines would hide it
+            raise UsageError(
+                f"batch holds NaN ({int(np.isnan(flat).sum())} of {flat.size} values). Check what made it"
+            )
         return run(batch) if out is None else run(batch, out)
 
     @property
@@ -182,34 +228,47 @@ class Predictor:
         return None if None in sizes else max(sizes)
 
     def fit(self, count: int) -> int:
-        """How many images to give for `count`: the smallest batch that holds them, or the largest there is when none does."""
+        """How many images to give for `count`: the smallest batch that holds them, or the largest there is
+        when none does.
+        """
         holding = [max(count, least) for least, most in self.batch_sizes if most is None or count <= most]
         return min(holding) if holding else self.largest_batch
 
     def logits_in_batches(self, images: np.ndarray, size: int = 64) -> np.ndarray:
-        """Raw scores (N, K) float32 of any number of preprocessed images (N, C, H, W) float32, N of 1 or more.
+        """Raw scores (N, K) float32 of any number of preprocessed images (N, C, H, W) float32, N of 1 or
+        more.
 
-        Takes as many calls as it needs: of `size` images, or as near to it as the file allows. Where a call needs more images
-        than are left, the last one is repeated, and its further scores are dropped. Raises as `logits` does.
+        Takes as many calls as it needs: of `size` images, or as near to it as the file allows. Where a call
+        needs more images than are left, the last one is repeated, and its further scores are dropped. Raises
+        as `logits` does.
         """
         size, found = self.fit(size), []
         for start in range(0, len(images) or 1, size):
-            part = images[start:start + size]
+            part = images[start : start + size]
             filling = np.repeat(part[-1:], self.fit(len(part)) - len(part), axis=0)
-            found.append(self.logits(np.concatenate([part, filling]) if len(filling) else part)[:len(part)])
+            found.append(self.logits(np.concatenate([part, filling]) if len(filling) else part)[: len(part)])
         return found[0] if len(found) == 1 else np.concatenate(found)
 
     def classify(self, images: Image | Sequence[Image], top: int = 5) -> list[list[Prediction]]:
         """The `top` most probable classes of every image, best first.
 
-        images: one or many of path, encoded bytes, PIL image, uint8 array (H, W, 3). A file without class names gives
-        labels "class 17". Raises ArtifactError when preprocessing is unknown, DataError naming an image that cannot be read.
+        images: one or many of path, encoded bytes, PIL image, uint8 array (H, W, 3). A file without class
+        names gives labels "class 17". Raises ArtifactError when preprocessing is unknown, DataError naming an
+        image that cannot be read.
         """
         if self.preprocess is None:
-            raise ArtifactError(f"{self.path}: preprocessing unknown. Give runtime.load(preprocess=Preprocess(...)), "
-                                "or export the file with distill export onnx")
-        if isinstance(images, (str, bytes, bytearray, memoryview, Path)) or not isinstance(images, (Sequence, np.ndarray)) or (
-                isinstance(images, np.ndarray) and (images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (1, 3, 4)))):
+            raise ArtifactError(
+                f"{self.path}: preprocessing unknown. Give runtime.load(preprocess=Preprocess(...)), "
+                "or export the file with distill export onnx"
+            )
+        if (
+            isinstance(images, (str, bytes, bytearray, memoryview, Path))
+            or not isinstance(images, (Sequence, np.ndarray))
+            or (
+                isinstance(images, np.ndarray)
+                and (images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (1, 3, 4)))
+            )
+        ):
             images = [images]
         if len(images) == 0:
             return []
@@ -221,13 +280,17 @@ class Predictor:
             raise UsageError(f"top {top}: expected 1 or more")
         names = self.class_names
         if names and len(names) != logits.shape[1]:
-            raise ArtifactError(f"{self.path}: gives {logits.shape[1]} scores per image, and there are {len(names)} class names. "
-                                "Give runtime.load(class_names=...) one for each, in the order of the scores")
+            raise ArtifactError(
+                f"{self.path}: gives {logits.shape[1]} scores per image, and there are {len(names)} class"
+                " names. Give runtime.load(class_names=...) one for each, in the order of the scores"
+            )
         exponents = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float64)
         probabilities = exponents / exponents.sum(axis=1, keepdims=True)
         best = np.argsort(-logits, axis=1, kind="stable")[:, :top]
-        return [[Prediction(names[i] if names else f"class {i}", int(i), float(row[i])) for i in order]
-                for row, order in zip(probabilities, best, strict=True)]
+        return [
+            [Prediction(names[i] if names else f"class {i}", int(i), float(row[i])) for i in order]
+            for row, order in zip(probabilities, best, strict=True)
+        ]
 
     def close(self) -> None:
         """Free the engine; calls still running in other threads end first, later ones raise UsageError."""
@@ -243,11 +306,16 @@ class Predictor:
 
     def _fits(self, shape: tuple[int, ...]) -> bool:
         sizes = self._sizes
-        return len(shape) == 4 and shape[0] > 0 and all(
-            size is None or size == given for size, given in zip(sizes, shape, strict=True))
+        return (
+            len(shape) == 4
+            and shape[0] > 0
+            and all(size is None or size == given for size, given in zip(sizes, shape, strict=True))
+        )
 
     def _expected(self) -> str:
-        return "(" + ", ".join(str(size or name) for size, name in zip(self._sizes, "NCHW", strict=True)) + ")"
+        return (
+            "(" + ", ".join(str(size or name) for size, name in zip(self._sizes, "NCHW", strict=True)) + ")"
+        )
 
 
 def _describe(batch: Any) -> str:

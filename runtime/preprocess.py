@@ -1,7 +1,8 @@
 """Image -> (C, H, W) float32: the only definition, used by evaluation, calibration and prediction.
 
 In:  a path, encoded bytes, a PIL image or a uint8 array (H, W, 3) or (H, W), and a `Preprocess` spec.
-Out: float32 array (C, H, W), equal bit for bit to timm's evaluation transform (`create_transform(is_training=False)`).
+Out: float32 array (C, H, W), equal bit for bit to timm's evaluation transform
+(`create_transform(is_training=False)`).
 Elsewhere: training augmentation (distill.data).
 """
 
@@ -37,7 +38,8 @@ class Preprocess:
     crop_pct: float = 0.875
     """Side of the crop divided by the side resized to, above 0."""
     crop_mode: str = "center"
-    """center: shorter side resized, centre cropped; squash: both sides; border: longer side, padded with the mean colour."""
+    """center: shorter side resized, centre cropped; squash: both sides; border: longer side, padded with the
+    mean colour."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Subtracted per channel after division by 255."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -49,12 +51,16 @@ class Preprocess:
         if len(self.input_size) != 3 or self.input_size[0] != 3 or min(self.input_size) < 1:
             raise UsageError(f"input_size {self.input_size}: expected (3, height, width) in pixels")
         if self.interpolation not in INTERPOLATIONS:
-            raise UsageError(f"interpolation {self.interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}")
+            raise UsageError(
+                f"interpolation {self.interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}"
+            )
         if self.crop_mode not in CROP_MODES:
             raise UsageError(f"crop_mode {self.crop_mode!r}: expected one of {', '.join(CROP_MODES)}")
         if not self.crop_pct > 0 or len(self.mean) != 3 or len(self.std) != 3 or not min(self.std) > 0:
-            raise UsageError(f"crop_pct {self.crop_pct}, mean {self.mean}, std {self.std}: expected crop_pct > 0, "
-                             "three means, three stds > 0")
+            raise UsageError(
+                f"crop_pct {self.crop_pct}, mean {self.mean}, std {self.std}: expected crop_pct > 0, "
+                "three means, three stds > 0"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
@@ -66,7 +72,9 @@ class Preprocess:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
+        }
 
     def __call__(self, image: Image) -> np.ndarray:
         """(C, H, W) float32 of one image. Raises DataError when it cannot be decoded."""
@@ -78,7 +86,9 @@ class Preprocess:
         return np.asarray(_crop(_resize(open_rgb(image), self, name), self), dtype=np.uint8)
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
-        """(..., H, W, 3) uint8 -> (..., 3, H, W) float32, in the order of operations that torchvision uses."""
+        """(..., H, W, 3) uint8 -> (..., 3, H, W) float32, in the order of operations that
+        torchvision uses.
+        """
         scaled = np.moveaxis(pixels, -1, -3).astype(np.float32, order="C") / np.float32(255)
         shape = (3, 1, 1)
         return (scaled - np.reshape(np.float32(self.mean), shape)) / np.reshape(np.float32(self.std), shape)
@@ -89,24 +99,36 @@ class Preprocess:
 
 
 def open_rgb(image: Image) -> Any:
-    """A PIL image in mode RGB from any accepted form. Orientation tags are not applied, as timm and torchvision do not.
+    """A PIL image in mode RGB from any accepted form. Orientation tags are not applied, as timm and
+    torchvision do not.
 
-    Raises DataError naming the file when it is missing or broken, UsageError for an array of another dtype or shape.
+    Raises DataError naming the file when it is missing or broken, UsageError for an array of another dtype or
+    shape.
     """
     from PIL import Image as pil  # here, so that `import runtime` does not pay for it
 
     if isinstance(image, pil.Image):
         return _loaded(image, getattr(image, "filename", "") or "a PIL image")
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
-            raise UsageError(f"array of {image.dtype} {image.shape}: expected uint8 (height, width, 3). "
-                             "For preprocessed float batches use logits()")
-        return pil.fromarray(image.squeeze(2) if image.ndim == 3 and image.shape[2] == 1 else image).convert("RGB")
+        if (
+            image.dtype != np.uint8
+            or image.ndim not in (2, 3)
+            or (image.ndim == 3 and image.shape[2] not in (1, 3, 4))
+        ):
+            raise UsageError(
+                f"array of {image.dtype} {image.shape}: expected uint8 (height, width, 3). "
+                "For preprocessed float batches use logits()"
+            )
+        return pil.fromarray(image.squeeze(2) if image.ndim == 3 and image.shape[2] == 1 else image).convert(
+            "RGB"
+        )
     if isinstance(image, (bytes, bytearray, memoryview)):
         return _decode(pil, io.BytesIO(image), f"{len(image)} bytes")
     if isinstance(image, (str, os.PathLike)):
         return _decode(pil, image, os.fspath(image))
-    raise UsageError(f"image of type {type(image).__name__}: expected a path, bytes, a PIL image or a uint8 array")
+    raise UsageError(
+        f"image of type {type(image).__name__}: expected a path, bytes, a PIL image or a uint8 array"
+    )
 
 
 def _decode(pil: Any, source: Any, name: str) -> Any:
@@ -140,8 +162,10 @@ def _resize(image: Any, spec: Preprocess, name: str) -> Any:
         return image
     too_many = f", more than {MOST_PIXELS:,} pixels" if size[0] * size[1] > MOST_PIXELS else ""
     if min(size) < 1 or too_many:
-        raise DataError(f"{name}: {image.width} x {image.height} pixels are too narrow for crop mode {spec.crop_mode}, which "
-                        f"scales them to {size[1]} x {size[0]}{too_many}. Crop it, or leave it out")
+        raise DataError(
+            f"{name}: {image.width} x {image.height} pixels are too narrow for crop mode {spec.crop_mode},"
+            f" which scales them to {size[1]} x {size[0]}{too_many}. Crop it, or leave it out"
+        )
     return image.resize((size[1], size[0]), getattr(_resampling(), spec.interpolation.upper()))
 
 

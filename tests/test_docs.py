@@ -15,8 +15,11 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
-FASTER = {"train": ["--img-size", "32", "--epochs", "1", "--batch", "8"],
-          "bench latency": ["--iterations", "5", "--warmup", "1"], "bench table": ["--iterations", "5", "--warmup", "1"]}
+FASTER = {
+    "train": ["--img-size", "32", "--epochs", "1", "--batch", "8"],
+    "bench latency": ["--iterations", "5", "--warmup", "1"],
+    "bench table": ["--iterations", "5", "--warmup", "1"],
+}
 """Flags added to a documented command so that it runs in seconds; the command itself stays as printed."""
 
 
@@ -33,12 +36,16 @@ def commands(page: Path, languages: str = "bash") -> list[str]:
 def run(line: str, folder: Path, *more: str) -> subprocess.CompletedProcess:
     words = shlex.split(line, comments=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, "-m", *words, *more], cwd=folder, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", *words, *more], cwd=folder, env=environment, capture_output=True, text=True
+    )
 
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory) -> Path:
-    """A folder with what the README's reader has: photos/ (train, val; three classes), teacher.pth and teacher.onnx."""
+    """A folder with what the README's reader has: photos/ (train, val; three classes), teacher.pth and
+    teacher.onnx.
+    """
     folder = tmp_path_factory.mktemp("workshop")
     generator = np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 6)):
@@ -48,8 +55,10 @@ def workshop(tmp_path_factory) -> Path:
                 pixels = generator.integers(0, 120, (48, 40, 3), dtype=np.uint8)
                 pixels[..., index] += 120  # each class has its colour
                 Image.fromarray(pixels).save(folder / "photos" / split / name / f"{i}.jpg", quality=95)
-    for line in ("distill train --teacher none --student convnext_atto --data photos --output runs/teacher",
-                 "distill export onnx runs/teacher/best.pth --output teacher.onnx"):
+    for line in (
+        "distill train --teacher none --student convnext_atto --data photos --output runs/teacher",
+        "distill export onnx runs/teacher/best.pth --output teacher.onnx",
+    ):
         done = run(line, folder, *(FASTER["train"] if " train " in line else []))
         assert done.returncode == 0, done.stderr
     (folder / "runs" / "teacher" / "best.pth").rename(folder / "teacher.pth")
@@ -100,7 +109,12 @@ def test_the_commands_of_the_cifar10_page_run_on_a_few_of_its_images(tmp_path):
     (tmp_path / "cifar10").mkdir()
     for split, sheet, count in (("train", "train_0", 600), ("test", "test", 300)):
         x = tiles(SHARED / "data" / "cifar10" / f"{sheet}.webp")[:count]
-        np.savez(tmp_path / "cifar10" / f"{split}.npz", x=x, y=labels[f"y_{split}"][:count], class_names=labels["class_names"])
+        np.savez(
+            tmp_path / "cifar10" / f"{split}.npz",
+            x=x,
+            y=labels[f"y_{split}"][:count],
+            class_names=labels["class_names"],
+        )
     for file in (SHARED / "data" / "weights").glob("*.th"):
         (tmp_path / file.name).symlink_to(file)
     lines = commands(ROOT / "docs" / "cifar10.md")
@@ -111,19 +125,28 @@ def test_the_commands_of_the_cifar10_page_run_on_a_few_of_its_images(tmp_path):
 
 @pytest.mark.slow
 def test_the_runtime_example_of_the_readme_runs(workshop):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    blocks = re.findall(
+        r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL
+    )
     assert blocks
     (workshop / "cat.jpg").write_bytes((workshop / "photos" / "val" / "cat" / "0.jpg").read_bytes())
     code = blocks[0].replace("student.int8.onnx", "teacher.onnx")
-    done = subprocess.run([sys.executable, "-c", code], cwd=workshop, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=workshop,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode == 0, done.stderr
     assert re.search(r"(cat|dog|owl) 0\.\d+|(cat|dog|owl) 1\.0", done.stdout)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_page_tells_anyone_to_type_the_shell_builtin(page):
-    for block in re.findall(r"```(?:bash|sh|console)?\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
+    for block in re.findall(
+        r"```(?:bash|sh|console)?\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL
+    ):
         assert not re.search(r"^\s*\$?\s*export (onnx|trt|triton)", block, flags=re.MULTILINE)
 
 
@@ -138,12 +161,20 @@ def test_every_documented_flag_exists(page):
 
 
 OPTIONS = {
-    "train": "distill.train:TrainOptions", "train --qat": "export.qat_command:QatOptions", "demo": "distill.demo:DemoOptions",
-    "eval": "distill.evaluate:EvalOptions", "erf": "distill.erf_command:ErfOptions", "env": "runtime.env_command:EnvOptions",
-    "inspect": "export.inspect_command:InspectOptions", "parity": "export.parity:ParityOptions",
-    "export onnx": "export.onnx_command:OnnxOptions", "export trt": "export.trt_command:TrtOptions",
-    "export triton": "export.triton_command:TritonOptions", "bench latency": "bench.latency:LatencyOptions",
-    "bench accuracy": "bench.accuracy:AccuracyOptions", "bench table": "bench.table:TableOptions",
+    "train": "distill.train:TrainOptions",
+    "train --qat": "export.qat_command:QatOptions",
+    "demo": "distill.demo:DemoOptions",
+    "eval": "distill.evaluate:EvalOptions",
+    "erf": "distill.erf_command:ErfOptions",
+    "env": "runtime.env_command:EnvOptions",
+    "inspect": "export.inspect_command:InspectOptions",
+    "parity": "export.parity:ParityOptions",
+    "export onnx": "export.onnx_command:OnnxOptions",
+    "export trt": "export.trt_command:TrtOptions",
+    "export triton": "export.triton_command:TritonOptions",
+    "bench latency": "bench.latency:LatencyOptions",
+    "bench accuracy": "bench.accuracy:AccuracyOptions",
+    "bench table": "bench.table:TableOptions",
 }
 """Command -> the dataclass of its flags."""
 

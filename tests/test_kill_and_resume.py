@@ -1,7 +1,9 @@
-"""A training killed at any moment goes on from its last checkpoint and ends with the bits of one that was never killed.
+"""A training killed at any moment goes on from its last checkpoint and ends with the bits of one that was
+never killed.
 
-Processes are forked from one that has imported torch already, so that ten kills do not cost ten imports; what is killed is a
-whole process in the middle of `distill train`. One test goes through `python -m distill` from the start.
+Processes are forked from one that has imported torch already, so that ten kills do not cost ten imports; what
+is killed is a whole process in the middle of `distill train`. One test goes through `python -m distill` from
+the start.
 """
 
 import contextlib
@@ -37,11 +39,34 @@ for line in sys.stdin:
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-"""Reads {argv, stdout, stderr} as JSON lines; answers each with the child's process id and, when it ends, its exit code."""
+"""Reads {argv, stdout, stderr} as JSON lines; answers each with the child's process id and, when it ends, its
+exit code."""
 
-TINY = ["--teacher", "none", "--student", "resnet20", "--student-args", "width=0.25", "--img-size", "16", "--batch", "4",
-        "--epochs", "4", "--mixup", "0.4", "--drop-path", "0.1", "--model-ema", "--reprob", "0.3", "--device", "cpu",
-        "--checkpoint-minutes", "0"]
+TINY = [
+    "--teacher",
+    "none",
+    "--student",
+    "resnet20",
+    "--student-args",
+    "width=0.25",
+    "--img-size",
+    "16",
+    "--batch",
+    "4",
+    "--epochs",
+    "4",
+    "--mixup",
+    "0.4",
+    "--drop-path",
+    "0.1",
+    "--model-ema",
+    "--reprob",
+    "0.3",
+    "--device",
+    "cpu",
+    "--checkpoint-minutes",
+    "0",
+]
 """64 steps, each followed by a checkpoint."""
 TIMINGS = {"train_images_per_s", "teacher_share_of_step", "train_seconds"}
 
@@ -77,8 +102,13 @@ class Run:
 @pytest.fixture(scope="module")
 def start(workspace):
     """start(argv) -> a running `distill train`."""
-    forker = subprocess.Popen([sys.executable, "-c", FORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                              env=os.environ | {"OMP_NUM_THREADS": "1"})
+    forker = subprocess.Popen(
+        [sys.executable, "-c", FORKER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     yield lambda *argv: Run(forker, workspace, [str(word) for word in argv])
     forker.stdin.close()
     forker.wait()
@@ -110,10 +140,17 @@ def wait_for(condition, seconds=120):
 def assert_same_result(folder, whole):
     for name in ("last.pth", "best.pth"):
         ours, theirs = (checkpoints.load(place / name) for place in (folder, whole))
-        assert all(torch.equal(ours.state_dict[key], theirs.state_dict[key]) for key in theirs.state_dict), name
+        assert all(torch.equal(ours.state_dict[key], theirs.state_dict[key]) for key in theirs.state_dict), (
+            name
+        )
         assert ours.metrics == theirs.metrics
-    ours, theirs = ([{key: value for key, value in json.loads(line).items() if key not in TIMINGS}
-                     for line in (place / "metrics.jsonl").read_text().splitlines()] for place in (folder, whole))
+    ours, theirs = (
+        [
+            {key: value for key, value in json.loads(line).items() if key not in TIMINGS}
+            for line in (place / "metrics.jsonl").read_text().splitlines()
+        ]
+        for place in (folder, whole)
+    )
     assert ours == theirs
     assert len(ours) == 4
     assert not list(folder.glob(".*"))  # no temporary files are left
@@ -128,7 +165,9 @@ def test_ten_kills_at_random_moments_change_nothing(workspace, start, whole):
         while True:
             run = start("--resume", folder, *flags)  # works when nothing has started yet, too
             if kills < 10:
-                if kills % 2 and steps < 64:  # every other kill is in the middle of training, however slow the machine
+                if (
+                    kills % 2 and steps < 64
+                ):  # every other kill is in the middle of training, however slow the machine
                     wait_for(lambda: updates(folder) > steps)  # noqa: B023
                 time.sleep(dice.uniform(0.0, 1.0))
                 run.send(signal.SIGKILL)
@@ -144,12 +183,16 @@ def test_ten_kills_at_random_moments_change_nothing(workspace, start, whole):
         if kills >= 10:
             break
     assert kills == 10
-    assert sum(step > 0 for step in done) > 3  # the kills came in the middle of trainings, not only before them
+    assert (
+        sum(step > 0 for step in done) > 3
+    )  # the kills came in the middle of trainings, not only before them
 
 
 @pytest.mark.parametrize("steps", [1, 30])
 def test_killed_while_writing_a_checkpoint(workspace, start, whole, steps):
-    """The temporary file is there at the moment of the kill: it must not matter, and it goes with the next start."""
+    """The temporary file is there at the moment of the kill: it must not matter, and it goes with the next
+    start.
+    """
     folder = workspace / f"writing{steps}"
     for _ in range(20):
         run = start("--resume", folder, "--data", f"npz:{workspace / 'set'}", *TINY)
@@ -167,7 +210,9 @@ def test_killed_while_writing_a_checkpoint(workspace, start, whole, steps):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(workspace, start, whole, number):
     folder = workspace / f"stopped{number}"
-    run = start("--data", f"npz:{workspace / 'set'}", *TINY[:-1], "60", "--output", folder)  # not saved by the clock
+    run = start(
+        "--data", f"npz:{workspace / 'set'}", *TINY[:-1], "60", "--output", folder
+    )  # not saved by the clock
     wait_for(lambda: (folder / "last.pth").exists())  # the first epoch is over
     time.sleep(0.1)
     run.send(number)
@@ -176,7 +221,9 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(workspace, start
     steps = updates(folder)
     assert 16 <= steps < 64
     assert [line for line in lines if not line.startswith("plain: epoch")] == [
-        f"error: stopped by {signal.Signals(number).name} after step {steps}. Continue: distill train --resume {folder}"]
+        f"error: stopped by {signal.Signals(number).name} after step {steps}. Continue: distill train"
+        f" --resume {folder}"
+    ]
     assert run.stdout.read_text() == ""
     again = start("--resume", folder)  # as the line says
     assert again.wait() == 0
@@ -188,12 +235,18 @@ def test_python_m_distill_from_start_to_kill_to_end(workspace, whole):
     folder = workspace / "real"
     command = [sys.executable, "-m", "distill", "train"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*command, "--data", f"npz:{workspace / 'set'}", *TINY, "--output", str(folder)],
-                               env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, "--data", f"npz:{workspace / 'set'}", *TINY, "--output", str(folder)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     wait_for(lambda: updates(folder) >= 20)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    done = subprocess.run([*command, "--resume", str(folder), "--json"], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "--resume", str(folder), "--json"], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["run"] == str(folder)
     assert all(line.startswith("plain: ") for line in done.stderr.splitlines()), done.stderr

@@ -1,4 +1,6 @@
-"""Every teacher family with every student family and every loss: two steps of `distill train` each, and what can be exported."""
+"""Every teacher family with every student family and every loss: two steps of `distill train` each, and what
+can be exported.
+"""
 
 import json
 
@@ -17,13 +19,34 @@ from runtime.images import ArraySet
 
 SIZE, CLASSES, BATCH = 32, 4, 4
 TEACHERS = {
-    "slak": ("slak_tiny", {"dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "kernel_sizes": [13, 11, 9, 7], "patch_size": 2}),
-    "replknet": ("replknet_31b", {"channels": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "kernel_sizes": [13, 11, 9, 7]}),
-    "unireplknet": ("unireplknet_a", {"dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "kernel_sizes": [[3], [13], [13], [13]]}),
+    "slak": (
+        "slak_tiny",
+        {"dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "kernel_sizes": [13, 11, 9, 7], "patch_size": 2},
+    ),
+    "replknet": (
+        "replknet_31b",
+        {"channels": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "kernel_sizes": [13, 11, 9, 7]},
+    ),
+    "unireplknet": (
+        "unireplknet_a",
+        {"dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "kernel_sizes": [[3], [13], [13], [13]]},
+    ),
     "convnext": ("convnext_atto", {"dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "patch_size": 2}),
-    "swin": ("swin_tiny_patch4_window7_224", {"img_size": SIZE, "patch_size": 2, "window_size": 4, "embed_dim": 8,
-                                              "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}),
-    "vit": ("vit_tiny_patch16_224", {"img_size": SIZE, "patch_size": 8, "embed_dim": 16, "depth": 4, "num_heads": 2}),
+    "swin": (
+        "swin_tiny_patch4_window7_224",
+        {
+            "img_size": SIZE,
+            "patch_size": 2,
+            "window_size": 4,
+            "embed_dim": 8,
+            "depths": [1, 1, 1, 1],
+            "num_heads": [1, 1, 2, 2],
+        },
+    ),
+    "vit": (
+        "vit_tiny_patch16_224",
+        {"img_size": SIZE, "patch_size": 8, "embed_dim": 16, "depth": 4, "num_heads": 2},
+    ),
 }
 STUDENTS = {
     "resnet": ("resnet20", {"width": 0.25}),
@@ -57,6 +80,7 @@ def networks():
             torch.manual_seed(0)
             made[family] = models.build(TEACHERS[family][0], CLASSES, TEACHERS[family][1])
         return made[family]
+
     return get
 
 
@@ -68,9 +92,21 @@ def test_two_steps(networks, images, tmp_path, monkeypatch, teacher, student, lo
     monkeypatch.setattr(trainers.checkpoints, "save", lambda *_: None)  # files are not what is tested here
     name, model_args = STUDENTS[student]
     kind = {"kd_loss": loss} if loss in losses.LOGIT else {"kd_loss": "none", "feature_loss": loss}
-    recipe = Recipe(data="made", student=name, student_args=tuple(f"{k}={v}" for k, v in model_args.items()), img_size=SIZE,
-                    batch=BATCH, epochs=1, eval_batch=2 * BATCH, warmup_epochs=0.0, opt="sgd", lr=1e-3,
-                    clip_grad=1.0, device="cpu", **kind)
+    recipe = Recipe(
+        data="made",
+        student=name,
+        student_args=tuple(f"{k}={v}" for k, v in model_args.items()),
+        img_size=SIZE,
+        batch=BATCH,
+        epochs=1,
+        eval_batch=2 * BATCH,
+        warmup_epochs=0.0,
+        opt="sgd",
+        lr=1e-3,
+        clip_grad=1.0,
+        device="cpu",
+        **kind,
+    )
     spec, its_spec = models.preprocess_of(name, SIZE), models.preprocess_of(TEACHERS[teacher][0], SIZE)
     its = Teacher(networks(teacher), its_spec, spec, torch.device("cpu"))
     mine = Trainer(recipe, tmp_path, images, images, its, torch.device("cpu"), spec, "student", {})
@@ -79,32 +115,62 @@ def test_two_steps(networks, images, tmp_path, monkeypatch, teacher, student, lo
     assert mine.updates == 2 and np.isfinite(mine.history[0]["train_loss"])
     after = mine.model.state_dict()
     assert all(value.isfinite().all() for value in after.values())
-    assert any(not torch.equal(before[key], after[key]) for key in before if "running" not in key and "num_batches" not in key)
+    assert any(
+        not torch.equal(before[key], after[key])
+        for key in before
+        if "running" not in key and "num_batches" not in key
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", [*TEACHERS, *(f"student {name}" for name in STUDENTS)])
 def test_exports_as_the_same_network(family, networks, images, tmp_path, capsys):
-    """Through the command, whose gate is 1e-4 of the largest logit; the last map's parity is seen through the classifier."""
+    """Through the command, whose gate is 1e-4 of the largest logit; the last map's parity is seen through the
+    classifier.
+    """
     if family in TEACHERS:
         (name, model_args), model = TEACHERS[family], networks(family)
     else:
         name, model_args = STUDENTS[family.removeprefix("student ")]
         torch.manual_seed(0)
         model = models.build(name, CLASSES, model_args)
-    for key, value in model.state_dict().items():  # fresh statistics and a small classifier would hide a wrong fold
+    for (
+        key,
+        value,
+    ) in model.state_dict().items():  # fresh statistics and a small classifier would hide a wrong fold
         if key.endswith("running_mean"):
             value.uniform_(-0.1, 0.1)
         elif key.endswith("running_var"):
             value.uniform_(0.5, 1.5)
     model.get_classifier().weight.data.normal_(0, 0.5)
-    saved = checkpoints.Checkpoint(name, model_args, model.state_dict(), models.preprocess_of(name, SIZE), images.class_names)
+    saved = checkpoints.Checkpoint(
+        name, model_args, model.state_dict(), models.preprocess_of(name, SIZE), images.class_names
+    )
     checkpoints.save(saved, tmp_path / "best.pth")
     np.savez(tmp_path / "val.npz", x=images.x, y=images.labels, class_names=np.array(images.class_names))
-    assert cli.main(["export", "onnx", str(tmp_path / "best.pth"), "--data", f"npz:{tmp_path}", "--output",
-                     str(tmp_path / "net.onnx"), "--json", "--atol", "1e-4"]) == 0
+    assert (
+        cli.main(
+            [
+                "export",
+                "onnx",
+                str(tmp_path / "best.pth"),
+                "--data",
+                f"npz:{tmp_path}",
+                "--output",
+                str(tmp_path / "net.onnx"),
+                "--json",
+                "--atol",
+                "1e-4",
+            ]
+        )
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)
-    assert found["parity_images"] == len(images) and found["parity_max_abs"] < 1e-3 and found["parity_agreement_percent"] == 100
+    assert (
+        found["parity_images"] == len(images)
+        and found["parity_max_abs"] < 1e-3
+        and found["parity_agreement_percent"] == 100
+    )
     with load(tmp_path / "net.onnx") as predictor, torch.no_grad():
         batch = saved.preprocess.batch(images.x)
         expected = model.eval()(torch.from_numpy(batch)).numpy()

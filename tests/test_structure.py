@@ -1,4 +1,6 @@
-"""Rules of the tree as a whole: which folder may import which, what the package ships, what no file may say."""
+"""Rules of the tree as a whole: which folder may import which, what the package ships, what no
+file may say.
+"""
 
 import ast
 import re
@@ -26,16 +28,24 @@ def imports(file: Path) -> list[str]:
 
 @pytest.mark.parametrize("folder", ARROWS)
 def test_imports_only_point_downwards(folder):
-    wrong = [(str(file.relative_to(ROOT)), name) for file in sorted((ROOT / folder).rglob("*.py")) for name in imports(file)
-             if name in ARROWS and name != folder and name not in ARROWS[folder]]
+    wrong = [
+        (str(file.relative_to(ROOT)), name)
+        for file in sorted((ROOT / folder).rglob("*.py"))
+        for name in imports(file)
+        if name in ARROWS and name != folder and name not in ARROWS[folder]
+    ]
     assert set(wrong) - FRONT_DOOR == set()
 
 
 @pytest.mark.parametrize("folder", ["runtime", "bench"])
 def test_what_runs_on_the_edge_names_no_training_package(folder):
     allowed = {("runtime/images.py", "sklearn")}  # the demo's digits, imported when asked for
-    wrong = {(str(file.relative_to(ROOT)), name) for file in (ROOT / folder).rglob("*.py") for name in imports(file)
-             if name in HEAVY}
+    wrong = {
+        (str(file.relative_to(ROOT)), name)
+        for file in (ROOT / folder).rglob("*.py")
+        for name in imports(file)
+        if name in HEAVY
+    }
     assert wrong <= allowed
 
 
@@ -55,13 +65,18 @@ def test_every_package_folder_is_shipped():
     import tomllib
 
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    present = {str(file.parent.relative_to(ROOT)).replace("/", ".") for folder in ARROWS
-               for file in (ROOT / folder).rglob("__init__.py")}
+    present = {
+        str(file.parent.relative_to(ROOT)).replace("/", ".")
+        for folder in ARROWS
+        for file in (ROOT / folder).rglob("__init__.py")
+    }
     assert listed == present
 
 
 def test_every_dependency_says_why_it_is_there():
     lines = (ROOT / "pyproject.toml").read_text().splitlines()
-    needed = [line for line in lines if re.match(r'\s+"[a-z]', line) and (">=" in line or "large2small[" in line)]
+    needed = [
+        line for line in lines if re.match(r'\s+"[a-z]', line) and (">=" in line or "large2small[" in line)
+    ]
     unexplained = [line for line in needed if "#" not in line and "large2small[" not in line]
     assert needed and unexplained == []

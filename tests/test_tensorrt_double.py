@@ -1,4 +1,6 @@
-"""The test double of TensorRT refuses what the real bindings of each version refuse; else the tests on it would prove little."""
+"""The test double of TensorRT refuses what the real bindings of each version refuse; else the tests on it
+would prove little.
+"""
 
 import os
 import subprocess
@@ -33,7 +35,10 @@ def logger(trt):
 
 def test_enum_numbers_are_those_of_the_version():
     old, new = double.make("10.3"), double.make("11.4")
-    numbers = [(int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED), int(trt.BuilderFlag.STRIP_PLAN)) for trt in (old, new)]
+    numbers = [
+        (int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED), int(trt.BuilderFlag.STRIP_PLAN))
+        for trt in (old, new)
+    ]
     assert numbers == [(1, 19), (0, 18)]
     assert hasattr(new.HardwareCompatibilityLevel, "SAME_COMPUTE_CAPABILITY")
     assert not hasattr(old.HardwareCompatibilityLevel, "SAME_COMPUTE_CAPABILITY")
@@ -97,10 +102,17 @@ def test_subclass_that_forgets_the_base_constructor_is_refused():
 
 
 def graph(sizes=("N", 3, 4, 4)):
-    nodes = [helper.make_node("Conv", ["image", "w"], ["out"], name="conv"), helper.make_node("Flatten", ["out"], ["logits"])]
-    made = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("image", TensorProto.FLOAT, list(sizes))],
-                             [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [sizes[0], 18])],
-                             [numpy_helper.from_array(np.ones((2, 3, 2, 2), np.float32), "w")])
+    nodes = [
+        helper.make_node("Conv", ["image", "w"], ["out"], name="conv"),
+        helper.make_node("Flatten", ["out"], ["logits"]),
+    ]
+    made = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, list(sizes))],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [sizes[0], 18])],
+        [numpy_helper.from_array(np.ones((2, 3, 2, 2), np.float32), "w")],
+    )
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
@@ -171,7 +183,10 @@ def test_monitor_that_does_not_say_true_cancels(answer, capsys):
 
 
 def test_ten_needs_the_strongly_typed_flag():
-    weak, eleven = double.make("10.3").INetworkDefinition(0, None), double.make("11.4").INetworkDefinition(0, None)
+    weak, eleven = (
+        double.make("10.3").INetworkDefinition(0, None),
+        double.make("11.4").INetworkDefinition(0, None),
+    )
     assert (weak._strongly_typed, eleven._strongly_typed) == (False, True)
     wrong = double.make("10.3").INetworkDefinition(1 << 0, None)  # 11's number
     assert not wrong._strongly_typed
@@ -190,7 +205,10 @@ def test_parser_names_opset_garbage_and_types():
 
         parser = trt.OnnxParser(trt.INetworkDefinition(2, None), Log())
         assert parser.parse(content) is (parser.num_errors == 0)
-        return [(parser.get_error(i).code().name, parser.get_error(i).node_name()) for i in range(parser.num_errors)]
+        return [
+            (parser.get_error(i).code().name, parser.get_error(i).node_name())
+            for i in range(parser.num_errors)
+        ]
 
     late = graph()
     late.opset_import[0].version = 21
@@ -204,6 +222,11 @@ def test_parser_names_opset_garbage_and_types():
 
 def test_on_the_path_it_answers_to_the_name():
     code = "import tensorrt; print(tensorrt.__version__, 'TEST DOUBLE' in tensorrt.__doc__)"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                         env=os.environ | {"PYTHONPATH": str(DOUBLES / "modules"), "TENSORRT_DOUBLE_VERSION": "10.16"})
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(DOUBLES / "modules"), "TENSORRT_DOUBLE_VERSION": "10.16"},
+    )
     assert ran.stdout.split() == ["10.16.1.11", "True"]

@@ -1,7 +1,8 @@
 """Distillation losses by name: `create("nkd", temperature=1.0)(student, teacher, target)`.
 
 In:  a name and the loss's own settings.
-Out: a callable (student Outputs, teacher Outputs, target) -> scalar tensor; warnings where a loss degenerates.
+Out: a callable (student Outputs, teacher Outputs, target) -> scalar tensor; warnings where a loss
+degenerates.
 Elsewhere: the formulas, one file per loss; how they are weighed against the labels (distill.trainer).
 """
 
@@ -55,7 +56,8 @@ FEATURE: dict[str, type[FeatureLoss]] = {
     "srrl": SRRL,
     "ofa_stages": OFAStages,
 }
-"""Losses of feature maps: called with their settings (keyword only), they give a module (student, teacher, target) -> scalar."""
+"""Losses of feature maps: called with their settings (keyword only), they give a module (student, teacher,
+target) -> scalar."""
 
 DEGENERATE: dict[str, Callable[[int, int, Tensor | None, dict[str, Any]], list[str]]] = {
     "nkd": nkd.degenerate,
@@ -70,7 +72,8 @@ DEGENERATE: dict[str, Callable[[int, int, Tensor | None, dict[str, Any]], list[s
     "srrl": feature.one_image,
     "ofa_stages": feature.one_image,
 }
-"""Where a loss has nothing to teach: (num_classes, batch, logits or None, settings) -> warnings; raises UsageError."""
+"""Where a loss has nothing to teach: (num_classes, batch, logits or None, settings) -> warnings; raises
+UsageError."""
 
 POSITIVE = {"temperature", "temperatures", "eps"}
 """Settings that must be above 0; other numbers are 0 or more."""
@@ -87,22 +90,27 @@ def settings_of(name: str) -> dict[str, Any]:
 def create(name: str, **settings: Any) -> Callable[[Outputs, Outputs, Tensor], Tensor]:
     """The loss `name` with its settings fixed.
 
-    Numbers may come as text, tuples as lists (YAML's forms). Raises UsageError for an unknown name or setting, or a value of
-    another kind or out of range.
+    Numbers may come as text, tuples as lists (YAML's forms). Raises UsageError for an unknown name or
+    setting, or a value of another kind or out of range.
     """
     found, checked = _find(name), _checked(name, settings)
     return functools.partial(found, **checked) if name in LOGIT else found(**checked)
 
 
-def check(name: str, num_classes: int, batch: int, logits: Tensor | None = None, **settings: Any) -> list[str]:
-    """To be called once before training: one line for everything in which loss `name` degenerates, and what to use instead.
+def check(
+    name: str, num_classes: int, batch: int, logits: Tensor | None = None, **settings: Any
+) -> list[str]:
+    """To be called once before training: one line for everything in which loss `name` degenerates, and what
+    to use instead.
 
-    batch is images per forward pass; logits (N, K), when given, are the student's on a first batch, before training.
-    Raises UsageError when training with the loss would be meaningless.
+    batch is images per forward pass; logits (N, K), when given, are the student's on a first batch, before
+    training. Raises UsageError when training with the loss would be meaningless.
     """
     full = settings_of(name) | _checked(name, settings)
     if num_classes < 2:
-        raise UsageError(f"{name} with {num_classes} class: there is nothing to tell apart. Expected 2 or more classes")
+        raise UsageError(
+            f"{name} with {num_classes} class: there is nothing to tell apart. Expected 2 or more classes"
+        )
     return DEGENERATE[name](num_classes, batch, logits, full) if name in DEGENERATE else []
 
 
@@ -128,7 +136,10 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
     options = typing.get_args(hint)
     if typing.get_origin(hint) is typing.Literal:
         if value not in options:
-            raise UsageError(f"{key} {value!r}: expected {' or '.join(map(str, options))}{nearest(str(value), set(options))}")
+            raise UsageError(
+                f"{key} {value!r}: expected"
+                f" {' or '.join(map(str, options))}{nearest(str(value), set(options))}"
+            )
         return value
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)) or not value:
@@ -146,5 +157,7 @@ def _number(key: str, value: Any, kind: type) -> float:
         number = math.nan
     if not math.isfinite(number) or number < 0 or (number == 0 and key in POSITIVE) or kind(number) != number:
         whole = "a whole number" if kind is int else "a number"
-        raise UsageError(f"{key} {value!r}: expected {whole} {'above 0' if key in POSITIVE else 'of 0 or more'}")
+        raise UsageError(
+            f"{key} {value!r}: expected {whole} {'above 0' if key in POSITIVE else 'of 0 or more'}"
+        )
     return kind(number)

@@ -1,8 +1,10 @@
 """Attention transfer: where the energy of a map lies, whatever its channels are.
 
 In:  matched maps of any channels and sizes; nothing is learned.
-Out: squared difference of unit attention maps, averaged over positions and images, summed over the pairs; no unit.
-Elsewhere: matching (distill.features), the weight beside other losses (distill.trainer; the reference uses 1000).
+Out: squared difference of unit attention maps, averaged over positions and images, summed over the pairs; no
+unit.
+Elsewhere: matching (distill.features), the weight beside other losses (distill.trainer; the reference uses
+1000).
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ from .feature import FeatureLoss, resize
 
 
 class AT(FeatureLoss):
-    """Sum over pairs of mean((A_s - A_t)^2), A = l2norm(flatten(mean_c |x|^p)) (Zagoruyko & Komodakis 2017, arXiv:1612.03928).
+    """Sum over pairs of mean((A_s - A_t)^2), A = l2norm(flatten(mean_c |x|^p)) (Zagoruyko & Komodakis 2017,
+    arXiv:1612.03928).
 
-    p >= 1. The larger of two maps is average-pooled to the smaller before its attention is taken. A map of zeros has no
-    attention: A is 0 there, and its gradient too.
+    p >= 1. The larger of two maps is average-pooled to the smaller before its attention is taken. A map of
+    zeros has no attention: A is 0 there, and its gradient too.
     """
 
     stages = "all"

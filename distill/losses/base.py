@@ -1,12 +1,15 @@
-"""What every distillation loss shares: its inputs, the cross-entropy with the labels, and classes taken from a mixed label.
+"""What every distillation loss shares: its inputs, the cross-entropy with the labels, and classes taken from
+a mixed label.
 
 In:  student and teacher `Outputs`, target as class indices (N,) or soft labels (N, K).
-Out: checked logits in float32 or wider, the teacher's without gradient; one class per image, or two with their weights.
+Out: checked logits in float32 or wider, the teacher's without gradient; one class per image, or two with
+their weights.
 Elsewhere: the formulas (one file per loss beside this one); the mixing itself (distill.trainer).
 
-The rule for mixed labels (mixup, cutmix): a loss that needs one class takes the largest entry of the mixed label, the lower
-index on a tie, as the reference codes do (`mixed_labels="argmax"`). With `mixed_labels="both"` it is computed for both classes
-and weighted by the lambda they were mixed with, which is read back from the label. Losses of soft labels use them as they are.
+The rule for mixed labels (mixup, cutmix): a loss that needs one class takes the largest entry of the mixed
+label, the lower index on a tie, as the reference codes do (`mixed_labels="argmax"`). With
+`mixed_labels="both"` it is computed for both classes and weighted by the lambda they were mixed with, which
+is read back from the label. Losses of soft labels use them as they are.
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ from runtime.errors import UsageError
 MixedLabels = Literal["argmax", "both"]
 
 FLAT = 1e-3
-"""Standard deviation of an image's logits below which they count as constant: a correlation or a z-score then has a gradient a
-thousand times the usual one."""
+"""Standard deviation of an image's logits below which they count as constant: a correlation or a z-score then
+has a gradient a thousand times the usual one."""
 
 
 class Outputs(NamedTuple):
@@ -37,7 +40,9 @@ class Outputs(NamedTuple):
 
 
 def widen(logits: Tensor) -> Tensor:
-    """The same numbers in float32 or wider: half precision cannot hold log-probabilities of confident networks."""
+    """The same numbers in float32 or wider: half precision cannot hold log-probabilities of confident
+    networks.
+    """
     return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
 
 
@@ -48,16 +53,18 @@ def float_logits(student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
     """
     s, t = student.logits, teacher.logits
     if s.shape != t.shape or s.ndim != 2 or s.shape[1] < 2:
-        raise UsageError(f"student logits {tuple(s.shape)}, teacher logits {tuple(t.shape)}: "
-                         "expected two equal shapes (N, K) with K >= 2. Both need the same classes")
+        raise UsageError(
+            f"student logits {tuple(s.shape)}, teacher logits {tuple(t.shape)}: "
+            "expected two equal shapes (N, K) with K >= 2. Both need the same classes"
+        )
     return widen(s), widen(t.detach())
 
 
 def cross_entropy(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy with the labels in nats per image, averaged: the task loss beside a distillation loss.
 
-    logits (N, K); target (N,), or soft labels (N, K), which are taken as they are: `smoothing` applies to class indices only,
-    because mixed labels come smoothed. Computed in float32 or wider.
+    logits (N, K); target (N,), or soft labels (N, K), which are taken as they are: `smoothing` applies to
+    class indices only, because mixed labels come smoothed. Computed in float32 or wider.
     """
     z = widen(logits)
     _require_target(target, z)
@@ -67,17 +74,23 @@ def cross_entropy(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Ten
 
 
 def hard_labels(target: Tensor, logits: Tensor) -> Tensor:
-    """Class indices (N,): the target itself, or the largest entry of a mixed label (N, K), the lower index on a tie."""
+    """Class indices (N,): the target itself, or the largest entry of a mixed label (N, K), the lower index on
+    a tie.
+    """
     _require_target(target, logits)
-    return target.argmax(dim=1) if target.ndim == 2 else target.long()  # torch's argmax promises the first of equal entries
+    return (
+        target.argmax(dim=1) if target.ndim == 2 else target.long()
+    )  # torch's argmax promises the first of equal entries
 
 
 def two_labels(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The two classes (N,), (N,) of mixed labels (N, K) and the share (N,) of the first, 1/2 to 1: what mixup put together.
+    """The two classes (N,), (N,) of mixed labels (N, K) and the share (N,) of the first, 1/2 to 1: what mixup
+    put together.
 
-    The label is share * onehot(first; on, off) + (1 - share) * onehot(second; on, off) with any smoothing: `off` is its smallest
-    entry. At K = 2 no entry is left to show `off`; it is taken as 0, so the shares are the label's own two numbers. Where both
-    classes are the same the share is 1 and the second index means nothing.
+    The label is share * onehot(first; on, off) + (1 - share) * onehot(second; on, off) with any smoothing:
+    `off` is its smallest entry. At K = 2 no entry is left to show `off`; it is taken as 0, so the shares are
+    the label's own two numbers. Where both classes are the same the share is 1 and the second index means
+    nothing.
     """
     q = widen(target)
     (largest, second), (y1, y2) = (x.unbind(dim=1) for x in q.topk(2, dim=1))
@@ -86,10 +99,14 @@ def two_labels(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return y1, y2, torch.where(parts > 0, (largest - off) / parts, torch.ones_like(parts))
 
 
-def over_labels(per_image: Callable[[Tensor], Tensor], target: Tensor, logits: Tensor, mixed_labels: MixedLabels) -> Tensor:
-    """Mean over images of a loss that needs one class: `per_image` takes classes (N, 1) and gives losses (N,).
+def over_labels(
+    per_image: Callable[[Tensor], Tensor], target: Tensor, logits: Tensor, mixed_labels: MixedLabels
+) -> Tensor:
+    """Mean over images of a loss that needs one class: `per_image` takes classes (N, 1) and gives losses
+    (N,).
 
-    target is (N,), or mixed (N, K) and treated by the rule `mixed_labels`. Raises UsageError for another rule or shape.
+    target is (N,), or mixed (N, K) and treated by the rule `mixed_labels`. Raises UsageError for another rule
+    or shape.
     """
     if mixed_labels not in ("argmax", "both"):
         raise UsageError(f"mixed_labels {mixed_labels!r}: expected argmax or both")
@@ -108,5 +125,7 @@ def norm(x: Tensor, dim: int) -> Tensor:
 
 def _require_target(target: Tensor, logits: Tensor) -> None:
     if target.shape != logits.shape and target.shape != logits.shape[:1]:
-        raise UsageError(f"target {tuple(target.shape)} for logits {tuple(logits.shape)}: "
-                         f"expected class indices {tuple(logits.shape[:1])} or soft labels {tuple(logits.shape)}")
+        raise UsageError(
+            f"target {tuple(target.shape)} for logits {tuple(logits.shape)}: "
+            f"expected class indices {tuple(logits.shape[:1])} or soft labels {tuple(logits.shape)}"
+        )

@@ -2,7 +2,8 @@
 
 In:  student and teacher logits (N, K); the target is not used.
 Out: a sum of nats per image times temperature**2 and of two squared distances without unit.
-Elsewhere: the cross-entropy beside it (distill.trainer); augmentation (distill.data), of which the paper uses a second view.
+Elsewhere: the cross-entropy beside it (distill.trainer); augmentation (distill.data), of which the paper uses
+a second view.
 """
 
 from __future__ import annotations
@@ -19,16 +20,25 @@ from . import kl
 from .base import Outputs, float_logits
 
 
-def loss(student: Outputs, teacher: Outputs, target: Tensor, *, temperatures: tuple[float, ...] = (4.0, 2.0, 3.0, 5.0, 6.0),
-         alpha: float = 1.0, beta: float = 1.0, gamma: float = 1.0) -> Tensor:
-    """Sum over temperatures of alpha KL + beta batch term + gamma class term (Jin et al. 2023, CVPR, "Multi-level logit
-    distillation").
+def loss(
+    student: Outputs,
+    teacher: Outputs,
+    target: Tensor,
+    *,
+    temperatures: tuple[float, ...] = (4.0, 2.0, 3.0, 5.0, 6.0),
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+) -> Tensor:
+    """Sum over temperatures of alpha KL + beta batch term + gamma class term (Jin et al. 2023, CVPR,
+    "Multi-level logit distillation").
 
-    With P the softmax (N, K) at a temperature > 0, t teacher and s student: the batch term is |P_t P_t' - P_s P_s'|^2 / N, the
-    class term |P_t' P_t - P_s' P_s|^2 / K, squares summed over all entries; KL is distill.losses.kl with its T^2. alpha, beta,
-    gamma >= 0. Defaults: the reference's temperatures and equal weights. The reference adds the same terms on a second,
-    strongly augmented view and scales those of the first by the share of confident images; here there is one view and no such
-    factor. Raises UsageError for shapes that do not fit.
+    With P the softmax (N, K) at a temperature > 0, t teacher and s student: the batch term is |P_t P_t' - P_s
+    P_s'|^2 / N, the class term |P_t' P_t - P_s' P_s|^2 / K, squares summed over all entries; KL is
+    distill.losses.kl with its T^2. alpha, beta, gamma >= 0. Defaults: the reference's temperatures and equal
+    weights. The reference adds the same terms on a second, strongly augmented view and scales those of the
+    first by the share of confident images; here there is one view and no such factor. Raises UsageError for
+    shapes that do not fit.
     """
     s, t = float_logits(student, teacher)
     total = s.new_zeros(())
@@ -53,7 +63,8 @@ def _relations(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
 def _both_squares(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     """The same two for p, q (n, m), from n x n matrices only: with many classes the m x m ones would not fit.
 
-    With d = p - q and c = (p + q) / 2, p p' - q q' = d c' + c d', and |p' p - q' q|^2 = 2 (<d d', c c'> + <d c', c d'>).
+    With d = p - q and c = (p + q) / 2, p p' - q q' = d c' + c d', and |p' p - q' q|^2 = 2 (<d d', c c'> + <d
+    c', c d'>).
     """
     d, c = p - q, (p + q) / 2
     cross = d @ c.T
@@ -65,5 +76,7 @@ def _both_squares(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
 def degenerate(num_classes: int, batch: int, logits: Tensor | None, settings: dict[str, Any]) -> list[str]:
     """An error when every term is switched off. No number of classes or images makes the terms constant."""
     if not (settings["alpha"] or settings["beta"] or settings["gamma"]):
-        raise UsageError("mlkd with alpha, beta and gamma 0: the loss is always 0. Expected one of them above 0")
+        raise UsageError(
+            "mlkd with alpha, beta and gamma 0: the loss is always 0. Expected one of them above 0"
+        )
     return []

@@ -2,8 +2,8 @@
 
 In:  matched maps of all stages, shallow to deep.
 Out: hierarchical context loss, in squared units of the teacher's features, summed over the stages.
-Elsewhere: matching (distill.features), the weight beside other losses (distill.trainer; the paper uses 1 for ImageNet, raised
-     from 0 over the first epochs).
+Elsewhere: matching (distill.features), the weight beside other losses (distill.trainer; the paper uses 1 for
+     ImageNet, raised from 0 over the first epochs).
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ LEVELS = (4, 2, 1)
 class ReviewKD(FeatureLoss):
     """Sum over stages of hcl(fused student map, teacher map) (Chen et al. 2021, arXiv:2104.09044).
 
-    The fusion goes from the deepest stage up: a 1 x 1 convolution to `mid_channels` (0: those of the student's deepest map, 512
-    at most), a weighted sum with the result of the stage below, and a 3 x 3 convolution to the teacher's channels. pooled: the
-    averages of the deepest maps are a stage of their own, 1 x 1, below them, as in the paper.
+    The fusion goes from the deepest stage up: a 1 x 1 convolution to `mid_channels` (0: those of the
+    student's deepest map, 512 at most), a weighted sum with the result of the stage below, and a 3 x 3
+    convolution to the teacher's channels. pooled: the averages of the deepest maps are a stage of their own,
+    1 x 1, below them, as in the paper.
     """
 
     stages = "all"
@@ -35,11 +36,15 @@ class ReviewKD(FeatureLoss):
         super().__init__()
         self.mid_channels, self.pooled = mid_channels, pooled
 
-    def build(self, s: list[Tensor], t: list[Tensor], teacher: Outputs, teacher_model: nn.Module | None) -> None:
+    def build(
+        self, s: list[Tensor], t: list[Tensor], teacher: Outputs, teacher_model: nn.Module | None
+    ) -> None:
         s, t = self._deepest_first(s, t)
         mid = self.mid_channels or min(512, s[0].shape[1])
-        self.fusions = nn.ModuleList(Fusion(a.shape[1], mid, b.shape[1], fused=i > 0)
-                                     for i, (a, b) in enumerate(zip(s, t, strict=True)))
+        self.fusions = nn.ModuleList(
+            Fusion(a.shape[1], mid, b.shape[1], fused=i > 0)
+            for i, (a, b) in enumerate(zip(s, t, strict=True))
+        )
 
     def compute(self, s: list[Tensor], t: list[Tensor], teacher: Outputs, target: Tensor) -> Tensor:
         s, t = self._deepest_first(s, t)
@@ -79,8 +84,10 @@ class Fusion(nn.Module):
 
 
 def hcl(student: Sequence[Tensor], teacher: Sequence[Tensor], levels: Sequence[int] = LEVELS) -> Tensor:
-    """Hierarchical context loss: sum over maps of the mean of mse at full size (weight 1) and average-pooled to each of `levels`
-    that is smaller than the map (weights 1/2, 1/4, 1/8 in turn), divided by the sum of the weights used."""
+    """Hierarchical context loss: sum over maps of the mean of mse at full size (weight 1) and average-pooled
+    to each of `levels` that is smaller than the map (weights 1/2, 1/4, 1/8 in turn), divided by the sum of
+    the weights used.
+    """
     total = 0.0
     for s, t in zip(student, teacher, strict=True):
         terms, weights = [mse(s, t)], [1.0]

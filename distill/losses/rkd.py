@@ -1,8 +1,11 @@
-"""Relational knowledge distillation: images that are near, or in line, for the teacher are so for the student.
+"""Relational knowledge distillation: images that are near, or in line, for the teacher are so for the
+student.
 
 In:  the last matched pair, averaged over positions to one vector per image; nothing is learned.
-Out: smooth-L1 of relative distances and of cosines, each averaged over the batch's pairs or triplets, weighted; no unit.
-Elsewhere: the weight beside other losses (distill.trainer; the defaults here are the paper's, for a weight of 1).
+Out: smooth-L1 of relative distances and of cosines, each averaged over the batch's pairs or triplets,
+weighted; no unit.
+Elsewhere: the weight beside other losses (distill.trainer; the defaults here are the paper's, for a weight of
+1).
 """
 
 from __future__ import annotations
@@ -21,27 +24,34 @@ from .feature import FeatureLoss
 LARGE = 5e8
 """Bytes from which the pairs and triplets of a batch are worth a line."""
 COPIES = 6
-"""Differences of all pairs that are held at once at the peak, squares, units and their gradients among them."""
+"""Differences of all pairs that are held at once at the peak, squares, units and their gradients among
+them."""
 
 
 class RKD(FeatureLoss):
     """distance_weight * distances + angle_weight * angles (Park et al. 2019, arXiv:1904.05068).
 
-    Distances between all images are divided by their mean; angles are the cosines at each image between every two others.
-    Differences are formed before they are squared, so near images lose no digits; images closer than sqrt(eps) count as one
-    point, at distance sqrt(eps) and in no direction, and send back no gradient. eps is in squared units of the features.
-    Time and memory grow with batch**2 * channels and batch**3. Raises UsageError below 3 images: relative distances of 2 are
-    always 1.
+    Distances between all images are divided by their mean; angles are the cosines at each image between every
+    two others. Differences are formed before they are squared, so near images lose no digits; images closer
+    than sqrt(eps) count as one point, at distance sqrt(eps) and in no direction, and send back no gradient.
+    eps is in squared units of the features. Time and memory grow with batch**2 * channels and batch**3.
+    Raises UsageError below 3 images: relative distances of 2 are always 1.
     """
 
-    def __init__(self, *, distance_weight: float = 25.0, angle_weight: float = 50.0, eps: float = 1e-12) -> None:
+    def __init__(
+        self, *, distance_weight: float = 25.0, angle_weight: float = 50.0, eps: float = 1e-12
+    ) -> None:
         super().__init__()
         if not distance_weight and not angle_weight:
-            raise UsageError("rkd with both weights 0: nothing is taught. Raise distance_weight or angle_weight")
+            raise UsageError(
+                "rkd with both weights 0: nothing is taught. Raise distance_weight or angle_weight"
+            )
         self.distance_weight, self.angle_weight, self.eps = distance_weight, angle_weight, eps
         self.channels = 0
 
-    def build(self, s: list[Tensor], t: list[Tensor], teacher: Outputs, teacher_model: nn.Module | None) -> None:
+    def build(
+        self, s: list[Tensor], t: list[Tensor], teacher: Outputs, teacher_model: nn.Module | None
+    ) -> None:
         self.channels = max(s[-1].shape[1], t[-1].shape[1])
 
     def notes(self, batch: int) -> list[str]:
@@ -49,8 +59,10 @@ class RKD(FeatureLoss):
         size = 4 * batch**2 * (COPIES * self.channels + (batch if self.angle_weight else 0))
         if size < LARGE:
             return []
-        return [f"the differences of all pairs of {batch} images in {self.channels} channels take about {size / 1e9:.1f} GB. "
-                "Use a smaller batch if that is too much"]
+        return [
+            f"the differences of all pairs of {batch} images in {self.channels} channels take about"
+            f" {size / 1e9:.1f} GB. Use a smaller batch if that is too much"
+        ]
 
     def compute(self, s: list[Tensor], t: list[Tensor], teacher: Outputs, target: Tensor) -> Tensor:
         if len(s[-1]) < 3:
@@ -63,7 +75,9 @@ class RKD(FeatureLoss):
         return loss
 
     def _relations(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(distances over their mean (N, N), unit vectors from image i to image j (N, N, C)) of vectors (N, C)."""
+        """(distances over their mean (N, N), unit vectors from image i to image j (N, N, C)) of vectors (N,
+        C).
+        """
         difference = x.unsqueeze(0) - x.unsqueeze(1)
         squared = difference.square().sum(dim=2)
         same = squared < self.eps  # where the slope of the root is infinite
@@ -82,4 +96,7 @@ def degenerate(num_classes: int, batch: int, logits: Tensor | None, settings: di
 
 
 def _too_few(batch: int) -> str:
-    return f"rkd with batch {batch}: relations between fewer than 3 images are always the same. Use a batch of 3 or more"
+    return (
+        f"rkd with batch {batch}: relations between fewer than 3 images are always the same. Use a batch of 3"
+        " or more"
+    )

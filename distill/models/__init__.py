@@ -1,4 +1,5 @@
-"""Networks by name: timm's registry plus this project's own families, and what a name says about preprocessing.
+"""Networks by name: timm's registry plus this project's own families, and what a name says about
+preprocessing.
 
 In:  architecture name, keyword arguments, number of classes.
 Out: a torch module; the `Preprocess` its pretrained weights expect.
@@ -21,11 +22,19 @@ from runtime.preprocess import Preprocess
 from . import cifar, replknet, slak, unireplknet  # noqa: F401  (they register their models)
 
 
-def build(name: str, num_classes: int, model_args: Mapping[str, Any] | None = None, *, pretrained: bool = False,
-          **more: Any) -> nn.Module:
-    """A network with fresh weights, or timm's published ones. more: arguments left out where they are 0 (drop_path_rate).
+def build(
+    name: str,
+    num_classes: int,
+    model_args: Mapping[str, Any] | None = None,
+    *,
+    pretrained: bool = False,
+    **more: Any,
+) -> nn.Module:
+    """A network with fresh weights, or timm's published ones. more: arguments left out where they are 0
+    (drop_path_rate).
 
-    Raises UsageError for an unknown name (nearest suggested) or argument, MissingError when weights cannot be fetched.
+    Raises UsageError for an unknown name (nearest suggested) or argument, MissingError when weights cannot be
+    fetched.
     """
     require_known(name)
     arguments = dict(model_args or {}) | {k: v for k, v in more.items() if v}
@@ -35,27 +44,36 @@ def build(name: str, num_classes: int, model_args: Mapping[str, Any] | None = No
         reason = " ".join(str(error).split())[:200]
         if pretrained:
             page = getattr(timm.get_pretrained_cfg(name), "origin_url", None)
-            raise MissingError(f"published weights of {name} cannot be fetched ({reason}). Give them as a file"
-                               + (f", from {page}" if page else "")) from error
+            raise MissingError(
+                f"published weights of {name} cannot be fetched ({reason}). Give them as a file"
+                + (f", from {page}" if page else "")
+            ) from error
         raise UsageError(f"{name} cannot be built with {arguments} ({reason})") from error
 
 
 def require_known(name: str) -> None:
-    """Raise UsageError, with the nearest name, unless `name` is an architecture, or one with the tag of its published weights."""
+    """Raise UsageError, with the nearest name, unless `name` is an architecture, or one with the tag of its
+    published weights.
+    """
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=1)
-        raise UsageError(f"no architecture called {name!r}" + (f"; did you mean {close[0]}?" if close else ".")
-                         + " All of timm's names work, and slak_tiny, slak_small, slak_base, replknet_31b, replknet_31l, "
-                           "replknet_xl, unireplknet_a to unireplknet_xl, and for 32 x 32 images resnet20 to resnet56")
+        raise UsageError(
+            f"no architecture called {name!r}"
+            + (f"; did you mean {close[0]}?" if close else ".")
+            + " All of timm's names work, and slak_tiny, slak_small, slak_base, replknet_31b, replknet_31l, "
+            "replknet_xl, unireplknet_a to unireplknet_xl, and for 32 x 32 images resnet20 to resnet56"
+        )
     try:
         timm.get_pretrained_cfg(name)
     except RuntimeError:  # only a tag that is none
         architecture, _, tag = name.partition(".")
         known = timm.list_pretrained(f"{architecture}.*")
         close = difflib.get_close_matches(name, known, n=1)
-        raise UsageError(f"{architecture} has no published weights called {tag!r}"
-                         + (f"; did you mean {close[0]}?" if close else ".")
-                         + f" Known: {', '.join(known) or 'none'}. Leave the tag out to name the architecture alone") from None
+        raise UsageError(
+            f"{architecture} has no published weights called {tag!r}"
+            + (f"; did you mean {close[0]}?" if close else ".")
+            + f" Known: {', '.join(known) or 'none'}. Leave the tag out to name the architecture alone"
+        ) from None
 
 
 def size_argument(name: str, img_size: int) -> dict[str, int]:
@@ -67,7 +85,8 @@ def size_argument(name: str, img_size: int) -> dict[str, int]:
 def preprocess_of(name: str, img_size: int | Sequence[int] = 0) -> Preprocess:
     """What the pretrained weights of `name` expect, from timm's data config.
 
-    img_size, as the network's argument of that name, replaces the size: a side or (height, width) in pixels, 0 keeps it.
+    img_size, as the network's argument of that name, replaces the size: a side or (height, width) in pixels,
+    0 keeps it.
     """
     require_known(name)
     config = timm.get_pretrained_cfg(name)
@@ -76,5 +95,11 @@ def preprocess_of(name: str, img_size: int | Sequence[int] = 0) -> Preprocess:
     if len(sides) != 2 or not all(isinstance(side, int) and side >= 0 for side in sides):
         raise UsageError(f"img_size {img_size!r}: expected a side in pixels, or two as [height, width]")
     size = (3, *sides) if all(sides) else tuple(resolved["input_size"])
-    return Preprocess(input_size=size, interpolation=resolved["interpolation"], crop_pct=resolved["crop_pct"],
-                      crop_mode=resolved["crop_mode"], mean=resolved["mean"], std=resolved["std"])
+    return Preprocess(
+        input_size=size,
+        interpolation=resolved["interpolation"],
+        crop_pct=resolved["crop_pct"],
+        crop_mode=resolved["crop_mode"],
+        mean=resolved["mean"],
+        std=resolved["std"],
+    )

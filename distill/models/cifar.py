@@ -1,7 +1,8 @@
 """The CIFAR ResNets of He et al. 2015 (arXiv:1512.03385, section 4.2): 20, 32, 44 and 56 layers.
 
 In:  (N, 3, 32, 32), any other size works too.
-Out: logits (N, num_classes). State-dict names are those of the published `.th` files (conv1, bn1, layer1-3, linear).
+Out: logits (N, num_classes). State-dict names are those of the published `.th` files (conv1, bn1, layer1-3,
+linear).
 Elsewhere: reading those files (distill.checkpoint).
 """
 
@@ -15,9 +16,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CFG = {
-    "url": "", "num_classes": 10, "input_size": (3, 32, 32), "pool_size": (8, 8), "crop_pct": 1.0,
-    "interpolation": "bilinear", "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225),
-    "first_conv": "conv1", "classifier": "linear", "license": "bsd-2-clause",
+    "url": "",
+    "num_classes": 10,
+    "input_size": (3, 32, 32),
+    "pool_size": (8, 8),
+    "crop_pct": 1.0,
+    "interpolation": "bilinear",
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "first_conv": "conv1",
+    "classifier": "linear",
+    "license": "bsd-2-clause",
 }
 default_cfgs = {f"resnet{depth}": CFG for depth in (20, 32, 44, 56)}
 
@@ -32,7 +41,7 @@ class Shortcut(nn.Module):
         self.after = added_channels - self.before
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x[:, :, ::self.stride, ::self.stride], (0, 0, 0, 0, self.before, self.after))
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
 
 
 class Block(nn.Module):
@@ -58,15 +67,24 @@ class Block(nn.Module):
 class CifarResNet(nn.Module):
     """`depth` = 6 n + 2 layers in three stages of n blocks, 16, 32 and 64 channels (times `width`)."""
 
-    def __init__(self, depth: int = 20, num_classes: int = 10, in_chans: int = 3, width: float = 1.0,
-                 drop_rate: float = 0.0, drop_path_rate: float = 0.0) -> None:
+    def __init__(
+        self,
+        depth: int = 20,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        width: float = 1.0,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
         super().__init__()
         if (depth - 2) % 6:
             raise ValueError(f"depth {depth}: expected 6 n + 2 (20, 32, 44, 56)")
         blocks = (depth - 2) // 6
         channels = [round(c * width) for c in (16, 32, 64)]
         self.num_classes, self.num_features, self.drop_rate = num_classes, channels[-1], drop_rate
-        self.feature_info = [{"num_chs": c, "reduction": 2**i, "module": f"layer{i + 1}"} for i, c in enumerate(channels)]
+        self.feature_info = [
+            {"num_chs": c, "reduction": 2**i, "module": f"layer{i + 1}"} for i, c in enumerate(channels)
+        ]
         self.conv1 = nn.Conv2d(in_chans, channels[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels[0])
         rates = torch.linspace(0, drop_path_rate, 3 * blocks).tolist()

@@ -1,12 +1,15 @@
-"""SLaK (Liu et al. 2022, arXiv:2207.03620): 51 x 51 depthwise kernels as two strips, 51 x 5 and 5 x 51, with a 5 x 5 beside them.
+"""SLaK (Liu et al. 2022, arXiv:2207.03620): 51 x 51 depthwise kernels as two strips, 51 x 5 and 5 x 51, with
+a 5 x 5 beside them.
 
 In:  (N, 3, H, W), any size; on images of 32 x 32 take patch_size 1 or 2.
-Out: logits (N, num_classes). State-dict names are those of the published files (older spellings: `checkpoint_filter_fn`).
-Elsewhere: timm's interface (staged.py), the large convolution (depthwise.py), merging a whole network (merge.py), what a
-published file shows about itself (convert.py), dynamic sparsity in training (distill.sparsity).
+Out: logits (N, num_classes). State-dict names are those of the published files (older spellings:
+`checkpoint_filter_fn`).
+Elsewhere: timm's interface (staged.py), the large convolution (depthwise.py), merging a whole network
+(merge.py), what a published file shows about itself (convert.py), dynamic sparsity in training
+(distill.sparsity).
 
-The same classes with 7 x 7 kernels are the students of Huang et al. 2023 (arXiv:2305.19412): a ConvNeXt with batch norm after
-every depthwise convolution.
+The same classes with 7 x 7 kernels are the students of Huang et al. 2023 (arXiv:2305.19412): a ConvNeXt with
+batch norm after every depthwise convolution.
 """
 
 from __future__ import annotations
@@ -29,18 +32,24 @@ from .staged import DownsampledNet, Stage, classifier, drop_path_rates, init_tru
 
 
 class DecomposedKernel(nn.Module):
-    """K x S, S x K and S x S depthwise convolutions, each with batch norm, added; after `reparameterize` the two strips alone.
+    """K x S, S x K and S x S depthwise convolutions, each with batch norm, added; after `reparameterize` the
+    two strips alone.
 
-    The S x S is there where S < K. Merging into one K x K kernel would be exact too, and slower than two strips: K * K
-    multiply-adds per value instead of 2 * K * S. The names LoRA1 and LoRA2 are those of the published files.
+    The S x S is there where S < K. Merging into one K x K kernel would be exact too, and slower than two
+    strips: K * K multiply-adds per value instead of 2 * K * S. The names LoRA1 and LoRA2 are those of the
+    published files.
     """
 
-    def __init__(self, channels: int, kernel_size: int, small_kernel: int, bn: bool = True, deploy: bool = False) -> None:
+    def __init__(
+        self, channels: int, kernel_size: int, small_kernel: int, bn: bool = True, deploy: bool = False
+    ) -> None:
         super().__init__()
         strips = (kernel_size, small_kernel), (small_kernel, kernel_size)
         self.small_conv = None
         if deploy:
-            self.LoRA1, self.LoRA2 = (named(conv=DepthwiseConv2d(channels, strip, bias=i == 0)) for i, strip in enumerate(strips))
+            self.LoRA1, self.LoRA2 = (
+                named(conv=DepthwiseConv2d(channels, strip, bias=i == 0)) for i, strip in enumerate(strips)
+            )
             return
         self.LoRA1, self.LoRA2 = (depthwise_bn(channels, strip, bn) for strip in strips)
         if small_kernel < kernel_size:
@@ -62,22 +71,35 @@ class DecomposedKernel(nn.Module):
             add_at_centre(tall, small)
             bias += shift
         assign(self.LoRA1.conv, tall, bias)
-        self.LoRA2.conv.weight = nn.Parameter(wide.to(self.LoRA2.conv.weight.dtype), self.LoRA2.conv.weight.requires_grad)
-        self.LoRA1, self.LoRA2, self.small_conv = named(conv=self.LoRA1.conv), named(conv=self.LoRA2.conv), None
+        self.LoRA2.conv.weight = nn.Parameter(
+            wide.to(self.LoRA2.conv.weight.dtype), self.LoRA2.conv.weight.requires_grad
+        )
+        self.LoRA1, self.LoRA2, self.small_conv = (
+            named(conv=self.LoRA1.conv),
+            named(conv=self.LoRA2.conv),
+            None,
+        )
 
 
 class Block(nn.Module):
     """Large kernel, layer norm, an MLP of 4 times the width, layer scale (0: none); a shortcut around."""
 
-    def __init__(self, large_kernel: nn.Module, channels: int, drop_path: float = 0.0,
-                 layer_scale_init_value: float = 1e-6) -> None:
+    def __init__(
+        self,
+        large_kernel: nn.Module,
+        channels: int,
+        drop_path: float = 0.0,
+        layer_scale_init_value: float = 1e-6,
+    ) -> None:
         super().__init__()
         self.large_kernel = large_kernel
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.pwconv1 = nn.Linear(channels, 4 * channels)
         self.act = nn.GELU()
         self.pwconv2 = nn.Linear(4 * channels, channels)
-        self.gamma = nn.Parameter(torch.full((channels,), layer_scale_init_value)) if layer_scale_init_value else None
+        self.gamma = (
+            nn.Parameter(torch.full((channels,), layer_scale_init_value)) if layer_scale_init_value else None
+        )
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,56 +111,108 @@ class Block(nn.Module):
 
 
 class SLaK(DownsampledNet):
-    """A ConvNeXt with large kernels: a patch stem, stages of blocks, a 2 x 2 convolution of stride 2 between stages.
+    """A ConvNeXt with large kernels: a patch stem, stages of blocks, a 2 x 2 convolution of stride 2 between
+    stages.
 
-    dims: channels of the stages, multiplied by width_factor and rounded down. kernel_sizes: one per stage, or one for all.
-    decomposed: as two strips, small_kernel wide, else as one square. small_kernel: also the side of the parallel small kernel,
-    which is left out where it is not smaller than the large one; 0 for none. bn: batch norm after every depthwise convolution.
-    patch_size: stride of the stem in pixels, 1 or 2 for small images. drop_rate is before the classifier, drop_path_rate is
-    reached in the last block. layer_scale_init_value: 0 leaves layer scale out. deploy: the merged form.
-    Raises UsageError for sizes that do not fit together.
+    dims: channels of the stages, multiplied by width_factor and rounded down. kernel_sizes: one per stage, or
+    one for all. decomposed: as two strips, small_kernel wide, else as one square. small_kernel: also the side
+    of the parallel small kernel, which is left out where it is not smaller than the large one; 0 for none.
+    bn: batch norm after every depthwise convolution. patch_size: stride of the stem in pixels, 1 or 2 for
+    small images. drop_rate is before the classifier, drop_path_rate is reached in the last block.
+    layer_scale_init_value: 0 leaves layer scale out. deploy: the merged form. Raises UsageError for sizes
+    that do not fit together.
     """
 
-    def __init__(self, in_chans: int = 3, num_classes: int = 1000, global_pool: str = "avg",
-                 depths: Sequence[int] = (3, 3, 9, 3), dims: Sequence[int] = (96, 192, 384, 768),
-                 kernel_sizes: int | Sequence[int] = (51, 49, 47, 13), small_kernel: int = 5, decomposed: bool = True,
-                 width_factor: float = 1.3, bn: bool = True, patch_size: int = 4, drop_rate: float = 0.0,
-                 drop_path_rate: float = 0.0, layer_scale_init_value: float = 1e-6, deploy: bool = False) -> None:
+    def __init__(
+        self,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        depths: Sequence[int] = (3, 3, 9, 3),
+        dims: Sequence[int] = (96, 192, 384, 768),
+        kernel_sizes: int | Sequence[int] = (51, 49, 47, 13),
+        small_kernel: int = 5,
+        decomposed: bool = True,
+        width_factor: float = 1.3,
+        bn: bool = True,
+        patch_size: int = 4,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 1e-6,
+        deploy: bool = False,
+    ) -> None:
         channels = [int(c * width_factor) for c in dims]
         kernels = per_stage(kernel_sizes, depths, channels, small_kernel)
         if decomposed and small_kernel % 2 == 0:
-            raise UsageError(f"small_kernel {small_kernel}: decomposed kernels are strips of this width; expected an odd number, "
-                             "or decomposed=false")
+            raise UsageError(
+                f"small_kernel {small_kernel}: decomposed kernels are strips of this width; expected an odd"
+                " number, or decomposed=false"
+            )
         super().__init__(in_chans, num_classes, global_pool, drop_rate, channels, patch_size)
-        self.downsample_layers = nn.ModuleList([nn.Sequential(
-            nn.Conv2d(in_chans, channels[0], patch_size, patch_size), LayerNorm2d(channels[0], eps=1e-6))])
+        self.downsample_layers = nn.ModuleList(
+            [
+                nn.Sequential(
+                    nn.Conv2d(in_chans, channels[0], patch_size, patch_size),
+                    LayerNorm2d(channels[0], eps=1e-6),
+                )
+            ]
+        )
         for inputs, c in pairwise(channels):
-            self.downsample_layers.append(nn.Sequential(LayerNorm2d(inputs, eps=1e-6), nn.Conv2d(inputs, c, 2, 2)))
+            self.downsample_layers.append(
+                nn.Sequential(LayerNorm2d(inputs, eps=1e-6), nn.Conv2d(inputs, c, 2, 2))
+            )
         self.stages = nn.ModuleList()
         for c, kernel, rates in zip(channels, kernels, drop_path_rates(drop_path_rate, depths), strict=True):
             beside = small_kernel if small_kernel < kernel else 0
-            self.stages.append(Stage(*[
-                Block(DecomposedKernel(c, kernel, small_kernel, bn, deploy) if decomposed
-                      else LargeKernel(c, kernel, beside, bn, deploy), c, rate, layer_scale_init_value) for rate in rates]))
+            self.stages.append(
+                Stage(
+                    *[
+                        Block(
+                            (
+                                DecomposedKernel(c, kernel, small_kernel, bn, deploy)
+                                if decomposed
+                                else LargeKernel(c, kernel, beside, bn, deploy)
+                            ),
+                            c,
+                            rate,
+                            layer_scale_init_value,
+                        )
+                        for rate in rates
+                    ]
+                )
+            )
         self.norm = nn.LayerNorm(channels[-1], eps=1e-6)
         self.head = classifier(channels[-1], num_classes)
         self.apply(init_truncated_normal)
 
 
-
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """The weights of a published file under today's names; in 2022 the strips were called Decom1 and Decom2."""
+    """The weights of a published file under today's names; in 2022 the strips were called Decom1
+    and Decom2.
+    """
     weights = state_dict.get("model", state_dict)
     return {key.replace(".Decom", ".LoRA"): value for key, value in weights.items()}
 
 
 def _cfg() -> dict[str, Any]:
-    """Preprocessing of the authors' evaluation. Their files have to be downloaded by hand, from the tables at origin_url."""
+    """Preprocessing of the authors' evaluation. Their files have to be downloaded by hand, from the tables at
+    origin_url.
+    """
     return {
-        "url": "", "origin_url": "https://github.com/VITA-Group/SLaK", "num_classes": 1000, "input_size": (3, 224, 224),
-        "pool_size": (7, 7), "fixed_input_size": False, "crop_pct": 0.875, "interpolation": "bicubic",
-        "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "first_conv": "downsample_layers.0.0",
-        "classifier": "head", "license": "mit"}
+        "url": "",
+        "origin_url": "https://github.com/VITA-Group/SLaK",
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "fixed_input_size": False,
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "first_conv": "downsample_layers.0.0",
+        "classifier": "head",
+        "license": "mit",
+    }
 
 
 TINY, DEEP = (3, 3, 9, 3), (3, 3, 27, 3)
@@ -149,8 +223,14 @@ default_cfgs = generate_default_cfgs({f"{name}.in1k": _cfg() for name in NAMES})
 
 def _create(variant: str, pretrained: bool, depths: Sequence[int], width: int, /, **kwargs: Any) -> SLaK:
     defaults = {"depths": depths, "dims": [width * 2**i for i in range(4)]}
-    return build_model_with_cfg(SLaK, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn,
-                                feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"}, **defaults | kwargs)
+    return build_model_with_cfg(
+        SLaK,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        **defaults | kwargs,
+    )
 
 
 @register_model
@@ -179,11 +259,15 @@ def slak_large(pretrained: bool = False, **kwargs: Any) -> SLaK:
 
 @register_model
 def slak_tiny_k7(pretrained: bool = False, **kwargs: Any) -> SLaK:
-    """28.6 M parameters: the ConvNeXt-T student of arXiv:2305.19412. Published, distilled from slak_tiny: 83.1 % top-1."""
+    """28.6 M parameters: the ConvNeXt-T student of arXiv:2305.19412. Published, distilled from slak_tiny:
+    83.1 % top-1.
+    """
     return _create("slak_tiny_k7", pretrained, TINY, 96, **K7 | kwargs)
 
 
 @register_model
 def slak_small_k7(pretrained: bool = False, **kwargs: Any) -> SLaK:
-    """50.2 M parameters: the ConvNeXt-S student of arXiv:2305.19412. Published, distilled from slak_small: 84.3 % top-1."""
+    """50.2 M parameters: the ConvNeXt-S student of arXiv:2305.19412. Published, distilled from slak_small:
+    84.3 % top-1.
+    """
     return _create("slak_small_k7", pretrained, DEEP, 96, **K7 | kwargs)

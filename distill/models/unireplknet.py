@@ -1,8 +1,11 @@
-"""UniRepLKNet (Ding et al. 2023, arXiv:2311.15599): 13 x 13 kernels with dilated 3 x 3, 5 x 5 and 7 x 7 beside them.
+"""UniRepLKNet (Ding et al. 2023, arXiv:2311.15599): 13 x 13 kernels with dilated 3 x 3, 5 x 5 and 7 x 7
+beside them.
 
 In:  (N, 3, H, W), any size; on images of 32 x 32 take stem_stride 1 or 2.
-Out: logits (N, num_classes). State-dict names are those of the published files, in training and in merged form.
-Elsewhere: timm's interface (staged.py), the large convolution (depthwise.py), merging a whole network (merge.py).
+Out: logits (N, num_classes). State-dict names are those of the published files, in training and in merged
+form.
+Elsewhere: timm's interface (staged.py), the large convolution (depthwise.py), merging a whole network
+(merge.py).
 """
 
 from __future__ import annotations
@@ -23,18 +26,23 @@ from .depthwise import DepthwiseConv2d
 from .merge import assign, folded
 from .staged import DownsampledNet, Stage, classifier, drop_path_rates, init_truncated_normal
 
-DILATED = {17: ((5, 1), (9, 2), (3, 4), (3, 5), (3, 7)),
-           15: ((5, 1), (7, 2), (3, 3), (3, 5), (3, 7)),
-           13: ((5, 1), (7, 2), (3, 3), (3, 4), (3, 5)),
-           11: ((5, 1), (5, 2), (3, 3), (3, 4), (3, 5)),
-           9: ((5, 1), (5, 2), (3, 3), (3, 4)),
-           7: ((5, 1), (3, 2), (3, 3)),
-           5: ((3, 1), (3, 2))}
-"""{large kernel: (kernel, dilation) of the branches beside it}; none reaches further than the large kernel."""
+DILATED = {
+    17: ((5, 1), (9, 2), (3, 4), (3, 5), (3, 7)),
+    15: ((5, 1), (7, 2), (3, 3), (3, 5), (3, 7)),
+    13: ((5, 1), (7, 2), (3, 3), (3, 4), (3, 5)),
+    11: ((5, 1), (5, 2), (3, 3), (3, 4), (3, 5)),
+    9: ((5, 1), (5, 2), (3, 3), (3, 4)),
+    7: ((5, 1), (3, 2), (3, 3)),
+    5: ((3, 1), (3, 2)),
+}
+"""{large kernel: (kernel, dilation) of the branches beside it}; none reaches further than the large
+kernel."""
 
 
 class Permute(nn.Module):
-    """Another order of the axes; a place in a Sequential, so that the layers beside it keep their published numbers."""
+    """Another order of the axes; a place in a Sequential, so that the layers beside it keep their published
+    numbers.
+    """
 
     def __init__(self, *order: int) -> None:
         super().__init__()
@@ -45,7 +53,9 @@ class Permute(nn.Module):
 
 
 class GlobalResponseNorm(nn.Module):
-    """Scale every channel by its share of the energy of the map (ConvNeXt V2, arXiv:2301.00808); x is (N, H, W, C)."""
+    """Scale every channel by its share of the energy of the map (ConvNeXt V2, arXiv:2301.00808); x is (N, H,
+    W, C).
+    """
 
     def __init__(self, channels: int, bias: bool = True) -> None:
         super().__init__()
@@ -59,7 +69,9 @@ class GlobalResponseNorm(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Gates in (0, 1) for every channel from the mean of the map (arXiv:1709.01507), reduced to a quarter in between."""
+    """Gates in (0, 1) for every channel from the mean of the map (arXiv:1709.01507), reduced to a quarter in
+    between.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -71,7 +83,8 @@ class SqueezeExcite(nn.Module):
 
 
 class DilatedReparamBlock(nn.Module):
-    """A K x K depthwise convolution plus dilated small ones, each with batch norm; one K x K convolution after `reparameterize`.
+    """A K x K depthwise convolution plus dilated small ones, each with batch norm; one K x K convolution
+    after `reparameterize`.
 
     kernel_size: one of DILATED. deploy: build the merged form. Raises UsageError for another kernel size.
     """
@@ -79,15 +92,26 @@ class DilatedReparamBlock(nn.Module):
     def __init__(self, channels: int, kernel_size: int, deploy: bool = False) -> None:
         super().__init__()
         if kernel_size not in DILATED:
-            raise UsageError(f"kernel size {kernel_size} has no dilated branches; expected one of {sorted(DILATED)}")
-        self.lk_origin = (DepthwiseConv2d(channels, kernel_size, bias=deploy) if kernel_size >= 7
-                          else nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=deploy))
+            raise UsageError(
+                f"kernel size {kernel_size} has no dilated branches; expected one of {sorted(DILATED)}"
+            )
+        self.lk_origin = (
+            DepthwiseConv2d(channels, kernel_size, bias=deploy)
+            if kernel_size >= 7
+            else nn.Conv2d(
+                channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=deploy
+            )
+        )
         self.origin_bn = None if deploy else nn.BatchNorm2d(channels)
         self.branches = () if deploy else DILATED[kernel_size]
         for k, dilation in self.branches:
             padding = dilation * (k - 1) // 2
-            self.add_module(f"dil_conv_k{k}_{dilation}", nn.Conv2d(channels, channels, k, padding=padding, dilation=dilation,
-                                                                   groups=channels, bias=False))
+            self.add_module(
+                f"dil_conv_k{k}_{dilation}",
+                nn.Conv2d(
+                    channels, channels, k, padding=padding, dilation=dilation, groups=channels, bias=False
+                ),
+            )
             self.add_module(f"dil_bn_k{k}_{dilation}", nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,7 +125,9 @@ class DilatedReparamBlock(nn.Module):
 
     @torch.no_grad()
     def reparameterize(self) -> None:
-        """Merge in place: a k x k kernel of dilation r is a (r (k - 1) + 1) square one with zeros between its values."""
+        """Merge in place: a k x k kernel of dilation r is a (r (k - 1) + 1) square one with zeros between its
+        values.
+        """
         if self.origin_bn is None:
             return
         weight, bias = folded(self.lk_origin.weight, self.lk_origin.bias, self.origin_bn)
@@ -119,16 +145,26 @@ class DilatedReparamBlock(nn.Module):
 
 
 class Block(nn.Module):
-    """Depthwise convolution, batch norm, gates, and an MLP of 4 times the width with global response norm; a shortcut around.
+    """Depthwise convolution, batch norm, gates, and an MLP of 4 times the width with global response norm; a
+    shortcut around.
 
-    kernel_size 3 or 5 is a plain convolution, larger ones have dilated branches. layer_scale_init_value: 0 leaves it out.
+    kernel_size 3 or 5 is a plain convolution, larger ones have dilated branches. layer_scale_init_value: 0
+    leaves it out.
     """
 
-    def __init__(self, channels: int, kernel_size: int, drop_path: float = 0.0, layer_scale_init_value: float = 1e-6,
-                 deploy: bool = False) -> None:
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        drop_path: float = 0.0,
+        layer_scale_init_value: float = 1e-6,
+        deploy: bool = False,
+    ) -> None:
         super().__init__()
         if kernel_size in (3, 5):
-            self.dwconv = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=deploy)
+            self.dwconv = nn.Conv2d(
+                channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=deploy
+            )
         else:
             self.dwconv = DilatedReparamBlock(channels, kernel_size, deploy)
         self.norm = nn.Identity() if deploy else nn.BatchNorm2d(channels)
@@ -151,8 +187,9 @@ class Block(nn.Module):
 
     @torch.no_grad()
     def reparameterize(self) -> None:
-        """Merge in place, as the authors do: into the depthwise convolution its norm; into the last linear layer the bias of
-        the response norm before it, its batch norm and the layer scale."""
+        """Merge in place, as the authors do: into the depthwise convolution its norm; into the last linear
+        layer the bias of the response norm before it, its batch norm and the layer scale.
+        """
         if isinstance(self.norm, nn.Identity):
             return
         conv = self.dwconv
@@ -170,49 +207,85 @@ class Block(nn.Module):
 
 
 class UniRepLKNet(DownsampledNet):
-    """Stages of blocks, each after a 3 x 3 convolution of stride 2 (the first: two of them, of stride stem_stride together).
+    """Stages of blocks, each after a 3 x 3 convolution of stride 2 (the first: two of them, of stride
+    stem_stride together).
 
-    depths, dims: blocks and channels of every stage (dims divisible by 4). kernel_sizes: for every stage one size, or a pattern
-    that its blocks repeat: (3, 13, (13, 3), 13). drop_rate is before the classifier, drop_path_rate is reached in the last block.
-    layer_scale_init_value: 0 leaves layer scale out. stem_stride: 4, or 2 and 1 for small images. deploy: the merged form.
-    Raises UsageError for sizes that do not fit together.
+    depths, dims: blocks and channels of every stage (dims divisible by 4). kernel_sizes: for every stage one
+    size, or a pattern that its blocks repeat: (3, 13, (13, 3), 13). drop_rate is before the classifier,
+    drop_path_rate is reached in the last block. layer_scale_init_value: 0 leaves layer scale out.
+    stem_stride: 4, or 2 and 1 for small images. deploy: the merged form. Raises UsageError for sizes that do
+    not fit together.
     """
 
-    def __init__(self, in_chans: int = 3, num_classes: int = 1000, global_pool: str = "avg",
-                 depths: Sequence[int] = (3, 3, 18, 3), dims: Sequence[int] = (80, 160, 320, 640),
-                 kernel_sizes: Sequence[int | Sequence[int]] = (3, 13, (13, 3), 13), drop_rate: float = 0.0,
-                 drop_path_rate: float = 0.0, layer_scale_init_value: float = 1e-6, stem_stride: int = 4,
-                 deploy: bool = False) -> None:
+    def __init__(
+        self,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        depths: Sequence[int] = (3, 3, 18, 3),
+        dims: Sequence[int] = (80, 160, 320, 640),
+        kernel_sizes: Sequence[int | Sequence[int]] = (3, 13, (13, 3), 13),
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 1e-6,
+        stem_stride: int = 4,
+        deploy: bool = False,
+    ) -> None:
         kernels = _kernels(depths, dims, kernel_sizes)
         if stem_stride not in (1, 2, 4):
             raise UsageError(f"stem_stride {stem_stride}: expected 4, or 2 or 1 for small images")
         super().__init__(in_chans, num_classes, global_pool, drop_rate, dims, stem_stride)
         first, second = {1: (1, 1), 2: (2, 1), 4: (2, 2)}[stem_stride]
-        self.downsample_layers = nn.ModuleList([nn.Sequential(
-            nn.Conv2d(in_chans, dims[0] // 2, 3, first, 1), LayerNorm2d(dims[0] // 2, eps=1e-6), nn.GELU(),
-            nn.Conv2d(dims[0] // 2, dims[0], 3, second, 1), LayerNorm2d(dims[0], eps=1e-6))])
+        self.downsample_layers = nn.ModuleList(
+            [
+                nn.Sequential(
+                    nn.Conv2d(in_chans, dims[0] // 2, 3, first, 1),
+                    LayerNorm2d(dims[0] // 2, eps=1e-6),
+                    nn.GELU(),
+                    nn.Conv2d(dims[0] // 2, dims[0], 3, second, 1),
+                    LayerNorm2d(dims[0], eps=1e-6),
+                )
+            ]
+        )
         for inputs, channels in pairwise(dims):
-            self.downsample_layers.append(nn.Sequential(nn.Conv2d(inputs, channels, 3, 2, 1), LayerNorm2d(channels, eps=1e-6)))
+            self.downsample_layers.append(
+                nn.Sequential(nn.Conv2d(inputs, channels, 3, 2, 1), LayerNorm2d(channels, eps=1e-6))
+            )
         self.stages = nn.ModuleList(
-            Stage(*[Block(channels, k, rate, layer_scale_init_value, deploy) for k, rate in zip(sizes, rates, strict=True)])
-            for channels, sizes, rates in zip(dims, kernels, drop_path_rates(drop_path_rate, depths), strict=True))
+            Stage(
+                *[
+                    Block(channels, k, rate, layer_scale_init_value, deploy)
+                    for k, rate in zip(sizes, rates, strict=True)
+                ]
+            )
+            for channels, sizes, rates in zip(
+                dims, kernels, drop_path_rates(drop_path_rate, depths), strict=True
+            )
+        )
         self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
         self.head = classifier(dims[-1], num_classes)
         self.apply(init_truncated_normal)
 
 
-
-def _kernels(depths: Sequence[int], dims: Sequence[int], kernel_sizes: Sequence[int | Sequence[int]]) -> list[list[int]]:
-    """The kernel size of every block. Raises UsageError where stages, blocks and patterns do not fit together."""
+def _kernels(
+    depths: Sequence[int], dims: Sequence[int], kernel_sizes: Sequence[int | Sequence[int]]
+) -> list[list[int]]:
+    """The kernel size of every block. Raises UsageError where stages, blocks and patterns do not fit
+    together.
+    """
     if not len(depths) == len(dims) == len(kernel_sizes):
-        raise UsageError(f"depths {depths}, dims {dims}, kernel_sizes {kernel_sizes}: expected one entry per stage in each")
+        raise UsageError(
+            f"depths {depths}, dims {dims}, kernel_sizes {kernel_sizes}: expected one entry per stage in each"
+        )
     if wrong := [c for c in dims if c < 4 or c % 4]:
         raise UsageError(f"dims {wrong} are not divisible by 4, which the gates need")
     kernels = []
     for stage, (depth, pattern) in enumerate(zip(depths, kernel_sizes, strict=True)):
         pattern = [pattern] if isinstance(pattern, int) else list(pattern)
         if not pattern or depth % len(pattern):
-            raise UsageError(f"stage {stage} has {depth} blocks, no multiple of its {len(pattern)} kernel sizes {pattern}")
+            raise UsageError(
+                f"stage {stage} has {depth} blocks, no multiple of its {len(pattern)} kernel sizes {pattern}"
+            )
         kernels.append(pattern * (depth // len(pattern)))
     return kernels
 
@@ -221,24 +294,34 @@ def _cfg(file: str = "", size: int = 224, num_classes: int = 1000) -> dict[str, 
     """Preprocessing of the authors' evaluation: from 384 pixels on the image is squeezed, not cropped."""
     published = {"hf_hub_id": "DingXiaoH/UniRepLKNet", "hf_hub_filename": file}
     return published | {
-        "num_classes": num_classes, "input_size": (3, size, size), "pool_size": (size // 32, size // 32),
-        "crop_pct": 0.875 if size < 384 else 1.0, "crop_mode": "center" if size < 384 else "squash", "interpolation": "bicubic",
-        "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "first_conv": "downsample_layers.0.0",
-        "classifier": "head", "license": "apache-2.0"}
+        "num_classes": num_classes,
+        "input_size": (3, size, size),
+        "pool_size": (size // 32, size // 32),
+        "crop_pct": 0.875 if size < 384 else 1.0,
+        "crop_mode": "center" if size < 384 else "squash",
+        "interpolation": "bicubic",
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "first_conv": "downsample_layers.0.0",
+        "classifier": "head",
+        "license": "apache-2.0",
+    }
 
 
-default_cfgs = generate_default_cfgs({
-    "unireplknet_a.in1k": _cfg("unireplknet_a_in1k_224_acc77.03.pth"),
-    "unireplknet_f.in1k": _cfg("unireplknet_f_in1k_224_acc78.58.pth"),
-    "unireplknet_p.in1k": _cfg("unireplknet_p_in1k_224_acc80.23.pth"),
-    "unireplknet_n.in1k": _cfg("unireplknet_n_in1k_224_acc81.64.pth"),
-    "unireplknet_t.in1k": _cfg("unireplknet_t_in1k_224_acc83.21.pth"),
-    "unireplknet_s.in1k": _cfg("unireplknet_s_in1k_224_acc83.91.pth"),
-    "unireplknet_s.in22k_ft_in1k_384": _cfg("unireplknet_s_in22k_to_in1k_384_acc86.44.pth", 384),
-    "unireplknet_b.in22k_ft_in1k_384": _cfg("unireplknet_b_in22k_to_in1k_384_acc87.40.pth", 384),
-    "unireplknet_l.in22k_ft_in1k_384": _cfg("unireplknet_l_in22k_to_in1k_384_acc87.88.pth", 384),
-    "unireplknet_xl.in22k_ft_in1k_384": _cfg("unireplknet_xl_in22k_to_in1k_384_acc87.96.pth", 384),
-})
+default_cfgs = generate_default_cfgs(
+    {
+        "unireplknet_a.in1k": _cfg("unireplknet_a_in1k_224_acc77.03.pth"),
+        "unireplknet_f.in1k": _cfg("unireplknet_f_in1k_224_acc78.58.pth"),
+        "unireplknet_p.in1k": _cfg("unireplknet_p_in1k_224_acc80.23.pth"),
+        "unireplknet_n.in1k": _cfg("unireplknet_n_in1k_224_acc81.64.pth"),
+        "unireplknet_t.in1k": _cfg("unireplknet_t_in1k_224_acc83.21.pth"),
+        "unireplknet_s.in1k": _cfg("unireplknet_s_in1k_224_acc83.91.pth"),
+        "unireplknet_s.in22k_ft_in1k_384": _cfg("unireplknet_s_in22k_to_in1k_384_acc86.44.pth", 384),
+        "unireplknet_b.in22k_ft_in1k_384": _cfg("unireplknet_b_in22k_to_in1k_384_acc87.40.pth", 384),
+        "unireplknet_l.in22k_ft_in1k_384": _cfg("unireplknet_l_in22k_to_in1k_384_acc87.88.pth", 384),
+        "unireplknet_xl.in22k_ft_in1k_384": _cfg("unireplknet_xl_in22k_to_in1k_384_acc87.96.pth", 384),
+    }
+)
 
 
 def _unwrapped(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Any]:
@@ -250,11 +333,23 @@ SMALL, TINY, LARGE = (2, 2, 6, 2), (3, 3, 18, 3), (3, 3, 27, 3)
 EVERY, SECOND, THIRD = (3, 13, 13, 13), (3, 13, (13, 3), 13), (3, 13, (13, 3, 3), 13)
 
 
-def _create(variant: str, pretrained: bool, depths: Sequence[int], width: int, kernel_sizes: Sequence[int | Sequence[int]],
-            given: dict[str, Any]) -> UniRepLKNet:
+def _create(
+    variant: str,
+    pretrained: bool,
+    depths: Sequence[int],
+    width: int,
+    kernel_sizes: Sequence[int | Sequence[int]],
+    given: dict[str, Any],
+) -> UniRepLKNet:
     defaults = {"depths": depths, "dims": [width * 2**i for i in range(4)], "kernel_sizes": kernel_sizes}
-    return build_model_with_cfg(UniRepLKNet, variant, pretrained, pretrained_filter_fn=_unwrapped,
-                                feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"}, **defaults | given)
+    return build_model_with_cfg(
+        UniRepLKNet,
+        variant,
+        pretrained,
+        pretrained_filter_fn=_unwrapped,
+        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        **defaults | given,
+    )
 
 
 @register_model

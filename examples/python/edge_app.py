@@ -1,4 +1,5 @@
-"""Labels for the images of a camera or a folder, from an exported artifact. Needs numpy, pillow and the artifact's engine.
+"""Labels for the images of a camera or a folder, from an exported artifact. Needs numpy, pillow and the
+artifact's engine.
 
 In:  an artifact (.onnx or .plan), and `--folder DIR [--watch]` or `--camera N`.
 Out: one line for every image on stdout (`--json`: one JSON object), warnings and statistics on stderr.
@@ -7,9 +8,10 @@ Elsewhere: the queues and threads (pipeline), folder and camera (sources).
     python edge_app.py student.int8.onnx --folder incoming --watch
     python edge_app.py student.plan --camera 0 --batch 4 --json
 
-Ctrl-C or SIGTERM ends it: no new images, those already taken are labelled, statistics, exit code 0 where stopping is the only
-end (camera, --watch), 130 where images were left. A second Ctrl-C ends it at once.
-Exit codes: 2 for wrong arguments, 3 when a package, engine or camera is missing, 4 when the artifact cannot be used here.
+Ctrl-C or SIGTERM ends it: no new images, those already taken are labelled, statistics, exit code 0 where
+stopping is the only end (camera, --watch), 130 where images were left. A second Ctrl-C ends it at once.
+Exit codes: 2 for wrong arguments, 3 when a package, engine or camera is missing, 4 when the artifact cannot
+be used here.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ from runtime.errors import Interrupted
 LOOK_S = 0.1
 """Seconds between two looks whether a signal came."""
 RELEASE_S = 3.0
-"""Seconds that a source has to end once it is asked to, so that its camera is given back; one that hangs is left behind."""
+"""Seconds that a source has to end once it is asked to, so that its camera is given back; one that hangs is
+left behind."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,11 +49,13 @@ class Parser(argparse.ArgumentParser):
 
 def positive(kind: type) -> Any:
     """A number above 0, for argparse."""
+
     def number(text: str) -> Any:
         value = kind(text)
         if not 0 < value < float("inf"):
             raise argparse.ArgumentTypeError(f"{text}: expected more than 0, and finite")
         return value
+
     number.__name__ = kind.__name__  # argparse names it in "invalid int value"
     return number
 
@@ -60,20 +65,39 @@ def read_arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("artifact", type=Path, help="student.onnx, student.int8.onnx or student.plan")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--folder", type=Path, help="label the images in this folder")
-    source.add_argument("--camera", help="a V4L2 camera by number or path, or a video file or URL; needs OpenCV")
+    source.add_argument(
+        "--camera", help="a V4L2 camera by number or path, or a video file or URL; needs OpenCV"
+    )
     parser.add_argument("--watch", action="store_true", help="go on with images that appear in the folder")
     parser.add_argument("--backend", help="onnxruntime or openvino for .onnx; by default onnxruntime")
-    parser.add_argument("--device", help="cpu, cuda or cuda:INDEX; by default cpu for .onnx and cuda for .plan")
+    parser.add_argument(
+        "--device", help="cpu, cuda or cuda:INDEX; by default cpu for .onnx and cuda for .plan"
+    )
     parser.add_argument("--threads", type=positive(int), help="CPU threads of the engine")
-    parser.add_argument("--decoders", type=positive(int), default=2, help="threads that decode and resize (default 2)")
-    parser.add_argument("--batch", type=positive(int), default=1, help="most images in one call of the engine (default 1)")
-    parser.add_argument("--max-wait-ms", type=positive(float), default=5.0,
-                        help="milliseconds that the first image of a batch waits for others (default 5)")
-    parser.add_argument("--capacity", type=positive(int), default=8, help="images that may wait to be decoded (default 8)")
-    parser.add_argument("--when-full", choices=["drop-oldest", "wait"],
-                        help="by default drop-oldest for a camera, wait for a folder")
+    parser.add_argument(
+        "--decoders", type=positive(int), default=2, help="threads that decode and resize (default 2)"
+    )
+    parser.add_argument(
+        "--batch", type=positive(int), default=1, help="most images in one call of the engine (default 1)"
+    )
+    parser.add_argument(
+        "--max-wait-ms",
+        type=positive(float),
+        default=5.0,
+        help="milliseconds that the first image of a batch waits for others (default 5)",
+    )
+    parser.add_argument(
+        "--capacity", type=positive(int), default=8, help="images that may wait to be decoded (default 8)"
+    )
+    parser.add_argument(
+        "--when-full",
+        choices=["drop-oldest", "wait"],
+        help="by default drop-oldest for a camera, wait for a folder",
+    )
     parser.add_argument("--top", type=positive(int), default=1, help="guesses for every image (default 1)")
-    parser.add_argument("--json", action="store_true", help="JSON lines on stdout, the last one holds the statistics")
+    parser.add_argument(
+        "--json", action="store_true", help="JSON lines on stdout, the last one holds the statistics"
+    )
     given = parser.parse_args(words)
     if given.watch and given.camera is not None:
         parser.error("--watch is for --folder")
@@ -85,12 +109,19 @@ def as_text(result: Result) -> str:
 
 
 def as_json(result: Result) -> str:
-    return json.dumps({"image": result.name, "predictions": [guess._asdict() for guess in result.guesses],
-                       "latency_ms": round(result.latency_ms, 3)})
+    return json.dumps(
+        {
+            "image": result.name,
+            "predictions": [guess._asdict() for guess in result.guesses],
+            "latency_ms": round(result.latency_ms, 3),
+        }
+    )
 
 
 def warn(name: str, reason: str) -> None:
-    print(f"warning: skipped {reason if name in reason else f'{name}: {reason}'}", file=sys.stderr, flush=True)
+    print(
+        f"warning: skipped {reason if name in reason else f'{name}: {reason}'}", file=sys.stderr, flush=True
+    )
 
 
 class Signals:
@@ -134,12 +165,22 @@ class Feeder(threading.Thread):
 
 def label_all(given: argparse.Namespace, predictor: runtime.Predictor) -> int:
     if predictor.preprocess is None:
-        raise ArtifactError(f"{given.artifact}: carries no preprocessing. Export it with distill export onnx CKPT")
+        raise ArtifactError(
+            f"{given.artifact}: carries no preprocessing. Export it with distill export onnx CKPT"
+        )
     shown = as_json if given.json else as_text
     drop = (given.when_full or ("wait" if given.folder else "drop-oldest")) == "drop-oldest"
-    pipeline = Pipeline(predictor, lambda results: print("\n".join(map(shown, results)), flush=True), warn,
-                        capacity=given.capacity, drop_oldest=drop, batch=given.batch, max_wait_ms=given.max_wait_ms,
-                        decoders=given.decoders, top=given.top)
+    pipeline = Pipeline(
+        predictor,
+        lambda results: print("\n".join(map(shown, results)), flush=True),
+        warn,
+        capacity=given.capacity,
+        drop_oldest=drop,
+        batch=given.batch,
+        max_wait_ms=given.max_wait_ms,
+        decoders=given.decoders,
+        top=given.top,
+    )
     signals = Signals()
     pipeline.start()
     feeder = Feeder(given, pipeline.arrivals)
@@ -172,7 +213,9 @@ def report(summary: dict[str, Any], as_json_line: bool) -> None:
 def main(words: list[str]) -> int:
     try:
         given = read_arguments(words)
-        with runtime.load(given.artifact, given.device, backend=given.backend, threads=given.threads) as predictor:
+        with runtime.load(
+            given.artifact, given.device, backend=given.backend, threads=given.threads
+        ) as predictor:
             return label_all(given, predictor)
     except Large2SmallError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -183,5 +226,7 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="surrogateescape")  # a file name need not be text; it is given back as it was
+    sys.stdout.reconfigure(
+        errors="surrogateescape"
+    )  # a file name need not be text; it is given back as it was
     sys.exit(main(sys.argv[1:]))

@@ -1,13 +1,16 @@
-"""A bounded pipeline from arrivals to labels: decoding in several threads, the engine in one, nothing grows without limit.
+"""A bounded pipeline from arrivals to labels: decoding in several threads, the engine in one, nothing grows
+without limit.
 
 In:  an open `runtime.Predictor`; images handed in one by one with `arrivals.put`.
-Out: calls of `on_labels(results)` from the engine's thread, `on_unreadable(name, reason)` from the decoders'; `Counts`.
+Out: calls of `on_labels(results)` from the engine's thread, `on_unreadable(name, reason)` from the decoders';
+`Counts`.
 Elsewhere: where images come from (sources), the command line and the printing (edge_app).
 
     source -> [arrivals] -> decoders -> [ready] -> engine -> on_labels
 
-Both queues are bounded. A slow engine fills `ready`, then the decoders wait, then `arrivals` fills, and there the policy
-decides: a camera drops its oldest frame (what is labelled stays fresh), a folder waits (nothing is lost).
+Both queues are bounded. A slow engine fills `ready`, then the decoders wait, then `arrivals` fills, and there
+the policy decides: a camera drops its oldest frame (what is labelled stays fresh), a folder waits (nothing is
+lost).
 """
 
 from __future__ import annotations
@@ -113,20 +116,39 @@ class Counts:
         """Plain values with units in the names; None where nothing was measured."""
         seconds = self.last_label - self.first_arrival if self.images else None
         p50, p95 = np.percentile(self.latencies_ms, [50, 95]) if self.images else (None, None)
-        return {"images": self.images, "images_per_s": round(self.images / seconds, 2) if seconds else None,
-                "latency_p50_ms": round(float(p50), 3) if self.images else None,
-                "latency_p95_ms": round(float(p95), 3) if self.images else None, "latency_n": len(self.latencies_ms),
-                "mean_batch": round(self.images / self.batches, 2) if self.batches else None,
-                "dropped": dropped, "unreadable": self.unreadable}
+        return {
+            "images": self.images,
+            "images_per_s": round(self.images / seconds, 2) if seconds else None,
+            "latency_p50_ms": round(float(p50), 3) if self.images else None,
+            "latency_p95_ms": round(float(p95), 3) if self.images else None,
+            "latency_n": len(self.latencies_ms),
+            "mean_batch": round(self.images / self.batches, 2) if self.batches else None,
+            "dropped": dropped,
+            "unreadable": self.unreadable,
+        }
 
 
 class Pipeline:
-    """Start with `start()`, feed `arrivals`, end with `arrivals.close()` and `join()`: what was taken is still labelled."""
+    """Start with `start()`, feed `arrivals`, end with `arrivals.close()` and `join()`: what was taken is
+    still labelled.
+    """
 
-    def __init__(self, predictor: Predictor, on_labels: Callable[[list[Result]], None],
-                 on_unreadable: Callable[[str, str], None], *, capacity: int, drop_oldest: bool, batch: int,
-                 max_wait_ms: float, decoders: int, top: int) -> None:
-        """batch: most images in one call. max_wait_ms: how long the first of a batch waits for others to join it."""
+    def __init__(
+        self,
+        predictor: Predictor,
+        on_labels: Callable[[list[Result]], None],
+        on_unreadable: Callable[[str, str], None],
+        *,
+        capacity: int,
+        drop_oldest: bool,
+        batch: int,
+        max_wait_ms: float,
+        decoders: int,
+        top: int,
+    ) -> None:
+        """batch: most images in one call. max_wait_ms: how long the first of a batch waits for others to join
+        it.
+        """
         self.arrivals: BoundedQueue[Arrival] = BoundedQueue(capacity, drop_oldest)
         self.counts = Counts()
         self.failure: BaseException | None = None
@@ -134,14 +156,20 @@ class Pipeline:
         self._batch, self._max_wait, self._top = batch, max_wait_ms / 1e3, top
         most = predictor.fit(batch)
         if most < batch:
-            raise UsageError(f"batch {batch}: {predictor.path} takes {most} at a time. Give --batch {most} or less")
+            raise UsageError(
+                f"batch {batch}: {predictor.path} takes {most} at a time. Give --batch {most} or less"
+            )
         self._ready: BoundedQueue[Ready] = BoundedQueue(max(capacity, batch))
         self._lock, self._decoding = threading.Lock(), decoders
-        self._threads = [threading.Thread(target=self._guarded, args=(work,), name=work.__name__)
-                         for work in [self._decode] * decoders + [self._label]]
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(work,), name=work.__name__)
+            for work in [self._decode] * decoders + [self._label]
+        ]
 
     def start(self) -> None:
-        """Run the engine once with the largest batch, which says now what would fail later, and start the threads."""
+        """Run the engine once with the largest batch, which says now what would fail later, and start the
+        threads.
+        """
         height, width = self._predictor.preprocess.input_size[1:]
         self._logits([np.zeros((3, height, width), np.float32)] * self._batch)
         for thread in self._threads:
@@ -210,7 +238,10 @@ class Pipeline:
     def _finish(self, items: list[Ready]) -> None:
         guesses = self._predictor.predictions(self._logits([item.pixels for item in items]), self._top)
         now = time.monotonic()
-        results = [Result(item.name, guess, 1e3 * (now - item.at)) for item, guess in zip(items, guesses, strict=True)]
+        results = [
+            Result(item.name, guess, 1e3 * (now - item.at))
+            for item, guess in zip(items, guesses, strict=True)
+        ]
         self.counts.images += len(items)
         self.counts.batches += 1
         self.counts.last_label = now

@@ -22,22 +22,28 @@ HINTS = ("latency", "throughput")
 
 
 class OpenVinoBackend:
-    """A compiled model. `run` may be called from many threads at once; each call borrows a request of its own."""
+    """A compiled model. `run` may be called from many threads at once; each call borrows a request of its
+    own.
+    """
 
     engine = "openvino"
 
-    def __init__(self, path: str | Path, device: str = "cpu", threads: int | None = None, *, hint: str = "latency") -> None:
-        """device: cpu, gpu, gpu:INDEX or npu. threads: of the CPU. hint: latency (one call uses all threads) or throughput
-        (many calls at once share them).
+    def __init__(
+        self, path: str | Path, device: str = "cpu", threads: int | None = None, *, hint: str = "latency"
+    ) -> None:
+        """device: cpu, gpu, gpu:INDEX or npu. threads: of the CPU. hint: latency (one call uses all threads)
+        or throughput (many calls at once share them).
 
-        Raises MissingError when the package or the device is not here, or the device has no f32; ArtifactError when OpenVINO
-        cannot open the file.
+        Raises MissingError when the package or the device is not here, or the device has no f32;
+        ArtifactError when OpenVINO cannot open the file.
         """
         try:
             import openvino
         except ImportError as error:
-            raise MissingError(f'{path} on OpenVINO needs its package. Install it: pip install "large2small[openvino]" '
-                               f"({' '.join(str(error).split())})") from error
+            raise MissingError(
+                f'{path} on OpenVINO needs its package. Install it: pip install "large2small[openvino]" '
+                f"({' '.join(str(error).split())})"
+            ) from error
         self.path, self.device, self.hint = Path(path), device, hint
         _check(self.path, device, threads, hint)
         self._metadata = metadata_props(self.path)
@@ -80,7 +86,9 @@ def _check(path: Path, device: str, threads: int | None, hint: str) -> None:
     if threads is not None and threads < 1:
         raise UsageError(f"threads {threads}: expected 1 or more")
     if threads is not None and device.lower() != "cpu":
-        raise UsageError(f"threads {threads} on device {device}: only the CPU has threads to choose. Leave threads out")
+        raise UsageError(
+            f"threads {threads} on device {device}: only the CPU has threads to choose. Leave threads out"
+        )
 
 
 def _plugin(device: str, available: list[str]) -> str:
@@ -90,15 +98,19 @@ def _plugin(device: str, available: list[str]) -> str:
         raise UsageError(f"device {device!r}: OpenVINO takes cpu, gpu, gpu:INDEX or npu")
     name = f"{kind.upper()}.{index}" if index else kind.upper()
     # one GPU is listed as GPU, several as GPU.0, GPU.1; "GPU" means the first of them either way
-    if name not in available and name.removesuffix(".0") not in {each.removesuffix(".0") for each in available}:
-        raise MissingError(f"device {device!r}: OpenVINO finds {', '.join(available) or 'none'} here. Give --device cpu, or "
-                           "install the device's driver")
+    if name not in available and name.removesuffix(".0") not in {
+        each.removesuffix(".0") for each in available
+    }:
+        raise MissingError(
+            f"device {device!r}: OpenVINO finds {', '.join(available) or 'none'} here. Give --device cpu, or "
+            "install the device's driver"
+        )
     return name
 
 
 def _settings(threads: int | None, hint: str) -> dict[str, Any]:
-    # f32: the plugin would compute fp32 layers in bf16 where the CPU has it, which is not the network that was verified. Int8
-    # layers are int8 all the same, as they are in the graph.
+    # f32: the plugin would compute fp32 layers in bf16 where the CPU has it, which is not the network that
+    # was verified. Int8 layers are int8 all the same, as they are in the graph.
     settings: dict[str, Any] = {"PERFORMANCE_HINT": hint.upper(), "INFERENCE_PRECISION_HINT": "f32"}
     return settings if threads is None else settings | {"INFERENCE_NUM_THREADS": threads}
 
@@ -114,8 +126,10 @@ def _compile(core: Any, model: Any, plugin: str, settings: dict[str, Any], path:
     try:
         return core.compile_model(model, plugin, settings)
     except RuntimeError as error:
-        raise ArtifactError(f"{path}: OpenVINO's {plugin} cannot run it in f32 ({_reason(error)}). Choose another --device, or "
-                            "--engine-backend onnxruntime") from error
+        raise ArtifactError(
+            f"{path}: OpenVINO's {plugin} cannot run it in f32 ({_reason(error)}). Choose another --device,"
+            " or --engine-backend onnxruntime"
+        ) from error
 
 
 def _reason(error: RuntimeError) -> str:
@@ -126,7 +140,9 @@ def _precision(compiled: Any, plugin: str, path: Path) -> str:
     """f32, as the compiled model reports it; raises MissingError when the plugin chose another one."""
     precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if precision != "f32":
-        raise MissingError(f"{path}: OpenVINO's {plugin} computes in {precision}, not in f32. Choose another --device")
+        raise MissingError(
+            f"{path}: OpenVINO's {plugin} computes in {precision}, not in f32. Choose another --device"
+        )
     return precision
 
 

@@ -1,7 +1,8 @@
 """ONNX Runtime: run an .onnx file on the provider asked for, and on no other.
 
 In:  path, device, provider, thread count.
-Out: `OrtBackend.run((N, C, H, W) float32) -> (N, K) float32`; input and output names and shapes; the file's metadata map.
+Out: `OrtBackend.run((N, C, H, W) float32) -> (N, K) float32`; input and output names and shapes; the file's
+metadata map.
 Elsewhere: what the numbers mean (runtime.predictor).
 """
 
@@ -19,7 +20,11 @@ from ..errors import ArtifactError, MissingError, UsageError
 from ..files import sha256
 from ..onnx_file import metadata_props
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
 """Our word -> ONNX Runtime's; the last two run on the device cuda."""
 
 NO_CPU = "session.disable_cpu_ep_fallback"
@@ -31,21 +36,31 @@ class OrtBackend:
 
     engine = "onnxruntime"
 
-    def __init__(self, path: str | Path, device: str | None = None, threads: int | None = None, *, provider: str | None = None,
-                 integer_kernels: bool = True) -> None:
-        """device: cpu, cuda or cuda:INDEX, by default the provider's. provider: cpu, cuda or tensorrt, by default the device's;
-        with neither, cpu. integer_kernels: let the engine fuse Q/DQ with the layers between; without, it computes them as the
-        graph says.
+    def __init__(
+        self,
+        path: str | Path,
+        device: str | None = None,
+        threads: int | None = None,
+        *,
+        provider: str | None = None,
+        integer_kernels: bool = True,
+    ) -> None:
+        """device: cpu, cuda or cuda:INDEX, by default the provider's. provider: cpu, cuda or tensorrt, by
+        default the device's; with neither, cpu. integer_kernels: let the engine fuse Q/DQ with the layers
+        between; without, it computes them as the graph says.
 
-        Raises UsageError when device and provider contradict each other, MissingError when the provider is not here or does not
-        load, ArtifactError when ONNX Runtime cannot open the file or the provider cannot take all of it.
+        Raises UsageError when device and provider contradict each other, MissingError when the provider is
+        not here or does not load, ArtifactError when ONNX Runtime cannot open the file or the provider cannot
+        take all of it.
         """
         try:
             import onnxruntime as ort
         except ImportError as error:
             extra = "cpu" if (provider or device or "cpu").startswith("cpu") else "gpu"
-            raise MissingError(f'{path} needs ONNX Runtime. Install it: pip install "large2small[{extra}]" '
-                               f"({' '.join(str(error).split())})") from error
+            raise MissingError(
+                f'{path} needs ONNX Runtime. Install it: pip install "large2small[{extra}]" '
+                f"({' '.join(str(error).split())})"
+            ) from error
         self.path = Path(path)
         self.device = device if device is not None else "cpu" if provider in (None, "cpu") else "cuda"
         self.provider, options = _provider(self.device, provider, ort.get_available_providers())
@@ -84,7 +99,12 @@ class OrtBackend:
 
 def require_out(out: object, shape: tuple[int, ...]) -> None:
     """Raise UsageError unless `out` is a writeable float32 array of this shape."""
-    if not isinstance(out, np.ndarray) or out.dtype != np.float32 or out.shape != shape or not out.flags.writeable:
+    if (
+        not isinstance(out, np.ndarray)
+        or out.dtype != np.float32
+        or out.shape != shape
+        or not out.flags.writeable
+    ):
         given = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else f"a {type(out).__name__}"
         raise UsageError(f"out is {given}; expected a writeable float32 array {shape}")
 
@@ -101,16 +121,20 @@ def _provider(device: str, provider: str | None, available: list[str]) -> tuple[
         raise UsageError(f"provider {chosen} does not run on device {device}. Give --device {fitting}")
     name = PROVIDERS[chosen]
     if name not in available:
-        raise MissingError(f"provider {chosen} on device {device} needs {name}; this ONNX Runtime has {', '.join(available)}. "
-                           'Install it: pip install "large2small[gpu]" (it replaces the cpu package)')
+        raise MissingError(
+            f"provider {chosen} on device {device} needs {name}; this ONNX Runtime has"
+            f' {", ".join(available)}. Install it: pip install "large2small[gpu]" (it replaces the cpu'
+            " package)"
+        )
     return name, {"device_id": index} if index else {}
 
 
 def _tensorrt_options(path: Path) -> dict[str, Any]:
     """The precision that the file says, and engines kept for the next time in a folder of this very file.
 
-    TensorRT 10 takes Q/DQ and half only where their flags are given; Q/DQ needs no calibration table. The engine's file name
-    does not tell two files of one graph apart, so each has its folder (ONNX Runtime's TensorRT page, "TensorRT EP Caches").
+    TensorRT 10 takes Q/DQ and half only where their flags are given; Q/DQ needs no calibration table. The
+    engine's file name does not tell two files of one graph apart, so each has its folder (ONNX Runtime's
+    TensorRT page, "TensorRT EP Caches").
     """
     precision = read_map(metadata_props(path), str(path)).precision
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -118,14 +142,23 @@ def _tensorrt_options(path: Path) -> dict[str, Any]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{folder}: engines cannot be kept there ({error.strerror}). Set XDG_CACHE_HOME to a folder that can be "
-                         "written") from error
-    return {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder),
-            "trt_timing_cache_enable": "1", "trt_timing_cache_path": str(folder),
-            "trt_int8_enable": str(int("int8" in precision)), "trt_fp16_enable": str(int("fp16" in precision))}
+        raise UsageError(
+            f"{folder}: engines cannot be kept there ({error.strerror}). Set XDG_CACHE_HOME to a folder that"
+            " can be written"
+        ) from error
+    return {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(folder),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(folder),
+        "trt_int8_enable": str(int("int8" in precision)),
+        "trt_fp16_enable": str(int("fp16" in precision)),
+    }
 
 
-def _open(ort: Any, path: Path, provider: str, options: dict[str, Any], threads: int | None, integer_kernels: bool) -> Any:
+def _open(
+    ort: Any, path: Path, provider: str, options: dict[str, Any], threads: int | None, integer_kernels: bool
+) -> Any:
     settings = _session_options(ort, threads, integer_kernels)
     if provider != PROVIDERS["cpu"]:
         settings.add_session_config_entry(NO_CPU, "1")
@@ -135,7 +168,9 @@ def _open(ort: Any, path: Path, provider: str, options: dict[str, Any], threads:
         reason = " ".join(str(error).split())
         if provider != PROVIDERS["cpu"] and (without := _without_it(ort, path, provider, options)):
             raise without from error
-        raise ArtifactError(f"{path}: ONNX Runtime {ort.__version__} cannot open it with {provider} ({reason[:300]})") from error
+        raise ArtifactError(
+            f"{path}: ONNX Runtime {ort.__version__} cannot open it with {provider} ({reason[:300]})"
+        ) from error
 
 
 def _session_options(ort: Any, threads: int | None, integer_kernels: bool) -> Any:
@@ -143,19 +178,24 @@ def _session_options(ort: Any, threads: int | None, integer_kernels: bool) -> An
         raise UsageError(f"threads {threads}: expected 1 or more")
     settings = ort.SessionOptions()
     settings.log_severity_level = 3  # errors only: what matters is raised
-    # Between calls the engine's threads sleep instead of spinning: an application's other work, and other artifacts open
-    # beside this one, keep their cores (four artifacts in turn on two cores: p99 0.9 to 3.6 ms instead of 8.6 to 13.5 ms).
+    # Between calls the engine's threads sleep instead of spinning: an application's other work, and other
+    # artifacts open beside this one, keep their cores (four artifacts in turn on two cores: p99 0.9 to 3.6 ms
+    # instead of 8.6 to 13.5 ms).
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     if not integer_kernels:
         settings.add_session_config_entry("session.disable_quant_qdq", "1")
-    settings.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or 0
+    settings.intra_op_num_threads = (
+        threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or 0
+    )
     return settings
 
 
 def _without_it(ort: Any, path: Path, provider: str, options: dict[str, Any]) -> MissingError | None:
-    """The error to raise when the provider's libraries do not load here; None when they do, and the file is at fault.
+    """The error to raise when the provider's libraries do not load here; None when they do, and the file is
+    at fault.
 
-    Both fail alike where the CPU is forbidden; where it is allowed, ONNX Runtime says which provider it came down to.
+    Both fail alike where the CPU is forbidden; where it is allowed, ONNX Runtime says which provider it came
+    down to.
     """
     settings = ort.SessionOptions()
     settings.log_severity_level = 4
@@ -167,5 +207,7 @@ def _without_it(ort: Any, path: Path, provider: str, options: dict[str, Any]) ->
 
 
 def _not_active(path: Path, provider: str, session: Any) -> MissingError:
-    return MissingError(f"{path}: asked for {provider}, ONNX Runtime uses {session.get_providers()[0]}. Its libraries did not "
-                        "load here (CUDA, cuDNN or TensorRT of the right version, see distill env); choose another --device")
+    return MissingError(
+        f"{path}: asked for {provider}, ONNX Runtime uses {session.get_providers()[0]}. Its libraries did not"
+        " load here (CUDA, cuDNN or TensorRT of the right version, see distill env); choose another --device"
+    )

@@ -1,11 +1,13 @@
-"""So many calls at once on one engine: each borrows a slot with its own stream, buffers and execution contexts.
+"""So many calls at once on one engine: each borrows a slot with its own stream, buffers and execution
+contexts.
 
 In:  an open engine, a GPU, `Sizes` of the profile to use; batches on the host or on the GPU.
 Out: logits where the caller wants them, complete when the call returns.
 Elsewhere: opening and checking the engine, choosing the profile (runtime.backends.trt), CUDA (runtime.cuda).
 
-A context stays on one profile, because switching waits for the device; a captured launch belongs to one state of its context, so
-with graphs each batch size has a context of its own (NVIDIA's TensorRT documentation on profiles, threads and CUDA graphs).
+A context stays on one profile, because switching waits for the device; a captured launch belongs to one state
+of its context, so with graphs each batch size has a context of its own (NVIDIA's TensorRT documentation on
+profiles, threads and CUDA graphs).
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from ..cuda import Device, DeviceArray, Graph
 from ..errors import ArtifactError, UsageError
 
 KEPT_GRAPHS = 4
-"""Batch sizes whose captured launch a slot keeps; the one not used for longest goes first. Each holds a context's memory."""
+"""Batch sizes whose captured launch a slot keeps; the one not used for longest goes first. Each holds a
+context's memory."""
 
 
 class Sizes(NamedTuple):
@@ -38,7 +41,9 @@ class Sizes(NamedTuple):
 
 
 class Engine(NamedTuple):
-    """A deserialized engine of one image input (N, C, H, W) and one output (N, K), and what it takes to run it."""
+    """A deserialized engine of one image input (N, C, H, W) and one output (N, K), and what it takes to run
+    it.
+    """
 
     path: Path
     trt: ModuleType
@@ -54,7 +59,9 @@ class Engine(NamedTuple):
 
 
 def forget_variables(error: BaseException | None) -> None:
-    """Free what an error's frames still refer to, such as an engine, now, with the device active; callers may keep the error."""
+    """Free what an error's frames still refer to, such as an engine, now, with the device active; callers may
+    keep the error.
+    """
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__
@@ -112,7 +119,9 @@ class Slot:
         """
         try:
             self._run(sizes, source, target)
-        except BaseException as error:  # Ctrl-C too: nothing of the caller's may be in use when it hears of it
+        except (
+            BaseException
+        ) as error:  # Ctrl-C too: nothing of the caller's may be in use when it hears of it
             with contextlib.suppress(Exception):  # the first error is the one to tell
                 self._stream.synchronize()
             forget_variables(error)
@@ -121,7 +130,9 @@ class Slot:
     def _run(self, sizes: Sizes, source: np.ndarray | DeviceArray, target: np.ndarray | DeviceArray) -> None:
         count, stream, device = source.shape[0], self._stream, self._engine.device
         context, buffers = self._context(sizes, count), self._buffers[sizes.index]
-        nbytes_in, nbytes_out = (4 * count * values for values in (buffers.image_values, self._engine.classes))
+        nbytes_in, nbytes_out = (
+            4 * count * values for values in (buffers.image_values, self._engine.classes)
+        )
         if isinstance(source, DeviceArray):
             self._after(source)
             device.on_device(buffers.input.address, source.address, nbytes_in, stream)
@@ -163,7 +174,9 @@ class Slot:
         if key not in self._contexts:
             if self._cuda_graph and len(self._contexts) >= KEPT_GRAPHS:
                 self._contexts.popitem(last=False)[1].close()
-            self._contexts[key] = _Context(self._engine, sizes, self._stream, self._buffers[sizes.index], self._cuda_graph)
+            self._contexts[key] = _Context(
+                self._engine, sizes, self._stream, self._buffers[sizes.index], self._cuda_graph
+            )
         self._contexts.move_to_end(key)
         return self._contexts[key]
 
@@ -174,6 +187,7 @@ class _Buffers:
     def __init__(self, engine: Engine, most: int) -> None:
         device, self.image_values = engine.device, int(np.prod(engine.image))
         with contextlib.ExitStack() as undo:
+
             def kept(held: Any) -> Any:
                 undo.callback(held.close)
                 return held
@@ -189,24 +203,32 @@ class _Buffers:
 
 
 class _Context:
-    """An execution context on one profile, its addresses set; with graphs, its captured launch for one batch size."""
+    """An execution context on one profile, its addresses set; with graphs, its captured launch for one batch
+    size.
+    """
 
-    def __init__(self, engine: Engine, sizes: Sizes, stream: Any, buffers: _Buffers, cuda_graph: bool) -> None:
+    def __init__(
+        self, engine: Engine, sizes: Sizes, stream: Any, buffers: _Buffers, cuda_graph: bool
+    ) -> None:
         self._engine, self._stream, self._cuda_graph = engine, stream, cuda_graph
         self._graph: Graph | None = None
         self._count: int | None = None
         with engine.making:
             self._context = self._said("make an execution context", engine.engine.create_execution_context)
         if sizes.index != 0:  # a new one is on profile 0
-            self._said("choose a profile", self._context.set_optimization_profile_async, sizes.index, stream.handle)
+            self._said(
+                "choose a profile", self._context.set_optimization_profile_async, sizes.index, stream.handle
+            )
             stream.synchronize()
         for name, memory in ((engine.input_name, buffers.input), (engine.output_name, buffers.output)):
             self._said(f"set the address of {name}", self._context.set_tensor_address, name, memory.address)
         self._set_count(sizes.max)
         found = tuple(self._context.get_tensor_shape(engine.output_name))
         if found != (sizes.max, engine.classes):
-            raise ArtifactError(f"{engine.path}: gives {found} for {sizes.max} images; expected ({sizes.max}, {engine.classes}), "
-                                "known before it runs. Export the network with one output (N, classes)")
+            raise ArtifactError(
+                f"{engine.path}: gives {found} for {sizes.max} images; expected ({sizes.max},"
+                f" {engine.classes}), known before it runs. Export the network with one output (N, classes)"
+            )
 
     def launch(self, count: int) -> None:
         """Put the network on `count` images of the input buffer into the stream."""
@@ -220,7 +242,9 @@ class _Context:
             try:
                 self._graph = self._engine.device.capture(self._stream, self._enqueue)
             except ArtifactError as error:
-                raise ArtifactError(f"{error}. This was while a CUDA graph was captured; open it without cuda_graph") from error
+                raise ArtifactError(
+                    f"{error}. This was while a CUDA graph was captured; open it without cuda_graph"
+                ) from error
 
     def close(self) -> None:
         graph, self._graph, self._context = self._graph, None, None
@@ -241,7 +265,9 @@ class _Context:
         self._count = count
 
     def _said(self, what: str, call: Callable[..., Any], *arguments: Any) -> Any:
-        """The call's result; TensorRT says None, False or a RuntimeError when it fails, and why only to its logger."""
+        """The call's result; TensorRT says None, False or a RuntimeError when it fails, and why only to its
+        logger.
+        """
         before = plan.RECENT.count
         try:
             result = call(*arguments)

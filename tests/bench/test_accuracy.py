@@ -23,7 +23,7 @@ def evaluate(path, images, **changes):
 def test_all_right_is_100_percent_and_the_loss_is_the_formula(student, photos):
     result = evaluate(student, open_images(str(photos), "val"))
     # brightness b of the label's class, 0 for the others: loss = log(e^b + 2) - b
-    levels = np.array([255, 229, 204, 178]) / 255      # 255 * (1, 0.9, 0.8, 0.7), rounded down
+    levels = np.array([255, 229, 204, 178]) / 255  # 255 * (1, 0.9, 0.8, 0.7), rounded down
     by_hand = sum(math.log(math.exp(b) + 2) - b for b in levels) / 4
     assert (result.top1, result.top5, result.n) == (100.0, 100.0, 12)
     assert result.loss == pytest.approx(by_hand, abs=1e-6)
@@ -35,33 +35,43 @@ def test_a_tie_goes_to_the_lower_class(tiny, photos, tmp_path):
     images = open_images(str(photos), "val")
     result = evaluate(path, images)
     assert result.top1 == pytest.approx(100 * 8 / 12)
-    with runtime.load(path) as predictor:      # the same answer as the application gets
+    with runtime.load(path) as predictor:  # the same answer as the application gets
         assert predictor.classify(images.image(11))[0][0].label == "blue"
 
 
 def test_ranks_and_top5_by_hand():
     logits = np.array([[9, 8, 7, 6, 5, 4], [9, 8, 7, 6, 5, 4], [1, 1, 1, 1, 1, 1]], np.float32)
-    assert accuracy.ranks(logits, np.array([4, 5, 2])).tolist() == [4, 5, 2]      # places 4 and 2 count for top-5, 5 does not
+    assert accuracy.ranks(logits, np.array([4, 5, 2])).tolist() == [
+        4,
+        5,
+        2,
+    ]  # places 4 and 2 count for top-5, 5 does not
 
 
 def test_top1_and_top5_of_a_set_by_hand(tiny, tmp_path):
     names = list("abcdefg")
-    path = tiny.write(tmp_path / "m.onnx", np.zeros((7, 3)), tiny.metadata(class_names=names), bias=[7, 6, 5, 4, 3, 2, 1])
-    images = ArraySet("arrays", np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 4, 5, 6]), names)      # places 1, 5, 6, 7
+    path = tiny.write(
+        tmp_path / "m.onnx", np.zeros((7, 3)), tiny.metadata(class_names=names), bias=[7, 6, 5, 4, 3, 2, 1]
+    )
+    images = ArraySet(
+        "arrays", np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 4, 5, 6]), names
+    )  # places 1, 5, 6, 7
     result = evaluate(path, images)
     assert (result.top1, result.top5) == (25.0, 50.0)
 
 
 def test_cross_entropy_by_hand():
     logits = np.array([[0, math.log(3)], [1000, 0]], np.float32)
-    expected = (math.log(4 / 3) + 1000) / 2      # and no overflow at 1000
+    expected = (math.log(4 / 3) + 1000) / 2  # and no overflow at 1000
     assert accuracy.cross_entropy(logits, np.array([1, 1])) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("batch", [1, 5, 12, 64])
 def test_the_batch_size_changes_nothing(student, photos, batch):
     images = open_images(str(photos), "val")
-    np.testing.assert_array_equal(evaluate(student, images, batch=batch).logits, evaluate(student, images, batch=12).logits)
+    np.testing.assert_array_equal(
+        evaluate(student, images, batch=batch).logits, evaluate(student, images, batch=12).logits
+    )
 
 
 def test_a_fixed_batch_is_filled_up_and_the_filling_is_not_counted(tiny, student, photos, tmp_path):
@@ -109,7 +119,10 @@ def test_another_class_order_is_refused(tiny, photos, tmp_path):
 
 def test_another_number_of_classes_is_refused_when_names_are_unknown(tiny, photos, tmp_path):
     path = tiny.write(tmp_path / "s.onnx", np.zeros((4, 3)), tiny.metadata(class_names=None))
-    with pytest.warns(UserWarning, match="class_names"), pytest.raises(ArtifactError, match="4 scores per image"):
+    with (
+        pytest.warns(UserWarning, match="class_names"),
+        pytest.raises(ArtifactError, match="4 scores per image"),
+    ):
         evaluate(path, open_images(str(photos), "val"))
 
 
@@ -133,13 +146,22 @@ def test_progress_counts_every_image_once(student, photos):
 
 def test_the_reference_gives_agreement_and_the_largest_difference(tiny, student, photos, tmp_path, capsys):
     reference = tiny.write(tmp_path / "ref.onnx", WRONG_RED, tiny.metadata(role="teacher"))
-    argv = ["accuracy", "--engine", str(student), "--reference", str(reference), "--data", str(photos), "--json"]
+    argv = [
+        "accuracy",
+        "--engine",
+        str(student),
+        "--reference",
+        str(reference),
+        "--data",
+        str(photos),
+        "--json",
+    ]
     assert cli.main(argv) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["agreement_percent"] == pytest.approx(100 * 8 / 12)      # all but the four red ones
+    assert found["agreement_percent"] == pytest.approx(100 * 8 / 12)  # all but the four red ones
     assert found["reference_top1_percent"] == pytest.approx(100 * 8 / 12)
     assert found["top1_difference_points"] == pytest.approx(100 * 4 / 12)
-    assert found["max_abs_logit_difference"] == pytest.approx(1.0)         # pure green, or pure red: 1 against 0
+    assert found["max_abs_logit_difference"] == pytest.approx(1.0)  # pure green, or pure red: 1 against 0
     assert found["reference"]["role"] == "teacher"
 
 
@@ -158,7 +180,9 @@ def test_the_command_skips_only_when_asked(student, photos, capsys):
     assert (out, len(err.splitlines())) == ("", 1)
     assert "3.png" in err
     assert cli.main([*argv, "--skip-bad-images"]) == 0
-    assert "1 unreadable images left out" in " ".join(capsys.readouterr().out.split())      # the line may be wrapped
+    assert "1 unreadable images left out" in " ".join(
+        capsys.readouterr().out.split()
+    )  # the line may be wrapped
 
 
 def test_the_data_may_be_arrays(student):

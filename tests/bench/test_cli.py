@@ -39,7 +39,10 @@ def test_help_of_a_subcommand_has_examples_and_flags(name, capsys):
 
 def test_an_unknown_subcommand_suggests_the_nearest(capsys):
     assert cli.main(["latncy"], prog="distill bench") == 2
-    assert capsys.readouterr().err == "error: unknown command 'latncy'; did you mean latency? See distill bench --help\n"
+    assert (
+        capsys.readouterr().err
+        == "error: unknown command 'latncy'; did you mean latency? See distill bench --help\n"
+    )
 
 
 def test_no_subcommand_is_a_usage_error(capsys):
@@ -54,17 +57,29 @@ def test_an_unknown_flag_suggests_the_nearest(capsys):
 
 @pytest.mark.parametrize("flag", ["-b", "--batch", "--batch-size"])
 def test_the_batch_has_its_usual_names(flag, student, capsys):
-    assert cli.main(["latency", "--engine", str(student), flag, "3", "--iterations", "1", "--threads", "1", "--json"]) == 0
+    assert (
+        cli.main(
+            ["latency", "--engine", str(student), flag, "3", "--iterations", "1", "--threads", "1", "--json"]
+        )
+        == 0
+    )
     assert json.loads(capsys.readouterr().out)["batch"] == 3
 
 
-@pytest.mark.parametrize(("argv", "code", "words"), [
-    (["latency"], 2, "--engine"),
-    (["latency", "--engine", "missing.onnx"], 2, "missing.onnx: no such file"),
-    (["latency", "--engine", "missing.onnx", "--batch", "two"], 2, "--batch two: expected a whole number"),
-    (["latency", "--engine", "missing.onnx", "--batch", "0"], 2, "expected batch"),
-    (["accuracy", "--engine", "missing.onnx", "--data", "missing"], 2, "missing: no such folder"),
-])
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        (["latency"], 2, "--engine"),
+        (["latency", "--engine", "missing.onnx"], 2, "missing.onnx: no such file"),
+        (
+            ["latency", "--engine", "missing.onnx", "--batch", "two"],
+            2,
+            "--batch two: expected a whole number",
+        ),
+        (["latency", "--engine", "missing.onnx", "--batch", "0"], 2, "expected batch"),
+        (["accuracy", "--engine", "missing.onnx", "--data", "missing"], 2, "missing: no such folder"),
+    ],
+)
 def test_a_failure_is_one_line_and_its_exit_code(argv, code, words, capsys):
     assert cli.main(argv) == code
     out, err = capsys.readouterr()
@@ -101,7 +116,9 @@ def test_python_m_bench_works_without_torch_timm_and_onnx(student):
 
 
 def test_help_imports_no_engine_and_no_other_subcommand():
-    code = ("import sys, bench.cli; bench.cli.main(['--help']);"
-            "sys.exit(', '.join({'onnxruntime', 'rich', 'tyro', 'PIL', 'bench.latency'} & set(sys.modules)) or None)")
+    code = (
+        "import sys, bench.cli; bench.cli.main(['--help']);sys.exit(', '.join({'onnxruntime', 'rich', 'tyro',"
+        " 'PIL', 'bench.latency'} & set(sys.modules)) or None)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

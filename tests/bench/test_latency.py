@@ -20,12 +20,15 @@ def quick(path, **changes):
 
 def test_measure_times_every_iteration_and_no_warm_up():
     calls = []
-    samples = latency.measure(lambda: calls.append(len(calls)) or time.sleep(0.02 if len(calls) <= 2 else 0.001), warmup=2,
-                              iterations=5)
+    samples = latency.measure(
+        lambda: calls.append(len(calls)) or time.sleep(0.02 if len(calls) <= 2 else 0.001),
+        warmup=2,
+        iterations=5,
+    )
     assert (len(samples), len(calls)) == (5, 7)
     assert samples.dtype == np.int64
-    assert samples.min() >= 1_000_000           # a sleep is never shorter than asked for
-    assert np.median(samples) < 20_000_000      # the slow first two were the warm-up
+    assert samples.min() >= 1_000_000  # a sleep is never shorter than asked for
+    assert np.median(samples) < 20_000_000  # the slow first two were the warm-up
 
 
 def test_measure_for_a_duration_makes_at_least_one_call():
@@ -48,11 +51,12 @@ def test_the_garbage_collector_is_off_while_timing_and_on_afterwards():
 
 def test_interleaved_gives_turns_in_rotating_order_and_equal_counts():
     order = []
-    calls = {name: (lambda name=name: order.append(name)) for name in "abc"}
+    calls = {name: lambda name=name: order.append(name) for name in "abc"}
     samples = latency.interleaved(calls, iterations=5, per_turn=2, warmup=0)
     assert {name: len(values) for name, values in samples.items()} == {"a": 5, "b": 5, "c": 5}
     turns = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
-    # the first three are the warm-up; then rounds that begin with a, b, c (equal neighbours melt into one turn)
+    # the first three are the warm-up; then rounds that begin with a, b, c (equal neighbours melt into one
+    # turn)
     assert turns == ["a", "b", "c", "a", "b", "c", "b", "c", "a", "c", "a", "b"]
     assert order.count("a") == 1 + 3 * latency.SETTLE + 5
 
@@ -64,7 +68,9 @@ def test_interleaved_compares_artifacts_and_not_moments():
     def work(ms):
         time.sleep(ms / 1000 * (1 if time.perf_counter() - begin < 0.15 else 10))
 
-    samples = latency.interleaved({"one": lambda: work(0.5), "three": lambda: work(1.5)}, iterations=40, per_turn=4, warmup=0)
+    samples = latency.interleaved(
+        {"one": lambda: work(0.5), "three": lambda: work(1.5)}, iterations=40, per_turn=4, warmup=0
+    )
     assert 1.3 < samples["three"].sum() / samples["one"].sum() < 4
 
 
@@ -77,8 +83,12 @@ def test_both_boundaries_are_measured_with_units_in_the_keys(student):
         assert row["throughput_images_per_s"] == pytest.approx(3 / (samples[name].sum() / 1e9))
         assert "synthetic" in row["input"]
         assert "latency_p90_ms" not in row
-    assert result["end_to_end"]["latency_p50_ms"] > result["compute"]["latency_p50_ms"]    # it decodes as well
-    assert (result["provider"], result["name"], result["batch"]) == ("CPUExecutionProvider", "student fp32", 1)
+    assert result["end_to_end"]["latency_p50_ms"] > result["compute"]["latency_p50_ms"]  # it decodes as well
+    assert (result["provider"], result["name"], result["batch"]) == (
+        "CPUExecutionProvider",
+        "student fp32",
+        1,
+    )
     assert result["engine"].startswith("onnxruntime 1.")
     assert result["fingerprint"]["packages"]["numpy"] == np.__version__
 
@@ -86,7 +96,7 @@ def test_both_boundaries_are_measured_with_units_in_the_keys(student):
 def test_the_synthetic_jpeg_is_larger_than_the_input_and_says_so(student):
     with runtime.load(student) as predictor:
         calls = subject.make_calls(predictor, 2)
-        assert calls.inputs["end_to_end"].startswith("synthetic JPEG, 9x9,")     # 1.15 * 8 = 9.2
+        assert calls.inputs["end_to_end"].startswith("synthetic JPEG, 9x9,")  # 1.15 * 8 = 9.2
         guesses = calls.functions["end_to_end"]()
         assert [len(guess) for guess in guesses] == [3, 3]
         assert calls.functions["compute"]().shape == (2, 3)
@@ -105,7 +115,8 @@ def test_real_images_are_used_when_given(student, photos):
     with runtime.load(student) as predictor:
         calls = subject.make_calls(predictor, 12, images=open_images(str(photos), "val"))
         assert str(photos) in calls.inputs["compute"]
-        # solid colours: the largest logit of every image is its brightness, 1.0 down to 0.7, four of each class
+        # solid colours: the largest logit of every image is its brightness, 1.0 down to 0.7, four of each
+        # class
         best = calls.functions["compute"]().max(axis=1)
         np.testing.assert_allclose(sorted(best), np.repeat([178, 204, 229, 255], 3) / 255, atol=0.01)
         assert sorted({row[0].label for row in calls.functions["end_to_end"]()}) == ["blue", "green", "red"]
@@ -114,8 +125,12 @@ def test_real_images_are_used_when_given(student, photos):
 def test_arrays_are_encoded_so_that_end_to_end_decodes(student, tmp_path, monkeypatch):
     fed = []
     monkeypatch.setattr(runtime.Predictor, "classify", lambda self, images: fed.extend(images))
-    np.savez(tmp_path / "a.npz", x=np.full((3, 8, 8, 3), 255, np.uint8), y=np.array([0, 1, 2]),
-             class_names=np.array(["blue", "green", "red"]))
+    np.savez(
+        tmp_path / "a.npz",
+        x=np.full((3, 8, 8, 3), 255, np.uint8),
+        y=np.array([0, 1, 2]),
+        class_names=np.array(["blue", "green", "red"]),
+    )
     result, _ = latency.run(quick(student, data=f"npz:{tmp_path / 'a.npz'}"))
     assert "encoded as PNG in memory, 3 different" in result["end_to_end"]["input"]
     assert {image[:4] for image in fed} == {b"\x89PNG"}
@@ -170,16 +185,41 @@ def test_an_unreadable_image_is_named(student, photos):
         latency.run(quick(student, data=str(photos), batch=12))
 
 
-@pytest.mark.parametrize("changes", [{"batch": 0}, {"iterations": 0}, {"warmup": -1}, {"duration": 0.0}, {"percentiles": "x"},
-                                     {"img_size": "0"}, {"img_size": "8x"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch": 0},
+        {"iterations": 0},
+        {"warmup": -1},
+        {"duration": 0.0},
+        {"percentiles": "x"},
+        {"img_size": "0"},
+        {"img_size": "8x"},
+    ],
+)
 def test_settings_out_of_range_are_refused(student, changes):
     with pytest.raises(UsageError, match="expected"):
         quick(student, **changes)
 
 
 def test_json_is_one_object_and_nothing_else(student, capsys):
-    assert cli.main(["latency", "--engine", str(student), "--iterations", "2", "--warmup", "0", "--threads", "1",
-                     "--json"]) == 0
+    assert (
+        cli.main(
+            [
+                "latency",
+                "--engine",
+                str(student),
+                "--iterations",
+                "2",
+                "--warmup",
+                "0",
+                "--threads",
+                "1",
+                "--json",
+            ]
+        )
+        == 0
+    )
     out, err = capsys.readouterr()
     assert json.loads(out)["compute"]["n"] == 2
     assert err == ""
@@ -189,24 +229,46 @@ def test_the_text_has_percentiles_n_warm_up_threads_and_provider(student, capsys
     argv = ["latency", "--engine", str(student), "--iterations", "7", "--warmup", "4", "--threads", "1"]
     assert cli.main(argv) == 0
     out = capsys.readouterr().out
-    for words in ("student fp32  batch 1  latency in ms", "p50", "p99", "warm-up 4", "1 threads", "CPUExecutionProvider",
-                  "end-to-end", "synthetic"):
+    for words in (
+        "student fp32  batch 1  latency in ms",
+        "p50",
+        "p99",
+        "warm-up 4",
+        "1 threads",
+        "CPUExecutionProvider",
+        "end-to-end",
+        "synthetic",
+    ):
         assert words in out
     assert max(map(len, out.splitlines())) <= 100
 
 
 @pytest.mark.parametrize("place", ["student.onnx/x.json", "/proc/nowhere/x.json"])
-def test_a_results_file_that_cannot_be_written_is_named_before_measuring(student, tmp_path, capsys, monkeypatch, place):
+def test_a_results_file_that_cannot_be_written_is_named_before_measuring(
+    student, tmp_path, capsys, monkeypatch, place
+):
     monkeypatch.setattr(latency, "run", lambda options: pytest.fail("measured"))
     assert cli.main(["latency", "--engine", str(student), "--results-file", str(tmp_path / place)]) == 2
     assert "cannot be written" in capsys.readouterr().err
 
 
 def test_what_was_measured_is_shown_though_the_disk_is_full_then(student, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(latency.files, "write_text", lambda *_: (_ for _ in ()).throw(MissingError("no space left")))
-    argv = ["latency", "--engine", str(student), "--iterations", "3", "--results-file", str(tmp_path / "a.json")]
+    monkeypatch.setattr(
+        latency.files, "write_text", lambda *_: (_ for _ in ()).throw(MissingError("no space left"))
+    )
+    argv = [
+        "latency",
+        "--engine",
+        str(student),
+        "--iterations",
+        "3",
+        "--results-file",
+        str(tmp_path / "a.json"),
+    ]
     assert cli.main(argv) == 3 and "latency in ms" in capsys.readouterr().out
-    assert cli.main([*argv, "--json"]) == 3 and json.loads(capsys.readouterr().out)["exit_code"] == 3  # one object
+    assert (
+        cli.main([*argv, "--json"]) == 3 and json.loads(capsys.readouterr().out)["exit_code"] == 3
+    )  # one object
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--duration", "inf"), ("--seed", "-1"), ("--duration", "0")])
@@ -217,7 +279,17 @@ def test_values_that_cannot_be_are_refused(student, capsys, flag, value):
 
 def test_the_results_file_keeps_every_duration_and_is_not_overwritten(student, tmp_path, capsys):
     target = tmp_path / "result.json"
-    argv = ["latency", "--engine", str(student), "--iterations", "3", "--threads", "1", "--results-file", str(target)]
+    argv = [
+        "latency",
+        "--engine",
+        str(student),
+        "--iterations",
+        "3",
+        "--threads",
+        "1",
+        "--results-file",
+        str(target),
+    ]
     assert cli.main(argv) == 0
     written = json.loads(target.read_text())
     assert len(written["samples_ms"]["compute"]) == 3

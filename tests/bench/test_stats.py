@@ -7,15 +7,18 @@ from bench import stats
 from runtime import UsageError
 
 
-@pytest.mark.parametrize(("percent", "expected"), [
-    (90, 90),       # index 100 - 1 - 10 = 89, the 90th smallest of 1..100
-    (95, 95),
-    (99, 99),       # one sample is above it
-    (99.9, 100),    # int(0.1) samples above: the largest
-    (100, 100),
-    (0, 1),         # index max(100 - 1 - 100, 0)
-    (50, 50.5),     # the mean of the two middle ones
-])
+@pytest.mark.parametrize(
+    ("percent", "expected"),
+    [
+        (90, 90),  # index 100 - 1 - 10 = 89, the 90th smallest of 1..100
+        (95, 95),
+        (99, 99),  # one sample is above it
+        (99.9, 100),  # int(0.1) samples above: the largest
+        (100, 100),
+        (0, 1),  # index max(100 - 1 - 100, 0)
+        (50, 50.5),  # the mean of the two middle ones
+    ],
+)
 def test_percentile_follows_trtexecs_index_rule(percent, expected):
     samples = np.random.default_rng(0).permutation(np.arange(1, 101))
     assert stats.percentile(samples, percent) == expected
@@ -36,8 +39,11 @@ def test_percentile_without_samples_is_an_error():
 
 
 def test_throughput_is_all_images_over_all_seconds():
-    # one call of 1 ms and one of 9 ms, 4 images each: 8 images in 10 ms. The mean of the two rates would be 2222
-    assert stats.summary(np.array([1_000_000, 9_000_000]), 4, ())["throughput_images_per_s"] == pytest.approx(800)
+    # one call of 1 ms and one of 9 ms, 4 images each: 8 images in 10 ms. The mean of the two rates would be
+    # 2222
+    assert stats.summary(np.array([1_000_000, 9_000_000]), 4, ())["throughput_images_per_s"] == pytest.approx(
+        800
+    )
 
 
 def test_summary_keeps_the_slowest_call_and_says_n():

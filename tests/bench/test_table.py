@@ -13,19 +13,52 @@ from runtime import ArtifactError, UsageError
 
 
 def row(artifact="student int8", role="student", **changes) -> Row:
-    return replace(Row(
-        artifact=artifact, file=f"runs/{role}.onnx", role=role, precision="int8", model="convnext_tiny", top1_percent=80.0,
-        delta_teacher_points=None, delta_control_points=None, parameters=28_589_128, macs=4_456_000_000, file_bytes=29_876_543,
-        latency_p50_ms=10.0, latency_p99_ms=12.5, throughput_images_per_s=98.7, end_to_end_p50_ms=15.0, speedup=1.0,
-        top5_percent=95.0, loss_nats=0.8, images=10_000, skipped=0,
-        ran_on="onnxruntime 1.32.0, CPUExecutionProvider, device cpu, 4 threads"), **changes)
+    return replace(
+        Row(
+            artifact=artifact,
+            file=f"runs/{role}.onnx",
+            role=role,
+            precision="int8",
+            model="convnext_tiny",
+            top1_percent=80.0,
+            delta_teacher_points=None,
+            delta_control_points=None,
+            parameters=28_589_128,
+            macs=4_456_000_000,
+            file_bytes=29_876_543,
+            latency_p50_ms=10.0,
+            latency_p99_ms=12.5,
+            throughput_images_per_s=98.7,
+            end_to_end_p50_ms=15.0,
+            speedup=1.0,
+            top5_percent=95.0,
+            loss_nats=0.8,
+            images=10_000,
+            skipped=0,
+            ran_on="onnxruntime 1.32.0, CPUExecutionProvider, device cpu, 4 threads",
+        ),
+        **changes,
+    )
 
 
 CONDITIONS = {
-    "data": "photos/val", "images": 10_000, "skipped": 0, "batch": 1, "iterations": 200, "warmup": 20, "threads": 4,
-    "engine": "onnxruntime 1.32.0", "provider": "CPUExecutionProvider",
-    "fingerprint": {"cpu": "A CPU", "cores": 4, "gpu": None, "python": "3.11", "system": "Linux",
-                    "packages": {"onnxruntime": "1.32.0"}},
+    "data": "photos/val",
+    "images": 10_000,
+    "skipped": 0,
+    "batch": 1,
+    "iterations": 200,
+    "warmup": 20,
+    "threads": 4,
+    "engine": "onnxruntime 1.32.0",
+    "provider": "CPUExecutionProvider",
+    "fingerprint": {
+        "cpu": "A CPU",
+        "cores": 4,
+        "gpu": None,
+        "python": "3.11",
+        "system": "Linux",
+        "packages": {"onnxruntime": "1.32.0"},
+    },
 }
 
 
@@ -35,10 +68,14 @@ def files(tiny, tmp_path, photos):
     wrong_red, all_blue = [[0, 0, 1], [0, 1, 0], [0, 1, 0]], [[1, 1, 1], [0, 0, 0], [0, 0, 0]]
     return {
         "data": str(photos),
-        "teacher": tiny.write(tmp_path / "teacher.onnx", meta=tiny.metadata(role="teacher", parameters=30_000_000, macs=None)),
+        "teacher": tiny.write(
+            tmp_path / "teacher.onnx", meta=tiny.metadata(role="teacher", parameters=30_000_000, macs=None)
+        ),
         "control": tiny.write(tmp_path / "control.onnx", wrong_red, tiny.metadata(role="control")),
-        "students": (tiny.write(tmp_path / "good.onnx", meta=tiny.metadata()),
-                     tiny.write(tmp_path / "bad.onnx", all_blue, tiny.metadata(precision="int8"))),
+        "students": (
+            tiny.write(tmp_path / "good.onnx", meta=tiny.metadata()),
+            tiny.write(tmp_path / "bad.onnx", all_blue, tiny.metadata(precision="int8")),
+        ),
     }
 
 
@@ -47,9 +84,13 @@ def quick(files, **changes) -> TableOptions:
 
 
 def test_differences_and_speed_ups_by_hand():
-    rows = table.with_differences([
-        row(role="teacher", top1_percent=90.0, latency_p50_ms=30.0), row(role="control", top1_percent=80.0, latency_p50_ms=10.0),
-        row(top1_percent=85.5, latency_p50_ms=5.0)])
+    rows = table.with_differences(
+        [
+            row(role="teacher", top1_percent=90.0, latency_p50_ms=30.0),
+            row(role="control", top1_percent=80.0, latency_p50_ms=10.0),
+            row(top1_percent=85.5, latency_p50_ms=5.0),
+        ]
+    )
     assert [r.delta_teacher_points for r in rows] == [None, -10.0, -4.5]
     assert [r.delta_control_points for r in rows] == [None, None, 5.5]
     assert [r.speedup for r in rows] == [1.0, 3.0, 6.0]
@@ -93,14 +134,21 @@ def test_csv_columns_are_the_json_keys_and_null_is_empty():
 
 
 def test_markdown_is_a_table_with_the_conditions_below():
-    text = table.to_markdown(Table(table.with_differences([row("teacher fp32", "teacher"), row(top1_percent=78.5)]), CONDITIONS))
+    text = table.to_markdown(
+        Table(table.with_differences([row("teacher fp32", "teacher"), row(top1_percent=78.5)]), CONDITIONS)
+    )
     lines = text.splitlines()
     assert len({line.count("|") for line in lines[:4]}) == 1
     assert lines[3].split(" | ")[:4] == ["| student int8 (`student.onnx`)", "78.50", "-1.50", "–"]
     for words in ("28.6M", "4.5G", "29.9 MB", "1.00x"):
         assert words in lines[3]
-    for words in ("n=10000 images of photos/val", "batch 1, n=200, warm-up 20, onnxruntime 1.32.0", "4 threads",
-                  "boundary compute", "A CPU, 4 cores"):
+    for words in (
+        "n=10000 images of photos/val",
+        "batch 1, n=200, warm-up 20, onnxruntime 1.32.0",
+        "4 threads",
+        "boundary compute",
+        "A CPU, 4 cores",
+    ):
         assert words in text
 
 
@@ -108,22 +156,45 @@ def test_markdown_is_a_table_with_the_conditions_below():
 def test_no_figure_is_cut_whatever_the_width(width):
     from rich.console import Console
 
-    typical = [row("teacher fp32", "teacher", file="runs/slak_tiny/best.onnx", latency_p50_ms=1234.5, latency_p99_ms=2345.6),
-               row("control fp32", "control"), row(file="runs/convnext_tiny.int8.onnx", throughput_images_per_s=12_345.0)]
+    typical = [
+        row(
+            "teacher fp32",
+            "teacher",
+            file="runs/slak_tiny/best.onnx",
+            latency_p50_ms=1234.5,
+            latency_p99_ms=2345.6,
+        ),
+        row("control fp32", "control"),
+        row(file="runs/convnext_tiny.int8.onnx", throughput_images_per_s=12_345.0),
+    ]
     console = Console(file=io.StringIO(), width=width, highlight=False)
     console.print(table.to_rich(Table(table.with_differences(typical), CONDITIONS), width))
     out = console.file.getvalue()
     assert max(map(len, out.splitlines())) <= width
     assert out.count("teacher fp32") == (1 if width == 100 else 2)
-    assert "…" not in out      # nothing was cut to make it fit
+    assert "…" not in out  # nothing was cut to make it fit
     for words in ("teacher fp32", "123.45x", "1234", "12.3k", "28.6M", "control.onnx", "-up"):
         assert words in out
 
 
 def test_the_command_writes_three_files_and_does_not_overwrite(files, tmp_path, capsys):
     students = [str(path) for path in files["students"]]
-    argv = ["table", *students, "--data", files["data"], "--teacher", str(files["teacher"]), "--iterations", "2", "--warmup",
-            "0", "--threads", "1", "--output", str(tmp_path / "out" / "v1.2")]
+    argv = [
+        "table",
+        *students,
+        "--data",
+        files["data"],
+        "--teacher",
+        str(files["teacher"]),
+        "--iterations",
+        "2",
+        "--warmup",
+        "0",
+        "--threads",
+        "1",
+        "--output",
+        str(tmp_path / "out" / "v1.2"),
+    ]
     assert cli.main(argv) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["v1.2.csv", "v1.2.json", "v1.2.md"]
     written = json.loads((tmp_path / "out" / "v1.2.json").read_text())
@@ -135,10 +206,30 @@ def test_the_command_writes_three_files_and_does_not_overwrite(files, tmp_path, 
 
 
 def test_students_may_stand_after_the_flags_and_json_is_one_object(files, capsys):
-    argv = ["table", "--json", "--data", files["data"], "--iterations", "2", "--warmup", "0", "--threads", "1", "--teacher",
-            str(files["teacher"]), "--control", str(files["control"]), *map(str, files["students"])]
+    argv = [
+        "table",
+        "--json",
+        "--data",
+        files["data"],
+        "--iterations",
+        "2",
+        "--warmup",
+        "0",
+        "--threads",
+        "1",
+        "--teacher",
+        str(files["teacher"]),
+        "--control",
+        str(files["control"]),
+        *map(str, files["students"]),
+    ]
     assert cli.main(argv) == 0
-    assert [r["role"] for r in json.loads(capsys.readouterr().out)["rows"]] == ["teacher", "control", "student", "student"]
+    assert [r["role"] for r in json.loads(capsys.readouterr().out)["rows"]] == [
+        "teacher",
+        "control",
+        "student",
+        "student",
+    ]
 
 
 def test_no_student_or_the_same_file_twice_is_refused(files):

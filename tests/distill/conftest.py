@@ -1,4 +1,6 @@
-"""What the tests of `distill` share: small image sets, tiny trainings. Helpers are fixtures giving functions."""
+"""What the tests of `distill` share: small image sets, tiny trainings. Helpers are fixtures giving
+functions.
+"""
 
 from pathlib import Path
 
@@ -41,7 +43,7 @@ def made_pixels(count: int, size: int = 16, classes: int = 4, seed: int = 0):
     x = random.integers(0, 100, (count, size, size, 3)).astype(np.uint8)
     stripe = size // classes
     for image, label in zip(x, y, strict=True):
-        image[:, label * stripe:(label + 1) * stripe] += 150
+        image[:, label * stripe : (label + 1) * stripe] += 150
     return x, y
 
 
@@ -54,15 +56,18 @@ def made():
 @pytest.fixture
 def images():
     """images(count, seed=0) -> an ImageSet in memory with four classes of 16 x 16 pixels."""
+
     def make(count=32, seed=0, size=16):
         x, y = made_pixels(count, size, seed=seed)
         return ArraySet(f"made:{seed}", x, y, NAMES)
+
     return make
 
 
 @pytest.fixture
 def npz(tmp_path):
     """npz(train=32, val=16, names=NAMES) -> "npz:FOLDER" with both splits."""
+
     def make(train=32, val=16, names=tuple(NAMES), folder="set"):
         root = tmp_path / folder
         root.mkdir()
@@ -70,12 +75,14 @@ def npz(tmp_path):
             x, y = made_pixels(count, classes=len(names), seed=seed)
             np.savez(root / f"{split}.npz", x=x, y=y, class_names=np.array(names))
         return f"npz:{root}"
+
     return make
 
 
 @pytest.fixture
 def tree(tmp_path):
     """tree(per_class=4) -> folder of train/ and val/ with one sub-folder of PNGs per class."""
+
     def make(per_class=4, names=("ant", "bee"), folder="tree", size=16):
         root = tmp_path / folder
         for split, seed in (("train", 0), ("val", 1)):
@@ -85,11 +92,25 @@ def tree(tmp_path):
                 place.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(image).save(place / f"{number}.png")
         return root
+
     return make
 
 
-TINY = {"data": "made", "student": "resnet20", "student_args": ("width=0.25",), "teacher": "none", "img_size": 16, "batch": 8,
-        "epochs": 1, "eval_batch": 16, "warmup_epochs": 0.0, "opt": "sgd", "lr": 0.05, "device": "cpu", "scale": (0.5, 1.0)}
+TINY = {
+    "data": "made",
+    "student": "resnet20",
+    "student_args": ("width=0.25",),
+    "teacher": "none",
+    "img_size": 16,
+    "batch": 8,
+    "epochs": 1,
+    "eval_batch": 16,
+    "warmup_epochs": 0.0,
+    "opt": "sgd",
+    "lr": 0.05,
+    "device": "cpu",
+    "scale": (0.5, 1.0),
+}
 """A training that takes a fraction of a second."""
 
 
@@ -102,19 +123,32 @@ def recipe():
 @pytest.fixture
 def trainer(tmp_path, images, recipe):
     """trainer(folder, teacher, train, val, role, **settings) -> a Trainer on images in memory."""
+
     def make(folder="run", teacher=None, train=None, val=None, role="student", **settings):
         place = tmp_path / folder
         place.mkdir(exist_ok=True)
         mine = recipe(**settings)
         preprocess = models.preprocess_of(mine.student, mine.img_size)
-        return Trainer(mine, place, train or images(32), val or images(16, seed=1), teacher, torch.device("cpu"), preprocess,
-                       role, {})
+        return Trainer(
+            mine,
+            place,
+            train or images(32),
+            val or images(16, seed=1),
+            teacher,
+            torch.device("cpu"),
+            preprocess,
+            role,
+            {},
+        )
+
     return make
 
 
 @pytest.fixture
 def teacher(recipe):
-    """teacher(seed=1, **more) -> a Teacher with random weights, four classes, the student's own preprocessing."""
+    """teacher(seed=1, **more) -> a Teacher with random weights, four classes, the student's own
+    preprocessing.
+    """
     from distill.teacher import Teacher
 
     def make(seed=1, **more):
@@ -122,16 +156,19 @@ def teacher(recipe):
         spec = models.preprocess_of("resnet20", 16)
         model = models.build("resnet20", 4, {"width": 0.25})
         return Teacher(model, more.pop("preprocess", spec), spec, torch.device("cpu"), **more)
+
     return make
 
 
 @pytest.fixture(scope="session")
 def same_weights():
     """same_weights(a, b): every tensor of two state dicts equal to the bit."""
+
     def check(a, b):
         assert list(a) == list(b)
         different = [key for key in a if not torch.equal(a[key], b[key])]
         assert not different, f"{len(different)} of {len(a)} tensors differ, first {different[0]}"
+
     return check
 
 

@@ -26,9 +26,17 @@ def model():
 
 @pytest.fixture
 def mine(model):
-    return Checkpoint("resnet20", {"width": 0.25}, model.state_dict(), Preprocess((3, 16, 16), "bilinear", 1.0),
-                      ["ant", "bee", "cat", "dog"], "student", {"top1": 12.5}, {"data": {"val_spec": "npz:x"}},
-                      {"epoch": 3, "random": {"python": (3, (1, 2), None)}})
+    return Checkpoint(
+        "resnet20",
+        {"width": 0.25},
+        model.state_dict(),
+        Preprocess((3, 16, 16), "bilinear", 1.0),
+        ["ant", "bee", "cat", "dog"],
+        "student",
+        {"top1": 12.5},
+        {"data": {"val_spec": "npz:x"}},
+        {"epoch": 3, "random": {"python": (3, (1, 2), None)}},
+    )
 
 
 def test_comes_back_as_written(mine, tmp_path, same_weights):
@@ -72,8 +80,17 @@ def test_a_file_cut_anywhere_is_refused_with_one_line(mine, tmp_path, legacy):
         assert "\n" not in str(caught.value), length
 
 
-@pytest.mark.parametrize("content", [b"not a checkpoint\n", b"\x80\x02garbage", bytes(1000), b"PK\x03\x04" + bytes(100),
-                                     b"\x89PNG\r\n\x1a\n" + bytes(50)], ids=["text", "pickle", "zeros", "zip", "png"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"not a checkpoint\n",
+        b"\x80\x02garbage",
+        bytes(1000),
+        b"PK\x03\x04" + bytes(100),
+        b"\x89PNG\r\n\x1a\n" + bytes(50),
+    ],
+    ids=["text", "pickle", "zeros", "zip", "png"],
+)
 def test_a_file_of_another_kind_is_refused_with_one_line(tmp_path, content):
     (tmp_path / "x.pth").write_bytes(content)
     with pytest.raises(ArtifactError, match="truncated or not a checkpoint") as caught:
@@ -98,7 +115,11 @@ def test_code_in_a_file_is_never_run(tmp_path, form, mine):
     if form.startswith("pickle"):
         file.write_bytes(pickle.dumps({"state_dict": evil}, protocol=int(form[-1])))
     else:
-        values = {checkpoints.MARK: 1, "state_dict": mine.state_dict, "lineage": evil} if form == "with weights" else evil
+        values = (
+            {checkpoints.MARK: 1, "state_dict": mine.state_dict, "lineage": evil}
+            if form == "with weights"
+            else evil
+        )
         torch.save(values, file, _use_new_zipfile_serialization=form != "legacy")
     for read in (checkpoints.load, checkpoints.load_any, lambda path: checkpoints.load_any(path, "resnet20")):
         words = "not a checkpoint" if form == "pickle 5" else "contains pickled code, which is never run"
@@ -114,10 +135,18 @@ def test_code_in_a_file_is_never_run(tmp_path, form, mine):
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_settings_pickled_beside_the_weights_are_read_past(model, tmp_path, legacy, same_weights):
-    settings = argparse.Namespace(model="resnet20", lr=4e-3, kernel_size=[51, 49, 47, 13, 5], resume=None,
-                                  nested=argparse.Namespace(a=1))
-    torch.save({"model": model.state_dict(), "args": settings, "epoch": 299, "optimizer": {"state": {}}},
-               tmp_path / "published.pth", _use_new_zipfile_serialization=not legacy)
+    settings = argparse.Namespace(
+        model="resnet20",
+        lr=4e-3,
+        kernel_size=[51, 49, 47, 13, 5],
+        resume=None,
+        nested=argparse.Namespace(a=1),
+    )
+    torch.save(
+        {"model": model.state_dict(), "args": settings, "epoch": 299, "optimizer": {"state": {}}},
+        tmp_path / "published.pth",
+        _use_new_zipfile_serialization=not legacy,
+    )
     found = checkpoints.load_any(tmp_path / "published.pth", "resnet20", {"width": 0.25})
     same_weights(found.state_dict, model.state_dict())
     assert found.lineage["converted"] == ["taken from entry 'model'"]
@@ -134,12 +163,16 @@ def test_another_architecture_is_named(mine, tmp_path):
     checkpoints.save(mine, tmp_path / "a.pth")
     with pytest.raises(ArtifactError, match="holds resnet20, not resnet32"):
         checkpoints.load_any(tmp_path / "a.pth", "resnet32")
-    with pytest.raises(ArtifactError, match=r"does not fit resnet20: 60 weights missing \(first: layer1\.3\..*0 unknown"):
+    with pytest.raises(
+        ArtifactError, match=r"does not fit resnet20: 60 weights missing \(first: layer1\.3\..*0 unknown"
+    ):
         checkpoints.load_weights(models.build("resnet32", 4, {"width": 0.25}), mine)
 
 
 def test_another_number_of_classes_is_named_with_both_shapes(mine):
-    with pytest.raises(ArtifactError, match=r"linear.weight is \(4, 16\) in the file, \(7, 16\) in the network"):
+    with pytest.raises(
+        ArtifactError, match=r"linear.weight is \(4, 16\) in the file, \(7, 16\) in the network"
+    ):
         checkpoints.load_weights(models.build("resnet20", 7, {"width": 0.25}), mine)
 
 
@@ -151,18 +184,38 @@ def test_weights_that_do_not_fit_leave_the_network_alone(mine, same_weights):
     same_weights(other.state_dict(), before)
 
 
-@pytest.mark.parametrize("wrap", [
-    lambda weights: weights,
-    lambda weights: {"state_dict": weights, "epoch": 3},
-    lambda weights: {"model": weights, "optimizer": {}},
-    lambda weights: {"state_dict_ema": weights, "state_dict": {key: 0 * value for key, value in weights.items()}},
-    lambda weights: {"model_ema": weights, "model": {key: 0 * value for key, value in weights.items()}},
-    lambda weights: {f"module.{key}": value for key, value in weights.items()},
-    lambda weights: {f"_orig_mod.{key}": value for key, value in weights.items()},
-    lambda weights: {"state_dict": {f"module._orig_mod.{key}": value for key, value in weights.items()}},
-    lambda weights: {"state_dict": {f"_orig_mod.module.{key}": value for key, value in weights.items()}},
-    lambda weights: {"state_dict": {key: value for key, value in weights.items() if "num_batches_tracked" not in key}},
-], ids=["plain", "state_dict", "model", "ema", "model_ema", "parallel", "compiled", "both", "both turned", "older torch"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda weights: weights,
+        lambda weights: {"state_dict": weights, "epoch": 3},
+        lambda weights: {"model": weights, "optimizer": {}},
+        lambda weights: {
+            "state_dict_ema": weights,
+            "state_dict": {key: 0 * value for key, value in weights.items()},
+        },
+        lambda weights: {"model_ema": weights, "model": {key: 0 * value for key, value in weights.items()}},
+        lambda weights: {f"module.{key}": value for key, value in weights.items()},
+        lambda weights: {f"_orig_mod.{key}": value for key, value in weights.items()},
+        lambda weights: {"state_dict": {f"module._orig_mod.{key}": value for key, value in weights.items()}},
+        lambda weights: {"state_dict": {f"_orig_mod.module.{key}": value for key, value in weights.items()}},
+        lambda weights: {
+            "state_dict": {key: value for key, value in weights.items() if "num_batches_tracked" not in key}
+        },
+    ],
+    ids=[
+        "plain",
+        "state_dict",
+        "model",
+        "ema",
+        "model_ema",
+        "parallel",
+        "compiled",
+        "both",
+        "both turned",
+        "older torch",
+    ],
+)
 def test_weights_of_other_projects_are_found(model, tmp_path, wrap, same_weights):
     torch.save(wrap(dict(model.state_dict())), tmp_path / "foreign.pth")
     found = checkpoints.load_any(tmp_path / "foreign.pth", "resnet20", {"width": 0.25})
@@ -185,7 +238,10 @@ def test_published_names_are_converted_and_every_change_is_noted(tmp_path, same_
     checkpoints.load_weights(other, found)
     same_weights(other.state_dict(), network.state_dict())
     assert [note.partition("(")[0] for note in found.lineage["converted"]] == [
-        "taken from entry 'model'", f"prefix 'module.' removed from {len(older)} names", "renamed 24 names "]
+        "taken from entry 'model'",
+        f"prefix 'module.' removed from {len(older)} names",
+        "renamed 24 names ",
+    ]
     assert found.preprocess == models.preprocess_of("slak_tiny")
 
 
@@ -196,17 +252,21 @@ def test_a_merged_file_is_loaded_merged_and_refused_for_training(tmp_path):
     assert found.model_args == SLAK | {"deploy": True}
     assert found.lineage["converted"] == ["arguments read from the weights: deploy=true"]
     checkpoints.load_weights(models.build(found.model, 4, found.model_args), found)
-    with pytest.raises(ArtifactError, match=r"does not fit slak_tiny: .* It is merged for inference: .* deploy=true"):
+    with pytest.raises(
+        ArtifactError, match=r"does not fit slak_tiny: .* It is merged for inference: .* deploy=true"
+    ):
         checkpoints.load_weights(models.build("slak_tiny", 4, SLAK), found)
 
 
 def test_safetensors_are_read(model, tmp_path, same_weights):
     save_file = pytest.importorskip("safetensors.torch").save_file
     save_file(model.state_dict(), tmp_path / "w.safetensors")
-    same_weights(dict(sorted(checkpoints.load_any(tmp_path / "w.safetensors", "resnet20").state_dict.items())),
-                 dict(sorted(model.state_dict().items())))
+    same_weights(
+        dict(sorted(checkpoints.load_any(tmp_path / "w.safetensors", "resnet20").state_dict.items())),
+        dict(sorted(model.state_dict().items())),
+    )
     whole = (tmp_path / "w.safetensors").read_bytes()
-    (tmp_path / "w.safetensors").write_bytes(whole[:len(whole) // 2])
+    (tmp_path / "w.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ArtifactError, match="truncated or not a checkpoint"):
         checkpoints.load_any(tmp_path / "w.safetensors", "resnet20")
 
@@ -221,8 +281,18 @@ def test_foreign_weights_need_an_architecture(model, tmp_path):
         checkpoints.load_any(tmp_path / "foreign.pth", "resnt20")
 
 
-@pytest.mark.parametrize("values", [{}, {"epoch": 3}, {"state_dict": {}}, {1: torch.zeros(1)},
-                                    {"state_dict": {0: torch.zeros(1)}}, [torch.zeros(1)], torch.zeros(3)])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"epoch": 3},
+        {"state_dict": {}},
+        {1: torch.zeros(1)},
+        {"state_dict": {0: torch.zeros(1)}},
+        [torch.zeros(1)],
+        torch.zeros(3),
+    ],
+)
 def test_a_file_without_weights_is_refused_with_one_line(tmp_path, values):
     torch.save(values, tmp_path / "x.pth")
     with pytest.raises(ArtifactError) as caught:
@@ -231,9 +301,21 @@ def test_a_file_without_weights_is_refused_with_one_line(tmp_path, values):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("damage", [{"preprocess": None}, {"preprocess": {"input_size": [3, 0, 0]}}, {"preprocess": {"new": 1}},
-                                    {"preprocess": "text"}, {"state_dict": None}, {"model": None}, {"model": 7},
-                                    {"class_names": 5}, {"lineage": None}, {"model_args": []}])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"preprocess": None},
+        {"preprocess": {"input_size": [3, 0, 0]}},
+        {"preprocess": {"new": 1}},
+        {"preprocess": "text"},
+        {"state_dict": None},
+        {"model": None},
+        {"model": 7},
+        {"class_names": 5},
+        {"lineage": None},
+        {"model_args": []},
+    ],
+)
 def test_a_checkpoint_with_a_damaged_entry_is_refused(mine, tmp_path, damage):
     checkpoints.save(mine, tmp_path / "a.pth")
     values = torch.load(tmp_path / "a.pth", weights_only=True)

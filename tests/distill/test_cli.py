@@ -16,7 +16,10 @@ HEAVY = ("torch", "timm", "torchvision", "onnx", "onnxruntime", "PIL", "yaml", "
 
 
 def test_help_imports_nothing_heavy():
-    code = f"import sys; from distill.cli import main; main(['--help']); print([m for m in {HEAVY} if m in sys.modules])"
+    code = (
+        f"import sys; from distill.cli import main; main(['--help']); print([m for m in {HEAVY} if m in"
+        " sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
 
@@ -49,13 +52,18 @@ def test_help_of_train_explains_every_setting(capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])
     out = capsys.readouterr().out
-    assert [f.name for f in fields(TrainOptions) if f"--{f.name.replace('_', '-')}" not in out
-            and f"--no-{f.name.replace('_', '-')}" not in out] == []
+    assert [
+        f.name
+        for f in fields(TrainOptions)
+        if f"--{f.name.replace('_', '-')}" not in out and f"--no-{f.name.replace('_', '-')}" not in out
+    ] == []
 
 
 def test_help_of_train_imports_no_torch():
-    code = ("import sys\nfrom distill.cli import main\ntry:\n    main(['train', '--help'])\nexcept SystemExit:\n    pass\n"
-            "print('torch' in sys.modules)")
+    code = (
+        "import sys\nfrom distill.cli import main\ntry:\n    main(['train', '--help'])\nexcept SystemExit:\n "
+        "   pass\nprint('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
 
@@ -77,8 +85,9 @@ def test_the_version_is_that_of_the_package(capsys):
     assert capsys.readouterr().out.strip() == metadata.version("large2small")
 
 
-@pytest.mark.parametrize(("word", "nearest"), [
-    ("trian", "train"), ("evaluate", "eval"), ("exprot", "export"), ("benhc", "bench")])
+@pytest.mark.parametrize(
+    ("word", "nearest"), [("trian", "train"), ("evaluate", "eval"), ("exprot", "export"), ("benhc", "bench")]
+)
 def test_an_unknown_command_is_answered_with_the_nearest(word, nearest, capsys):
     assert cli.main([word]) == 2
     err = capsys.readouterr().err
@@ -86,9 +95,15 @@ def test_an_unknown_command_is_answered_with_the_nearest(word, nearest, capsys):
     assert err.startswith(f"error: no command '{word}'; did you mean {nearest}?")
 
 
-@pytest.mark.parametrize(("argv", "nearest"), [
-    (["train", "--epoch", "3"], "--epochs"), (["train", "--temperature", "4"], "--kd-temperature"),
-    (["train", "--no-chanels-last"], "--no-channels-last"), (["eval", "x.pth", "--dta", "d"], "--data")])
+@pytest.mark.parametrize(
+    ("argv", "nearest"),
+    [
+        (["train", "--epoch", "3"], "--epochs"),
+        (["train", "--temperature", "4"], "--kd-temperature"),
+        (["train", "--no-chanels-last"], "--no-channels-last"),
+        (["eval", "x.pth", "--dta", "d"], "--data"),
+    ],
+)
 def test_an_unknown_flag_is_answered_with_the_nearest(argv, nearest, capsys):
     assert cli.main(argv) == 2
     err = capsys.readouterr().err
@@ -96,9 +111,16 @@ def test_an_unknown_flag_is_answered_with_the_nearest(argv, nearest, capsys):
     assert f"unknown flag {argv[-2] if len(argv) > 2 else argv[-1]}; did you mean {nearest}?" in err
 
 
-@pytest.mark.parametrize(("argv", "words"), [
-    (["train", "--epochs", "ten"], "ten"), (["train", "--kd-loss", "dkt"], "kl"), (["train", "stray"], "stray"),
-    (["eval"], "best.pth"), (["train", "--lr"], "--lr")])
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["train", "--epochs", "ten"], "ten"),
+        (["train", "--kd-loss", "dkt"], "kl"),
+        (["train", "stray"], "stray"),
+        (["eval"], "best.pth"),
+        (["train", "--lr"], "--lr"),
+    ],
+)
 def test_a_value_that_cannot_be_read_is_one_line(argv, words, capsys):
     assert cli.main(argv) == 2
     err = capsys.readouterr().err
@@ -120,17 +142,23 @@ def test_a_bug_of_ours_is_told_from_a_mistake_of_the_user(monkeypatch, capsys):
 
     monkeypatch.setattr(distill.evaluate, "run", broken)
     assert cli.main(["eval", "x.pth"]) == 70
-    assert capsys.readouterr().err.startswith("error: internal error: ZeroDivisionError: one two. Set L2S_TRACEBACK=1")
+    assert capsys.readouterr().err.startswith(
+        "error: internal error: ZeroDivisionError: one two. Set L2S_TRACEBACK=1"
+    )
 
 
 def test_python_m_distill_is_the_command():
-    done = subprocess.run([sys.executable, "-m", "distill", "nothing"], capture_output=True, text=True, env=os.environ.copy())
+    done = subprocess.run(
+        [sys.executable, "-m", "distill", "nothing"], capture_output=True, text=True, env=os.environ.copy()
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: no command 'nothing'")
 
 
 def test_export_and_bench_are_loaded_only_when_called():
-    code = ("import sys; from distill.cli import main; main(['nothing']); "
-            "print([m for m in sys.modules if m.split('.')[0] in ('export', 'bench')])")
+    code = (
+        "import sys; from distill.cli import main; main(['nothing']); "
+        "print([m for m in sys.modules if m.split('.')[0] in ('export', 'bench')])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

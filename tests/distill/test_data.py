@@ -1,4 +1,6 @@
-"""Batches: the same for any number of workers, continued where they stopped, on runtime's pixels; broken files are named."""
+"""Batches: the same for any number of workers, continued where they stopped, on runtime's pixels; broken
+files are named.
+"""
 
 import io
 import json
@@ -28,8 +30,10 @@ def loader(images, recipe, **settings):
 
 
 def same(a, b):
-    return len(a) == len(b) and all(torch.equal(x.images, y.images) and torch.equal(x.labels, y.labels) and x.bad == y.bad
-                                    for x, y in zip(a, b, strict=True))
+    return len(a) == len(b) and all(
+        torch.equal(x.images, y.images) and torch.equal(x.labels, y.labels) and x.bad == y.bad
+        for x, y in zip(a, b, strict=True)
+    )
 
 
 def test_no_worker_and_two_workers_give_the_same_batches(images, recipe):
@@ -66,18 +70,31 @@ def test_every_image_comes_once_an_epoch(images, recipe):
 
 
 def test_labels_stay_with_their_images(images, recipe):
-    for batch in TrainLoader(images(32), recipe(scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=0.0), SPEC, CPU).epoch(0):
-        stripes = batch.images.mean((1, 2)).view(len(batch.labels), 4, 4).mean(2)  # the bright stripe's place is the class
+    for batch in TrainLoader(
+        images(32), recipe(scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=0.0), SPEC, CPU
+    ).epoch(0):
+        stripes = (
+            batch.images.mean((1, 2)).view(len(batch.labels), 4, 4).mean(2)
+        )  # the bright stripe's place is the class
         assert stripes.argmax(1).tolist() == batch.labels.tolist()
 
 
 def test_epochs_and_seeds_differ_in_order_and_augmentation(images, recipe):
     first = next(loader(images(32), recipe).epoch(0))
-    for other in (next(loader(images(32), recipe).epoch(1)), next(loader(images(32), recipe, seed=1).epoch(0))):
+    for other in (
+        next(loader(images(32), recipe).epoch(1)),
+        next(loader(images(32), recipe, seed=1).epoch(0)),
+    ):
         assert not torch.equal(first.labels, other.labels)
-    assert len({data.hash_seed(s, e, i) for s in range(5) for e in range(5) for i in range(-1, 20)}) == 5 * 5 * 21
+    assert (
+        len({data.hash_seed(s, e, i) for s in range(5) for e in range(5) for i in range(-1, 20)})
+        == 5 * 5 * 21
+    )
     same_image = images(1)
-    once, twice = (data.TrainSet(same_image, data.training_transform(recipe(**HARD), SPEC), 0, False)[(e, 0)][0] for e in (0, 1))
+    once, twice = (
+        data.TrainSet(same_image, data.training_transform(recipe(**HARD), SPEC), 0, False)[(e, 0)][0]
+        for e in (0, 1)
+    )
     assert not torch.equal(once, twice)
 
 
@@ -105,8 +122,10 @@ def test_crop_padding_shifts_within_the_padding(images, recipe):
     mine = images(8)
     transform = data.training_transform(recipe(crop_padding=3, hflip=0.0), SPEC)
     plain = torch.from_numpy(SPEC(mine.image(0)))
-    padded = torch.nn.functional.pad(plain - torch.from_numpy(SPEC(np.zeros((16, 16, 3), np.uint8))), (3, 3, 3, 3))
-    windows = [padded[:, y:y + 16, x:x + 16] for y in range(7) for x in range(7)]
+    padded = torch.nn.functional.pad(
+        plain - torch.from_numpy(SPEC(np.zeros((16, 16, 3), np.uint8))), (3, 3, 3, 3)
+    )
+    windows = [padded[:, y : y + 16, x : x + 16] for y in range(7) for x in range(7)]
     black = torch.from_numpy(SPEC(np.zeros((16, 16, 3), np.uint8)))
     for seed in range(10):
         torch.manual_seed(seed)
@@ -138,7 +157,10 @@ def test_a_skipped_image_changes_no_other_image_of_its_batch(broken, recipe):
     root, _ = broken
     one = list(loader(open_data(str(root), "train"), recipe, skip_bad_images=True).epoch(0))
     two = list(loader(open_data(str(root), "train"), recipe).epoch(0))
-    kept = [[any(torch.equal(image, other) for other in a.images) for image in b.images] for a, b in zip(one, two, strict=True)]
+    kept = [
+        [any(torch.equal(image, other) for other in a.images) for image in b.images]
+        for a, b in zip(one, two, strict=True)
+    ]
     assert all(map(all, kept))
 
 
@@ -193,7 +215,9 @@ def test_workers_may_share_a_tar_file(made, tmp_path, recipe):
     with tarfile.open(tmp_path / "set.tar", "w") as archive:
         for i in range(24):
             add_file(archive, f"class{y[i]}/{i}.png", png(x[i]))
-    alone, helped = (loader(open_data(str(tmp_path / "set.tar"), "train"), recipe, workers=workers) for workers in (0, 2))
+    alone, helped = (
+        loader(open_data(str(tmp_path / "set.tar"), "train"), recipe, workers=workers) for workers in (0, 2)
+    )
     for epoch in range(2):
         assert same(list(helped.epoch(epoch)), list(alone.epoch(epoch)))
 
@@ -234,9 +258,13 @@ def test_torchvisions_cifar_is_read_where_it_lies(tmp_path, made, monkeypatch):
         part = slice(2 * number - 2, 2 * number)
         batch = {"data": x[part].transpose(0, 3, 1, 2).reshape(2, -1), "labels": y[part].tolist()}
         (folder / f"data_batch_{number}").write_bytes(pickle.dumps(batch))
-    (folder / "test_batch").write_bytes(pickle.dumps({"data": x[10:].transpose(0, 3, 1, 2).reshape(2, -1), "labels": [2, 3]}))
+    (folder / "test_batch").write_bytes(
+        pickle.dumps({"data": x[10:].transpose(0, 3, 1, 2).reshape(2, -1), "labels": [2, 3]})
+    )
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["ant", "bee", "cat", "dog"]}))
-    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)  # its checksums are those of the real files
+    monkeypatch.setattr(
+        CIFAR10, "_check_integrity", lambda self: True
+    )  # its checksums are those of the real files
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
     train, val = (open_data(f"torch/cifar10:{tmp_path}", split) for split in ("train", "val"))
     assert train.class_names == ["ant", "bee", "cat", "dog"]
@@ -248,7 +276,9 @@ def test_torchvisions_cifar_is_read_where_it_lies(tmp_path, made, monkeypatch):
 
 @pytest.fixture
 def shards(tmp_path, made):
-    """wds/made:FOLDER with two training shards of 16 images and one validation shard of 8; and the training pixels."""
+    """wds/made:FOLDER with two training shards of 16 images and one validation shard of 8; and the training
+    pixels.
+    """
     pytest.importorskip("webdataset")
     root = tmp_path / "shards"
     root.mkdir()
@@ -262,8 +292,12 @@ def shards(tmp_path, made):
                 for i in chosen:
                     add_file(archive, f"{i:05d}.png", png(x[i]))
                     add_file(archive, f"{i:05d}.cls", str(y[i]).encode())
-        info[name] = {"name": name, "filenames": files, "shard_lengths": [len(r) for r in ranges],
-                      "num_samples": sum(map(len, ranges))}
+        info[name] = {
+            "name": name,
+            "filenames": files,
+            "shard_lengths": [len(r) for r in ranges],
+            "num_samples": sum(map(len, ranges)),
+        }
     (root / "_info.json").write_text(json.dumps({"splits": info}))
     return f"wds/made:{root}", x, y
 
@@ -296,7 +330,9 @@ def test_shards_are_evaluated_whole(shards):
     spec, x, y = shards
     images = open_data(spec, "val", 4)
     batches = list(eval_loader(images, SPEC, 3, 0, CPU))
-    assert torch.equal(torch.cat([batch.images for batch in batches]), torch.from_numpy(SPEC.batch(list(x[32:]))))
+    assert torch.equal(
+        torch.cat([batch.images for batch in batches]), torch.from_numpy(SPEC.batch(list(x[32:])))
+    )
     assert torch.cat([batch.labels for batch in batches]).tolist() == y[32:].tolist()
 
 
@@ -313,14 +349,18 @@ def test_no_data_is_named():
         open_data("", "train")
 
 
-@pytest.mark.parametrize("spec", ["{0}/none", "npz:{0}/none.npz", "{0}/none.tar", "torch/image_folder:{0}/none"])
+@pytest.mark.parametrize(
+    "spec", ["{0}/none", "npz:{0}/none.npz", "{0}/none.tar", "torch/image_folder:{0}/none"]
+)
 def test_a_missing_set_is_named(tmp_path, spec):
     with pytest.raises(DataError, match="none") as caught:
         open_data(spec.format(tmp_path), "train")
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("form", ["{0}", "torch/image_folder:{0}", "{0}/empty.tar", "{0}/text.tar", "wds/made:{0}"])
+@pytest.mark.parametrize(
+    "form", ["{0}", "torch/image_folder:{0}", "{0}/empty.tar", "{0}/text.tar", "wds/made:{0}"]
+)
 def test_an_empty_set_is_named(tmp_path, form):
     (tmp_path / "train").mkdir()
     tarfile.open(tmp_path / "empty.tar", "w").close()

@@ -42,7 +42,12 @@ def test_a_failing_step_ends_the_demo_with_that_exit_code(tmp_path, monkeypatch,
 @pytest.mark.slow
 def test_the_whole_way_ends_in_a_table_with_teacher_control_student_and_int8(tmp_path, capsys):
     out = tmp_path / "demo"
-    assert cli.main(["demo", "--output", str(out), "--teacher-epochs", "3", "--epochs", "3", "--iterations", "20"]) == 0
+    assert (
+        cli.main(
+            ["demo", "--output", str(out), "--teacher-epochs", "3", "--epochs", "3", "--iterations", "20"]
+        )
+        == 0
+    )
     rows = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
     assert len(rows) == 4
     table = json.loads((out / "table.json").read_text())

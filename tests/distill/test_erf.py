@@ -1,4 +1,6 @@
-"""The effective receptive field: counted pixel by pixel, differentiated by hand, the same for a and a thousand times a."""
+"""The effective receptive field: counted pixel by pixel, differentiated by hand, the same for a and a
+thousand times a.
+"""
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ def counted(amount, shares):
     for share in shares:
         found = None
         for i in range(1, min(height, width) // 2):
-            inside = amount[height // 2 - i:height // 2 + i + 1, width // 2 - i:width // 2 + i + 1]
+            inside = amount[height // 2 - i : height // 2 + i + 1, width // 2 - i : width // 2 + i + 1]
             if found is None and inside.sum() / amount.sum() > share:
                 found = 2 * i + 1
         sides.append(found)
@@ -33,7 +35,7 @@ def counted(amount, shares):
 @pytest.mark.parametrize("peak", [1e-3, 1.0, 1e3])
 def test_squares_are_those_that_counting_finds(shape, peak):
     random = np.random.default_rng(0)
-    y, x = np.mgrid[:shape[0], :shape[1]]
+    y, x = np.mgrid[: shape[0], : shape[1]]
     score = peak * random.random(shape) * np.exp(-((y - shape[0] // 2) ** 2 + (x - shape[1] // 2) ** 2) / 40)
     found = erf.from_score(score.astype(np.float32), thresholds=SHARES)
     assert found.scale_free.sides == counted(found.score.astype(np.float64), SHARES)
@@ -43,9 +45,15 @@ def test_squares_are_those_that_counting_finds(shape, peak):
 
 
 def test_a_constant_matrix_by_hand():
-    """64 x 64: the first odd side with side**2 > share * 4096 is 29 (841 > 819.2), 37, 47; 63**2 = 3969 is not above 4055."""
+    """64 x 64: the first odd side with side**2 > share * 4096 is 29 (841 > 819.2), 37, 47; 63**2 = 3969 is
+    not above 4055.
+    """
     found = erf.from_score(np.ones((64, 64), np.float32))
-    assert found.reference == found.scale_free == erf.Squares((29, 37, 47, None), (841 / 4096, 1369 / 4096, 2209 / 4096, None))
+    assert (
+        found.reference
+        == found.scale_free
+        == erf.Squares((29, 37, 47, None), (841 / 4096, 1369 / 4096, 2209 / 4096, None))
+    )
 
 
 def test_the_share_must_be_exceeded_and_the_smallest_square_is_3_by_3():
@@ -85,7 +93,12 @@ class Stack(nn.Module):
 
     def __init__(self, weight, bias=0.0):
         super().__init__()
-        self.conv = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2:], padding=tuple(k // 2 for k in weight.shape[2:]))
+        self.conv = nn.Conv2d(
+            weight.shape[1],
+            weight.shape[0],
+            weight.shape[2:],
+            padding=tuple(k // 2 for k in weight.shape[2:]),
+        )
         with torch.no_grad():
             self.conv.weight.copy_(weight)
             self.conv.bias.fill_(bias)
@@ -95,8 +108,12 @@ class Stack(nn.Module):
 
 
 def test_the_score_of_one_convolution_is_its_kernel():
-    """d map[4, 4] / d input[4 + dy, 4 + dx] is the kernel itself; what is negative counts 0; colours are added."""
-    kernel = torch.tensor([[[[1.0, -2, 3], [4, 5, -6], [7, 8, 9]], [[10.0, 0, 0], [0, 0, 60], [0, 0, -1]], [[0.0] * 3] * 3]])
+    """d map[4, 4] / d input[4 + dy, 4 + dx] is the kernel itself; what is negative counts 0; colours are
+    added.
+    """
+    kernel = torch.tensor(
+        [[[[1.0, -2, 3], [4, 5, -6], [7, 8, 9]], [[10.0, 0, 0], [0, 0, 60], [0, 0, -1]], [[0.0] * 3] * 3]]
+    )
     found = erf.measure(Stack(kernel, bias=100.0), [torch.zeros(2, 3, 9, 8), torch.rand(1, 3, 9, 8)], CPU)
     expected = np.zeros((9, 8))
     expected[3:6, 3:6] = [[11, 0, 3], [4, 5, 60], [7, 8, 9]]
@@ -137,7 +154,9 @@ def test_gradients_are_those_of_finite_differences():
     for place in [(0, 0, 8, 8), (0, 2, 7, 9), (0, 1, 3, 12)]:
         step = torch.zeros_like(image)
         step[place] = 1e-6
-        assert float(gradient[place]) == pytest.approx((value(image + step) - value(image - step)) / 2e-6, rel=1e-4, abs=1e-8)
+        assert float(gradient[place]) == pytest.approx(
+            (value(image + step) - value(image - step)) / 2e-6, rel=1e-4, abs=1e-8
+        )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -187,9 +206,17 @@ def output_of(model, name, images):
     return kept[-1]
 
 
-@pytest.mark.parametrize(("name", "last", "arguments"), [
-    ("resnet20", "layer3", {"width": 0.25}), ("resnet18", "layer4", {}), ("convnext_atto", "stages.3", {}),
-    ("mobilenetv3_small_050", "blocks.5", {}), ("regnetx_002", "s4", {}), ("efficientnet_lite0", "blocks.6", {})])
+@pytest.mark.parametrize(
+    ("name", "last", "arguments"),
+    [
+        ("resnet20", "layer3", {"width": 0.25}),
+        ("resnet18", "layer4", {}),
+        ("convnext_atto", "stages.3", {}),
+        ("mobilenetv3_small_050", "blocks.5", {}),
+        ("regnetx_002", "s4", {}),
+        ("efficientnet_lite0", "blocks.6", {}),
+    ],
+)
 def test_the_last_map_of_a_convnet_is_its_last_stage(name, last, arguments):
     torch.manual_seed(0)
     model, images = models.build(name, 4, arguments).eval(), torch.randn(2, 3, 64, 64)
@@ -197,7 +224,10 @@ def test_the_last_map_of_a_convnet_is_its_last_stage(name, last, arguments):
 
 
 def test_the_last_map_of_a_vit_is_its_last_tokens_without_the_class_token():
-    model, images = models.build("vit_tiny_patch16_224", 4, {"img_size": 64, "depth": 2}).eval(), torch.randn(2, 3, 64, 64)
+    model, images = (
+        models.build("vit_tiny_patch16_224", 4, {"img_size": 64, "depth": 2}).eval(),
+        torch.randn(2, 3, 64, 64),
+    )
     tokens = output_of(model, "blocks.1", images)
     found = erf.last_map(model, images)
     assert found.shape == (2, 192, 4, 4)
@@ -205,7 +235,9 @@ def test_the_last_map_of_a_vit_is_its_last_tokens_without_the_class_token():
 
 
 def test_the_last_map_of_a_swin_is_channels_first():
-    model = models.build("swin_tiny_patch4_window7_224", 4, {"img_size": 64, "depths": (1, 1, 1, 1), "embed_dim": 24}).eval()
+    model = models.build(
+        "swin_tiny_patch4_window7_224", 4, {"img_size": 64, "depths": (1, 1, 1, 1), "embed_dim": 24}
+    ).eval()
     images = torch.randn(1, 3, 64, 64)
     assert torch.equal(erf.last_map(model, images), output_of(model, "layers.3", images).permute(0, 3, 1, 2))
 
@@ -232,7 +264,9 @@ def test_a_network_without_stages_is_refused():
 
 
 def test_images_are_resized_whole_and_normalized():
-    """The left half of a wide image is red: a centre crop to a square would lose the outer columns, a resize keeps half red."""
+    """The left half of a wide image is red: a centre crop to a square would lose the outer columns, a resize
+    keeps half red.
+    """
     pixels = np.zeros((1, 20, 60, 3), np.uint8)
     pixels[0, :, :10] = (255, 0, 0)
     images = ArraySet("made", pixels, np.array([0]), ["a", "b"])
@@ -281,6 +315,11 @@ def test_plain_values_for_the_record():
     score = np.zeros((8, 8), np.float32)
     score[4, 4] = 2
     assert erf.from_score(score, 5, 1).to_dict() == {
-        "input_size": [8, 8], "images": 5, "skipped_images": 1, "thresholds": [0.2, 0.3, 0.5, 0.99], "largest_score": 2.0,
+        "input_size": [8, 8],
+        "images": 5,
+        "skipped_images": 1,
+        "thresholds": [0.2, 0.3, 0.5, 0.99],
+        "largest_score": 2.0,
         "reference": {"sides": [3] * 4, "area_ratios": [9 / 64] * 4},
-        "scale_free": {"sides": [3] * 4, "area_ratios": [9 / 64] * 4}}
+        "scale_free": {"sides": [3] * 4, "area_ratios": [9 / 64] * 4},
+    }

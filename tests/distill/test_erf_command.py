@@ -1,4 +1,6 @@
-"""`distill erf`: the same numbers as the measure itself, every file it promises, and one line for what it cannot do."""
+"""`distill erf`: the same numbers as the measure itself, every file it promises, and one line for what it
+cannot do.
+"""
 
 import json
 
@@ -20,6 +22,7 @@ NAMES = ["ant", "bee", "cat", "dog"]
 @pytest.fixture
 def save(tmp_path):
     """save(name, role, model, size=16, **arguments) -> path of a checkpoint with random weights."""
+
     def make(name="best.pth", role="student", model="resnet20", size=16, seed=0, spoil=None, **arguments):
         torch.manual_seed(seed)
         arguments = arguments or {"width": 0.25}
@@ -28,9 +31,19 @@ def save(tmp_path):
             network.conv1.weight.data.fill_(spoil)
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoints.save(Checkpoint(model, arguments, network.state_dict(), Preprocess((3, size, size), "bilinear", 0.5), NAMES,
-                                    role=role), path)
+        checkpoints.save(
+            Checkpoint(
+                model,
+                arguments,
+                network.state_dict(),
+                Preprocess((3, size, size), "bilinear", 0.5),
+                NAMES,
+                role=role,
+            ),
+            path,
+        )
         return str(path)
+
     return make
 
 
@@ -43,7 +56,24 @@ def out(tmp_path, monkeypatch):
 
 def test_the_numbers_are_those_of_the_measure(save, npz, out, made, capsys):
     path, data = save(), npz(val=12)
-    assert main(["erf", path, "--data", data, "--output", str(out), "--num-images", "99", "--img-size", "20", "--json"]) == 0
+    assert (
+        main(
+            [
+                "erf",
+                path,
+                "--data",
+                data,
+                "--output",
+                str(out),
+                "--num-images",
+                "99",
+                "--img-size",
+                "20",
+                "--json",
+            ]
+        )
+        == 0
+    )
     printed, err = capsys.readouterr()
     report = json.loads(printed)
     assert printed.count("\n") == 1 and err == ""
@@ -52,31 +82,52 @@ def test_the_numbers_are_those_of_the_measure(save, npz, out, made, capsys):
     network = models.build("resnet20", 4, {"width": 0.25})
     checkpoints.load_weights(network, found)
     x, _ = made(12, seed=1)
-    enlarged = np.stack([np.asarray(Image.fromarray(image).resize((20, 20), Image.Resampling.BILINEAR)) for image in x])
-    batch = (torch.from_numpy(enlarged).permute(0, 3, 1, 2) / 255 - torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)) \
-        / torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
+    enlarged = np.stack(
+        [np.asarray(Image.fromarray(image).resize((20, 20), Image.Resampling.BILINEAR)) for image in x]
+    )
+    batch = (
+        torch.from_numpy(enlarged).permute(0, 3, 1, 2) / 255
+        - torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
+    ) / torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
     expected = erf.measure(network, [batch], torch.device("cpu"))
     (entry,) = report["networks"]
     with np.load(out / "erf.npz", allow_pickle=False) as arrays:
         assert np.allclose(arrays["student"], expected.score, rtol=1e-3, atol=1e-7)
     assert entry["reference"]["sides"] == list(expected.reference.sides)
     assert entry["scale_free"]["area_ratios"] == list(expected.scale_free.ratios)
-    assert (entry["label"], entry["file"], entry["role"], entry["model"]) == ("student", path, "student", "resnet20")
+    assert (entry["label"], entry["file"], entry["role"], entry["model"]) == (
+        "student",
+        path,
+        "student",
+        "resnet20",
+    )
     assert (entry["input_size"], entry["images"], entry["skipped_images"]) == ([20, 20], 12, 0)
     assert report["images"] == [f"val.npz[{i}]" for i in range(12)]
 
 
 def test_teacher_control_and_student_side_by_side(save, npz, out, capsys):
-    paths = [save("t.pth", "teacher", "convnext_atto", 32, depths=(1, 1, 1, 1), dims=(8, 8, 8, 8)),
-             save("run/control/best.pth", "control"), save("run/best.pth", seed=1)]
+    paths = [
+        save("t.pth", "teacher", "convnext_atto", 32, depths=(1, 1, 1, 1), dims=(8, 8, 8, 8)),
+        save("run/control/best.pth", "control"),
+        save("run/best.pth", seed=1),
+    ]
     assert main(["erf", *paths, "--data", npz(), "--output", str(out), "--num-images", "4"]) == 0
     printed, err = capsys.readouterr()
     assert err == ""
-    assert sorted(file.name for file in out.iterdir()) == ["control.png", "erf.json", "erf.npz", "erf.png", "student.png",
-                                                           "teacher.png"]
+    assert sorted(file.name for file in out.iterdir()) == [
+        "control.png",
+        "erf.json",
+        "erf.npz",
+        "erf.png",
+        "student.png",
+        "teacher.png",
+    ]
     widths = [Image.open(out / f"{name}.png").width for name in ("teacher", "control", "student", "erf")]
     assert widths[3] > 2.5 * widths[0] and widths[0] == widths[1] == widths[2]
-    assert all(word in printed for word in ("teacher", "control", "student", "reference", "scale-free", "99 %", "32 x 32"))
+    assert all(
+        word in printed
+        for word in ("teacher", "control", "student", "reference", "scale-free", "99 %", "32 x 32")
+    )
     assert "4 val images of npz:" in printed
     assert "inputs differ in size" in printed and "a larger --img-size shows where it ends" in printed
     for line in printed.splitlines():
@@ -100,8 +151,25 @@ def test_the_seed_chooses_the_images(save, npz, out, capsys):
     path, data = save(), npz()
     chosen = []
     for seed in ("0", "0", "1"):
-        assert main(["erf", path, "--data", data, "--output", str(out), "--overwrite", "--num-images", "3", "--seed", seed,
-                     "--json"]) == 0
+        assert (
+            main(
+                [
+                    "erf",
+                    path,
+                    "--data",
+                    data,
+                    "--output",
+                    str(out),
+                    "--overwrite",
+                    "--num-images",
+                    "3",
+                    "--seed",
+                    seed,
+                    "--json",
+                ]
+            )
+            == 0
+        )
         chosen.append(json.loads(capsys.readouterr().out)["images"])
     assert chosen[0] == chosen[1] != chosen[2]
 
@@ -120,8 +188,25 @@ def test_files_are_replaced_only_when_asked(save, npz, out, capsys):
 
 def test_labels_name_rows_and_files(save, npz, out, capsys):
     paths = [save("a.pth"), save("b.pth"), save("c.pth")]
-    assert main(["erf", *paths, "--labels", "SLaK-T", "SLaK-T", "../x y", "--data", npz(), "--output", str(out),
-                 "--num-images", "1"]) == 0
+    assert (
+        main(
+            [
+                "erf",
+                *paths,
+                "--labels",
+                "SLaK-T",
+                "SLaK-T",
+                "../x y",
+                "--data",
+                npz(),
+                "--output",
+                str(out),
+                "--num-images",
+                "1",
+            ]
+        )
+        == 0
+    )
     assert "../x y" in capsys.readouterr().out
     with np.load(out / "erf.npz", allow_pickle=False) as arrays:
         assert sorted(arrays) == ["SLaK-T", "SLaK-T_2", "x_y"]
@@ -129,7 +214,14 @@ def test_labels_name_rows_and_files(save, npz, out, capsys):
 
 
 def test_file_names_never_meet():
-    assert unique_names(["a", "a", "a_2", "erf", "...", "é"]) == ["a", "a_2", "a_2_2", "erf_2", "network", "é"]
+    assert unique_names(["a", "a", "a_2", "erf", "...", "é"]) == [
+        "a",
+        "a_2",
+        "a_2_2",
+        "erf_2",
+        "network",
+        "é",
+    ]
 
 
 def test_equal_roles_are_told_apart_by_their_folder(save, npz, out, capsys):
@@ -140,18 +232,37 @@ def test_equal_roles_are_told_apart_by_their_folder(save, npz, out, capsys):
 
 
 def test_a_foreign_file_needs_its_architecture(tmp_path, save, npz, out, capsys):
-    torch.save({"state_dict": {f"module.{k}": v for k, v in models.build("resnet20", 7).state_dict().items()}},
-               tmp_path / "published.th")
-    arguments = ["erf", save(), str(tmp_path / "published.th"), "--data", npz(), "--output", str(out), "--num-images", "1",
-                 "--img-size", "16"]
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in models.build("resnet20", 7).state_dict().items()}},
+        tmp_path / "published.th",
+    )
+    arguments = [
+        "erf",
+        save(),
+        str(tmp_path / "published.th"),
+        "--data",
+        npz(),
+        "--output",
+        str(out),
+        "--num-images",
+        "1",
+        "--img-size",
+        "16",
+    ]
     assert main(arguments) == 2
-    assert "published.th: weights without a description. Say which architecture: --model NAME" in capsys.readouterr().err
+    assert (
+        "published.th: weights without a description. Say which architecture: --model NAME"
+        in capsys.readouterr().err
+    )
     assert main([*arguments, "--model", "resnet20"]) == 2
     assert "--model has 1 words for 2 checkpoints" in capsys.readouterr().err
     assert main([*arguments, "--model", "auto", "resnet20"]) == 0  # of 7 classes, where the data has 4
     assert "prefix 'module.' removed" in capsys.readouterr().out
     report = json.loads((out / "erf.json").read_text())
-    assert [(each["label"], each["role"]) for each in report["networks"]] == [("student", "student"), ("published", "plain")]
+    assert [(each["label"], each["role"]) for each in report["networks"]] == [
+        ("student", "student"),
+        ("published", "plain"),
+    ]
 
 
 def test_a_network_of_fixed_size_is_measured_at_it(save, npz, out, capsys):
@@ -188,10 +299,16 @@ def test_an_unreadable_image_can_be_left_out(save, broken, out, capsys):
     assert json.loads(capsys.readouterr().out)["networks"][0]["images"] == 15
 
 
-@pytest.mark.parametrize(("argv", "words"), [
-    ([], "no checkpoint given"), (["x.pth", "--num-images", "0"], "expected images and batch 1 or more"),
-    (["x.pth", "--labels", "a", "b"], "--labels has 2 words for 1 checkpoints"), (["none.pth"], "none.pth: no such checkpoint"),
-    (["x.pth", "--image-size", "3"], "did you mean --img-size?")])
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "no checkpoint given"),
+        (["x.pth", "--num-images", "0"], "expected images and batch 1 or more"),
+        (["x.pth", "--labels", "a", "b"], "--labels has 2 words for 1 checkpoints"),
+        (["none.pth"], "none.pth: no such checkpoint"),
+        (["x.pth", "--image-size", "3"], "did you mean --img-size?"),
+    ],
+)
 def test_what_cannot_be_meant_is_one_line(argv, words, capsys):
     assert main(["erf", *argv]) == 2
     err = capsys.readouterr().err

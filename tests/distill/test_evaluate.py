@@ -31,14 +31,23 @@ def batches(logits, labels, sizes, bad=()):
     start = 0
     for size in sizes:
         part = slice(start, start + size)
-        yield Batch(torch.tensor(logits[part], dtype=torch.float32).view(size, -1, 1, 1), torch.tensor(labels[part]), list(bad))
+        yield Batch(
+            torch.tensor(logits[part], dtype=torch.float32).view(size, -1, 1, 1),
+            torch.tensor(labels[part]),
+            list(bad),
+        )
         start += size
 
 
 def test_counts_as_by_hand():
     logits = [[9.0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6]]
     found = evaluate(Flat(), batches(logits, [0, 6, 2, 1], [3, 1]), CPU)  # best; best; fifth; sixth
-    by_hand = -np.mean([row[label] - math.log(sum(map(math.exp, row))) for row, label in zip(logits, [0, 6, 2, 1], strict=True)])
+    by_hand = -np.mean(
+        [
+            row[label] - math.log(sum(map(math.exp, row)))
+            for row, label in zip(logits, [0, 6, 2, 1], strict=True)
+        ]
+    )
     assert (found.top1, found.top5, found.images, found.skipped) == (50.0, 75.0, 4, 0)
     assert found.loss == pytest.approx(by_hand, rel=1e-6)
 
@@ -118,8 +127,12 @@ def test_a_gpu_that_is_not_there_is_missing():
 def file(tmp_path):
     torch.manual_seed(0)
     model = models.build("resnet20", 4, {"width": 0.25})
-    checkpoints.save(Checkpoint("resnet20", {"width": 0.25}, model.state_dict(), Preprocess((3, 16, 16), "bilinear", 1.0), NAMES),
-                     tmp_path / "best.pth")
+    checkpoints.save(
+        Checkpoint(
+            "resnet20", {"width": 0.25}, model.state_dict(), Preprocess((3, 16, 16), "bilinear", 1.0), NAMES
+        ),
+        tmp_path / "best.pth",
+    )
     return str(tmp_path / "best.pth"), model.eval()
 
 
@@ -135,8 +148,15 @@ def test_eval_gives_the_accuracy(file, npz, made, capsys):
     out, err = capsys.readouterr()
     result = json.loads(out)
     x, y = made(20, seed=1)
-    assert result["top1_percent"] == pytest.approx(top1(model, Preprocess((3, 16, 16), "bilinear", 1.0), x, y))
-    assert (result["images"], result["skipped_images"], result["model"], result["data"]) == (20, 0, "resnet20", data)
+    assert result["top1_percent"] == pytest.approx(
+        top1(model, Preprocess((3, 16, 16), "bilinear", 1.0), x, y)
+    )
+    assert (result["images"], result["skipped_images"], result["model"], result["data"]) == (
+        20,
+        0,
+        "resnet20",
+        data,
+    )
     assert out.count("\n") == 1 and err == ""
 
 
@@ -146,11 +166,16 @@ def test_eval_takes_the_split_and_the_size_asked_for(file, npz, made, capsys):
     result = json.loads(capsys.readouterr().out)
     x, y = made(32)
     assert result["images"] == 32
-    assert result["top1_percent"] == pytest.approx(top1(model, Preprocess((3, 24, 24), "bilinear", 1.0), x, y))
+    assert result["top1_percent"] == pytest.approx(
+        top1(model, Preprocess((3, 24, 24), "bilinear", 1.0), x, y)
+    )
 
 
 def test_eval_says_what_was_converted_and_that_names_are_unknown(tmp_path, npz, capsys):
-    torch.save({"state_dict": {f"module.{k}": v for k, v in models.build("resnet20", 4).state_dict().items()}}, tmp_path / "f.th")
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in models.build("resnet20", 4).state_dict().items()}},
+        tmp_path / "f.th",
+    )
     assert main(["eval", str(tmp_path / "f.th"), "--model", "resnet20", "--data", npz()]) == 0
     out = capsys.readouterr().out
     assert "prefix 'module.' removed" in out
@@ -159,8 +184,31 @@ def test_eval_says_what_was_converted_and_that_names_are_unknown(tmp_path, npz, 
 
 
 def test_eval_goes_back_to_the_data_of_the_training(npz, tmp_path, capsys):
-    assert main(["train", "--data", npz(), "--student", "resnet20", "--student-args", "width=0.25", "--img-size", "16", "--batch",
-                 "8", "--epochs", "1", "--teacher", "none", "--json", "--output", str(tmp_path / "run")]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--data",
+                npz(),
+                "--student",
+                "resnet20",
+                "--student-args",
+                "width=0.25",
+                "--img-size",
+                "16",
+                "--batch",
+                "8",
+                "--epochs",
+                "1",
+                "--teacher",
+                "none",
+                "--json",
+                "--output",
+                str(tmp_path / "run"),
+            ]
+        )
+        == 0
+    )
     trained = json.loads(capsys.readouterr().out)["best"]
     assert main(["eval", str(tmp_path / "run" / "best.pth"), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -169,14 +217,33 @@ def test_eval_goes_back_to_the_data_of_the_training(npz, tmp_path, capsys):
 
 
 def test_the_published_resnet20_has_its_published_accuracy(shared, tmp_path, capsys):
-    """91.60 % of the whole 8,000; of the first 2,000, here for time, 1,829, counted with the network written out by hand."""
+    """91.60 % of the whole 8,000; of the first 2,000, here for time, 1,829, counted with the network written
+    out by hand.
+    """
     from PIL import Image
 
     sheet = np.asarray(Image.open(shared / "data" / "cifar10" / "test.webp").convert("RGB"))[:640]
     labels = np.load(shared / "data" / "cifar10" / "labels.npz")
     x = sheet.reshape(20, 32, 100, 32, 3).transpose(0, 2, 1, 3, 4).reshape(-1, 32, 32, 3)
-    np.savez(tmp_path / "test.npz", x=x, y=labels["y_test"][:2000], class_names=[str(name) for name in labels["class_names"]])
-    assert main(["eval", str(shared / "data" / "weights" / "resnet20-12fca82f.th"), "--model", "resnet20", "--data",
-                 f"npz:{tmp_path}", "--json"]) == 0
+    np.savez(
+        tmp_path / "test.npz",
+        x=x,
+        y=labels["y_test"][:2000],
+        class_names=[str(name) for name in labels["class_names"]],
+    )
+    assert (
+        main(
+            [
+                "eval",
+                str(shared / "data" / "weights" / "resnet20-12fca82f.th"),
+                "--model",
+                "resnet20",
+                "--data",
+                f"npz:{tmp_path}",
+                "--json",
+            ]
+        )
+        == 0
+    )
     result = json.loads(capsys.readouterr().out)
     assert (result["images"], round(result["top1_percent"] * 20)) == (2000, 1829)

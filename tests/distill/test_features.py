@@ -1,4 +1,6 @@
-"""Taps: the model's own logits, the right maps in one layout, nothing left behind; and which stages are matched."""
+"""Taps: the model's own logits, the right maps in one layout, nothing left behind; and which stages are
+matched.
+"""
 
 import copy
 import gc
@@ -13,24 +15,55 @@ from distill.features import Stage, Taps, choose, describe, match
 from distill.losses import Outputs
 from runtime.errors import UsageError
 
-TINY_SWIN = {"img_size": 64, "embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 4), "window_size": 2}
+TINY_SWIN = {
+    "img_size": 64,
+    "embed_dim": 8,
+    "depths": (1, 1, 1, 1),
+    "num_heads": (1, 2, 2, 4),
+    "window_size": 2,
+}
 TINY_DEIT = {"img_size": 64, "embed_dim": 24, "depth": 6, "num_heads": 3}
-TINY_TWINS = {"img_size": 64, "embed_dims": (8, 16, 16, 32), "num_heads": (1, 2, 2, 4), "depths": (1, 1, 1, 1),
-              "wss": (4, 4, 4, 2), "sr_ratios": (8, 4, 2, 1)}
+TINY_TWINS = {
+    "img_size": 64,
+    "embed_dims": (8, 16, 16, 32),
+    "num_heads": (1, 2, 2, 4),
+    "depths": (1, 1, 1, 1),
+    "wss": (4, 4, 4, 2),
+    "sr_ratios": (8, 4, 2, 1),
+}
 TINY = {"depths": (1, 1, 1, 1), "kernel_sizes": (13, 11, 9, 7)}
 FAMILIES = {
     "resnet": ("test_resnet", {}, ["act1", "layer1", "layer2", "layer3", "layer4"], (2, 4, 8, 16, 32)),
     "convnext": ("test_convnext", {}, [f"stages.{i}" for i in range(4)], (4, 8, 16, 32)),
-    "mobilenetv3": ("mobilenetv3_small_050", {}, ["bn1", "blocks.0", "blocks.1", "blocks.3", "blocks.5"], (2, 4, 8, 16, 32)),
+    "mobilenetv3": (
+        "mobilenetv3_small_050",
+        {},
+        ["bn1", "blocks.0", "blocks.1", "blocks.3", "blocks.5"],
+        (2, 4, 8, 16, 32),
+    ),
     "efficientnet": ("test_efficientnet", {}, [f"blocks.{i}" for i in range(5)], (2, 4, 8, 16, 32)),
     "swin": ("swin_tiny_patch4_window7_224", TINY_SWIN, [f"layers.{i}" for i in range(4)], (4, 8, 16, 32)),
     "vit": ("test_vit", {"img_size": 64}, [f"blocks.{i}" for i in range(6)], (16,) * 6),
     "deit": ("deit_tiny_distilled_patch16_224", TINY_DEIT, [f"blocks.{i}" for i in range(6)], (16,) * 6),
     "slak": ("slak_tiny", TINY | {"dims": (8, 8, 16, 16)}, [f"stages.{i}" for i in range(4)], (4, 8, 16, 32)),
-    "replknet": ("replknet_31b", TINY | {"channels": (8, 16, 16, 24)}, [f"stages.{i}" for i in range(4)], (4, 8, 16, 32)),
-    "unireplknet": ("unireplknet_a", {"depths": (1, 1, 2, 1), "dims": (8, 16, 16, 24)}, [f"stages.{i}" for i in range(4)],
-                    (4, 8, 16, 32)),
-    "twins": ("twins_svt_small", TINY_TWINS, [f"block.{i}" for i in range(4)], (4, 8, 16, 32)),  # its modules have other names
+    "replknet": (
+        "replknet_31b",
+        TINY | {"channels": (8, 16, 16, 24)},
+        [f"stages.{i}" for i in range(4)],
+        (4, 8, 16, 32),
+    ),
+    "unireplknet": (
+        "unireplknet_a",
+        {"depths": (1, 1, 2, 1), "dims": (8, 16, 16, 24)},
+        [f"stages.{i}" for i in range(4)],
+        (4, 8, 16, 32),
+    ),
+    "twins": (
+        "twins_svt_small",
+        TINY_TWINS,
+        [f"block.{i}" for i in range(4)],
+        (4, 8, 16, 32),
+    ),  # its modules have other names
     "resnet20": ("resnet20", {"width": 0.25}, ["layer1", "layer2", "layer3"], (1, 2, 4)),
 }
 
@@ -58,7 +91,9 @@ def test_stages_are_those_of_feature_info_with_measured_sizes(family):
     stages = Taps(build(family), (3, 64, 64)).stages
     assert [stage.name for stage in stages] == names
     assert tuple(stage.stride for stage in stages) == strides
-    assert [(stage.height, stage.width) for stage in stages] == [(64 // stride, 64 // stride) for stride in strides]
+    assert [(stage.height, stage.width) for stage in stages] == [
+        (64 // stride, 64 // stride) for stride in strides
+    ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -85,7 +120,10 @@ def test_training_with_taps_is_training_without_to_the_bit(family):
     out.logits.square().sum().backward()
     for (key, a), (_, b) in zip(plain.named_parameters(), watched.named_parameters(), strict=True):
         assert torch.equal(a.grad, b.grad), key
-    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), watched.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(plain.state_dict().values(), watched.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -186,7 +224,10 @@ class InPlace(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.feature_info = [{"num_chs": 4, "reduction": 1, "module": "a"}, {"num_chs": 4, "reduction": 1, "module": "b"}]
+        self.feature_info = [
+            {"num_chs": 4, "reduction": 1, "module": "a"},
+            {"num_chs": 4, "reduction": 1, "module": "b"},
+        ]
         self.a, self.b, self.fc = nn.Conv2d(3, 4, 1), nn.Hardtanh(inplace=True), nn.Linear(4, 5)
 
     def forward(self, x):
@@ -216,7 +257,9 @@ def test_a_compiled_model_gives_the_same_in_one_graph():
         out = taps(images())
         assert torch.allclose(out.logits, expected.logits, atol=1e-5)
         assert len(out.features) == 3
-        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(out.features, expected.features, strict=True))
+        assert all(
+            torch.allclose(a, b, atol=1e-5) for a, b in zip(out.features, expected.features, strict=True)
+        )
         assert all(x.requires_grad for x in out.features)
 
 
@@ -280,12 +323,21 @@ def test_timms_maps_are_not_taken_where_they_lead_to_other_logits():
         Taps(model, (3, 8, 8))
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda m: setattr(m, "feature_info", None), "InPlace has no last stage"),
-    (lambda m: setattr(m, "feature_info", [{"num_chs": 3, "reduction": 2, "module": "gone"}]), "InPlace has no last stage"),
-    (lambda m: m.feature_info.append({"num_chs": 9, "reduction": 2, "module": "b"}), "InPlace has no last stage"),
-    (lambda m: setattr(m, "forward", lambda x: (x, x)), "more than logits"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: setattr(m, "feature_info", None), "InPlace has no last stage"),
+        (
+            lambda m: setattr(m, "feature_info", [{"num_chs": 3, "reduction": 2, "module": "gone"}]),
+            "InPlace has no last stage",
+        ),
+        (
+            lambda m: m.feature_info.append({"num_chs": 9, "reduction": 2, "module": "b"}),
+            "InPlace has no last stage",
+        ),
+        (lambda m: setattr(m, "forward", lambda x: (x, x)), "more than logits"),
+    ],
+)
 def test_networks_that_cannot_be_tapped_say_so(change, message):
     model = InPlace()
     change(model)
@@ -297,27 +349,37 @@ def test_networks_that_cannot_be_tapped_say_so(change, message):
 
 
 def row(*strides, image=224, names="s"):
-    return [Stage(i, f"{names}{i}", 8, image // stride, image // stride, stride, image) for i, stride in enumerate(strides)]
+    return [
+        Stage(i, f"{names}{i}", 8, image // stride, image // stride, stride, image)
+        for i, stride in enumerate(strides)
+    ]
 
 
-@pytest.mark.parametrize(("student", "teacher", "expected"), [
-    ([4, 8, 16, 32], [4, 8, 16, 32], {0: 0, 1: 1, 2: 2, 3: 3}),
-    ([2, 4, 8, 16, 32], [4, 8, 16, 32], {1: 0, 2: 1, 3: 2, 4: 3}),  # the stem has no partner of its own
-    ([4, 8, 16, 32], [2, 4, 8, 16, 32], {0: 1, 1: 2, 2: 3, 3: 4}),
-    ([4, 8, 16, 32], [16] * 12, {2: 8, 3: 11}),  # ViT: blocks 2, 5, 8, 11 are looked at
-    ([8, 16, 32], [14] * 24, {1: 17, 2: 23}),
-    ([16] * 12, [4, 8, 16, 32], {8: 2, 11: 3}),
-    ([16] * 12, [16] * 24, {2: 5, 5: 11, 8: 17, 11: 23}),
-    ([16] * 12, [32] * 12, {2: 2, 5: 5, 8: 8, 11: 11}),
-    ([1, 2, 4], [4, 8, 16, 32], {1: 0, 2: 3}),  # one image: stride 2 is nearest to 4; the deepest go together
-    ([4, 8, 16, 32], [1, 2, 4], {0: 1, 3: 2}),
-    ([1, 2, 4], [16] * 12, {1: 8, 2: 11}),
-    ([8, 32], [4, 16, 32], {0: 1, 1: 2}),  # 8 lies between 4 and 16: the deeper
-    ([4, 16, 32], [8, 32], {1: 0, 2: 1}),
-    ([4, 8, 16], [4, 8, 16, 32], {0: 0, 1: 1, 2: 3}),
-    ([4, 8, 16, 32], [32], {3: 0}),
-    ([32], [4, 8, 16, 32], {0: 3}),
-])
+@pytest.mark.parametrize(
+    ("student", "teacher", "expected"),
+    [
+        ([4, 8, 16, 32], [4, 8, 16, 32], {0: 0, 1: 1, 2: 2, 3: 3}),
+        ([2, 4, 8, 16, 32], [4, 8, 16, 32], {1: 0, 2: 1, 3: 2, 4: 3}),  # the stem has no partner of its own
+        ([4, 8, 16, 32], [2, 4, 8, 16, 32], {0: 1, 1: 2, 2: 3, 3: 4}),
+        ([4, 8, 16, 32], [16] * 12, {2: 8, 3: 11}),  # ViT: blocks 2, 5, 8, 11 are looked at
+        ([8, 16, 32], [14] * 24, {1: 17, 2: 23}),
+        ([16] * 12, [4, 8, 16, 32], {8: 2, 11: 3}),
+        ([16] * 12, [16] * 24, {2: 5, 5: 11, 8: 17, 11: 23}),
+        ([16] * 12, [32] * 12, {2: 2, 5: 5, 8: 8, 11: 11}),
+        (
+            [1, 2, 4],
+            [4, 8, 16, 32],
+            {1: 0, 2: 3},
+        ),  # one image: stride 2 is nearest to 4; the deepest go together
+        ([4, 8, 16, 32], [1, 2, 4], {0: 1, 3: 2}),
+        ([1, 2, 4], [16] * 12, {1: 8, 2: 11}),
+        ([8, 32], [4, 16, 32], {0: 1, 1: 2}),  # 8 lies between 4 and 16: the deeper
+        ([4, 16, 32], [8, 32], {1: 0, 2: 1}),
+        ([4, 8, 16], [4, 8, 16, 32], {0: 0, 1: 1, 2: 3}),
+        ([4, 8, 16, 32], [32], {3: 0}),
+        ([32], [4, 8, 16, 32], {0: 3}),
+    ],
+)
 def test_stages_are_matched_by_stride(student, teacher, expected):
     pairs = match(row(*student), row(*teacher))
     assert {s.index: t.index for s, t in pairs} == expected
@@ -341,11 +403,17 @@ def test_pairs_by_hand_are_numbers_or_module_names(text):
     assert [(s.index, t.index) for s, t in pairs] == [(0, 3), (2, 1)]
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("first", "expected last, all, or pairs"), ("1:", "expected last, all, or pairs"), ("1:1,", "expected last, all, or pairs"),
-    ("7:1", r"student has no stage '7'. Its stages: 0 s0 8x56x56 \(stride 4\), 1 s1"), ("1:t9", "teacher has no stage 't9'"),
-    ("1:1,1:1", "named twice"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("first", "expected last, all, or pairs"),
+        ("1:", "expected last, all, or pairs"),
+        ("1:1,", "expected last, all, or pairs"),
+        ("7:1", r"student has no stage '7'. Its stages: 0 s0 8x56x56 \(stride 4\), 1 s1"),
+        ("1:t9", "teacher has no stage 't9'"),
+        ("1:1,1:1", "named twice"),
+    ],
+)
 def test_pairs_that_are_not_there_are_refused(text, message):
     with pytest.raises(UsageError, match=message):
         match(row(4, 8), row(4, 8), text)
@@ -355,13 +423,21 @@ def test_a_pair_is_described_in_one_line():
     student = Stage(2, "layer2", 128, 28, 28, 8, 224)
     teacher = Stage(1, "stages.1", 249, 28, 28, 8, 224)
     assert describe([(student, teacher)]) == [
-        "stage 2: student layer2 128x28x28 (stride 8) <- teacher stages.1 249x28x28 (stride 8)"]
+        "stage 2: student layer2 128x28x28 (stride 8) <- teacher stages.1 249x28x28 (stride 8)"
+    ]
 
 
 # families together
 
-PAIRS = [("resnet", "swin"), ("resnet", "vit"), ("mobilenetv3", "convnext"), ("convnext", "deit"), ("resnet20", "convnext"),
-         ("vit", "swin"), ("resnet", "slak")]
+PAIRS = [
+    ("resnet", "swin"),
+    ("resnet", "vit"),
+    ("mobilenetv3", "convnext"),
+    ("convnext", "deit"),
+    ("resnet20", "convnext"),
+    ("vit", "swin"),
+    ("resnet", "slak"),
+]
 
 
 @pytest.mark.parametrize("name", losses.FEATURE)
@@ -375,7 +451,9 @@ def test_every_loss_trains_every_student_from_every_teacher(student, teacher, na
     x = images(4)
     with torch.inference_mode():
         seen = theirs_tapped(x)
-    wanted = Outputs(seen.logits.clone(), tuple(f.clone() for f in seen.features))  # as distill.teacher hands them on
+    wanted = Outputs(
+        seen.logits.clone(), tuple(f.clone() for f in seen.features)
+    )  # as distill.teacher hands them on
     loss = losses.create(name)
     loss.prepare(ours_tapped.sample(x), wanted, theirs)
     optimizer = torch.optim.SGD([*ours.parameters(), *loss.parameters()], lr=1e-3)
@@ -387,9 +465,13 @@ def test_every_loss_trains_every_student_from_every_teacher(student, teacher, na
         value.backward()
         optimizer.step()
     assert torch.isfinite(value)
-    assert all(torch.isfinite(p.grad).all() for p in [*ours.parameters(), *loss.parameters()] if p.grad is not None)
+    assert all(
+        torch.isfinite(p.grad).all() for p in [*ours.parameters(), *loss.parameters()] if p.grad is not None
+    )
     assert next(ours.parameters()).grad.abs().max() > 0  # down to the first layer
-    assert all(p.grad is None and torch.equal(p, w) for p, w in zip(theirs.parameters(), weights, strict=True))
+    assert all(
+        p.grad is None and torch.equal(p, w) for p, w in zip(theirs.parameters(), weights, strict=True)
+    )
 
 
 def test_stages_of_the_student_alone():
@@ -398,7 +480,10 @@ def test_stages_of_the_student_alone():
     assert choose(five) == five[1:]  # not the stem
     assert choose(five[2:]) == five[2:]
     assert choose(five, "last") == [five[4]]
-    assert choose(five, "3, 1:7,s3") == [five[1], five[3]]  # by number or module, a teacher's stage beside it or not
+    assert choose(five, "3, 1:7,s3") == [
+        five[1],
+        five[3],
+    ]  # by number or module, a teacher's stage beside it or not
     assert [stage.index for stage in choose(blocks)] == [2, 5, 8, 11]
     with pytest.raises(UsageError, match="the student has no stage '5'"):
         choose(five, "5")

@@ -27,8 +27,10 @@ def test_plain_lines_come_seldom_and_say_all(capsys, monkeypatch):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        f"student: epoch 1/2 step {step}/100  loss 1.5000  2,000 images/s  teacher 25% of the step  left 0:0{left}"
-        for step, left in ((20, "3:00"), (40, "2:40"))]  # a step takes a second: 180 and 160 are left
+        f"student: epoch 1/2 step {step}/100  loss 1.5000  2,000 images/s  teacher 25% of the step  left"
+        f" 0:0{left}"
+        for step, left in ((20, "3:00"), (40, "2:40"))
+    ]  # a step takes a second: 180 and 160 are left
 
 
 def test_the_time_left_of_a_resumed_run_counts_its_own_steps(monkeypatch):
@@ -45,8 +47,17 @@ def test_a_terminal_gets_bars_with_the_figures(terminal):
         display.bars.refresh()
         display.say("a line that stays")
     shown = terminal.getvalue()
-    for words in ("student", "15/20", "epoch 2/2", "5/10", "loss 0.5000", "1,234 images/s", "teacher 40% of the step", "left",
-                  "a line that stays"):
+    for words in (
+        "student",
+        "15/20",
+        "epoch 2/2",
+        "5/10",
+        "loss 0.5000",
+        "1,234 images/s",
+        "teacher 40% of the step",
+        "left",
+        "a line that stays",
+    ):
         assert words in shown, words
 
 

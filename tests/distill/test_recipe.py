@@ -1,4 +1,6 @@
-"""Recipes: the shipped ones say what they claim, YAML comes back the same, flags win, and wrong keys and values are named."""
+"""Recipes: the shipped ones say what they claim, YAML comes back the same, flags win, and wrong keys and
+values are named.
+"""
 
 import typing
 from dataclasses import fields, replace
@@ -21,14 +23,25 @@ def test_every_shipped_recipe_loads():
 def test_the_papers_recipe_has_the_papers_values():
     """Huang et al. 2023, the released script's defaults and commands."""
     paper = recipes.load("paper")
-    assert (paper.opt, paper.weight_decay, paper.sched, paper.min_lr, paper.warmup_epochs) == ("adamw", 0.05, "cosine", 1e-6, 20)
+    assert (paper.opt, paper.weight_decay, paper.sched, paper.min_lr, paper.warmup_epochs) == (
+        "adamw",
+        0.05,
+        "cosine",
+        1e-6,
+        20,
+    )
     assert paper.batch * paper.grad_accum == 4096
     assert paper.peak_lr == pytest.approx(4e-3)
     assert replace(paper, grad_accum=8).peak_lr == pytest.approx(2e-3)  # scaled linearly
     assert paper.clip_grad is None
     assert paper.epochs == 300
     assert paper.aa == "rand-m9-mstd0.5-inc1"
-    assert (paper.color_jitter, paper.reprob, paper.remode, paper.train_interpolation) == (0.4, 0.25, "pixel", "bicubic")
+    assert (paper.color_jitter, paper.reprob, paper.remode, paper.train_interpolation) == (
+        0.4,
+        0.25,
+        "pixel",
+        "bicubic",
+    )
     assert (paper.mixup, paper.cutmix, paper.mixup_prob, paper.mixup_switch_prob) == (0.8, 1.0, 1.0, 0.5)
     assert (paper.smoothing, paper.drop_path) == (0.1, 0.1)
     assert (paper.kd_loss, paper.task_loss_weight, paper.distill_loss_weight) == ("nkd", 0.0, 1.0)
@@ -36,8 +49,17 @@ def test_the_papers_recipe_has_the_papers_values():
 
 
 def test_a_recipe_comes_back_from_yaml_the_same(tmp_path):
-    mine = Recipe(data="x: y", student_args=("width=0.5", "depths=[1,2]"), lr=None, kd_gamma=2, scale=(0.1, 0.9), aa="", seed=7,
-                  amp=True, weight_decay=5e-4)
+    mine = Recipe(
+        data="x: y",
+        student_args=("width=0.5", "depths=[1,2]"),
+        lr=None,
+        kd_gamma=2,
+        scale=(0.1, 0.9),
+        aa="",
+        seed=7,
+        amp=True,
+        weight_decay=5e-4,
+    )
     file = tmp_path / "mine.yaml"
     file.write_text(recipes.to_yaml(mine))
     assert recipes.load(str(file)) == mine
@@ -57,7 +79,9 @@ def test_keys_left_out_keep_the_base(tmp_path):
 
 
 def test_flags_override_the_recipe_and_the_recipe_the_defaults():
-    options = train.parse(["--recipe", "paper", "--lr-base", "1e-3", "--no-amp", "--mixup", "0", "--data", "d"])
+    options = train.parse(
+        ["--recipe", "paper", "--lr-base", "1e-3", "--no-amp", "--mixup", "0", "--data", "d"]
+    )
     assert (options.lr_base, options.amp, options.mixup) == (1e-3, False, 0.0)
     assert (options.cutmix, options.kd_loss, options.data) == (1.0, "nkd", "d")
 
@@ -67,9 +91,20 @@ def test_flags_override_whatever_their_place():
     assert train.parse(["--epochs=3", "--recipe=paper", "-b", "64"]).batch == 64
 
 
-@pytest.mark.parametrize(("alias", "name"), [
-    ("--data-dir", "data"), ("--imgsz", "img_size"), ("-j", "workers"), ("-b", "batch"), ("--batch-size", "batch"),
-    ("--grad-accum-steps", "grad_accum"), ("-o", "output"), ("-c", "recipe"), ("--config", "recipe")])
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("--data-dir", "data"),
+        ("--imgsz", "img_size"),
+        ("-j", "workers"),
+        ("-b", "batch"),
+        ("--batch-size", "batch"),
+        ("--grad-accum-steps", "grad_accum"),
+        ("-o", "output"),
+        ("-c", "recipe"),
+        ("--config", "recipe"),
+    ],
+)
 def test_the_usual_other_names_of_flags_work(alias, name):
     value = {"data": "7", "output": "7", "recipe": "paper"}.get(name, "7")
     assert str(getattr(train.parse([alias, value]), name)) == value
@@ -89,13 +124,17 @@ def test_every_setting_is_explained():
     body = ast.parse(inspect.getsource(Recipe)).body[0].body
     for statement, following in zip(body, [*body[1:], None], strict=True):
         if isinstance(statement, ast.AnnAssign):
-            assert isinstance(following, ast.Expr) and isinstance(following.value.value, str), statement.target.id
+            assert isinstance(following, ast.Expr) and isinstance(following.value.value, str), (
+                statement.target.id
+            )
 
 
 def test_an_unknown_key_is_answered_with_the_nearest(tmp_path):
     file = tmp_path / "wrong.yaml"
     file.write_text("epochs: 3\nweigth_decay: 0.1\n")
-    with pytest.raises(UsageError, match=r"wrong.yaml: unknown key 'weigth_decay'; did you mean weight_decay\?"):
+    with pytest.raises(
+        UsageError, match=r"wrong.yaml: unknown key 'weigth_decay'; did you mean weight_decay\?"
+    ):
         recipes.load(str(file))
 
 
@@ -109,27 +148,30 @@ def test_an_unknown_flag_is_answered_with_the_nearest():
         train.parse(["--weigth-decay", "0.1"])
 
 
-@pytest.mark.parametrize(("line", "words"), [
-    ("epochs: ten", "epochs is 'ten'; expected int"),
-    ("epochs: 1.5", "epochs is 1.5; expected int"),
-    ("epochs: true", "epochs is True; expected int"),
-    ("lr: fast", "lr is 'fast'; expected a number"),
-    ("lr: true", "lr is True"),
-    ("weight_decay: null", "weight_decay is None; expected"),
-    ("weight_decay: [1]", r"weight_decay is \[1\]"),
-    ("amp: 1", "amp is 1; expected true or false"),
-    ("amp: 'yes'", "amp is 'yes'; expected true or false"),
-    ("kd_loss: dkt", "kd_loss is 'dkt'; expected one of kl, nkd, dkd"),
-    ("losses: nkd", "losses is 'nkd'; expected a list"),
-    ("losses: [{weight: 1}]", "losses has an entry {'weight': 1}; expected a name in it"),
-    ("losses: [5]", "losses is 5; expected str"),
-    ("student: 5", "student is 5; expected str"),
-    ("student_args: width=1", "student_args is 'width=1'; expected a list"),
-    ("scale: [0.1]", r"scale is \[0.1\]; expected a list"),
-    ("scale: [a, b]", "scale is 'a'; expected a number"),
-    ("- a\n- b", "expected lines of `key: value`"),
-    ("a: [1", "not YAML"),
-])
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("epochs: ten", "epochs is 'ten'; expected int"),
+        ("epochs: 1.5", "epochs is 1.5; expected int"),
+        ("epochs: true", "epochs is True; expected int"),
+        ("lr: fast", "lr is 'fast'; expected a number"),
+        ("lr: true", "lr is True"),
+        ("weight_decay: null", "weight_decay is None; expected"),
+        ("weight_decay: [1]", r"weight_decay is \[1\]"),
+        ("amp: 1", "amp is 1; expected true or false"),
+        ("amp: 'yes'", "amp is 'yes'; expected true or false"),
+        ("kd_loss: dkt", "kd_loss is 'dkt'; expected one of kl, nkd, dkd"),
+        ("losses: nkd", "losses is 'nkd'; expected a list"),
+        ("losses: [{weight: 1}]", "losses has an entry {'weight': 1}; expected a name in it"),
+        ("losses: [5]", "losses is 5; expected str"),
+        ("student: 5", "student is 5; expected str"),
+        ("student_args: width=1", "student_args is 'width=1'; expected a list"),
+        ("scale: [0.1]", r"scale is \[0.1\]; expected a list"),
+        ("scale: [a, b]", "scale is 'a'; expected a number"),
+        ("- a\n- b", "expected lines of `key: value`"),
+        ("a: [1", "not YAML"),
+    ],
+)
 def test_a_value_of_the_wrong_type_is_named(tmp_path, line, words):
     file = tmp_path / "wrong.yaml"
     file.write_text(line)
@@ -149,22 +191,63 @@ def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path):
 NAN = float("nan")
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("epochs", 0), ("batch", 0), ("grad_accum", 0), ("eval_batch", -1), ("lr", 0.0), ("lr", -1.0), ("lr", float("inf")),
-    ("lr", NAN),
-    ("lr_base", 0.0), ("weight_decay", -0.1), ("weight_decay", NAN), ("smoothing", 1.0), ("smoothing", -0.1), ("drop_path", 1.5),
-    ("kd_temperature", 0.0), ("kd_temperature", NAN), ("kd_gamma", -1.0), ("distill_loss_weight", -1.0), ("mixup", -1.0),
-    ("hflip", 2.0), ("reprob", -0.5), ("clip_grad", 0.0), ("layer_decay", 0.0), ("layer_decay", 1.1), ("workers", -2),
-    ("img_size", -1), ("warmup_epochs", -1.0), ("crop_padding", -1), ("checkpoint_minutes", -1.0), ("model_ema_decay", 1.1),
-    ("scale", (0.0, 1.0)), ("scale", (0.9, 0.1)), ("ratio", (0.0, 1.0)), ("num_classes", -1), ("seed", -1),
-    ("color_jitter", -0.1)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 0),
+        ("batch", 0),
+        ("grad_accum", 0),
+        ("eval_batch", -1),
+        ("lr", 0.0),
+        ("lr", -1.0),
+        ("lr", float("inf")),
+        ("lr", NAN),
+        ("lr_base", 0.0),
+        ("weight_decay", -0.1),
+        ("weight_decay", NAN),
+        ("smoothing", 1.0),
+        ("smoothing", -0.1),
+        ("drop_path", 1.5),
+        ("kd_temperature", 0.0),
+        ("kd_temperature", NAN),
+        ("kd_gamma", -1.0),
+        ("distill_loss_weight", -1.0),
+        ("mixup", -1.0),
+        ("hflip", 2.0),
+        ("reprob", -0.5),
+        ("clip_grad", 0.0),
+        ("layer_decay", 0.0),
+        ("layer_decay", 1.1),
+        ("workers", -2),
+        ("img_size", -1),
+        ("warmup_epochs", -1.0),
+        ("crop_padding", -1),
+        ("checkpoint_minutes", -1.0),
+        ("model_ema_decay", 1.1),
+        ("scale", (0.0, 1.0)),
+        ("scale", (0.9, 0.1)),
+        ("ratio", (0.0, 1.0)),
+        ("num_classes", -1),
+        ("seed", -1),
+        ("color_jitter", -0.1),
+    ],
+)
 def test_a_value_out_of_range_is_refused_by_name(name, value):
     with pytest.raises(UsageError, match=f"^{name.replace('_', '-')} "):
         Recipe(**{name: value})
 
 
 def test_the_limits_of_a_range_are_allowed():
-    Recipe(epochs=1, smoothing=0.0, drop_path=0.0, hflip=1.0, layer_decay=1.0, kd_gamma=0.0, scale=(1.0, 1.0), workers=-1)
+    Recipe(
+        epochs=1,
+        smoothing=0.0,
+        drop_path=0.0,
+        hflip=1.0,
+        layer_decay=1.0,
+        kd_gamma=0.0,
+        scale=(1.0, 1.0),
+        workers=-1,
+    )
 
 
 def test_mixing_needs_pairs():
@@ -177,10 +260,19 @@ def test_no_teacher_and_a_teachers_file_contradict():
         Recipe(teacher="none", teacher_ckpt="t.pth")
 
 
-@pytest.mark.parametrize(("pair", "expected"), [
-    ("width=0.5", {"width": 0.5}), ("dims=[16,32]", {"dims": [16, 32]}), ("gap=true", {"gap": True}),
-    ("name=a=b", {"name": "a=b"}), ("layer_scale_init_value=1e-6", {"layer_scale_init_value": 1e-6}),
-    ("rates=[1e-1,.5e1]", {"rates": [0.1, 5.0]}), ("name=1e", {"name": "1e"}), ("name=e1", {"name": "e1"})])
+@pytest.mark.parametrize(
+    ("pair", "expected"),
+    [
+        ("width=0.5", {"width": 0.5}),
+        ("dims=[16,32]", {"dims": [16, 32]}),
+        ("gap=true", {"gap": True}),
+        ("name=a=b", {"name": "a=b"}),
+        ("layer_scale_init_value=1e-6", {"layer_scale_init_value": 1e-6}),
+        ("rates=[1e-1,.5e1]", {"rates": [0.1, 5.0]}),
+        ("name=1e", {"name": "1e"}),
+        ("name=e1", {"name": "e1"}),
+    ],
+)
 def test_key_value_pairs_are_read_as_yaml(pair, expected):
     assert recipes.key_values((pair,)) == expected
 
@@ -195,9 +287,16 @@ def test_a_pair_that_is_none_is_shown(pair):
 
 def test_losses_may_be_mappings_in_yaml(tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text("losses:\n- {name: nkd, temperature: 2.0}\n- {name: fd, weight: 0.5, stages: '2:3,4:4', target_norm: map}\n"
-                    "- at:weight=1000\n- rkd\n")
-    expected = ("nkd:temperature=2.0", 'fd:weight=0.5,stages="2:3,4:4",target_norm="map"', "at:weight=1000", "rkd")
+    file.write_text(
+        "losses:\n- {name: nkd, temperature: 2.0}\n- {name: fd, weight: 0.5, stages: '2:3,4:4', target_norm:"
+        " map}\n- at:weight=1000\n- rkd\n"
+    )
+    expected = (
+        "nkd:temperature=2.0",
+        'fd:weight=0.5,stages="2:3,4:4",target_norm="map"',
+        "at:weight=1000",
+        "rkd",
+    )
     mine = recipes.load(str(file))
     assert mine.losses == expected
     saved = tmp_path / "args.yaml"
@@ -205,11 +304,14 @@ def test_losses_may_be_mappings_in_yaml(tmp_path):
     assert recipes.load(str(saved)) == mine
 
 
-@pytest.mark.parametrize(("settings", "words"), [
-    ({"losses": ("nkd",), "feature_loss": "fd"}, "feature-loss 'fd': expected none beside --losses"),
-    ({"kd_loss": "none"}, "kd-loss 'none': expected a loss, because there is no --feature-loss"),
-    ({"feature_weight": -1.0}, "feature-weight -1.0: expected 0 or more"),
-])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"losses": ("nkd",), "feature_loss": "fd"}, "feature-loss 'fd': expected none beside --losses"),
+        ({"kd_loss": "none"}, "kd-loss 'none': expected a loss, because there is no --feature-loss"),
+        ({"feature_weight": -1.0}, "feature-weight -1.0: expected 0 or more"),
+    ],
+)
 def test_losses_that_do_not_go_together_are_refused(settings, words):
     with pytest.raises(UsageError, match=words):
         Recipe(**settings)

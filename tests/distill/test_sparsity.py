@@ -1,4 +1,6 @@
-"""Dynamic sparsity: exact counts, zeros that stay zeros, the same masks everywhere and again after a resume."""
+"""Dynamic sparsity: exact counts, zeros that stay zeros, the same masks everywhere and again after
+a resume.
+"""
 
 import copy
 import io
@@ -54,16 +56,23 @@ def batch():
 @pytest.fixture
 def run(batch):
     """run(optimizer, ema=False, **settings) -> a started run; run.step() makes one step."""
+
     class Run:
-        def __init__(self, optimizer="adamw", ema=False, model=None, start=True, channels_last=False, **settings):
+        def __init__(
+            self, optimizer="adamw", ema=False, model=None, start=True, channels_last=False, **settings
+        ):
             torch.manual_seed(0)
             self.model = model or Net()
             if channels_last:
                 self.model = self.model.to(memory_format=torch.channels_last)
             self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
             self.ema = ModelEmaV3(self.model, decay=0.9) if ema else None
-            self.sparse = SparseTraining(self.model, self.optimizer, ema=self.ema.module if ema else None,
-                                         **{"total_updates": 40, "update_every": 5, "sparsity": 0.5} | settings)
+            self.sparse = SparseTraining(
+                self.model,
+                self.optimizer,
+                ema=self.ema.module if ema else None,
+                **{"total_updates": 40, "update_every": 5, "sparsity": 0.5} | settings,
+            )
             self.updates = 0
             if start:
                 self.sparse.start(self.loss)
@@ -85,8 +94,16 @@ def run(batch):
 
         def save(self):
             content = io.BytesIO()
-            torch.save({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "updates": self.updates,
-                        "ema": self.ema.module.state_dict() if self.ema else None, "sparse": self.sparse.state_dict()}, content)
+            torch.save(
+                {
+                    "model": self.model.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "updates": self.updates,
+                    "ema": self.ema.module.state_dict() if self.ema else None,
+                    "sparse": self.sparse.state_dict(),
+                },
+                content,
+            )
             content.seek(0)
             return content
 
@@ -99,6 +116,7 @@ def run(batch):
             self.sparse.load_state_dict(state["sparse"])
             self.updates = state["updates"]
             return self
+
     return Run
 
 
@@ -122,7 +140,10 @@ def test_snip_keeps_what_is_largest_over_all_layers_together():
 
 
 def test_equal_scores_at_the_end_of_the_ranking_are_shared_in_proportion():
-    assert snip_counts([torch.tensor([5.0, 1, 1, 1, 1]), torch.tensor([1.0, 1, 1, 0.1, 0.1])], 0.5) == [3, 2]  # 5, 4 of 7 ones
+    assert snip_counts([torch.tensor([5.0, 1, 1, 1, 1]), torch.tensor([1.0, 1, 1, 0.1, 0.1])], 0.5) == [
+        3,
+        2,
+    ]  # 5, 4 of 7 ones
 
 
 def test_a_layer_that_says_nothing_keeps_the_overall_density():
@@ -153,7 +174,9 @@ def test_the_first_masks_have_snips_counts_worked_out_by_hand():
 def test_masks_are_drawn_by_chance_not_by_the_score(run):
     model = Net()
     with torch.no_grad():
-        model.stem.weight.copy_(torch.arange(216.0).view(8, 3, 3, 3) / 216)  # the last ones would win any ranking
+        model.stem.weight.copy_(
+            torch.arange(216.0).view(8, 3, 3, 3) / 216
+        )  # the last ones would win any ranking
     mask = run(model=model).sparse.masks["stem.weight"].flatten()
     assert min(int(mask[:108].sum()), int(mask[108:].sum())) > 20
 
@@ -196,7 +219,9 @@ def test_all_linear_and_convolutional_weights_are_meant_and_nothing_else():
     assert list(prunable(Net(), only_large=True)) == ["strip.weight"]
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "convnext_atto", "resnet18"])
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "convnext_atto", "resnet18"]
+)
 def test_any_network_of_timm_can_be_masked(name):
     small = {"depths": (1, 1, 1, 1)} if "swin" in name else {"depth": 1} if "vit" in name else {}
     model = models.build(name, 4, small | models.size_argument(name, 32))
@@ -244,7 +269,9 @@ def test_as_many_grow_as_are_dropped(run, growth, channels_last):
             dropped = math.ceil(mine.sparse.rate(mine.updates) * counts[name])
             lost = int((before[name] & ~mask).sum())
             assert 0 < lost <= dropped  # one that was dropped may have grown again
-            assert int((mine.sparse.weights[name] != 0).sum()) == counts[name] - dropped  # what grew is still 0
+            assert (
+                int((mine.sparse.weights[name] != 0).sum()) == counts[name] - dropped
+            )  # what grew is still 0
             stays = mine.sparse.weights[name].detach() != 0
             assert weights[name][stays].abs().min() > 0
 
@@ -266,7 +293,9 @@ def test_nothing_is_exchanged_at_the_last_step(run):
 def test_gradient_growth_uses_the_whole_gradient_of_that_step(run, batch):
     mine = run("sgd", growth="gradient", prune_rate=0.2).step(4)
     twin = copy.deepcopy(mine.model)
-    F.cross_entropy(twin(batch[0]), batch[1]).backward()  # the gradient of the fifth step, with nothing masked
+    F.cross_entropy(
+        twin(batch[0]), batch[1]
+    ).backward()  # the gradient of the fifth step, with nothing masked
     before = masks_of(mine)
     mine.step()
     for name, mask in mine.sparse.masks.items():
@@ -381,7 +410,9 @@ def test_clipping_sees_only_the_weights_that_exist(run):
 
 def test_averaged_weights_are_masked_and_newly_grown_ones_enter_with_their_value(run):
     mine = run("sgd", ema=True, growth="gradient").step(4)
-    assert all(not mine.ema.module.get_parameter(name)[~mask].any() for name, mask in mine.sparse.masks.items())
+    assert all(
+        not mine.ema.module.get_parameter(name)[~mask].any() for name, mask in mine.sparse.masks.items()
+    )
     before = {name: mine.ema.module.get_parameter(name).detach().clone() for name in mine.sparse.masks}
     mine.step()
     for name, mask in mine.sparse.masks.items():
@@ -442,7 +473,11 @@ def test_saved_masks_take_an_eighth_of_a_byte_each(run):
     mine = run()
     saved = mine.sparse.state_dict()["masks"]
     assert {name: tuple(packed.shape) for name, packed in saved.items()} == {
-        "stem.weight": (27,), "strip.weight": (45,), "small.weight": (25,), "head.weight": (4,)}
+        "stem.weight": (27,),
+        "strip.weight": (45,),
+        "small.weight": (25,),
+        "head.weight": (4,),
+    }
 
 
 def test_masks_of_another_network_are_refused(run):
@@ -456,8 +491,15 @@ def test_masks_of_another_network_are_refused(run):
 def test_what_cannot_be_meant_is_refused():
     net = Net()
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
-    for wrong in ({"sparsity": 0.0}, {"sparsity": 1.0}, {"prune_rate": 1.5}, {"prune_rate": 0.1, "final_prune_rate": 0.2},
-                  {"update_every": 0}, {"total_updates": 0}, {"growth": "momentum"}):
+    for wrong in (
+        {"sparsity": 0.0},
+        {"sparsity": 1.0},
+        {"prune_rate": 1.5},
+        {"prune_rate": 0.1, "final_prune_rate": 0.2},
+        {"update_every": 0},
+        {"total_updates": 0},
+        {"growth": "momentum"},
+    ):
         with pytest.raises(UsageError, match="expected"):
             SparseTraining(net, optimizer, **{"total_updates": 10} | wrong)
     with pytest.raises(UsageError, match="no depthwise kernel of side 7 or more"):
@@ -465,7 +507,10 @@ def test_what_cannot_be_meant_is_refused():
 
 
 def test_the_line_for_a_person_has_the_figures(run):
-    assert run().sparse.describe() == ("50.0% of 808 weights are 0, in 4 of 4 layers; exchanged every 5 steps, random growth")
+    assert (
+        run().sparse.describe()
+        == "50.0% of 808 weights are 0, in 4 of 4 layers; exchanged every 5 steps, random growth"
+    )
 
 
 @pytest.mark.slow
@@ -481,7 +526,8 @@ def test_every_rank_has_the_masks_of_rank_0(tmp_path):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(10, 20), nn.Linear(20, 3))
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        sparse = SparseTraining(model, optimizer, total_updates=9, update_every=2, sparsity=0.5, growth="gradient")
+        sparse = SparseTraining(
+            model, optimizer, total_updates=9, update_every=2, sparsity=0.5, growth="gradient")
         torch.manual_seed(rank)
         loss = lambda: (model(torch.randn(4, 10)) ** 2).sum()
         sparse.start(loss)
@@ -495,7 +541,10 @@ def test_every_rank_has_the_masks_of_rank_0(tmp_path):
         dist.destroy_process_group()
     """)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    both = [subprocess.Popen([sys.executable, "-c", code, str(rank), str(tmp_path)], env=environment) for rank in range(2)]
+    both = [
+        subprocess.Popen([sys.executable, "-c", code, str(rank), str(tmp_path)], env=environment)
+        for rank in range(2)
+    ]
     assert [process.wait(timeout=120) for process in both] == [0, 0]
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True)["masks"] for rank in range(2))
     assert same(first, second)

@@ -1,4 +1,6 @@
-"""The teacher: frozen, on its own preprocessing and precision, refused when its classes are not the data's."""
+"""The teacher: frozen, on its own preprocessing and precision, refused when its classes are not
+the data's.
+"""
 
 import copy
 import json
@@ -52,7 +54,9 @@ def test_a_teacher_of_another_size_is_fed_its_own(size):
     images = torch.randn(2, 3, 16, 16)
     Teacher(echo, Preprocess(size, mean=OURS.mean, std=OURS.std), OURS, CPU)(images)
     assert tuple(echo.fed.shape[1:]) == size
-    assert torch.allclose(echo.fed, F.interpolate(images, size[1:], mode="bicubic", antialias=True, align_corners=False))
+    assert torch.allclose(
+        echo.fed, F.interpolate(images, size[1:], mode="bicubic", antialias=True, align_corners=False)
+    )
 
 
 def test_a_constant_image_stays_constant_at_another_size():
@@ -60,7 +64,9 @@ def test_a_constant_image_stays_constant_at_another_size():
     white = np.full((16, 16, 3), 255, np.uint8)
     bigger = Preprocess((3, 24, 24), mean=HALVES.mean, std=HALVES.std)
     Teacher(echo, bigger, OURS, CPU)(torch.from_numpy(OURS.batch([white])))
-    assert torch.allclose(echo.fed, torch.from_numpy(bigger.batch([np.full((24, 24, 3), 255, np.uint8)])), atol=1e-4)
+    assert torch.allclose(
+        echo.fed, torch.from_numpy(bigger.batch([np.full((24, 24, 3), 255, np.uint8)])), atol=1e-4
+    )
 
 
 def test_carries_no_gradient_and_leaves_no_trace(teacher):
@@ -89,7 +95,9 @@ def test_an_image_gets_the_same_logits_in_any_batch(teacher):
     assert torch.allclose(frozen(images).logits[1:2], frozen(images[1:2]).logits, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("dtype", "expected"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
 def test_computes_in_its_own_precision_and_answers_in_float32(dtype, expected):
     seen = []
 
@@ -107,12 +115,16 @@ def test_computes_in_its_own_precision_and_answers_in_float32(dtype, expected):
 @pytest.fixture
 def file(tmp_path):
     """file(names, **more) -> a teacher's best.pth."""
+
     def make(names=NAMES, preprocess=HALVES):
         torch.manual_seed(3)
         model = models.build("resnet20", len(names), {"width": 0.25})
         path = tmp_path / "teacher.pth"
-        checkpoints.save(Checkpoint("resnet20", {"width": 0.25}, model.state_dict(), preprocess, list(names)), path)
+        checkpoints.save(
+            Checkpoint("resnet20", {"width": 0.25}, model.state_dict(), preprocess, list(names)), path
+        )
         return str(path)
+
     return make
 
 
@@ -153,9 +165,16 @@ def test_a_teacher_that_merges_into_another_network_stays_as_it_is(file, monkeyp
     assert found.about["merged"].startswith("not merged: merged CifarResNet is not the same network")
 
 
-@pytest.mark.parametrize(("settings", "expected"), [
-    ({}, "fp32"), ({"amp": True}, "bf16"), ({"amp": True, "amp_dtype": "fp16"}, "fp16"),
-    ({"amp": True, "teacher_dtype": "fp32"}, "fp32"), ({"teacher_dtype": "bf16"}, "bf16")])
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "fp32"),
+        ({"amp": True}, "bf16"),
+        ({"amp": True, "amp_dtype": "fp16"}, "fp16"),
+        ({"amp": True, "teacher_dtype": "fp32"}, "fp32"),
+        ({"teacher_dtype": "bf16"}, "bf16"),
+    ],
+)
 def test_its_precision_is_the_students_unless_given(file, settings, expected):
     assert load(file(), **settings).about["dtype"] == expected
 
@@ -204,7 +223,9 @@ def test_a_teacher_without_published_weights_asks_for_a_file():
 def test_foreign_weights_built_for_a_size_are_fed_it(tmp_path, size):
     arguments = ("patch_size=8", "embed_dim=24", "depth=1", "num_heads=3", f"img_size={size}")
     sides = json.loads(size)
-    torch.save(models.build("vit_tiny_patch16_224", 4, key_values(arguments)).state_dict(), tmp_path / "w.pth")
+    torch.save(
+        models.build("vit_tiny_patch16_224", 4, key_values(arguments)).state_dict(), tmp_path / "w.pth"
+    )
     found = load(str(tmp_path / "w.pth"), teacher="vit_tiny_patch16_224", teacher_args=arguments)
     assert found.preprocess.input_size == (3, *(sides if isinstance(sides, list) else (sides, sides)))
     assert found(torch.randn(2, 3, 16, 16)).logits.shape == (2, 4)

@@ -1,4 +1,6 @@
-"""`distill train`: the run folder is complete, reproduces itself, is never replaced unasked, and says what the teacher bought."""
+"""`distill train`: the run folder is complete, reproduces itself, is never replaced unasked, and says what
+the teacher bought.
+"""
 
 import csv
 import json
@@ -16,8 +18,20 @@ from distill.cli import main
 from runtime.errors import ArtifactError, UsageError
 from runtime.images import open_images
 
-TINY = ["--student", "resnet20", "--student-args", "width=0.25", "--img-size", "16", "--batch", "8", "--epochs", "1",
-        "--device", "cpu"]
+TINY = [
+    "--student",
+    "resnet20",
+    "--student-args",
+    "width=0.25",
+    "--img-size",
+    "16",
+    "--batch",
+    "8",
+    "--epochs",
+    "1",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.fixture
@@ -29,6 +43,7 @@ def run(npz, tmp_path, capsys):
         capsys.readouterr()
         code = main(["train", "--data", data, *base, "--output", str(tmp_path / output), *flags])
         return (code, *capsys.readouterr())
+
     call.data = data
     return call
 
@@ -47,7 +62,14 @@ def test_a_run_folder_holds_all_there_is_to_know(run, tmp_path):
     events = {name for name in names if name.startswith("events.out.tfevents")}
     assert code == 0
     assert events
-    assert names - events == {"args.yaml", "best.pth", "last.pth", "metrics.jsonl", "result.json", "summary.csv"}
+    assert names - events == {
+        "args.yaml",
+        "best.pth",
+        "last.pth",
+        "metrics.jsonl",
+        "result.json",
+        "summary.csv",
+    }
     best = checkpoints.load(folder / "best.pth")
     assert best.role == "plain"
     assert best.lineage["data"]["train_images"] == 32 and best.lineage["data"]["val_images"] == 16
@@ -61,7 +83,9 @@ def test_a_run_folder_holds_all_there_is_to_know(run, tmp_path):
 
 
 def test_args_yaml_reproduces_the_run(run, tmp_path, same_weights, capsys):
-    run("--teacher", "none", "--mixup", "0.4", "--drop-path", "0.1", "--lr", "0.01", "--recipe", "cifar10-cpu")
+    run(
+        "--teacher", "none", "--mixup", "0.4", "--drop-path", "0.1", "--lr", "0.01", "--recipe", "cifar10-cpu"
+    )
     saved = tmp_path / "run" / "args.yaml"
     assert yaml.safe_load(saved.read_text())["lr"] == 0.01
     assert main(["train", "--recipe", str(saved), "--output", str(tmp_path / "again")]) == 0
@@ -78,11 +102,15 @@ def test_a_control_gets_the_same_budget_and_the_difference_is_given(run, teacher
     assert (roles["."].role, roles["control"].role) == ("student", "control")
     assert result["best"]["top1_percent"] == roles["."].metrics["top1"]
     assert result["control"]["top1_percent"] == roles["control"].metrics["top1"]
-    assert result["gain_points"] == pytest.approx(result["best"]["top1_percent"] - result["control"]["top1_percent"])
+    assert result["gain_points"] == pytest.approx(
+        result["best"]["top1_percent"] - result["control"]["top1_percent"]
+    )
     assert f"the teacher bought {result['gain_points']:+.2f} points" in out
     ours, theirs = roles["."].lineage["recipe"], roles["control"].lineage["recipe"]
     assert {key for key in ours if ours[key] != theirs[key]} == {"teacher", "teacher_ckpt"}
-    assert roles["."].lineage["teacher"]["file"] == teacher_file and roles["control"].lineage["teacher"] is None
+    assert (
+        roles["."].lineage["teacher"]["file"] == teacher_file and roles["control"].lineage["teacher"] is None
+    )
     assert len((folder / "control" / "metrics.jsonl").read_text().splitlines()) == 1
     teachers_own = checkpoints.load(teacher_file).metrics["top1"]
     assert result["teacher"]["top1_percent"] == pytest.approx(teachers_own)
@@ -172,7 +200,9 @@ def test_resume_finishes_the_control_as_well(run, teacher_file, tmp_path, same_w
     run("--teacher-ckpt", teacher_file, "--control", output="run")
     shutil.rmtree(tmp_path / "run" / "control")  # as if killed between the two
     assert main(["train", "--resume", str(tmp_path / "run")]) == 0
-    same_weights(*(checkpoints.load(tmp_path / name / "control" / "last.pth").state_dict for name in ("whole", "run")))
+    same_weights(
+        *(checkpoints.load(tmp_path / name / "control" / "last.pth").state_dict for name in ("whole", "run"))
+    )
     assert json.loads((tmp_path / "run" / "result.json").read_text())["control"]
 
 
@@ -194,7 +224,12 @@ def test_a_run_whose_last_pth_is_gone_is_not_begun_again_in_silence(run, tmp_pat
     before = (folder / "best.pth").read_bytes()
     assert main(["train", "--resume", str(folder)]) == 2
     assert "last.pth is gone" in capsys.readouterr().err and (folder / "best.pth").read_bytes() == before
-    for name in ("best.pth", "metrics.jsonl", "summary.csv", "result.json"):  # as if it was killed before the first save
+    for name in (
+        "best.pth",
+        "metrics.jsonl",
+        "summary.csv",
+        "result.json",
+    ):  # as if it was killed before the first save
         (folder / name).unlink()
     assert main(["train", "--resume", str(folder)]) == 0
     assert "plain: nothing was saved yet, it starts from the beginning" in capsys.readouterr().err
@@ -221,7 +256,9 @@ def test_a_script_that_always_says_resume_starts_in_a_new_folder(run, tmp_path):
     assert (tmp_path / "new" / "last.pth").is_file()
 
 
-def test_resume_measures_the_field_again_and_a_failure_of_it_keeps_the_result(run, tmp_path, monkeypatch, capsys):
+def test_resume_measures_the_field_again_and_a_failure_of_it_keeps_the_result(
+    run, tmp_path, monkeypatch, capsys
+):
     from distill import erf_command
     from runtime.errors import DataError
 
@@ -256,7 +293,12 @@ def test_resume_clears_what_a_killed_process_left(run, teacher_file, tmp_path):
 
 def test_resume_from_another_folder_finds_the_data(run, tmp_path, monkeypatch):
     monkeypatch.chdir(Path(run.data.removeprefix("npz:")).parent)
-    assert main(["train", "--data", "npz:set", *TINY, "--teacher", "none", "--output", str(tmp_path / "relative")]) == 0
+    assert (
+        main(
+            ["train", "--data", "npz:set", *TINY, "--teacher", "none", "--output", str(tmp_path / "relative")]
+        )
+        == 0
+    )
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert main(["train", "--resume", str(tmp_path / "relative")]) == 0
@@ -266,7 +308,9 @@ def test_resume_with_a_changed_setting_is_refused(run, tmp_path, capsys):
     run("--teacher", "none", "--lr", "0.01")
     assert main(["train", "--resume", str(tmp_path / "run"), "--lr", "0.02"]) == 2
     assert "--lr is 0.02, the run to resume has 0.01" in capsys.readouterr().err
-    assert yaml.safe_load((tmp_path / "run" / "args.yaml").read_text())["lr"] == 0.01  # and a later --resume still works
+    assert (
+        yaml.safe_load((tmp_path / "run" / "args.yaml").read_text())["lr"] == 0.01
+    )  # and a later --resume still works
     assert main(["train", "--resume", str(tmp_path / "run")]) == 0
 
 
@@ -335,18 +379,30 @@ def test_other_classes_in_the_two_splits_are_refused_with_the_first_difference(t
 
 
 def test_erf_measures_every_network_of_the_run(run, teacher_file, tmp_path):
-    """Teacher, control and student, in this order, in result.json, in metrics.jsonl after the epochs, and as pictures."""
+    """Teacher, control and student, in this order, in result.json, in metrics.jsonl after the epochs, and as
+    pictures.
+    """
     code, out, _ = run("--teacher-ckpt", teacher_file, "--control", "--erf")
     folder = tmp_path / "run"
     assert code == 0
     networks = json.loads((folder / "result.json").read_text())["erf"]
     assert [network["label"] for network in networks] == ["teacher", "control", "student"]
-    assert [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][-1] == {"erf": networks}
-    assert {path.name for path in (folder / "erf").iterdir()} == {"erf.png", "erf.json", "erf.npz", "teacher.png", "control.png",
-                                                                  "student.png"}
+    assert [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][-1] == {
+        "erf": networks
+    }
+    assert {path.name for path in (folder / "erf").iterdir()} == {
+        "erf.png",
+        "erf.json",
+        "erf.npz",
+        "teacher.png",
+        "control.png",
+        "student.png",
+    }
     alone = tmp_path / "alone"
     assert main(["erf", str(folder / "best.pth"), "--output", str(alone), "--num-images", "50"]) == 0
-    assert json.loads((alone / "erf.json").read_text())["networks"][0]["reference"] == networks[2]["reference"]
+    assert (
+        json.loads((alone / "erf.json").read_text())["networks"][0]["reference"] == networks[2]["reference"]
+    )
     assert "receptive field of the student" in out and f"figures in {folder / 'erf'}" in out
 
 
@@ -356,8 +412,11 @@ def test_agreement_with_the_teacher_is_counted_image_by_image(run, teacher_file,
     assert code == 0
     images = open_images(run.data, "val")
     classes = {}
-    for name, path in (("teacher", teacher_file), ("student", tmp_path / "run" / "best.pth"),
-                       ("control", tmp_path / "run" / "control" / "best.pth")):
+    for name, path in (
+        ("teacher", teacher_file),
+        ("student", tmp_path / "run" / "best.pth"),
+        ("control", tmp_path / "run" / "control" / "best.pth"),
+    ):
         found = checkpoints.load(path)
         network = models.build(found.model, 4, found.model_args).eval()
         network.load_state_dict(found.state_dict)
@@ -366,27 +425,37 @@ def test_agreement_with_the_teacher_is_counted_image_by_image(run, teacher_file,
     for name, key in (("student", "best"), ("control", "control")):
         expected = 100 * (classes[name] == classes["teacher"]).float().mean().item()
         assert result[key]["teacher_agreement_percent"] == pytest.approx(expected)
-    assert f"choose the same class on {result['best']['teacher_agreement_percent']:.2f} % of the images" in out
+    assert (
+        f"choose the same class on {result['best']['teacher_agreement_percent']:.2f} % of the images" in out
+    )
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert 0 <= first["val_teacher_agreement_percent"] <= 100
 
 
 def test_several_losses_in_yaml(run, teacher_file, tmp_path):
     recipe = tmp_path / "losses.yaml"
-    recipe.write_text("losses:\n- {name: nkd, temperature: 2.0}\n- {name: fd, weight: 0.5, target_norm: map}\n")
+    recipe.write_text(
+        "losses:\n- {name: nkd, temperature: 2.0}\n- {name: fd, weight: 0.5, target_norm: map}\n"
+    )
     code, _, err = run("--teacher-ckpt", teacher_file, "--config", str(recipe))
     assert code == 0
     assert "fd: stage 2: student layer3 16x4x4 (stride 4) <- teacher layer3 16x4x4 (stride 4)" in err
     record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
-    assert record["train_distill_loss"] == pytest.approx(record["train_nkd_loss"] + 0.5 * record["train_fd_loss"])
+    assert record["train_distill_loss"] == pytest.approx(
+        record["train_nkd_loss"] + 0.5 * record["train_fd_loss"]
+    )
 
 
 def test_sparse_training_leaves_zeros_in_the_file(run, tmp_path):
-    code, _, _ = run("--teacher", "none", "--sparsity", "0.4", "--sparse-update-every", "2", "--amp", "--model-ema")
+    code, _, _ = run(
+        "--teacher", "none", "--sparsity", "0.4", "--sparse-update-every", "2", "--amp", "--model-ema"
+    )
     assert code == 0
     last = checkpoints.load(tmp_path / "run" / "last.pth").state_dict
     weights = {key: value for key, value in last.items() if value.ndim in (2, 4)}
-    zeros = sum(int((value == 0).sum()) for value in weights.values()) / sum(value.numel() for value in weights.values())
+    zeros = sum(int((value == 0).sum()) for value in weights.values()) / sum(
+        value.numel() for value in weights.values()
+    )
     assert 0.36 < zeros < 0.44
     averaged = checkpoints.load(tmp_path / "run" / "best.pth").state_dict
     assert all(((averaged[key] == 0) >= (value == 0)).all() for key, value in weights.items())
@@ -402,8 +471,23 @@ def test_weights_to_start_from_bring_what_their_network_was_built_with(run, tmp_
     assert code == 4 and "does not fit resnet20" in err  # what is given counts
 
 
-VIT = ["--student", "vit_tiny_patch16_224", "--batch", "8", "--epochs", "1", "--device", "cpu", "--teacher", "none",
-       "--student-args", "patch_size=8", "embed_dim=24", "depth=1", "num_heads=3"]
+VIT = [
+    "--student",
+    "vit_tiny_patch16_224",
+    "--batch",
+    "8",
+    "--epochs",
+    "1",
+    "--device",
+    "cpu",
+    "--teacher",
+    "none",
+    "--student-args",
+    "patch_size=8",
+    "embed_dim=24",
+    "depth=1",
+    "num_heads=3",
+]
 
 
 def test_a_student_built_for_a_size_sees_images_of_that_size(run, tmp_path):

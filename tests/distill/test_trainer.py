@@ -1,4 +1,6 @@
-"""The trainer: one step is the step of a plain torch loop, and a run stopped anywhere ends with the bits of one that was not."""
+"""The trainer: one step is the step of a plain torch loop, and a run stopped anywhere ends with the bits of
+one that was not.
+"""
 
 import csv
 import json
@@ -31,19 +33,34 @@ def without_timings(history):
 # one step
 
 
-@pytest.mark.parametrize(("grad_accum", "clip", "smoothing"), [(1, None, 0.0), (2, None, 0.1), (1, 0.1, 0.0), (2, 0.05, 0.0)])
+@pytest.mark.parametrize(
+    ("grad_accum", "clip", "smoothing"), [(1, None, 0.0), (2, None, 0.1), (1, 0.1, 0.0), (2, 0.05, 0.0)]
+)
 def test_three_steps_equal_a_hand_written_loop(trainer, teacher, images, grad_accum, clip, smoothing):
-    """KL at T = 4 with weight 0.9 and cross-entropy with 0.1; SGD with Nesterov momentum, decay on matrices only, cosine rate."""
+    """KL at T = 4 with weight 0.9 and cross-entropy with 0.1; SGD with Nesterov momentum, decay on matrices
+    only, cosine rate.
+    """
     lr, decay, epochs = 0.01, 0.01, 2
-    mine = trainer(teacher=teacher(), grad_accum=grad_accum, clip_grad=clip, smoothing=smoothing, lr=lr, weight_decay=decay,
-                   epochs=epochs, distill_loss_weight=0.9, task_loss_weight=0.1, train=images(48), min_lr=0.001)
+    mine = trainer(
+        teacher=teacher(),
+        grad_accum=grad_accum,
+        clip_grad=clip,
+        smoothing=smoothing,
+        lr=lr,
+        weight_decay=decay,
+        epochs=epochs,
+        distill_loss_weight=0.9,
+        task_loss_weight=0.1,
+        train=images(48),
+        min_lr=0.001,
+    )
     student, frozen = models.build("resnet20", 4, {"width": 0.25}), teacher().model
     student.load_state_dict(weights(mine))
     student.to(memory_format=torch.channels_last).train()
     batches = list(mine.train_loader.epoch(0))
     velocity = {}
     for step in range(3):
-        group = batches[step * grad_accum:(step + 1) * grad_accum]
+        group = batches[step * grad_accum : (step + 1) * grad_accum]
         mine.step(group)
 
         student.zero_grad()
@@ -65,7 +82,9 @@ def test_three_steps_equal_a_hand_written_loop(trainer, teacher, images, grad_ac
                 grad = p.grad * shrink + (decay * p if p.ndim > 1 else 0)
                 velocity[name] = grad if step == 0 else 0.9 * velocity[name] + grad
                 p -= rate * (grad + 0.9 * velocity[name])
-    for (name, ours), (_, by_hand) in zip(mine.model.named_parameters(), student.named_parameters(), strict=True):
+    for (name, ours), (_, by_hand) in zip(
+        mine.model.named_parameters(), student.named_parameters(), strict=True
+    ):
         assert torch.allclose(ours, by_hand, atol=2e-6), name
     assert mine.updates == 3
 
@@ -88,7 +107,11 @@ def test_mixed_labels_are_not_smoothed_twice(trainer, teacher):
     mine.model.eval()
     total, distill, task, _ = mine.losses(images, labels)
     with torch.no_grad():
-        by_hand = -(labels * mine.model(images.contiguous(memory_format=torch.channels_last)).log_softmax(1)).sum(1).mean()
+        by_hand = (
+            -(labels * mine.model(images.contiguous(memory_format=torch.channels_last)).log_softmax(1))
+            .sum(1)
+            .mean()
+        )
     assert task.item() == pytest.approx(by_hand.item(), rel=1e-5)
     assert total.item() == pytest.approx(distill.item() + task.item(), rel=1e-6)
 
@@ -112,7 +135,12 @@ def test_the_warm_up_rises_in_a_straight_line(trainer, images):
 
 
 def test_layer_decay_gives_earlier_layers_a_lower_rate(tmp_path, trainer):
-    mine = trainer(student="convnext_atto", student_args=("depths=[1,1,1,1]", "dims=[8,8,8,8]"), img_size=32, layer_decay=0.5)
+    mine = trainer(
+        student="convnext_atto",
+        student_args=("depths=[1,1,1,1]", "dims=[8,8,8,8]"),
+        img_size=32,
+        layer_decay=0.5,
+    )
     rate = {id(p): group["lr"] for group in mine.optimizer.param_groups for p in group["params"]}
     parameters = dict(mine.model.named_parameters())
     assert rate[id(parameters["head.fc.weight"])] == pytest.approx(0.05)
@@ -134,9 +162,14 @@ def test_dropout_and_drop_path_reach_the_network(trainer):
     assert mine.model.layer3[2].drop_path.drop_prob == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize(("settings", "words"), [
-    ({"opt": "adamww"}, "optimizer 'adamww'"),
-    ({"sched": "cosin"}, "schedule 'cosin'"), ({"student": "resnt20"}, "did you mean")])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"opt": "adamww"}, "optimizer 'adamww'"),
+        ({"sched": "cosin"}, "schedule 'cosin'"),
+        ({"student": "resnt20"}, "did you mean"),
+    ],
+)
 def test_what_timm_does_not_know_is_named(trainer, settings, words):
     with pytest.raises(UsageError, match=words):
         trainer(**settings)
@@ -146,7 +179,15 @@ def test_what_timm_does_not_know_is_named(trainer, settings, words):
 
 
 def test_learns_what_can_be_learned(trainer, images):
-    mine = trainer(train=images(64), val=images(32, seed=1), epochs=4, lr=0.1, hflip=0.0, scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    mine = trainer(
+        train=images(64),
+        val=images(32, seed=1),
+        epochs=4,
+        lr=0.1,
+        hflip=0.0,
+        scale=(1.0, 1.0),
+        ratio=(1.0, 1.0),
+    )
     assert mine.fit()["val_top1_percent"] > 60  # four classes: chance is 25 %
 
 
@@ -259,7 +300,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(trainer, bad
     def poisoned(images, labels):
         calls.append(1)
         found = plain(images, labels)
-        return found._replace(total=found.total * bad) if len(calls) == 6 else found  # the sixth batch is in the third step
+        return (
+            found._replace(total=found.total * bad) if len(calls) == 6 else found
+        )  # the sixth batch is in the third step
 
     mine.losses = poisoned
     with pytest.raises(GateError, match=rf"loss is {bad} at step 3 \(epoch 2"):
@@ -295,9 +338,26 @@ def stop_after(trainer, step):
     trainer.step = watched
 
 
-EVERYTHING = {"epochs": 3, "grad_accum": 2, "batch": 4, "mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1, "drop_path": 0.2,
-              "drop": 0.1, "reprob": 0.5, "aa": "rand-m9-mstd0.5-inc1", "train_interpolation": "random", "model_ema": True,
-              "model_ema_decay": 0.9, "opt": "adamw", "lr": 3e-3, "weight_decay": 0.05, "clip_grad": 1.0, "warmup_epochs": 1.0}
+EVERYTHING = {
+    "epochs": 3,
+    "grad_accum": 2,
+    "batch": 4,
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "smoothing": 0.1,
+    "drop_path": 0.2,
+    "drop": 0.1,
+    "reprob": 0.5,
+    "aa": "rand-m9-mstd0.5-inc1",
+    "train_interpolation": "random",
+    "model_ema": True,
+    "model_ema_decay": 0.9,
+    "opt": "adamw",
+    "lr": 3e-3,
+    "weight_decay": 0.05,
+    "clip_grad": 1.0,
+    "warmup_epochs": 1.0,
+}
 """Every setting that draws random numbers or keeps something between steps."""
 
 
@@ -310,14 +370,18 @@ def whole(trainer, teacher):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_stopped_at_random_steps_ends_with_the_same_bits(trainer, teacher, whole, same_weights, workers):
+def test_a_run_stopped_at_random_steps_ends_with_the_same_bits(
+    trainer, teacher, whole, same_weights, workers
+):
     folder = "stopped"
     for step in sorted(random.Random(workers).sample(range(1, 12), 3)):
         run = trainer(folder, teacher=teacher(), **EVERYTHING)
         if (run.folder / "last.pth").exists():
             run.resume(run.folder / "last.pth")
         stop_after(run, step)
-        with pytest.raises(Interrupted, match=rf"SIGTERM after step {step}\. Continue: distill train --resume"):
+        with pytest.raises(
+            Interrupted, match=rf"SIGTERM after step {step}\. Continue: distill train --resume"
+        ):
             run.fit()
         assert checkpoints.load(run.folder / "last.pth").state["updates"] == step
         random.random(), np.random.rand(3), torch.rand(5)  # a new process would not have these states either
@@ -326,7 +390,10 @@ def test_a_run_stopped_at_random_steps_ends_with_the_same_bits(trainer, teacher,
     best = run.fit()
     same_weights(weights(run), weights(whole))
     same_weights(run.ema.module.state_dict(), whole.ema.module.state_dict())
-    same_weights(checkpoints.load(run.folder / "best.pth").state_dict, checkpoints.load(whole.folder / "best.pth").state_dict)
+    same_weights(
+        checkpoints.load(run.folder / "best.pth").state_dict,
+        checkpoints.load(whole.folder / "best.pth").state_dict,
+    )
     assert without_timings(run.history) == without_timings(whole.history)
     assert without_timings([best]) == without_timings([whole.best])
     ours, theirs = run.optimizer.state_dict(), whole.optimizer.state_dict()
@@ -385,12 +452,25 @@ def test_between_the_epochs_nothing_is_saved_before_its_time(trainer):
     assert saved == [4]
 
 
-@pytest.mark.parametrize(("setting", "value"), [("lr", 0.04), ("batch", 16), ("seed", 1), ("opt", "adamw"), ("kd_loss", "nkd"),
-                                                ("epochs", 3), ("model_ema", True), ("data", "other")])
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("lr", 0.04),
+        ("batch", 16),
+        ("seed", 1),
+        ("opt", "adamw"),
+        ("kd_loss", "nkd"),
+        ("epochs", 3),
+        ("model_ema", True),
+        ("data", "other"),
+    ],
+)
 def test_a_changed_recipe_is_refused_by_name(trainer, setting, value):
     run = trainer()
     run.save()
-    with pytest.raises(UsageError, match=f"--{setting.replace('_', '-')} is {value!r}, the run to resume has"):
+    with pytest.raises(
+        UsageError, match=f"--{setting.replace('_', '-')} is {value!r}, the run to resume has"
+    ):
         trainer(**{setting: value}).resume(run.folder / "last.pth")
 
 
@@ -407,9 +487,13 @@ def test_weights_alone_cannot_be_resumed(trainer):
         trainer().resume(run.folder / "best.pth")
 
 
-@pytest.mark.parametrize(("key", "words"), [("train_sha256", "training images"), ("val_sha256", "validation images")])
+@pytest.mark.parametrize(
+    ("key", "words"), [("train_sha256", "training images"), ("val_sha256", "validation images")]
+)
 def test_other_images_under_the_same_name_are_not_resumed(trainer, images, key, words):
-    """The fingerprint in the lineage tells them apart: the weights, or what is called the best of them, would be of neither."""
+    """The fingerprint in the lineage tells them apart: the weights, or what is called the best of them, would
+    be of neither.
+    """
     run = trainer()
     run.lineage = {"data": {key: "a" * 64}}
     run.save()
@@ -426,18 +510,30 @@ def test_random_states_come_back_through_a_file(tmp_path):
     expected = random.random(), random.gauss(0, 1), np.random.randn(2).tolist(), torch.rand(2).tolist()
     random.seed(9), np.random.seed(9), torch.manual_seed(9)
     trainers.set_random_state(torch.load(tmp_path / "r.pth", weights_only=True), torch.device("cpu"))
-    assert expected == (random.random(), random.gauss(0, 1), np.random.randn(2).tolist(), torch.rand(2).tolist())
+    assert expected == (
+        random.random(),
+        random.gauss(0, 1),
+        np.random.randn(2).tolist(),
+        torch.rand(2).tolist(),
+    )
 
 
 # bad images
 
 
-def test_an_unreadable_image_stops_the_run_which_can_go_on_once_it_is_repaired(trainer, broken, tree, same_weights):
+def test_an_unreadable_image_stops_the_run_which_can_go_on_once_it_is_repaired(
+    trainer, broken, tree, same_weights
+):
     from runtime.images import open_images
 
     root, file = broken
-    settings = {"train": open_images(str(root), "train"), "val": open_images(str(root), "val"), "epochs": 2, "batch": 2,
-                "seed": 1}  # with which it comes in the sixth step
+    settings = {
+        "train": open_images(str(root), "train"),
+        "val": open_images(str(root), "val"),
+        "epochs": 2,
+        "batch": 2,
+        "seed": 1,
+    }  # with which it comes in the sixth step
     run = trainer("run", **settings)
     with pytest.raises(DataError, match=r"bee/3\.png: not a readable image.*--skip-bad-images"):
         run.fit()
@@ -456,7 +552,12 @@ def test_skipped_images_are_counted_every_epoch(trainer, broken):
     from runtime.images import open_images
 
     root, _ = broken
-    run = trainer(train=open_images(str(root), "train"), val=open_images(str(root), "val"), epochs=2, skip_bad_images=True)
+    run = trainer(
+        train=open_images(str(root), "train"),
+        val=open_images(str(root), "val"),
+        epochs=2,
+        skip_bad_images=True,
+    )
     run.fit()
     assert [record["bad_images"] for record in run.history] == [1, 1]
     assert run.updates == 4
@@ -465,7 +566,9 @@ def test_skipped_images_are_counted_every_epoch(trainer, broken):
 # the control
 
 
-def test_the_control_starts_from_the_same_weights_and_sees_the_same_batches(tmp_path, npz, monkeypatch, capsys):
+def test_the_control_starts_from_the_same_weights_and_sees_the_same_batches(
+    tmp_path, npz, monkeypatch, capsys
+):
     made = {}
 
     class Watched(trainers.Trainer):
@@ -478,13 +581,42 @@ def test_the_control_starts_from_the_same_weights_and_sees_the_same_batches(tmp_
             return super().losses(images, labels)
 
     teacher = models.build("resnet20", 4, {"width": 0.25})
-    saved = checkpoints.Checkpoint("resnet20", {"width": 0.25}, teacher.state_dict(), models.preprocess_of("resnet20", 16),
-                                   ["ant", "bee", "cat", "dog"])
+    saved = checkpoints.Checkpoint(
+        "resnet20",
+        {"width": 0.25},
+        teacher.state_dict(),
+        models.preprocess_of("resnet20", 16),
+        ["ant", "bee", "cat", "dog"],
+    )
     checkpoints.save(saved, tmp_path / "teacher.pth")
     monkeypatch.setattr(trainers, "Trainer", Watched)
-    train.run(train.parse(["--data", npz(), "--student", "resnet20", "--student-args", "width=0.25", "--img-size", "16",
-                           "--teacher-ckpt", str(tmp_path / "teacher.pth"), "--control", "--epochs", "2", "--batch", "8",
-                           "--mixup", "0.5", "--drop-path", "0.1", "--output", str(tmp_path / "run")]))
+    train.run(
+        train.parse(
+            [
+                "--data",
+                npz(),
+                "--student",
+                "resnet20",
+                "--student-args",
+                "width=0.25",
+                "--img-size",
+                "16",
+                "--teacher-ckpt",
+                str(tmp_path / "teacher.pth"),
+                "--control",
+                "--epochs",
+                "2",
+                "--batch",
+                "8",
+                "--mixup",
+                "0.5",
+                "--drop-path",
+                "0.1",
+                "--output",
+                str(tmp_path / "run"),
+            ]
+        )
+    )
     student, control = made["student"], made["control"]
     assert student["teacher"] is not None and control["teacher"] is None
     assert all(torch.equal(student["start"][key], control["start"][key]) for key in student["start"])

@@ -1,12 +1,13 @@
 """TEST DOUBLE of NVIDIA's `tensorrt` module: its names and refusals, none of its kernels.
 
 In:  a version; ONNX files; the driver that `libcuda.so.1` is here (tests/doubles/libcuda_double.c).
-Out: `make(version)`, a module with exactly that version's names; plans that hold the ONNX graph and run on ONNX Runtime.
+Out: `make(version)`, a module with exactly that version's names; plans that hold the ONNX graph and run on
+ONNX Runtime.
 Elsewhere: the names (tensorrt_surface), building (tensorrt_double_build), the driver (libcuda_double.c).
 
-What it refuses, and in which words, follows what was seen of the real libraries; see the comments. It is stricter than they are:
-where TensorRT would crash or go wrong quietly, a line beginning with FAULT goes to stderr and into `module.FAULTS`, and using a
-Runtime without a driver ends the process.
+What it refuses, and in which words, follows what was seen of the real libraries; see the comments. It is
+stricter than they are: where TensorRT would crash or go wrong quietly, a line beginning with FAULT goes to
+stderr and into `module.FAULTS`, and using a Runtime without a driver ends the process.
 """
 
 import ctypes
@@ -96,7 +97,11 @@ class Driver:
     def there(self) -> bool:
         count = ctypes.c_int()
         try:
-            return self.library.cuInit(0) == 0 and self.library.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+            return (
+                self.library.cuInit(0) == 0
+                and self.library.cuDeviceGetCount(ctypes.byref(count)) == 0
+                and count.value > 0
+            )
         except OSError:
             return False
 
@@ -172,7 +177,9 @@ class Dims:
 
 
 class IHostMemory:
-    """Bytes through the buffer protocol, which Python classes have from 3.12 on; `bytes()` works everywhere."""
+    """Bytes through the buffer protocol, which Python classes have from 3.12 on; `bytes()` works
+    everywhere.
+    """
 
     def __init__(self, content: bytes):
         self._content = content
@@ -189,7 +196,9 @@ class IHostMemory:
 
 
 def pack(content: bytes, about: dict, version: str, magic: bytes) -> bytes:
-    """A plan: the head as in the real ones (letters at 0, version at 24 to 27), a checksum, facts, the ONNX bytes."""
+    """A plan: the head as in the real ones (letters at 0, version at 24 to 27), a checksum, facts, the ONNX
+    bytes.
+    """
     parts = [int(part) for part in BUILDS.get(version, version).split(".")][:4]
     facts = json.dumps(about).encode()
     body = len(facts).to_bytes(4, "little") + facts + content
@@ -229,33 +238,72 @@ class Runtime:
         """(why not, facts, ONNX bytes), in the wordings of libnvinfer."""
         here = BUILDS.get(self._trt.__version__, self._trt.__version__)
         if not plan:
-            return "IRuntime::deserializeCudaEngine: Error Code 3: Cannot deserialize with an empty memory buffer.", {}, b""
+            return (
+                (
+                    "IRuntime::deserializeCudaEngine: Error Code 3: Cannot deserialize with an empty memory"
+                    " buffer."
+                ),
+                {},
+                b"",
+            )
         if plan[:4] != MAGIC[self._trt.__name__]:
-            return "IRuntime::deserializeCudaEngine: Error Code 1: Serialization (Magic tag does not match)", {}, b""
+            return (
+                "IRuntime::deserializeCudaEngine: Error Code 1: Serialization (Magic tag does not match)",
+                {},
+                b"",
+            )
         body, wrote = plan[60:], ".".join(map(str, plan[24:28]))
         if len(body) != int.from_bytes(plan[8:16], "little") or hashlib.sha256(body).digest() != plan[28:60]:
-            return "IRuntime::deserializeCudaEngine: Error Code 1: Serialization (Magic tag does not match)", {}, b""
+            return (
+                "IRuntime::deserializeCudaEngine: Error Code 1: Serialization (Magic tag does not match)",
+                {},
+                b"",
+            )
         size = int.from_bytes(body[:4], "little")
-        about, content = json.loads(body[4:4 + size]), body[4 + size:]
+        about, content = json.loads(body[4 : 4 + size]), body[4 + size :]
         if wrote != ".".join((here.split(".") + ["0"] * 4)[:4]) and not about["version_compat"]:
-            return (f"The engine plan file is not compatible with this version of TensorRT, expecting library version {here} got "
-                    f"{wrote}, please rebuild."), {}, b""
+            return (
+                (
+                    "The engine plan file is not compatible with this version of TensorRT, expecting library"
+                    f" version {here} got {wrote}, please rebuild."
+                ),
+                {},
+                b"",
+            )
         if about["version_compat"] and not self._host_code:
-            return ("Cannot deserialize engine with lean runtime since IRuntime::getEngineHostCodeAllowed() is false."), {}, b""
+            return (
+                (
+                    "Cannot deserialize engine with lean runtime since IRuntime::getEngineHostCodeAllowed()"
+                    " is false."
+                ),
+                {},
+                b"",
+            )
         capability = DRIVER.compute_capability()
         if about["compute_capability"] not in (capability, None) and about["hardware_compat"] == "NONE":
-            return (f"The engine plan file is generated on an incompatible device, expecting compute {capability} got compute "
-                    f"{about['compute_capability']}, please rebuild."), {}, b""
+            return (
+                (
+                    "The engine plan file is generated on an incompatible device, expecting compute"
+                    f" {capability} got compute {about['compute_capability']}, please rebuild."
+                ),
+                {},
+                b"",
+            )
         return None, about, content
 
 
 class ICudaEngine:
-    """facts: profiles [[min, opt, max]] as shapes, quirks for tests (host, format, dtype of tensors; shape of the output)."""
+    """facts: profiles [[min, opt, max]] as shapes, quirks for tests (host, format, dtype of tensors; shape of
+    the output).
+    """
 
     def __init__(self, runtime, about: dict, content: bytes):
         self._runtime, self._about, self._model = runtime, about, onnx.load_from_string(content)
         graph = self._model.graph
-        self._inputs, self._outputs = [each.name for each in graph.input], [each.name for each in graph.output]
+        self._inputs, self._outputs = (
+            [each.name for each in graph.input],
+            [each.name for each in graph.output],
+        )
         self._values = {each.name: each.type.tensor_type for each in (*graph.input, *graph.output)}
         self._missing = set(about["stripped"])
         self._session, self._lock = None, threading.Lock()
@@ -285,7 +333,8 @@ class ICudaEngine:
 
     def get_tensor_shape(self, name):
         sizes = self._about["quirks"].get("shape", {}).get(name) or [
-            each.dim_value if each.HasField("dim_value") else -1 for each in self._values[name].shape.dim]
+            each.dim_value if each.HasField("dim_value") else -1 for each in self._values[name].shape.dim
+        ]
         return self._trt.Dims(sizes)
 
     def get_tensor_dtype(self, name):
@@ -295,7 +344,9 @@ class ICudaEngine:
         return self._trt.TensorLocation["HOST" if name in self._about["quirks"].get("host", []) else "DEVICE"]
 
     def get_tensor_format(self, name, profile_index=0):
-        return self._trt.TensorFormat["CHW4" if name in self._about["quirks"].get("vectorized", []) else "LINEAR"]
+        return self._trt.TensorFormat[
+            "CHW4" if name in self._about["quirks"].get("vectorized", []) else "LINEAR"
+        ]
 
     def get_tensor_format_desc(self, name, profile_index=0):
         return "Four wide channel vectorized row major format (kCHW4)"
@@ -310,7 +361,11 @@ class ICudaEngine:
             return None
         memory = DRIVER.alloc(2048)
         if memory is None:
-            log(self._runtime._logger, "ERROR", "IExecutionContext: Error Code 2: OutOfMemory (Requested size was 2048 bytes.)")
+            log(
+                self._runtime._logger,
+                "ERROR",
+                "IExecutionContext: Error Code 2: OutOfMemory (Requested size was 2048 bytes.)",
+            )
             return None
         return self._trt.IExecutionContext(self, memory)
 
@@ -322,8 +377,9 @@ class ICudaEngine:
             if self._session is None:
                 options = onnxruntime.SessionOptions()
                 options.intra_op_num_threads = 1
-                self._session = onnxruntime.InferenceSession(self._model.SerializeToString(), options,
-                                                             providers=["CPUExecutionProvider"])
+                self._session = onnxruntime.InferenceSession(
+                    self._model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+                )
         return self._session.run(None, {self._inputs[0]: batch})[0]
 
 
@@ -355,7 +411,9 @@ class IExecutionContext:
         return False
 
     def set_optimization_profile_async(self, profile_index, stream_handle):
-        if not 0 <= profile_index < self._engine.num_optimization_profiles or self._engine._about["quirks"].get("profile"):
+        if not 0 <= profile_index < self._engine.num_optimization_profiles or self._engine._about[
+            "quirks"
+        ].get("profile"):
             raise RuntimeError("Error in set optimization profile async.")
         self._profile, self._shape, self._warm = profile_index, None, False
         return True
@@ -365,9 +423,13 @@ class IExecutionContext:
         if name not in self._engine._inputs:
             return self._error(f"IExecutionContext::setInputShape: Error Code 3: name {name} is not an input")
         least, _, most = (tuple(each) for each in self._engine.get_tensor_profile_shape(name, self._profile))
-        if len(shape) != len(least) or any(not low <= size <= high for low, size, high in zip(least, shape, most, strict=True)):
-            return self._error("IExecutionContext::setInputShape: Error Code 3: API Usage Error (Parameter check failed: "
-                               f"{shape} of {name} is outside of profile {self._profile})")
+        if len(shape) != len(least) or any(
+            not low <= size <= high for low, size, high in zip(least, shape, most, strict=True)
+        ):
+            return self._error(
+                "IExecutionContext::setInputShape: Error Code 3: API Usage Error (Parameter check failed: "
+                f"{shape} of {name} is outside of profile {self._profile})"
+            )
         self._warm = self._warm and shape == self._shape
         self._shape = shape
         return True
@@ -384,7 +446,10 @@ class IExecutionContext:
 
     def set_tensor_address(self, name, memory):
         if memory == 0 or memory % 256:  # NvInfer.h asks for 256-byte alignment
-            return self._error(f"IExecutionContext::setTensorAddress: Error Code 3: address {memory:#x} of {name} is not aligned")
+            return self._error(
+                f"IExecutionContext::setTensorAddress: Error Code 3: address {memory:#x} of {name} is not"
+                " aligned"
+            )
         self._warm = self._warm and self._addresses.get(name) == memory
         self._addresses[name] = memory
         return True
@@ -397,29 +462,43 @@ class IExecutionContext:
             return False
         try:
             if not DRIVER.has_context():
-                return self._error("IExecutionContext::enqueueV3: Error Code 1: Cuda Runtime (invalid resource handle)")
+                return self._error(
+                    "IExecutionContext::enqueueV3: Error Code 1: Cuda Runtime (invalid resource handle)"
+                )
             if self._shape is None or set(names) - set(self._addresses):
-                return self._error("IExecutionContext::enqueueV3: Error Code 3: API Usage Error (Address is not set)")
+                return self._error(
+                    "IExecutionContext::enqueueV3: Error Code 3: API Usage Error (Address is not set)"
+                )
             if engine._missing:
-                return self._error("IExecutionContext::enqueueV3: Error Code 4: missing weights, refit the engine")
+                return self._error(
+                    "IExecutionContext::enqueueV3: Error Code 4: missing weights, refit the engine"
+                )
             if engine._about["quirks"].get("fails"):
-                return self._error("IExecutionContext::enqueueV3: Error Code 1: Cask (Cask convolution execution)")
+                return self._error(
+                    "IExecutionContext::enqueueV3: Error Code 1: Cask (Cask convolution execution)"
+                )
             if stream_handle == 0:
                 fault("the default stream, which adds synchronization")
             captured = DRIVER.capturing(stream_handle)
             if captured and not self._warm:
-                return self._error("IExecutionContext::enqueueV3: Error Code 1: Cuda Runtime (operation not permitted when "
-                                   "stream is capturing)")
+                return self._error(
+                    "IExecutionContext::enqueueV3: Error Code 1: Cuda Runtime (operation not permitted when "
+                    "stream is capturing)"
+                )
             return self._launch(stream_handle, captured)
         finally:
             self._in_use.release()
 
     def _launch(self, stream: int, captured: bool) -> bool:
-        source, target = (self._addresses[name] for name in (self._engine._inputs[0], self._engine._outputs[0]))
+        source, target = (
+            self._addresses[name] for name in (self._engine._inputs[0], self._engine._outputs[0])
+        )
         shape, engine = self._shape, self._engine
 
         def work():
-            batch = np.ctypeslib.as_array((ctypes.c_float * int(np.prod(shape))).from_address(source)).reshape(shape)
+            batch = np.ctypeslib.as_array(
+                (ctypes.c_float * int(np.prod(shape))).from_address(source)
+            ).reshape(shape)
             logits = np.ascontiguousarray(engine._run(batch))
             ctypes.memmove(target, logits.ctypes.data, logits.nbytes)
 
@@ -429,11 +508,15 @@ class IExecutionContext:
             self._captured.append(number)
         self._warm = True
         done = DRIVER.library.cuLaunchHostFunc(stream, ctypes.cast(_run_job, ctypes.c_void_p), number) == 0
-        return done or self._error("IExecutionContext::enqueueV3: Error Code 1: Cuda Runtime (invalid resource handle)")
+        return done or self._error(
+            "IExecutionContext::enqueueV3: Error Code 1: Cuda Runtime (invalid resource handle)"
+        )
 
 
 class EngineInspector:
-    """Layers as 10.x and 11.x print them: convolutions with what they read, Q/DQ that became layers of their own."""
+    """Layers as 10.x and 11.x print them: convolutions with what they read, Q/DQ that became layers of their
+    own.
+    """
 
     def __init__(self, engine):
         self._engine = engine
@@ -448,9 +531,17 @@ class EngineInspector:
         names = engine._inputs + engine._outputs
         if self._trt.__version__.startswith("10."):
             return json.dumps({"Layers": layers, "Bindings": names})
-        described = [{"Name": name, "IOMode": engine.get_tensor_mode(name).name, "DataType": engine.get_tensor_dtype(name).name,
-                      "Dimensions": list(engine.get_tensor_shape(name)), "Location": "DEVICE", "IsShapeInferenceIO": False}
-                     for name in names]
+        described = [
+            {
+                "Name": name,
+                "IOMode": engine.get_tensor_mode(name).name,
+                "DataType": engine.get_tensor_dtype(name).name,
+                "Dimensions": list(engine.get_tensor_shape(name)),
+                "Location": "DEVICE",
+                "IsShapeInferenceIO": False,
+            }
+            for name in names
+        ]
         return json.dumps({"Layers": layers, "I/O Tensors": described})
 
 
@@ -480,11 +571,20 @@ def _layers(graph) -> list[dict]:
 
 
 def _layer(node, kind: str, precision: str, inside: list[str]) -> dict:
-    words = "Thirty-two wide channel vectorized row major Int8 format" if precision == "Int8" else f"Row major linear {precision}"
+    words = (
+        "Thirty-two wide channel vectorized row major Int8 format"
+        if precision == "Int8"
+        else f"Row major linear {precision}"
+    )
     tensor = {"Location": "Device", "Dimensions": [], "Format/Datatype": words}
-    return {"Name": node.name, "LayerType": kind, "Inputs": [{"Name": node.input[0], **tensor}],
-            "Outputs": [{"Name": node.output[0], **tensor}], "TacticName": "double",
-            "Metadata": "\x1e".join(f"[ONNX Layer: {name}]" for name in inside)}
+    return {
+        "Name": node.name,
+        "LayerType": kind,
+        "Inputs": [{"Name": node.input[0], **tensor}],
+        "Outputs": [{"Name": node.output[0], **tensor}],
+        "TacticName": "double",
+        "Metadata": "\x1e".join(f"[ONNX Layer: {name}]" for name in inside),
+    }
 
 
 class Refitter:
@@ -520,7 +620,9 @@ class OnnxParserRefitter:
         try:
             weights = onnx.load(model).graph.initializer
         except Exception:  # protobuf's errors have no public base
-            self._errors.append(self._trt.ParserError("MODEL_DESERIALIZE_FAILED", f"Failed to parse the ONNX model {model}"))
+            self._errors.append(
+                self._trt.ParserError("MODEL_DESERIALIZE_FAILED", f"Failed to parse the ONNX model {model}")
+            )
             return False
         for each in weights:
             if each.name in self._refitter._engine._missing:
@@ -528,17 +630,40 @@ class OnnxParserRefitter:
         return True
 
 
-RUNNING = {each.__name__: each for each in (ILogger, Dims, IHostMemory, Runtime, ICudaEngine, IExecutionContext, EngineInspector,
-                                            Refitter, OnnxParserRefitter)}
+RUNNING = {
+    each.__name__: each
+    for each in (
+        ILogger,
+        Dims,
+        IHostMemory,
+        Runtime,
+        ICudaEngine,
+        IExecutionContext,
+        EngineInspector,
+        Refitter,
+        OnnxParserRefitter,
+    )
+}
 
 
-def serialize(content: bytes, version: str = "10.3", *, profiles=(), compute_capability: str | None = None, **about) -> bytes:
-    """A plan of ONNX bytes without a builder, for tests. profiles: batch sizes (min, opt, max); about: facts that differ."""
+def serialize(
+    content: bytes, version: str = "10.3", *, profiles=(), compute_capability: str | None = None, **about
+) -> bytes:
+    """A plan of ONNX bytes without a builder, for tests. profiles: batch sizes (min, opt, max); about: facts
+    that differ.
+    """
     surface = Surface(version)
     images = onnx.load_from_string(content).graph.input[0].type.tensor_type.shape.dim[1:]
     sizes = [each.dim_value for each in images]
-    facts = {"profiles": [[[size, *sizes] for size in profile] for profile in profiles], "verbosity": "DETAILED", "quirks": {},
-             "compute_capability": compute_capability, "hardware_compat": "NONE", "version_compat": False, "stripped": []}
+    facts = {
+        "profiles": [[[size, *sizes] for size in profile] for profile in profiles],
+        "verbosity": "DETAILED",
+        "quirks": {},
+        "compute_capability": compute_capability,
+        "hardware_compat": "NONE",
+        "version_compat": False,
+        "stripped": [],
+    }
     magic = MAGIC["tensorrt_rtx_bindings" if version.startswith("rtx") else "tensorrt"]
     return pack(content, {**facts, **about}, surface.full_version, magic)
 

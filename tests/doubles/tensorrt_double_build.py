@@ -1,7 +1,8 @@
 """TEST DOUBLE, the half that builds: parser, network, builder configuration, builder, progress.
 
 In:  ONNX files.
-Out: plans that the other half (tensorrt_double) runs; refusals where TensorRT refuses, with its words in the logger.
+Out: plans that the other half (tensorrt_double) runs; refusals where TensorRT refuses, with its words in the
+logger.
 Elsewhere: the module and running (tensorrt_double).
 
 $TENSORRT_DOUBLE_STEP_SECONDS: how long a step of the build takes, so that a test can stop it.
@@ -15,8 +16,15 @@ import traceback
 import onnx
 from onnx import TensorProto, numpy_helper, shape_inference
 
-TYPES = {TensorProto.FLOAT: "FLOAT", TensorProto.FLOAT16: "HALF", TensorProto.INT8: "INT8", TensorProto.UINT8: "UINT8",
-         TensorProto.INT32: "INT32", TensorProto.INT64: "INT64", TensorProto.BOOL: "BOOL"}
+TYPES = {
+    TensorProto.FLOAT: "FLOAT",
+    TensorProto.FLOAT16: "HALF",
+    TensorProto.INT8: "INT8",
+    TensorProto.UINT8: "UINT8",
+    TensorProto.INT32: "INT32",
+    TensorProto.INT64: "INT64",
+    TensorProto.BOOL: "BOOL",
+}
 OPSETS = {"10.3": 20, "10.7": 20, "10.9": 22, "10.13": 24, "10.16": 24}
 """Highest operator set of a version's parser; later ones read 25."""
 
@@ -46,7 +54,11 @@ class Builder:
         if not getattr(logger, "_made", False):
             raise TypeError("__init__() must be called when overriding __init__")
         if not self._trt.__name__.startswith("tensorrt_rtx") and not DRIVER.there():
-            log(logger, "ERROR", "CUDA initialization failure with error: 35. Please check your CUDA installation")
+            log(
+                logger,
+                "ERROR",
+                "CUDA initialization failure with error: 35. Please check your CUDA installation",
+            )
             raise TypeError("pybind11::init(): factory function returned nullptr")
         self._logger = logger
 
@@ -74,20 +86,30 @@ class Builder:
 
 def _why_not(trt, network, config) -> str | None:
     if network._model is None:
-        return "IBuilder::buildSerializedNetwork: Error Code 4: Internal Error (Network must have at least one output)"
+        return (
+            "IBuilder::buildSerializedNetwork: Error Code 4: Internal Error (Network must have at least one"
+            " output)"
+        )
     if not network._strongly_typed:
         return "this test double builds strongly typed networks only"
     dynamic = [tensor for tensor in network._inputs if -1 in tuple(tensor.shape)]
     if dynamic and not config._profiles:
-        return ("IBuilder::buildSerializedNetwork: Error Code 4: API Usage Error (Network has dynamic or shape inputs, but no "
-                "optimization profile has been defined.)")
+        return (
+            "IBuilder::buildSerializedNetwork: Error Code 4: API Usage Error (Network has dynamic or shape"
+            " inputs, but no optimization profile has been defined.)"
+        )
     for number, profile in enumerate(config._profiles):
         for tensor in dynamic:
             if tensor.name not in profile._shapes:
                 return f"Error Code 4: Internal Error ({tensor.name}: missing dimensions in profile {number})"
             for shape in profile._shapes[tensor.name]:
-                if any(fixed not in (-1, size) for fixed, size in zip(tuple(tensor.shape), shape, strict=True)):
-                    return f"Error Code 4: Internal Error ({tensor.name}: static dimensions differ in profile {number})"
+                if any(
+                    fixed not in (-1, size) for fixed, size in zip(tuple(tensor.shape), shape, strict=True)
+                ):
+                    return (
+                        f"Error Code 4: Internal Error ({tensor.name}: static dimensions differ in profile"
+                        f" {number})"
+                    )
     return None
 
 
@@ -97,7 +119,9 @@ def _progress(trt, network, config) -> str | None:
     if monitor is None:
         return None
     nodes = len(network._model.graph.node)
-    canceled = "IBuilder::buildSerializedNetwork: Error Code 1: Internal Error (Build canceled by progress monitor)"
+    canceled = (
+        "IBuilder::buildSerializedNetwork: Error Code 1: Internal Error (Build canceled by progress monitor)"
+    )
     try:
         monitor.phase_start("Building engine", None, 2)
         for step, (phase, steps) in enumerate((("Optimizing graph", 3), ("Tactic selection", nodes))):
@@ -137,9 +161,15 @@ def _plan(trt, network, config) -> bytes:
                 initializer.raw_data = bytes(len(initializer.raw_data))
     name = network._inputs[0].name
     capability = DRIVER.compute_capability() if DRIVER.there() else None
-    about = {"profiles": [[list(shape) for shape in profile._shapes[name]] for profile in config._profiles], "quirks": {},
-             "verbosity": config.profiling_verbosity.name, "compute_capability": capability, "stripped": stripped,
-             "hardware_compat": config.hardware_compatibility_level.name, "version_compat": "VERSION_COMPATIBLE" in config._flags}
+    about = {
+        "profiles": [[list(shape) for shape in profile._shapes[name]] for profile in config._profiles],
+        "quirks": {},
+        "verbosity": config.profiling_verbosity.name,
+        "compute_capability": capability,
+        "stripped": stripped,
+        "hardware_compat": config.hardware_compatibility_level.name,
+        "version_compat": "VERSION_COMPATIBLE" in config._flags,
+    }
     return pack(model.SerializeToString(), about, trt.__version__, MAGIC[trt.__name__])
 
 
@@ -243,7 +273,11 @@ class IBuilderConfig:
         for shapes in profile._shapes.values():
             least, tuned, most = shapes
             if any(not low <= middle <= high for low, middle, high in zip(least, tuned, most, strict=True)):
-                log(self._logger, "ERROR", "IBuilderConfig::addOptimizationProfile: Error Code 4: dimensions not in order")
+                log(
+                    self._logger,
+                    "ERROR",
+                    "IBuilderConfig::addOptimizationProfile: Error Code 4: dimensions not in order",
+                )
                 return -1
         self._profiles.append(profile)
         return len(self._profiles) - 1
@@ -344,10 +378,16 @@ class OnnxParser:
             else:
                 self._fail("MODEL_DESERIALIZE_FAILED", f"Failed to parse the ONNX model {path or ''}")
             return False
-        surface = next((limit for version, limit in OPSETS.items() if self._trt.__version__.startswith(f"{version}.")), 25)
+        surface = next(
+            (limit for version, limit in OPSETS.items() if self._trt.__version__.startswith(f"{version}.")),
+            25,
+        )
         opset = max(entry.version for entry in graph.opset_import)
         if opset > surface:
-            self._fail("UNSUPPORTED_GRAPH", f"opset {opset} is above {surface}, the highest this test double's parser reads")
+            self._fail(
+                "UNSUPPORTED_GRAPH",
+                f"opset {opset} is above {surface}, the highest this test double's parser reads",
+            )
             return False
         before, known = len(self._errors), _known(graph)
         for number, node in enumerate(graph.graph.node):
@@ -358,7 +398,9 @@ class OnnxParser:
         network, trt = self._network, self._trt
         network._model = graph
         for held, values in ((network._inputs, graph.graph.input), (network._outputs, graph.graph.output)):
-            held += [trt.ITensor(value, trt.DataType[TYPES[value.type.tensor_type.elem_type]]) for value in values]
+            held += [
+                trt.ITensor(value, trt.DataType[TYPES[value.type.tensor_type.elem_type]]) for value in values
+            ]
         return True
 
     def _fail(self, code, desc, node=-1, name="", operator=""):
@@ -372,12 +414,15 @@ def _known(model):
     inferred = shape_inference.infer_shapes(model).graph
     values = (*inferred.input, *inferred.value_info, *inferred.output)
     types = {each.name: each.type.tensor_type.elem_type for each in values} | {
-        each.name: each.data_type for each in model.graph.initializer}
+        each.name: each.data_type for each in model.graph.initializer
+    }
     return constants, types
 
 
 def _refusals(node, constants, types):
-    """The rules of a strongly typed network with explicit Q/DQ, as the parser of TensorRT for RTX 1.7 states them."""
+    """The rules of a strongly typed network with explicit Q/DQ, as the parser of TensorRT for RTX 1.7 states
+    them.
+    """
     if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
         scale = constants.get(node.input[1])
         if scale is not None and not (scale > 0).all():
@@ -389,8 +434,23 @@ def _refusals(node, constants, types):
     if node.op_type in ("Conv", "Gemm", "Add", "Mul", "LayerNormalization"):
         kinds = {types[name] for name in node.input if name in types}
         if len(kinds) > 1:
-            yield f"inputs must have the same type, found {', '.join(sorted(TYPES.get(kind, str(kind)) for kind in kinds))}"
+            yield (
+                "inputs must have the same type, found"
+                f" {', '.join(sorted(TYPES.get(kind, str(kind)) for kind in kinds))}"
+            )
 
 
-BUILDING = {each.__name__: each for each in (IProgressMonitor, Builder, INetworkDefinition, ITensor, IBuilderConfig,
-                                             IOptimizationProfile, ITimingCache, ParserError, OnnxParser)}
+BUILDING = {
+    each.__name__: each
+    for each in (
+        IProgressMonitor,
+        Builder,
+        INetworkDefinition,
+        ITensor,
+        IBuilderConfig,
+        IOptimizationProfile,
+        ITimingCache,
+        ParserError,
+        OnnxParser,
+    )
+}

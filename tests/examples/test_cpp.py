@@ -1,4 +1,6 @@
-"""examples/cpp, built with OpenVINO: it must see the pixels of `runtime`, give its answers, and refuse what it refuses."""
+"""examples/cpp, built with OpenVINO: it must see the pixels of `runtime`, give its answers, and refuse what
+it refuses.
+"""
 
 import itertools
 import json
@@ -57,8 +59,17 @@ def classify(tmp_path_factory):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
     build = tmp_path_factory.mktemp("build")
-    words = ["cmake", "-S", SOURCE, "-B", build, "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1", "-DCMAKE_CXX_COMPILER=g++",
-             f"-DOpenVINO_DIR={openvino.get_cmake_path()}"]
+    words = [
+        "cmake",
+        "-S",
+        SOURCE,
+        "-B",
+        build,
+        "-DCMAKE_BUILD_TYPE=None",
+        "-DCMAKE_CXX_FLAGS=-O1",
+        "-DCMAKE_CXX_COMPILER=g++",
+        f"-DOpenVINO_DIR={openvino.get_cmake_path()}",
+    ]
     log = ""
     for step in (words, ["cmake", "--build", build]):
         done = subprocess.run(step, capture_output=True, text=True)
@@ -70,8 +81,10 @@ def classify(tmp_path_factory):
 def picture(size, mode="RGB", seed=0):
     """Structure at every scale, so that a wrong weight or place shows."""
     rng = np.random.default_rng(seed)
-    planes = [Image.fromarray(rng.integers(0, 256, (9, 7), np.uint8)).resize(size, Image.Resampling.BICUBIC)
-              for _ in Image.new(mode, (1, 1)).getbands()]
+    planes = [
+        Image.fromarray(rng.integers(0, 256, (9, 7), np.uint8)).resize(size, Image.Resampling.BICUBIC)
+        for _ in Image.new(mode, (1, 1)).getbands()
+    ]
     return planes[0] if len(planes) == 1 else Image.merge(mode, planes)
 
 
@@ -79,16 +92,33 @@ def picture(size, mode="RGB", seed=0):
 def images(tmp_path_factory, classify) -> list[Path]:
     """Wide, tall, small, gray, transparent, with palettes; JPEG of several kinds; PPM always."""
     folder = tmp_path_factory.mktemp("images")
-    made = {"wide.ppm": picture((301, 133)), "tall.ppm": picture((57, 240), seed=1), "small.ppm": picture((31, 17), seed=2),
-            "gray.pgm": picture((41, 30), "L"), "low.ppm": picture((64, 16), seed=3)}
+    made = {
+        "wide.ppm": picture((301, 133)),
+        "tall.ppm": picture((57, 240), seed=1),
+        "small.ppm": picture((31, 17), seed=2),
+        "gray.pgm": picture((41, 30), "L"),
+        "low.ppm": picture((64, 16), seed=3),
+    }
     if "PNG" in classify.reads:
-        made |= {"alpha.png": picture((123, 77), "RGBA"), "gray_alpha.png": picture((50, 77), "LA"),
-                 "gray.png": picture((33, 50), "L"), "palette.png": picture((60, 40)).quantize(200),
-                 "nibbles.png": picture((60, 40)).quantize(9), "bits.png": picture((60, 40), "L").convert("1")}
+        made |= {
+            "alpha.png": picture((123, 77), "RGBA"),
+            "gray_alpha.png": picture((50, 77), "LA"),
+            "gray.png": picture((33, 50), "L"),
+            "palette.png": picture((60, 40)).quantize(200),
+            "nibbles.png": picture((60, 40)).quantize(9),
+            "bits.png": picture((60, 40), "L").convert("1"),
+        }
     if "JPEG" in classify.reads:
-        made |= {"photo.jpg": picture((201, 133), seed=4), "fine.jpeg": picture((97, 140), seed=5),
-                 "gray.jpg": picture((90, 64), "L"), "progressive.jpg": picture((64, 90), seed=6)}
-    settings = {"fine.jpeg": {"subsampling": 0, "quality": 98}, "progressive.jpg": {"progressive": True, "quality": 40}}
+        made |= {
+            "photo.jpg": picture((201, 133), seed=4),
+            "fine.jpeg": picture((97, 140), seed=5),
+            "gray.jpg": picture((90, 64), "L"),
+            "progressive.jpg": picture((64, 90), seed=6),
+        }
+    settings = {
+        "fine.jpeg": {"subsampling": 0, "quality": 98},
+        "progressive.jpg": {"progressive": True, "quality": 40},
+    }
     for name, image in made.items():
         image.save(folder / name, **settings.get(name, {}))
     return [folder / name for name in made]
@@ -123,7 +153,9 @@ def all_specs():
         yield Preprocess(next(sizes), interpolation, next(crops), mode, MEAN, STD)
 
 
-@pytest.mark.parametrize("spec", list(all_specs()), ids=lambda s: f"{s.interpolation}-{s.crop_mode}-{s.input_size[1]}")
+@pytest.mark.parametrize(
+    "spec", list(all_specs()), ids=lambda s: f"{s.interpolation}-{s.crop_mode}-{s.input_size[1]}"
+)
 def test_pixels_equal_those_of_the_runtime_bit_for_bit(classify, images, spec, tmp_path):
     found = pixels(classify, spec_file(tmp_path / "a.onnx", spec), images, spec)
     for image, ours in zip(images, found, strict=True):
@@ -148,17 +180,35 @@ def test_an_artifact_of_an_older_pillow_gets_that_ones_order_of_passes(classify,
 def convnet(classes=7, batch="batch", size=32):
     """Two convolutions, mean, a matrix: wide enough for the rules of quantization."""
     rng = np.random.default_rng(0)
-    shapes = {"w1": (16, 3, 3, 3), "b1": (16,), "w2": (32, 16, 3, 3), "b2": (32,), "w3": (classes, 32), "b3": (classes,)}
+    shapes = {
+        "w1": (16, 3, 3, 3),
+        "b1": (16,),
+        "w2": (32, 16, 3, 3),
+        "b2": (32,),
+        "w3": (classes, 32),
+        "b3": (classes,),
+    }
     gain = {"w1": 0.4, "w2": 0.15, "w3": 0.6}
-    weights = {name: (rng.normal(size=shape) * gain.get(name, 0.1)).astype(np.float32) for name, shape in shapes.items()}
-    steps = [("Conv", "image w1 b1", "c1", {"strides": [2, 2]}), ("Relu", "c1", "r1", {}),
-             ("Conv", "r1 w2 b2", "c2", {"strides": [2, 2]}), ("Relu", "c2", "r2", {}), ("GlobalAveragePool", "r2", "p", {}),
-             ("Flatten", "p", "f", {}), ("Gemm", "f w3 b3", "logits", {"transB": 1})]
-    graph = helper.make_graph([helper.make_node(op, reads.split(), [makes], makes, **more) for op, reads, makes, more in steps],
-                              "convnet",
-                              [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 3, size, size])],
-                              [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, classes])],
-                              [numpy_helper.from_array(value, name) for name, value in weights.items()])
+    weights = {
+        name: (rng.normal(size=shape) * gain.get(name, 0.1)).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+    steps = [
+        ("Conv", "image w1 b1", "c1", {"strides": [2, 2]}),
+        ("Relu", "c1", "r1", {}),
+        ("Conv", "r1 w2 b2", "c2", {"strides": [2, 2]}),
+        ("Relu", "c2", "r2", {}),
+        ("GlobalAveragePool", "r2", "p", {}),
+        ("Flatten", "p", "f", {}),
+        ("Gemm", "f w3 b3", "logits", {"transB": 1}),
+    ]
+    graph = helper.make_graph(
+        [helper.make_node(op, reads.split(), [makes], makes, **more) for op, reads, makes, more in steps],
+        "convnet",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 3, size, size])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, classes])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
 
 
@@ -166,7 +216,9 @@ NAMES = ["ångström", 'say "hi"', "back\\slash", "tab\there", "猫", "😀", "p
 
 
 def write(path: Path, model, spec: Preprocess, **changes) -> Path:
-    helper.set_model_props(model, Metadata(preprocess=spec, class_names=NAMES, versions=VERSIONS, **changes).to_map())
+    helper.set_model_props(
+        model, Metadata(preprocess=spec, class_names=NAMES, versions=VERSIONS, **changes).to_map()
+    )
     onnx.save(model, path)
     return path
 
@@ -240,18 +292,27 @@ def test_without_class_names_the_labels_are_numbers(classify, images, tiny, tmp_
 def test_an_unreadable_image_is_named_and_the_others_are_labelled(classify, images, fp32, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"junk")
     (tmp_path / "folder").mkdir()
-    done = classify(fp32, images[0], tmp_path / "bad.jpg", tmp_path / "no.ppm", tmp_path / "folder", images[1])
+    done = classify(
+        fp32, images[0], tmp_path / "bad.jpg", tmp_path / "no.ppm", tmp_path / "folder", images[1]
+    )
     assert done.returncode == 2
     assert [line.split("\t")[0] for line in done.stdout.splitlines()] == [str(images[0]), str(images[1])]
     assert [line.split(": ")[1] for line in done.stderr.splitlines()] == [
-        str(tmp_path / name) for name in ("bad.jpg", "no.ppm", "folder")]
+        str(tmp_path / name) for name in ("bad.jpg", "no.ppm", "folder")
+    ]
 
 
 def broken_images(folder: Path, reads: set[str]) -> list[Path]:
     """Every file that must be refused; those that Pillow opens are refused in so many words."""
-    made = {"header.ppm": b"P6\n1", "cut.ppm": b"P6 4 4 255\n" + bytes(47), "levels.ppm": b"P6 1 1 65535\n" + bytes(6),
-            "zero.ppm": b"P6 0 4 255\n", "bomb.ppm": b"P6 99999999 99999999 255\n", "empty.ppm": b"",
-            "webp.webp": b"RIFF0000WEBP"}
+    made = {
+        "header.ppm": b"P6\n1",
+        "cut.ppm": b"P6 4 4 255\n" + bytes(47),
+        "levels.ppm": b"P6 1 1 65535\n" + bytes(6),
+        "zero.ppm": b"P6 0 4 255\n",
+        "bomb.ppm": b"P6 99999999 99999999 255\n",
+        "empty.ppm": b"",
+        "webp.webp": b"RIFF0000WEBP",
+    }
     for name, data in made.items():
         (folder / name).write_bytes(data)
     if "JPEG" in reads:
@@ -280,9 +341,18 @@ def test_broken_images_are_refused_on_one_line_each(classify, tmp_path):
 
 def test_wrong_usage_is_refused_with_code_2(classify, fp32, images, tmp_path):
     image = images[0]
-    for words in ([], [fp32], [fp32, "--tpo", "1", image], [fp32, image, "--top"], [fp32, image, "--top", "0"],
-                  [fp32, image, "--batch", "x"], [fp32, image, "--threads", "-1"], [tmp_path / "no.onnx", image],
-                  [tmp_path / "best.pth", image], [fp32, image, "--dump-tensor", tmp_path]):
+    for words in (
+        [],
+        [fp32],
+        [fp32, "--tpo", "1", image],
+        [fp32, image, "--top"],
+        [fp32, image, "--top", "0"],
+        [fp32, image, "--batch", "x"],
+        [fp32, image, "--threads", "-1"],
+        [tmp_path / "no.onnx", image],
+        [tmp_path / "best.pth", image],
+        [fp32, image, "--dump-tensor", tmp_path],
+    ):
         classify.refuses(2, *words)
     assert "usage: classify" in classify("--help").stdout
 
@@ -291,17 +361,26 @@ def test_an_artifact_that_cannot_be_used_is_refused_with_code_4(classify, fp32, 
     whole = fp32.read_bytes()
     good = json.loads(Metadata(preprocess=SPEC, class_names=NAMES).to_map()[KEY])
     spec = good["preprocess"]
-    cases = {"empty": b"", "junk": b"junk" * 100, "half": whole[: len(whole) // 2], "one": whole[:1],
-             "foreign": tiny.write(tmp_path / "foreign.onnx").read_bytes()}
-    for name, values in {"schema": good | {"schema": 99}, "none": good | {"preprocess": None}, "list": [good],
-                         "key": good | {"preprocess": spec | {"gamma": 2.2}},
-                         "missing": good | {"preprocess": {k: v for k, v in spec.items() if k != "mean"}},
-                         "filter": good | {"preprocess": spec | {"interpolation": "mitchell"}},
-                         "crop": good | {"preprocess": spec | {"crop_mode": "random"}},
-                         "std": good | {"preprocess": spec | {"std": [1, 0, 1]}},
-                         "size": good | {"preprocess": spec | {"input_size": [3, 0, 8]}},
-                         "huge": good | {"preprocess": spec | {"input_size": [3, 10**9, 10**9]}},
-                         "names": good | {"class_names": [1, 2]}}.items():
+    cases = {
+        "empty": b"",
+        "junk": b"junk" * 100,
+        "half": whole[: len(whole) // 2],
+        "one": whole[:1],
+        "foreign": tiny.write(tmp_path / "foreign.onnx").read_bytes(),
+    }
+    for name, values in {
+        "schema": good | {"schema": 99},
+        "none": good | {"preprocess": None},
+        "list": [good],
+        "key": good | {"preprocess": spec | {"gamma": 2.2}},
+        "missing": good | {"preprocess": {k: v for k, v in spec.items() if k != "mean"}},
+        "filter": good | {"preprocess": spec | {"interpolation": "mitchell"}},
+        "crop": good | {"preprocess": spec | {"crop_mode": "random"}},
+        "std": good | {"preprocess": spec | {"std": [1, 0, 1]}},
+        "size": good | {"preprocess": spec | {"input_size": [3, 0, 8]}},
+        "huge": good | {"preprocess": spec | {"input_size": [3, 10**9, 10**9]}},
+        "names": good | {"class_names": [1, 2]},
+    }.items():
         cases[name] = metadata_only(tmp_path / "x.onnx", json.dumps(values)).read_bytes()
     model = convnet()
     helper.set_model_props(model, Metadata(preprocess=Preprocess((3, 48, 48)), class_names=NAMES).to_map())
@@ -328,7 +407,9 @@ def test_a_plan_needs_its_metadata_and_tensorrt(classify, tmp_path, images):
     engine = {"flavor": "tensorrt", "plan_bytes": 104}
 
     def beside(**changes) -> None:
-        sidecar_of(plan).write_bytes(sidecar_bytes(Metadata(preprocess=SPEC, class_names=NAMES, engine=engine | changes)))
+        sidecar_of(plan).write_bytes(
+            sidecar_bytes(Metadata(preprocess=SPEC, class_names=NAMES, engine=engine | changes))
+        )
 
     assert "student.plan.json is not beside it" in classify.refuses(4, plan, images[0])
     beside(plan_bytes=105)
@@ -345,19 +426,62 @@ def test_a_plan_needs_its_metadata_and_tensorrt(classify, tmp_path, images):
     assert "metadata is damaged" in classify.refuses(4, plan, images[0])
 
 
-GOOD_JSON = ['{"a": [1, -2.5e-3, 0, 1E+2, true, false, null, {}, []]}', '\t{ "a" : "\\u00e9\\ud83d\\ude00\\n\\/" }\r\n',
-             '"é"', "[[[]]]", "0.5", "-0"]
-BAD_JSON = ["", "{", "[1,]", '{"a":1,}', "{a:1}", "'a'", "[1 2]", "01", "1.", ".5", "+1", "1e", "-", "NaN", "Infinity",
-            "-Infinity", "tru", "nul",
-            '"a', '"\\x"', '"\\u12g4"', '"\\ud800"', '"\\ud800\\u0041"', '"\\udc00"', '"tab\there"', '"\x00"',
-            "[] []", "/**/1", '{"a":1,"a":2}', '{"a" 1}', "{1:2}", "[" * 100000, "1e999", "\ufeff1"]
+GOOD_JSON = [
+    '{"a": [1, -2.5e-3, 0, 1E+2, true, false, null, {}, []]}',
+    '\t{ "a" : "\\u00e9\\ud83d\\ude00\\n\\/" }\r\n',
+    '"é"',
+    "[[[]]]",
+    "0.5",
+    "-0",
+]
+BAD_JSON = [
+    "",
+    "{",
+    "[1,]",
+    '{"a":1,}',
+    "{a:1}",
+    "'a'",
+    "[1 2]",
+    "01",
+    "1.",
+    ".5",
+    "+1",
+    "1e",
+    "-",
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "tru",
+    "nul",
+    '"a',
+    '"\\x"',
+    '"\\u12g4"',
+    '"\\ud800"',
+    '"\\ud800\\u0041"',
+    '"\\udc00"',
+    '"tab\there"',
+    '"\x00"',
+    "[] []",
+    "/**/1",
+    '{"a":1,"a":2}',
+    '{"a" 1}',
+    "{1:2}",
+    "[" * 100000,
+    "1e999",
+    "\ufeff1",
+]
 
 
-@pytest.mark.parametrize(("text", "good"), [(text, True) for text in GOOD_JSON] + [(text, False) for text in BAD_JSON],
-                         ids=lambda value: None if isinstance(value, bool) else ascii(value)[:20])
+@pytest.mark.parametrize(
+    ("text", "good"),
+    [(text, True) for text in GOOD_JSON] + [(text, False) for text in BAD_JSON],
+    ids=lambda value: None if isinstance(value, bool) else ascii(value)[:20],
+)
 def test_the_json_reader_takes_json_and_nothing_else(classify, tmp_path, images, text, good):
     """Tried inside of otherwise good metadata, in a field that this program does not read."""
-    whole = json.dumps(json.loads(Metadata(preprocess=SPEC).to_map()[KEY]) | {"training": "HERE"}).replace('"HERE"', text)
+    whole = json.dumps(json.loads(Metadata(preprocess=SPEC).to_map()[KEY]) | {"training": "HERE"}).replace(
+        '"HERE"', text
+    )
     artifact = metadata_only(tmp_path / "a.onnx", whole)
     words = [artifact, "--dump-tensor", tmp_path / "t.bin", images[0]]
     if good:
@@ -367,8 +491,23 @@ def test_the_json_reader_takes_json_and_nothing_else(classify, tmp_path, images,
         assert "metadata is damaged" in classify.refuses(4, *words)
 
 
-@pytest.mark.parametrize("raw", [b"\xff", b"\xc3", b"\xc3(", b"\xc0\xaf", b"\xe0\x80\xaf", b"\xed\xa0\x80", b"\xf4\x90\x80\x80",
-                                 b"\x80", b"\xe2\x82\xac", b"\xf0\x9f\x98\x80", b"\xc2\x80"], ids=lambda raw: raw.hex())
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\xff",
+        b"\xc3",
+        b"\xc3(",
+        b"\xc0\xaf",
+        b"\xe0\x80\xaf",
+        b"\xed\xa0\x80",
+        b"\xf4\x90\x80\x80",
+        b"\x80",
+        b"\xe2\x82\xac",
+        b"\xf0\x9f\x98\x80",
+        b"\xc2\x80",
+    ],
+    ids=lambda raw: raw.hex(),
+)
 def test_the_json_reader_takes_utf8_and_no_other_encoding(classify, tmp_path, images, raw):
     placeholder = "~" * len(raw)
     artifact = spec_file(tmp_path / "a.onnx", SPEC, {"pillow": "13", "other": placeholder})
@@ -385,8 +524,12 @@ def test_the_json_reader_takes_utf8_and_no_other_encoding(classify, tmp_path, im
 def test_every_documented_flag_exists(classify):
     usage = classify("--help").stdout
     pages = [SOURCE.parent / "README.md", SOURCE.parents[1] / "docs" / "jetson.md"]
-    commands = [line for page in pages for line in page.read_text(encoding="utf-8").splitlines()
-                if line.startswith("build/classify/classify ")]
+    commands = [
+        line
+        for page in pages
+        for line in page.read_text(encoding="utf-8").splitlines()
+        if line.startswith("build/classify/classify ")
+    ]
     assert len(commands) >= 2
     for flag in {word for line in commands for word in line.split() if word.startswith("--")}:
         assert f"  {flag} " in usage

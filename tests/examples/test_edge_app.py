@@ -1,4 +1,6 @@
-"""examples/python: labels for a folder and a camera, with torch and all but the runtime blocked; queues, signals, bad images."""
+"""examples/python: labels for a folder and a camera, with torch and all but the runtime blocked; queues,
+signals, bad images.
+"""
 
 import importlib
 import json
@@ -20,18 +22,31 @@ from runtime import UsageError
 
 FOLDER = Path(__file__).parents[2] / "examples" / "python"
 ROOT = FOLDER.parents[1]
-BLOCK = ("import runpy, sys\nfor name in ('torch', 'timm', 'onnx', 'rich', 'tyro', 'yaml', 'sklearn', 'cv2'):\n"
-         "    if name not in {allowed}: sys.modules[name] = None\n"
-         "sys.argv = ['edge_app.py', *sys.argv[1:]]\nsys.path.insert(0, {folder!r})\n"
-         "runpy.run_path({folder!r} + '/edge_app.py', run_name='__main__')\n")
+BLOCK = (
+    "import runpy, sys\nfor name in ('torch', 'timm', 'onnx', 'rich', 'tyro', 'yaml', 'sklearn', 'cv2'):\n"
+    "    if name not in {allowed}: sys.modules[name] = None\n"
+    "sys.argv = ['edge_app.py', *sys.argv[1:]]\nsys.path.insert(0, {folder!r})\n"
+    "runpy.run_path({folder!r} + '/edge_app.py', run_name='__main__')\n"
+)
 
 
 def start(*words, path=(), allowed=()) -> subprocess.Popen:
-    """The application in a process of its own, with every package blocked that an edge device does not have."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *map(str, path)])}
+    """The application in a process of its own, with every package blocked that an edge device does
+    not have.
+    """
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *map(str, path)]),
+    }
     code = BLOCK.format(folder=str(FOLDER), allowed=tuple(allowed))
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, words)], env=environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, words)],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def run(*words, **more) -> tuple[int, str, str]:
@@ -43,7 +58,9 @@ def run(*words, **more) -> tuple[int, str, str]:
 def records(out: str) -> tuple[dict[str, str], dict]:
     """{file name: best label}, and the statistics of the last line."""
     lines = [json.loads(line) for line in out.splitlines()]
-    return {Path(line["image"]).name: line["predictions"][0]["label"] for line in lines[:-1]}, lines[-1]["statistics"]
+    return {Path(line["image"]).name: line["predictions"][0]["label"] for line in lines[:-1]}, lines[-1][
+        "statistics"
+    ]
 
 
 @pytest.fixture
@@ -64,8 +81,11 @@ def folder(tiny, tmp_path) -> Path:
     return made
 
 
-@pytest.mark.parametrize("words", [[], ["--batch", "5", "--decoders", "3", "--capacity", "2"], ["--backend", "openvino"]],
-                         ids=["one by one", "batches", "openvino"])
+@pytest.mark.parametrize(
+    "words",
+    [[], ["--batch", "5", "--decoders", "3", "--capacity", "2"], ["--backend", "openvino"]],
+    ids=["one by one", "batches", "openvino"],
+)
 def test_a_folder_is_labelled_and_a_bad_image_does_not_stop_it(student, folder, words):
     if "openvino" in words:
         pytest.importorskip("openvino")
@@ -120,7 +140,11 @@ def test_a_watched_folder_goes_on_until_a_signal_and_ends_cleanly(student, folde
     out, errors = rest(process)
     labels, statistics = records("".join([*first, late, again]) + out)
     assert process.returncode == 0
-    assert (json.loads(late)["predictions"][0]["label"], labels["late.png"], statistics["images"]) == ("green", "red", 14)
+    assert (json.loads(late)["predictions"][0]["label"], labels["late.png"], statistics["images"]) == (
+        "green",
+        "red",
+        14,
+    )
     assert "Traceback" not in errors
 
 
@@ -148,23 +172,33 @@ def test_a_reader_that_goes_away_ends_it_quietly(student, folder):
     process.stderr.close()
 
 
-@pytest.mark.parametrize(("words", "code", "expected"), [
-    (["no.onnx", "--folder", "."], 2, "no such file"),
-    (["{student}", "--folder", "nowhere"], 2, "not a folder that can be read"),
-    (["{student}"], 2, "--folder --camera is required"),
-    (["{student}", "--folder", ".", "--camera", "0"], 2, "not allowed with"),
-    (["{student}", "--camera", "0", "--watch"], 2, "--watch is for --folder"),
-    (["{student}", "--folder", ".", "--batch", "0"], 2, "expected more than 0"),
-    (["{student}", "--folder", ".", "--batch", "x"], 2, "invalid int value"),
-    (["{student}", "--folder", ".", "--when-full", "explode"], 2, "invalid choice"),
-    (["{student}", "--folder", ".", "--device", "gpu"], 2, "device"),
-    (["{student}", "--camera", "0"], 3, "opencv-python-headless"),
-    (["{broken}", "--folder", "."], 4, "cannot open it"),
-    (["{foreign}", "--folder", "."], 4, "carries no preprocessing"),
-], ids=lambda value: None if isinstance(value, (str, int)) else " ".join(value))
-def test_what_cannot_work_is_one_line_and_the_projects_exit_code(tiny, student, tmp_path, words, code, expected):
+@pytest.mark.parametrize(
+    ("words", "code", "expected"),
+    [
+        (["no.onnx", "--folder", "."], 2, "no such file"),
+        (["{student}", "--folder", "nowhere"], 2, "not a folder that can be read"),
+        (["{student}"], 2, "--folder --camera is required"),
+        (["{student}", "--folder", ".", "--camera", "0"], 2, "not allowed with"),
+        (["{student}", "--camera", "0", "--watch"], 2, "--watch is for --folder"),
+        (["{student}", "--folder", ".", "--batch", "0"], 2, "expected more than 0"),
+        (["{student}", "--folder", ".", "--batch", "x"], 2, "invalid int value"),
+        (["{student}", "--folder", ".", "--when-full", "explode"], 2, "invalid choice"),
+        (["{student}", "--folder", ".", "--device", "gpu"], 2, "device"),
+        (["{student}", "--camera", "0"], 3, "opencv-python-headless"),
+        (["{broken}", "--folder", "."], 4, "cannot open it"),
+        (["{foreign}", "--folder", "."], 4, "carries no preprocessing"),
+    ],
+    ids=lambda value: None if isinstance(value, (str, int)) else " ".join(value),
+)
+def test_what_cannot_work_is_one_line_and_the_projects_exit_code(
+    tiny, student, tmp_path, words, code, expected
+):
     (tmp_path / "broken.onnx").write_bytes(b"junk" * 50)
-    files = {"student": student, "broken": tmp_path / "broken.onnx", "foreign": tiny.write(tmp_path / "foreign.onnx")}
+    files = {
+        "student": student,
+        "broken": tmp_path / "broken.onnx",
+        "foreign": tiny.write(tmp_path / "foreign.onnx"),
+    }
     found, out, errors = run(*(word.format(**files) for word in words))
     assert (found, out) == (code, "")
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
@@ -172,7 +206,9 @@ def test_what_cannot_work_is_one_line_and_the_projects_exit_code(tiny, student, 
 
 
 CAMERA = '''
-"""A TEST DOUBLE of the few words of OpenCV that the application uses: FRAMES frames, a new one every PERIOD seconds."""
+"""A TEST DOUBLE of the few words of OpenCV that the application uses: FRAMES frames, a new one
+every PERIOD seconds.
+"""
 import os, time
 import numpy as np
 CAP_V4L2, CAP_ANY = 200, 0
@@ -203,12 +239,15 @@ def camera(tmp_path, monkeypatch):
         for name, value in {"KIND": kind, "FRAMES": frames, "PERIOD": period}.items():
             monkeypatch.setenv(name, str(value))
         return tmp_path / "double"
+
     return settings
 
 
 def test_every_frame_of_a_film_is_labelled_when_asked_to_wait_and_its_colours_are_in_order(student, camera):
     path = camera("film", 30)
-    code, out, errors = run(student, "--camera", "film.mp4", "--json", "--when-full", "wait", path=[path], allowed=["cv2"])
+    code, out, errors = run(
+        student, "--camera", "film.mp4", "--json", "--when-full", "wait", path=[path], allowed=["cv2"]
+    )
     labels, statistics = records(out)
     assert (code, errors) == (0, "released\n")
     assert labels == {f"frame {i}": "blue" for i in range(30)}  # (255, 0, 0) in OpenCV's order
@@ -217,7 +256,9 @@ def test_every_frame_of_a_film_is_labelled_when_asked_to_wait_and_its_colours_ar
 
 def test_a_camera_that_is_faster_than_the_engine_drops_frames_and_counts_them(student, camera):
     path = camera("film", 3000)
-    code, out, _ = run(student, "--camera", "film.mp4", "--json", "--capacity", "1", path=[path], allowed=["cv2"])
+    code, out, _ = run(
+        student, "--camera", "film.mp4", "--json", "--capacity", "1", path=[path], allowed=["cv2"]
+    )
     labels, statistics = records(out)
     assert code == 0
     assert statistics["dropped"] > 0 and statistics["images"] + statistics["dropped"] == 3000
@@ -235,7 +276,9 @@ def test_a_camera_that_stops_or_cannot_be_opened_is_an_error(student, camera):
 
 def test_a_stream_that_stops_is_lost(student, camera, monkeypatch):
     monkeypatch.setenv("URL", "rtsp://somewhere/1")
-    code, out, errors = run(student, "--camera", "rtsp://somewhere/1", "--json", path=[camera("film", 3)], allowed=["cv2"])
+    code, out, errors = run(
+        student, "--camera", "rtsp://somewhere/1", "--json", path=[camera("film", 3)], allowed=["cv2"]
+    )
     assert code == 3 and "delivers no frames any more (3 so far)" in errors and records(out)[1]["images"] == 3
 
 
@@ -257,8 +300,12 @@ def test_a_camera_ends_with_code_0_at_a_signal_and_is_given_back(student, camera
     assert "statistics" in out.splitlines()[-1]
 
 
-@pytest.mark.parametrize(("last", "expected"), [("1.5", "released\n"), ("1000", "")], ids=["loses its stream", "hangs"])
-def test_a_camera_that_fails_after_the_signal_ends_with_code_0_too(student, camera, monkeypatch, last, expected):
+@pytest.mark.parametrize(
+    ("last", "expected"), [("1.5", "released\n"), ("1000", "")], ids=["loses its stream", "hangs"]
+)
+def test_a_camera_that_fails_after_the_signal_ends_with_code_0_too(
+    student, camera, monkeypatch, last, expected
+):
     monkeypatch.setenv("LAST", last)  # seconds until the frame after the third one, which never arrives
     process = start(student, "--camera", "0", "--json", path=[camera("camera", 3)], allowed=["cv2"])
     wait_for_lines(process, 3)
@@ -269,6 +316,7 @@ def test_a_camera_that_fails_after_the_signal_ends_with_code_0_too(student, came
 
 
 # ---- the parts themselves, in this process
+
 
 @pytest.fixture
 def pipeline(monkeypatch):
@@ -284,10 +332,22 @@ def sources(monkeypatch):
     del sys.modules["sources"]
 
 
-def test_a_file_has_arrived_when_two_looks_find_it_the_same_and_again_when_it_is_another(sources, monkeypatch):
+def test_a_file_has_arrived_when_two_looks_find_it_the_same_and_again_when_it_is_another(
+    sources, monkeypatch
+):
     small, whole, rewritten = (5, 1), (9, 2), (9, 3)  # size, time of change
-    looks = [{"old": whole}, {"old": whole, "new": small}, {"old": whole, "new": whole}, {"new": whole}, {"new": rewritten},
-             {"new": rewritten}, {"new": rewritten}, {}, {"new": rewritten}, {"new": rewritten}]
+    looks = [
+        {"old": whole},
+        {"old": whole, "new": small},
+        {"old": whole, "new": whole},
+        {"new": whole},
+        {"new": rewritten},
+        {"new": rewritten},
+        {"new": rewritten},
+        {},
+        {"new": rewritten},
+        {"new": rewritten},
+    ]
     stop, offered, number = threading.Event(), [], iter(range(len(looks)))
 
     def look(_path):
@@ -337,7 +397,11 @@ class Slow:
     def __init__(self, student) -> None:
         self._real = runtime.load(student, threads=1)
         self.go, self.batches = threading.Semaphore(0), []
-        self.preprocess, self.input_shape, self.path = self._real.preprocess, self._real.input_shape, self._real.path
+        self.preprocess, self.input_shape, self.path = (
+            self._real.preprocess,
+            self._real.input_shape,
+            self._real.path,
+        )
         self.predictions, self.batch_sizes = self._real.predictions, self._real.batch_sizes
 
     fit, logits_in_batches = runtime.Predictor.fit, runtime.Predictor.logits_in_batches
@@ -352,7 +416,14 @@ def make(pipeline, student, results, least=None, **changes):
     slow = Slow(student)
     if least:
         slow.batch_sizes = [(least, 8)]
-    settings = {"capacity": 3, "drop_oldest": True, "batch": 1, "max_wait_ms": 5, "decoders": 1, "top": 1} | changes
+    settings = {
+        "capacity": 3,
+        "drop_oldest": True,
+        "batch": 1,
+        "max_wait_ms": 5,
+        "decoders": 1,
+        "top": 1,
+    } | changes
     made = pipeline.Pipeline(slow, results.extend, lambda name, reason: None, **settings)
     slow.go.release()  # the warm-up of start()
     made.start()
@@ -413,7 +484,11 @@ def test_every_documented_command_of_the_application_parses(page, sources, pipel
     edge_app = importlib.import_module("edge_app")
     monkeypatch.delitem(sys.modules, "edge_app")
     lines = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
-    commands = [shlex.split(line, comments=True)[2:] for line in lines if line.startswith("python examples/python/edge_app.py")]
+    commands = [
+        shlex.split(line, comments=True)[2:]
+        for line in lines
+        if line.startswith("python examples/python/edge_app.py")
+    ]
     assert commands
     for words in commands:
         edge_app.read_arguments(words)

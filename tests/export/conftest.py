@@ -1,7 +1,7 @@
 """A small trained student and real images (scikit-learn's digits) for the tests of `export`.
 
-ResNet-20 with random convolutions whose batch norm has seen the data, and a last layer solved by ridge regression:
-real accuracy (about 75 %) in seconds, without a training loop.
+ResNet-20 with random convolutions whose batch norm has seen the data, and a last layer solved by ridge
+regression: real accuracy (about 75 %) in seconds, without a training loop.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ SIZE = (3, 32, 32)
 
 @pytest.fixture(scope="session")
 def preprocess() -> Preprocess:
-    return Preprocess(input_size=SIZE, crop_pct=1.0, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    return Preprocess(
+        input_size=SIZE, crop_pct=1.0, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -42,20 +44,36 @@ def student(preprocess: Preprocess) -> torch.nn.Module:
         features = network.forward_head(network.forward_features(images), pre_logits=True).double()
         centred = features - features.mean(0)
         wanted = torch.nn.functional.one_hot(labels, 10).double() - 0.1
-        weight = torch.linalg.solve(centred.T @ centred + 0.1 * torch.eye(64, dtype=torch.float64), centred.T @ wanted)
+        weight = torch.linalg.solve(
+            centred.T @ centred + 0.1 * torch.eye(64, dtype=torch.float64), centred.T @ wanted
+        )
         network.linear.weight.copy_(10 * weight.T)
         network.linear.bias.copy_(-10 * features.mean(0) @ weight)
     return network
 
 
 @pytest.fixture(scope="session")
-def student_file(student: torch.nn.Module, preprocess: Preprocess, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def student_file(
+    student: torch.nn.Module, preprocess: Preprocess, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     path = tmp_path_factory.mktemp("student") / "best.pth"
-    checkpoint.save(checkpoint.Checkpoint(
-        model="resnet20", model_args={}, state_dict=student.state_dict(), preprocess=preprocess,
-        class_names=[str(i) for i in range(10)], role="student", metrics={"top1": 90.0, "epoch": 3},
-        lineage={"data": {"train_spec": "digits", "val_spec": "digits"}, "recipe": {"kd_loss": "nkd"},
-                 "teacher": {"model": "resnet56", "file": "teacher.pth", "sha256": "ab" * 32}}), path)
+    checkpoint.save(
+        checkpoint.Checkpoint(
+            model="resnet20",
+            model_args={},
+            state_dict=student.state_dict(),
+            preprocess=preprocess,
+            class_names=[str(i) for i in range(10)],
+            role="student",
+            metrics={"top1": 90.0, "epoch": 3},
+            lineage={
+                "data": {"train_spec": "digits", "val_spec": "digits"},
+                "recipe": {"kd_loss": "nkd"},
+                "teacher": {"model": "resnet56", "file": "teacher.pth", "sha256": "ab" * 32},
+            },
+        ),
+        path,
+    )
     return path
 
 
@@ -85,7 +103,11 @@ def _stirred(network: torch.nn.Module) -> torch.nn.Module:
     generator = torch.Generator().manual_seed(0)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            for values, low, high in ((module.running_mean, -0.2, 0.2), (module.running_var, 0.5, 2.0),
-                                      (module.weight.data, 0.5, 1.5), (module.bias.data, -0.2, 0.2)):
+            for values, low, high in (
+                (module.running_mean, -0.2, 0.2),
+                (module.running_var, 0.5, 2.0),
+                (module.weight.data, 0.5, 1.5),
+                (module.bias.data, -0.2, 0.2),
+            ):
                 values.copy_(torch.rand(values.shape, generator=generator) * (high - low) + low)
     return network.eval()

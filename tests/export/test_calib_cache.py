@@ -72,9 +72,13 @@ def test_no_flipped_bit_and_no_cut_gets_through(tmp_path, histograms, said):
     whole = path.read_bytes()
     random = np.random.default_rng(0)
     for place in [*range(0, 40), *random.integers(0, len(whole), 60)]:
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << int(random.integers(8))]) + whole[place + 1:])
+        path.write_bytes(
+            whole[:place] + bytes([whole[place] ^ 1 << int(random.integers(8))]) + whole[place + 1 :]
+        )
         found = cache.read(tmp_path, KEY, said.append)
-        assert found is None or all(same(found[name], histograms[name]) for name in histograms)  # a date inside the zip, say
+        assert found is None or all(
+            same(found[name], histograms[name]) for name in histograms
+        )  # a date inside the zip, say
     refused = len(said)
     assert refused > 50
     for length in (0, 1, 100, len(whole) // 2, len(whole) - 1):
@@ -90,23 +94,41 @@ def test_a_pickle_is_not_opened(tmp_path, said):
         def __reduce__(self):
             return opened.touch, ()
 
-    np.savez(cache.file_of(tmp_path, KEY), **{name: np.array([Trap()], dtype=object) for name in cache.ARRAYS})
+    np.savez(
+        cache.file_of(tmp_path, KEY), **{name: np.array([Trap()], dtype=object) for name in cache.ARRAYS}
+    )
     assert cache.read(tmp_path, KEY, said.append) is None and len(said) == 1
     assert not opened.exists()
 
 
 def test_the_key_changes_with_all_that_the_statistics_depend_on(monkeypatch):
-    given = {"model": b"weights", "tensors": ["a", "b"], "images": ["11", "22"], "preprocess": {"mean": [0.5], "size": 32}}
-    keys = [cache.key(**given | change) for change in (
-        {}, {"model": b"Weights"}, {"tensors": ["a"]}, {"images": ["22", "11"]}, {"images": ["11"]}, {"images": ["1122"]},
-        {"preprocess": {"mean": [0.4], "size": 32}})]
+    given = {
+        "model": b"weights",
+        "tensors": ["a", "b"],
+        "images": ["11", "22"],
+        "preprocess": {"mean": [0.5], "size": 32},
+    }
+    keys = [
+        cache.key(**given | change)
+        for change in (
+            {},
+            {"model": b"Weights"},
+            {"tensors": ["a"]},
+            {"images": ["22", "11"]},
+            {"images": ["11"]},
+            {"images": ["1122"]},
+            {"preprocess": {"mean": [0.4], "size": 32}},
+        )
+    ]
     monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
     keys.append(cache.key(**given))
     assert len(set(keys)) == len(keys) and all(len(each) == 64 for each in keys)
 
 
 def test_the_key_does_not_change_with_what_does_not_matter():
-    assert cache.key(b"w", ["b", "a"], ["11"], {"x": 1, "y": 2}) == cache.key(b"w", ["a", "b", "a"], ("11",), {"y": 2, "x": 1})
+    assert cache.key(b"w", ["b", "a"], ["11"], {"x": 1, "y": 2}) == cache.key(
+        b"w", ["a", "b", "a"], ("11",), {"y": 2, "x": 1}
+    )
 
 
 def test_only_the_newest_files_are_kept_and_no_file_of_another_is_touched(tmp_path, histograms, monkeypatch):
@@ -117,7 +139,11 @@ def test_only_the_newest_files_are_kept_and_no_file_of_another_is_touched(tmp_pa
     for age, key in enumerate(["0" * 64, "1" * 64, "2" * 64]):
         cache.write(tmp_path, key, histograms)
         os.utime(cache.file_of(tmp_path, key), (1000 + age, 1000 + age))
-    assert sorted(file.name for file in tmp_path.iterdir()) == [f"{'1' * 64}.npz", f"{'2' * 64}.npz", "photographs.npz"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        f"{'1' * 64}.npz",
+        f"{'2' * 64}.npz",
+        "photographs.npz",
+    ]
 
 
 def test_a_folder_that_cannot_be_written_is_a_note_not_an_error(tmp_path, histograms, said):
@@ -126,8 +152,9 @@ def test_a_folder_that_cannot_be_written_is_a_note_not_an_error(tmp_path, histog
     assert len(said) == 1 and "not kept" in said[0]
 
 
-@pytest.mark.parametrize(("given", "expected"), [
-    ("/elsewhere", "/elsewhere"), (None, "HOME/.cache"), ("relative", "HOME/.cache")])
+@pytest.mark.parametrize(
+    ("given", "expected"), [("/elsewhere", "/elsewhere"), (None, "HOME/.cache"), ("relative", "HOME/.cache")]
+)
 def test_the_default_folder_follows_the_standard(monkeypatch, tmp_path, given, expected):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)

@@ -21,6 +21,7 @@ def pooled():
         for part in parts:
             histogram.update(np.asarray(part, np.float32))
         return histogram
+
     return pool
 
 
@@ -28,7 +29,10 @@ def pooled():
 @pytest.mark.parametrize("growth", [1.0, 1.7, 300.0])
 def test_counts_are_those_of_all_values_together(pooled, sign, growth):
     random = np.random.default_rng(0)
-    parts = [(random.choice(sign, 70_001) * np.abs(random.normal(size=70_001)) * growth**i).astype(np.float32) for i in range(3)]
+    parts = [
+        (random.choice(sign, 70_001) * np.abs(random.normal(size=70_001)) * growth**i).astype(np.float32)
+        for i in range(3)
+    ]
     found, everything = pooled(*parts), np.concatenate(parts)
     assert (found.low, found.high) == (everything.min(), everything.max())
     magnitude = np.abs(everything).max()
@@ -45,7 +49,11 @@ def test_a_value_is_in_its_bin_worked_out_by_hand(pooled):
 
 def test_counts_do_not_depend_on_the_order_or_size_of_batches(pooled):
     values = np.random.default_rng(1).standard_cauchy(5000).astype(np.float32)
-    one, three, backwards = pooled(values), pooled(*np.split(values, [100, 3000])), pooled(*np.split(values[::-1], 5))
+    one, three, backwards = (
+        pooled(values),
+        pooled(*np.split(values, [100, 3000])),
+        pooled(*np.split(values[::-1], 5)),
+    )
     for other in (three, backwards):
         assert (other.low, other.high, other.limit) == (one.low, one.high, one.limit)
         assert np.array_equal(other.counts, one.counts)
@@ -53,7 +61,14 @@ def test_counts_do_not_depend_on_the_order_or_size_of_batches(pooled):
 
 def test_no_value_falls_out_where_float32_rounds(pooled):
     just_below = np.nextafter(np.float32(4.0), np.float32(0.0))
-    for values in ([-1.0, just_below], [-just_below, 1.0], [-1e-45, 1e-45], [-3.4e38, 3.4e38], [2.0, -2.0], [just_below]):
+    for values in (
+        [-1.0, just_below],
+        [-just_below, 1.0],
+        [-1e-45, 1e-45],
+        [-3.4e38, 3.4e38],
+        [2.0, -2.0],
+        [just_below],
+    ):
         found = pooled(values)
         assert found.counts.sum() == len(values) and found.counts.shape == (2 * BINS,)
 
@@ -92,7 +107,10 @@ def test_inner_tensors_inputs_and_outputs_are_observed_over_all_batches():
     batches = [np.full((2, 1, 2, 2), value, np.float32) for value in (-3.0, 1.0, 2.0)]
     found = collect(MODEL, ["images", "doubled", "logits"], batches)
     assert {name: (each.low, each.high) for name, each in found.items()} == {
-        "images": (-3.0, 2.0), "doubled": (-6.0, 4.0), "logits": (0.0, 4.0)}
+        "images": (-3.0, 2.0),
+        "doubled": (-6.0, 4.0),
+        "logits": (0.0, 4.0),
+    }
     assert {each.counts.sum() for each in found.values()} == {24}
 
 
@@ -118,7 +136,9 @@ def test_calibrate_is_collect_and_the_method():
     batches = [np.full((1, 1, 2, 2), value, np.float32) for value in (-3.0, 1.0, 2.0)]
     found = calibrate(MODEL, ["images", "logits"], iter(batches), "minmax")
     assert found == {"images": Range(-3.0, 2.0), "logits": Range(0.0, 4.0)}
-    assert calibrate(MODEL, ["logits"], iter(batches), "percentile", 60.0)["logits"].high == pytest.approx(2.0, abs=8 / BINS)
+    assert calibrate(MODEL, ["logits"], iter(batches), "percentile", 60.0)["logits"].high == pytest.approx(
+        2.0, abs=8 / BINS
+    )
 
 
 def test_a_tensor_with_nan_is_named():

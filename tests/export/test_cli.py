@@ -30,9 +30,10 @@ def test_unknown_flag_names_the_nearest_and_exits_2(capsys):
 
 
 def test_help_of_the_command_imports_neither_torch_nor_timm_nor_onnx():
-    code = ("import sys, atexit\nfrom export.cli import main\n"
-            "atexit.register(lambda: print([m for m in ('torch', 'timm', 'onnx', 'onnxruntime') if m in sys.modules]))\n"
-            "main(['onnx', '--help'])")
+    code = (
+        "import sys, atexit\nfrom export.cli import main\natexit.register(lambda: print([m for m in ('torch',"
+        " 'timm', 'onnx', 'onnxruntime') if m in sys.modules]))\nmain(['onnx', '--help'])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--calib-method" in done.stdout and "distill export onnx best.pth" in done.stdout
@@ -40,6 +41,8 @@ def test_help_of_the_command_imports_neither_torch_nor_timm_nor_onnx():
 
 
 def test_python_dash_m_export_is_the_same_command():
-    done = subprocess.run([sys.executable, "-m", "export", "onnx", "nowhere.pth"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "export", "onnx", "nowhere.pth"], capture_output=True, text=True
+    )
     assert done.returncode == 2
     assert done.stderr.strip() == "error: nowhere.pth: no such checkpoint"

@@ -20,23 +20,37 @@ def test_no_profile_is_refused():
         engine.check_profiles([])
 
 
-@pytest.mark.parametrize(("profiles", "dynamic"), [
-    ([(4, 4, 4)], False), ([(1, 4, 8)], True), ([(1, 1, 1), (8, 8, 8)], True)])
+@pytest.mark.parametrize(
+    ("profiles", "dynamic"), [([(4, 4, 4)], False), ([(1, 4, 8)], True), ([(1, 1, 1), (8, 8, 8)], True)]
+)
 def test_static_is_one_profile_of_one_size(profiles, dynamic):
     assert Settings(profiles=tuple(Profile(*sizes) for sizes in profiles)).dynamic is dynamic
 
 
-@pytest.mark.parametrize(("version", "highest"), [
-    ("10.3.0.30", 20), ("10.7.0", 20), ("10.9.0.34", 22), ("10.13.3.9", 24), ("10.16.1.11", 24),
-    ("11.0.0.114", 25), ("11.4.0", 25)])
+@pytest.mark.parametrize(
+    ("version", "highest"),
+    [
+        ("10.3.0.30", 20),
+        ("10.7.0", 20),
+        ("10.9.0.34", 22),
+        ("10.13.3.9", 24),
+        ("10.16.1.11", 24),
+        ("11.0.0.114", 25),
+        ("11.4.0", 25),
+    ],
+)
 def test_opset_that_this_parser_does_not_read(version, highest):
     engine.check_opset(highest, version)
-    with pytest.raises(ArtifactError, match=f"opset {highest + 1}; TensorRT {re.escape(version)} reads up to {highest}"):
+    with pytest.raises(
+        ArtifactError, match=f"opset {highest + 1}; TensorRT {re.escape(version)} reads up to {highest}"
+    ):
         engine.check_opset(highest + 1, version)
 
 
 def test_what_helps_is_said_where_it_is_known():
     reason = "Error Code 10: Could not find any implementation for node conv1 + PWN(relu)."
     assert engine._advice(reason).endswith("Leave that layer float: --exclude 'conv1'")
-    assert engine._advice("CUDA error: out of memory").endswith("Give a smaller --workspace, --opt-level or batch")
+    assert engine._advice("CUDA error: out of memory").endswith(
+        "Give a smaller --workspace, --opt-level or batch"
+    )
     assert engine._advice("something else") == "something else"

@@ -1,4 +1,6 @@
-"""The checks of a plan against its ONNX file, on engines whose faults are known: numpy functions behind a predictor."""
+"""The checks of a plan against its ONNX file, on engines whose faults are known: numpy functions behind a
+predictor.
+"""
 
 from types import SimpleNamespace
 
@@ -50,17 +52,20 @@ def test_engine_that_gives_nan_at_one_batch_size_is_refused(wrong):
 
 
 def test_images_are_regrouped_without_holding_more_than_one_call_takes():
-    parts = [IMAGES[start:start + 5] for start in range(0, 300, 5)]
+    parts = [IMAGES[start : start + 5] for start in range(0, 300, 5)]
     found = list(engine_check.chunks(parts, 32))
     assert [len(each) for each in found] == [32] * 9 + [12]
     np.testing.assert_array_equal(np.concatenate(found), IMAGES)
     assert [len(each) for each in engine_check.chunks([IMAGES[:7]], 2)] == [2, 2, 2, 1]
 
 
-@pytest.mark.parametrize("change", [
-    lambda batch, logits: logits + np.arange(len(batch))[:, None],  # depends on the place
-    lambda batch, logits: logits + len(batch),  # depends on the batch size
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda batch, logits: logits + np.arange(len(batch))[:, None],  # depends on the place
+        lambda batch, logits: logits + len(batch),  # depends on the batch size
+    ],
+)
 def test_engine_that_mixes_images_is_refused(change):
     with pytest.raises(GateError, match="at another place or batch size"):
         engine_check.consistency(engine_of(change), IMAGES, 0.05)
@@ -70,17 +75,23 @@ def test_engine_that_decides_otherwise_is_refused():
     reference = network(IMAGES)
     swapped = reference.copy()
     swapped[:4] = -swapped[:4]  # 4 of 300: more than one in a hundred
-    engine_check.agreement(reference, np.where(np.arange(300)[:, None] < 2, swapped, reference), "int8", False)
+    engine_check.agreement(
+        reference, np.where(np.arange(300)[:, None] < 2, swapped, reference), "int8", False
+    )
     with pytest.raises(GateError, match=r"same class on 98\.67 % of 300 images"):
         engine_check.agreement(reference, swapped, "int8", False)
 
 
-@pytest.mark.parametrize(("images", "flips", "passes"), [(300, 3, True), (300, 4, False), (20, 1, True), (20, 2, False)])
+@pytest.mark.parametrize(
+    ("images", "flips", "passes"), [(300, 3, True), (300, 4, False), (20, 1, True), (20, 2, False)]
+)
 def test_decisions_may_differ_on_one_image_in_a_hundred_however_close_the_logits(images, flips, passes):
     reference = np.tile(np.float32([5, 5 + 1e-3]), (images, 1))
     swapped = np.where(np.arange(images)[:, None] < flips, reference[:, ::-1], reference)
     if passes:
-        assert engine_check.agreement(reference, swapped, "int8", False)["agreement"] == pytest.approx(100 - 100 * flips / images)
+        assert engine_check.agreement(reference, swapped, "int8", False)["agreement"] == pytest.approx(
+            100 - 100 * flips / images
+        )
     else:
         with pytest.raises(GateError, match="does not decide as its ONNX file"):
             engine_check.agreement(reference, swapped, "int8", False)
@@ -88,7 +99,9 @@ def test_decisions_may_differ_on_one_image_in_a_hundred_however_close_the_logits
 
 @pytest.mark.parametrize(("scale", "passes"), [(1, False), (100, True)])
 def test_rows_may_differ_by_a_share_of_the_logits(scale, passes):
-    engine = predictor_of(lambda batch: np.full((len(batch), 2), scale) + 0.5 * np.arange(len(batch))[:, None], ((4, 4),))
+    engine = predictor_of(
+        lambda batch: np.full((len(batch), 2), scale) + 0.5 * np.arange(len(batch))[:, None], ((4, 4),)
+    )
     if passes:
         found = engine_check.consistency(engine, IMAGES, 0.05)
         assert found["row_spread"] == 1.5 and found["allowed"] == pytest.approx(0.05 * 101.5)
@@ -121,21 +134,32 @@ def test_budget_counts_what_the_onnx_file_lost_already():
     engine[:3] = -engine[:3]  # 3 of 300 go wrong: 1 point
     meta = Metadata(precision="int8", verification={"int8": {"drop": 0.3}})
     found = engine_check.accuracy(reference, engine, labels, meta, 1.4)
-    assert found["top1"] == pytest.approx(99) and found["onnx_top1"] == 100 and found["drop"] == pytest.approx(1.3)
+    assert (
+        found["top1"] == pytest.approx(99)
+        and found["onnx_top1"] == 100
+        and found["drop"] == pytest.approx(1.3)
+    )
     assert found["right_to_wrong"] == 3 and found["wrong_to_right"] == 0
-    with pytest.raises(GateError, match=r"top-1 is 99\.00 %, 1\.00 points below its ONNX file and 1\.30 below the fp32 student"):
+    with pytest.raises(
+        GateError,
+        match=r"top-1 is 99\.00 %, 1\.00 points below its ONNX file and 1\.30 below the fp32 student",
+    ):
         engine_check.accuracy(reference, engine, labels, meta, 1.2)
 
 
 def test_ranges_of_noise_are_measured_and_held_to_nothing():
     reference = network(IMAGES)
-    meta = Metadata(precision="int8", verification={"int8": {"drop": 60.0}}, quantization={"not_for_accuracy": True})
+    meta = Metadata(
+        precision="int8", verification={"int8": {"drop": 60.0}}, quantization={"not_for_accuracy": True}
+    )
     assert engine_check.accuracy(reference, reference, reference.argmax(1), meta, 1.0)["drop"] == 60
 
 
 def test_whole_check_opens_both_files(monkeypatch):
     opened = []
-    monkeypatch.setattr(engine_check, "load", lambda path, *device: opened.append((path, *device)) or engine_of())
+    monkeypatch.setattr(
+        engine_check, "load", lambda path, *device: opened.append((path, *device)) or engine_of()
+    )
     meta, labels = Metadata(precision="fp32"), network(IMAGES).argmax(1)
     found = engine_check.check("a.plan", "a.onnx", meta, [IMAGES[:100], IMAGES[100:]], labels, 0.0)
     assert opened == [("a.plan", "cuda"), ("a.onnx",)]
@@ -145,4 +169,9 @@ def test_whole_check_opens_both_files(monkeypatch):
 
 
 def test_noise_has_the_shape_of_the_input():
-    assert engine_check.noise(SimpleNamespace(shape=[None, 3, 8, 6]).shape).shape == (engine_check.NOISE, 3, 8, 6)
+    assert engine_check.noise(SimpleNamespace(shape=[None, 3, 8, 6]).shape).shape == (
+        engine_check.NOISE,
+        3,
+        8,
+        6,
+    )

@@ -13,11 +13,15 @@ from runtime.errors import ArtifactError, GateError
 
 
 def run(model, batch):
-    return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"images": batch})[0]
+    return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+        None, {"images": batch}
+    )[0]
 
 
 class Tiny(nn.Module):
-    """A convolution and batch norm with one channel, then the mean: every number can be worked out by hand."""
+    """A convolution and batch norm with one channel, then the mean: every number can be worked out
+    by hand.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,10 +46,14 @@ def tiny_onnx():
 
 def test_batch_norm_is_folded_into_the_weight_worked_out_by_hand(tiny_onnx):
     assert not any(node.op_type == "BatchNormalization" for node in tiny_onnx.graph.node)
-    weight, bias = (onnx.numpy_helper.to_array(t) for name in (".weight", "")
-                    for t in tiny_onnx.graph.initializer if t.data_type == 1 and (t.name == "conv.weight") == bool(name))
+    weight, bias = (
+        onnx.numpy_helper.to_array(t)
+        for name in (".weight", "")
+        for t in tiny_onnx.graph.initializer
+        if t.data_type == 1 and (t.name == "conv.weight") == bool(name)
+    )
     assert weight.ravel() == pytest.approx([2 * 5 / 2] * 3)  # weight x gamma / sqrt(variance)
-    assert bias.ravel() == pytest.approx([7 - 3 * 5 / 2])    # beta - mean x gamma / sqrt(variance)
+    assert bias.ravel() == pytest.approx([7 - 3 * 5 / 2])  # beta - mean x gamma / sqrt(variance)
 
 
 def test_interface_is_named_fixed_in_size_and_dynamic_in_batch(tiny_onnx):
@@ -54,12 +62,18 @@ def test_interface_is_named_fixed_in_size_and_dynamic_in_batch(tiny_onnx):
     assert (images.name, logits.name) == ("images", "logits")
     assert [e.version for e in tiny_onnx.opset_import] == [19]
     for n in (1, 5):
-        assert run(tiny_onnx, np.ones((n, 3, 4, 4), np.float32)) == pytest.approx(np.full((n, 1), (6 - 3) / 2 * 5 + 7))
+        assert run(tiny_onnx, np.ones((n, 3, 4, 4), np.float32)) == pytest.approx(
+            np.full((n, 1), (6 - 3) / 2 * 5 + 7)
+        )
 
 
 def test_pooling_takes_no_detour_over_the_batch(convnext_onnx):
     kinds = {node.op_type for node in convnext_onnx.graph.node}
-    assert not kinds & {"Gather", "Range", "Shape"}  # the exporter's form of AdaptiveAvgPool2d before a LayerNorm
+    assert not kinds & {
+        "Gather",
+        "Range",
+        "Shape",
+    }  # the exporter's form of AdaptiveAvgPool2d before a LayerNorm
 
 
 def test_merged_branches_compute_the_same_with_fewer_layers(repvgg):
@@ -92,10 +106,14 @@ def test_a_large_kernel_becomes_one_plain_convolution_that_computes_the_same(uni
     with torch.inference_mode():
         wanted = unireplknet(images).numpy()
     assert np.abs(run(model, images.numpy()) - wanted).max() <= 1e-4 * np.abs(wanted).max()
-    kernels = {node.name: next(list(a.ints) for a in node.attribute if a.name == "kernel_shape")
-               for node in model.graph.node if node.op_type == "Conv"}
-    assert {name: k[0] for name, k in kernels.items() if name.startswith("stages") and ".se." not in name} == {
-        "stages.0.0.dwconv": 3, "stages.1.0.dwconv.lk_origin": 13}
+    kernels = {
+        node.name: next(list(a.ints) for a in node.attribute if a.name == "kernel_shape")
+        for node in model.graph.node
+        if node.op_type == "Conv"
+    }
+    assert {
+        name: k[0] for name, k in kernels.items() if name.startswith("stages") and ".se." not in name
+    } == {"stages.0.0.dwconv": 3, "stages.1.0.dwconv.lk_origin": 13}
     assert not {node.op_type for node in model.graph.node} & {"BatchNormalization", "DFT", "Gather"}
 
 
@@ -105,13 +123,19 @@ def test_batch_norm_stays_for_the_count_of_parameters_until_the_graph_is_made(un
     student = models.build("resnet20", 10)
     assert graph.count(graph.merge(student), (3, 32, 32))[0] == 269_722
     merged = graph.count(graph.merge(unireplknet), (3, 32, 32))[0]
-    assert merged < sum(p.numel() for p in unireplknet.parameters()) - 12 * (5 * 5 + 7 * 7 + 3 * 3 * 3)  # no dilated branches
+    assert merged < sum(p.numel() for p in unireplknet.parameters()) - 12 * (
+        5 * 5 + 7 * 7 + 3 * 3 * 3
+    )  # no dilated branches
 
 
 def test_layers_are_named_after_their_module_and_uniquely(student_onnx, convnext_onnx):
     names = [node.name for node in student_onnx.graph.node]
-    assert {"conv1", "layer1.0.conv1", "layer3.2.conv2", "linear"} <= set(names) and len(set(names)) == len(names)
-    assert "stages.0.blocks.0.mlp.fc2" in [node.name for node in convnext_onnx.graph.node]  # layer scale folded into it
+    assert {"conv1", "layer1.0.conv1", "layer3.2.conv2", "linear"} <= set(names) and len(set(names)) == len(
+        names
+    )
+    assert "stages.0.blocks.0.mlp.fc2" in [
+        node.name for node in convnext_onnx.graph.node
+    ]  # layer scale folded into it
 
 
 def test_parameters_and_macs_of_resnet20_equal_the_published_and_the_counted():
@@ -141,7 +165,9 @@ def test_metadata_reads_back_and_replaces_what_was_there(tiny_onnx):
 
 def test_what_is_written_is_sealed_and_again_after_it_was_read(tiny_onnx):
     content = graph.write_metadata(tiny_onnx, Metadata(model="one"))
-    assert check_seal(content, "tiny") and content == graph.write_metadata(onnx.load_from_string(content), Metadata(model="one"))
+    assert check_seal(content, "tiny") and content == graph.write_metadata(
+        onnx.load_from_string(content), Metadata(model="one")
+    )
     with pytest.raises(ArtifactError, match="changed since"):
         check_seal(content.replace(b'"model": "one"', b'"model": "two"'), "tiny")
 
@@ -162,7 +188,9 @@ def test_a_network_that_cannot_be_exported_gives_one_line():
 
 
 def test_large_kernels_count_as_the_convolutions_they_are():
-    """4 channels of 16 x 16 under a 13 x 13 depthwise kernel: whatever algorithm torch's side takes, the graph has one Conv."""
+    """4 channels of 16 x 16 under a 13 x 13 depthwise kernel: whatever algorithm torch's side takes, the
+    graph has one Conv.
+    """
     from distill.models.depthwise import DepthwiseConv2d
 
     _, macs = graph.count(nn.Sequential(DepthwiseConv2d(4, 13, algorithm="auto")), (4, 16, 16))

@@ -1,4 +1,6 @@
-"""fp16 and int8+fp16 graphs through NVIDIA's parser and builder: TensorRT for RTX builds strongly typed engines without a GPU."""
+"""fp16 and int8+fp16 graphs through NVIDIA's parser and builder: TensorRT for RTX builds strongly typed
+engines without a GPU.
+"""
 
 import json
 import subprocess
@@ -12,8 +14,12 @@ import pytest
 from export import graph, half_graph, quantize, rewrite
 from export.calibrate import calibrate
 
-pytestmark = [pytest.mark.slow,
-              pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reason="TensorRT for RTX is not installed")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        find_spec("tensorrt_rtx_bindings") is None, reason="TensorRT for RTX is not installed"
+    ),
+]
 
 BUILD = """
 import json, sys
@@ -30,19 +36,23 @@ network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRO
 parser = trt.OnnxParser(network, log)
 if not parser.parse(open(sys.argv[1], "rb").read()):
     sys.exit("; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)))
-config, profile, images = builder.create_builder_config(), builder.create_optimization_profile(), network.get_input(0)
+config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+images = network.get_input(0)
 profile.set_shape(images.name, *[(batch, *images.shape[1:]) for batch in (1, 2, 4)])
 config.add_optimization_profile(profile)
 plan = builder.build_serialized_network(network, config)
 if plan is None:
     sys.exit("; ".join(log.lines[-5:]))
 print(json.dumps({"types": [str(t.dtype) for t in (images, network.get_output(0))],
-                  "int8 in half": sum("Converting conv activation scales to fp32" in line for line in log.lines)}))
+                  "int8 in half": sum(
+    "Converting conv activation scales to fp32" in line for line in log.lines)}))
 """
 
 
 def build(made, folder):
-    """What the builder says about a graph; a process of its own, because builds in one process have crashed one another."""
+    """What the builder says about a graph; a process of its own, because builds in one process have crashed
+    one another.
+    """
     onnx.save(made, folder / "candidate.onnx")
     command = [sys.executable, "-c", BUILD, str(folder / "candidate.onnx")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -61,13 +71,17 @@ def quantized(network):
     made = rewrite.prepare(network)
     sides = [d.dim_value for d in made.graph.input[0].type.tensor_type.shape.dim[1:]]
     plan = quantize.plan(made, "tensorrt")
-    ranges = calibrate(made, plan.tensors, [np.random.default_rng(0).normal(size=(2, *sides)).astype(np.float32)], "minmax")
+    ranges = calibrate(
+        made, plan.tensors, [np.random.default_rng(0).normal(size=(2, *sides)).astype(np.float32)], "minmax"
+    )
     return plan, quantize.quantize(made, plan, ranges)
 
 
 def some(made):
     """Every fourth node that computes."""
-    nodes = [node.name for node in made.graph.node if node.op_type not in ("QuantizeLinear", "DequantizeLinear")]
+    nodes = [
+        node.name for node in made.graph.node if node.op_type not in ("QuantizeLinear", "DequantizeLinear")
+    ]
     return set(nodes[1::4])
 
 
@@ -83,4 +97,6 @@ def test_every_int8_convolution_is_recognised_with_half_around(network, tmp_path
     assert build(half_graph.to_half(made), tmp_path)["int8 in half"] == len(layers)
     keep = some(made) | set(sorted(layers)[::3])
     assert layers - keep
-    assert build(half_graph.to_half(made, keep), tmp_path)["int8 in half"] == len(layers - keep)  # the others have float32 scales
+    assert build(half_graph.to_half(made, keep), tmp_path)["int8 in half"] == len(
+        layers - keep
+    )  # the others have float32 scales

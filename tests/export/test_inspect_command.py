@@ -1,4 +1,6 @@
-"""`distill inspect`: what it says of artifacts, foreign files and checkpoints; every changed byte; every kind of bad input."""
+"""`distill inspect`: what it says of artifacts, foreign files and checkpoints; every changed byte; every kind
+of bad input.
+"""
 
 import hashlib
 import json
@@ -18,25 +20,61 @@ from runtime.preprocess import Preprocess
 
 def network(int8=True, opset=19):
     """One convolution, 3 to 2 channels, 1 x 1, over 4 x 4; with Q/DQ on both sides or without."""
-    constants = {"w": np.ones((2, 3, 1, 1), np.int8 if int8 else np.float32), "scale": np.float32(0.1), "zero": np.int8(0)}
-    nodes = [helper.make_node("QuantizeLinear", ["images", "scale", "zero"], ["q"]),
-             helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["x"]),
-             helper.make_node("DequantizeLinear", ["w", "scale", "zero"], ["f"])] if int8 else []
-    nodes += [helper.make_node("Conv", ["x", "f"] if int8 else ["images", "w"], ["c"]),
-              helper.make_node("GlobalAveragePool", ["c"], ["p"]), helper.make_node("Flatten", ["p"], ["logits"])]
+    constants = {
+        "w": np.ones((2, 3, 1, 1), np.int8 if int8 else np.float32),
+        "scale": np.float32(0.1),
+        "zero": np.int8(0),
+    }
+    nodes = (
+        [
+            helper.make_node("QuantizeLinear", ["images", "scale", "zero"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["x"]),
+            helper.make_node("DequantizeLinear", ["w", "scale", "zero"], ["f"]),
+        ]
+        if int8
+        else []
+    )
+    nodes += [
+        helper.make_node("Conv", ["x", "f"] if int8 else ["images", "w"], ["c"]),
+        helper.make_node("GlobalAveragePool", ["c"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["logits"]),
+    ]
     made = helper.make_graph(
-        nodes, "g", [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, 4, 4])],
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, 4, 4])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()])
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
 
 
 META = Metadata(
-    model="tiny", role="student", preprocess=Preprocess((3, 4, 4)), class_names=["cat", "dog"], precision="int8", parameters=6,
-    macs=96, quantization={"method": "percentile", "placement": "tensorrt", "float_layers": {"fc": "makes the logits"},
-                           "images": [["train/cat/1.png", "ab" * 32]] * 30, "scales": 4, "invented_later": {"deep": [1, 2.5]}},
-    verification={"int8": {"images": 700, "drop": 0.25, "int8_top1": 91.5, "speed": {"ratio": 0.5, "engine": "onnxruntime"}}},
-    versions={"onnx": onnx.__version__})
+    model="tiny",
+    role="student",
+    preprocess=Preprocess((3, 4, 4)),
+    class_names=["cat", "dog"],
+    precision="int8",
+    parameters=6,
+    macs=96,
+    quantization={
+        "method": "percentile",
+        "placement": "tensorrt",
+        "float_layers": {"fc": "makes the logits"},
+        "images": [["train/cat/1.png", "ab" * 32]] * 30,
+        "scales": 4,
+        "invented_later": {"deep": [1, 2.5]},
+    },
+    verification={
+        "int8": {
+            "images": 700,
+            "drop": 0.25,
+            "int8_top1": 91.5,
+            "speed": {"ratio": 0.5, "engine": "onnxruntime"},
+        }
+    },
+    versions={"onnx": onnx.__version__},
+)
 
 
 @pytest.fixture
@@ -45,15 +83,18 @@ def write(tmp_path):
         path = tmp_path / name
         path.write_bytes(graph.write_metadata(model or network(), Metadata(**{**vars(META), **changes})))
         return path
+
     return make
 
 
 @pytest.fixture
 def run(capsys):
     """Exit code, output, error line."""
+
     def start(*words):
         code = cli.main(["inspect", *map(str, words)])
         return code, *capsys.readouterr()
+
     return start
 
 
@@ -68,9 +109,17 @@ def test_an_artifact_says_what_it_is(write, values):
     found = values(path)
     assert (found["kind"], found["seal"], found["warnings"]) == ("artifact", "intact", [])
     assert [(a["what"], a["status"]) for a in found["lineage"]] == [("30 calibration images", "not at hand")]
-    assert found["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() and found["size_bytes"] == path.stat().st_size
+    assert (
+        found["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        and found["size_bytes"] == path.stat().st_size
+    )
     about = found["metadata"]
-    assert (about["model"], about["precision"], about["class_names"], about["macs"]) == ("tiny", "int8", ["cat", "dog"], 96)
+    assert (about["model"], about["precision"], about["class_names"], about["macs"]) == (
+        "tiny",
+        "int8",
+        ["cat", "dog"],
+        96,
+    )
     assert about["preprocess"] == META.preprocess.to_dict() and about["quantization"] == META.quantization
     assert found["graph"]["opset"] == {"ai.onnx": 19} and found["graph"]["macs_percent"]["int8"] == 100
     assert found["graph"]["inputs"] == [{"name": "images", "type": "float", "shape": ["batch", 3, 4, 4]}]
@@ -83,8 +132,14 @@ def test_a_person_reads_the_same(write, run):
     lines = {line.split()[0]: line.split()[1:] for line in out.splitlines() if len(line.split()) > 1}
     assert lines["method"] == ["percentile"] and lines["images"] == ["30"]
     assert " ".join(lines["float_layers"]) == "fc: makes the logits"
-    assert lines["invented_later.deep"] == ["1,", "2.5"] and lines["int8.int8_top1"] == ["91.5"]  # what a later version adds
-    assert lines["seal"] == ["intact"] and lines["classes"] == ["2:", "cat,", "dog"] and lines["Conv"] == ["1", "100.0", "%"]
+    assert lines["invented_later.deep"] == ["1,", "2.5"] and lines["int8.int8_top1"] == [
+        "91.5"
+    ]  # what a later version adds
+    assert (
+        lines["seal"] == ["intact"]
+        and lines["classes"] == ["2:", "cat,", "dog"]
+        and lines["Conv"] == ["1", "100.0", "%"]
+    )
     assert "warning" not in out and max(map(len, out.splitlines())) <= inspect_report.PIPE_WIDTH
 
 
@@ -118,23 +173,39 @@ def test_an_ancestor_that_is_another_one_ends_with_exit_4_after_the_report(write
     assert code == 0 and "matches" in out
     (tmp_path / "best.pth").write_bytes(b"Weights")
     code, out, err = run(path)
-    assert code == 4 and "DIFFERS" in out and f"{tmp_path / 'best.pth'} is not the checkpoint it was made from" in err
+    assert (
+        code == 4
+        and "DIFFERS" in out
+        and f"{tmp_path / 'best.pth'} is not the checkpoint it was made from" in err
+    )
     (tmp_path / "old.pth").write_bytes(b"weights")
     assert run(path, "--checkpoint", tmp_path / "old.pth")[0] == 0
     code, _, err = run(path, "--checkpoint", tmp_path / "gone.pth")
     assert code == 2 and "no such file" in err
 
 
-@pytest.mark.parametrize(("changes", "model", "said"), [
-    ({"quantization": {"not_for_accuracy": True}}, {}, "not for accuracy"),
-    ({"quantization": {"placement": "cpu"}}, {}, "TensorRT refuses"),
-    ({"verification": {"int8": {"drop": 1.4, "images": 700}}}, {}, "lost 1.40 points of top-1 against the fp32 student (n=700)"),
-    ({"verification": {"int8": {"speed": {"ratio": 1.3, "engine": "onnxruntime"}}}}, {}, "does not pay"),
-    ({"class_names": None}, {}, "carries no class_names"),
-    ({"versions": {"onnx": "0.1", "made_up_package": "9"}}, {}, f"made with onnx 0.1 (here {onnx.__version__})"),
-    ({}, {"opset": 20}, "JetPack 6"),
-    ({}, {"int8": False}, "metadata says int8, the graph has 0 int8 operators"),
-    ({"precision": "fp32"}, {}, "metadata says fp32, the graph has 1 int8 operators")])
+@pytest.mark.parametrize(
+    ("changes", "model", "said"),
+    [
+        ({"quantization": {"not_for_accuracy": True}}, {}, "not for accuracy"),
+        ({"quantization": {"placement": "cpu"}}, {}, "TensorRT refuses"),
+        (
+            {"verification": {"int8": {"drop": 1.4, "images": 700}}},
+            {},
+            "lost 1.40 points of top-1 against the fp32 student (n=700)",
+        ),
+        ({"verification": {"int8": {"speed": {"ratio": 1.3, "engine": "onnxruntime"}}}}, {}, "does not pay"),
+        ({"class_names": None}, {}, "carries no class_names"),
+        (
+            {"versions": {"onnx": "0.1", "made_up_package": "9"}},
+            {},
+            f"made with onnx 0.1 (here {onnx.__version__})",
+        ),
+        ({}, {"opset": 20}, "JetPack 6"),
+        ({}, {"int8": False}, "metadata says int8, the graph has 0 int8 operators"),
+        ({"precision": "fp32"}, {}, "metadata says fp32, the graph has 1 int8 operators"),
+    ],
+)
 def test_each_thing_to_mind_is_one_sentence(write, values, changes, model, said):
     (found,) = values(write(network(**model), **changes))["warnings"]
     assert said in found
@@ -145,14 +216,21 @@ def test_an_older_file_without_a_seal_is_read_and_said_to_be_one(tmp_path, value
     helper.set_model_props(model, META.to_map())
     onnx.save(model, str(tmp_path / "old.onnx"))
     found = values(tmp_path / "old.onnx")
-    assert found["seal"] == "none" and "carries no seal" in found["warnings"][0] and found["metadata"]["model"] == "tiny"
+    assert (
+        found["seal"] == "none"
+        and "carries no seal" in found["warnings"][0]
+        and found["metadata"]["model"] == "tiny"
+    )
 
 
 def test_a_foreign_file_is_described_by_its_graph(tmp_path, run, values):
     onnx.save(network(int8=False), str(tmp_path / "foreign.onnx"))
     found = values(tmp_path / "foreign.onnx")
     assert found["kind"] == "foreign ONNX" and found["graph"]["macs_percent"]["fp32"] == 100
-    assert "not made by large2small" in found["warnings"][0] and "no preprocess and no class_names" in found["warnings"][1]
+    assert (
+        "not made by large2small" in found["warnings"][0]
+        and "no preprocess and no class_names" in found["warnings"][1]
+    )
     code, out, _ = run(tmp_path / "foreign.onnx")
     assert code == 0 and "foreign ONNX" in out
 
@@ -161,23 +239,48 @@ def test_a_foreign_file_is_described_by_its_graph(tmp_path, run, values):
 def student_checkpoint(tmp_path):
     def make(**changes):
         path = tmp_path / "best.pth"
-        checkpoint.save(checkpoint.Checkpoint(**{
-            "model": "tiny", "model_args": {"width": 0.5}, "preprocess": Preprocess((3, 4, 4)), "class_names": ["cat", "dog"],
-            "state_dict": {"w": torch.arange(4096.0), "bn.running_mean": torch.zeros(9)}, "metrics": {"top1": 81.25},
-            } | changes), path)
+        checkpoint.save(
+            checkpoint.Checkpoint(
+                **{
+                    "model": "tiny",
+                    "model_args": {"width": 0.5},
+                    "preprocess": Preprocess((3, 4, 4)),
+                    "class_names": ["cat", "dog"],
+                    "state_dict": {"w": torch.arange(4096.0), "bn.running_mean": torch.zeros(9)},
+                    "metrics": {"top1": 81.25},
+                }
+                | changes
+            ),
+            path,
+        )
         return path
+
     return make
 
 
 def test_a_checkpoint_says_what_it_is(student_checkpoint, values, run, tmp_path):
     (tmp_path / "teacher.pth").write_bytes(b"T")
-    path = student_checkpoint(lineage={"teacher": {"file": "/gone/teacher.pth", "sha256": hashlib.sha256(b"T").hexdigest()},
-                                       "versions": env.versions(("torch",))},
-                              quantized={"settings": {"placement": "cpu"}, "layers": ["a"], "scales": {"t": torch.ones(1)}})
+    path = student_checkpoint(
+        lineage={
+            "teacher": {"file": "/gone/teacher.pth", "sha256": hashlib.sha256(b"T").hexdigest()},
+            "versions": env.versions(("torch",)),
+        },
+        quantized={"settings": {"placement": "cpu"}, "layers": ["a"], "scales": {"t": torch.ones(1)}},
+    )
     found = values(path)
-    assert (found["kind"], found["seal"], found["warnings"], found["graph"]) == ("checkpoint", "checksums fit", [], None)
+    assert (found["kind"], found["seal"], found["warnings"], found["graph"]) == (
+        "checkpoint",
+        "checksums fit",
+        [],
+        None,
+    )
     about = found["metadata"]
-    assert (about["parameters"], about["tensors"], about["metrics"], about["resumable"]) == (4096, 2, {"top1": 81.25}, False)
+    assert (about["parameters"], about["tensors"], about["metrics"], about["resumable"]) == (
+        4096,
+        2,
+        {"top1": 81.25},
+        False,
+    )
     assert about["trained_int8"] == {"settings": {"placement": "cpu"}, "layers": 1, "scales": 1}
     assert [(a["what"], a["status"]) for a in found["lineage"]] == [("teacher", "matches")]
     code, out, _ = run(path)
@@ -212,7 +315,11 @@ def test_a_changed_byte_in_a_checkpoint_never_crashes_the_report(student_checkpo
 def test_foreign_weights_are_counted(tmp_path, values):
     torch.save({"state_dict": {"module.w": torch.zeros(3, 4)}, "epoch": 7}, tmp_path / "their.pth")
     found = values(tmp_path / "their.pth")
-    assert found["kind"] == "foreign weights" and found["metadata"]["parameters"] == 12 and "--model NAME" in found["warnings"][0]
+    assert (
+        found["kind"] == "foreign weights"
+        and found["metadata"]["parameters"] == 12
+        and "--model NAME" in found["warnings"][0]
+    )
 
 
 def test_bad_input_is_one_line_with_the_right_code(tmp_path, run, write):
@@ -221,13 +328,18 @@ def test_bad_input_is_one_line_with_the_right_code(tmp_path, run, write):
     (tmp_path / "junk.pth").write_bytes(b"junk")
     (tmp_path / "notes.txt").write_text("hello")
     foreign = network(int8=False).SerializeToString()
-    (tmp_path / "cut.onnx").write_bytes(foreign[:len(foreign) // 2])
+    (tmp_path / "cut.onnx").write_bytes(foreign[: len(foreign) // 2])
     (tmp_path / "renamed.pth").write_bytes(write().read_bytes())
-    for name, code, words in (("junk.onnx", 4, "not an ONNX file"), ("empty.onnx", 4, "holds no graph"),
-                              ("cut.onnx", 4, "cut short"), ("junk.pth", 4, "not a checkpoint"),
-                              ("renamed.pth", 4, "not a checkpoint"),
-                              ("notes.txt", 2, "neither an .onnx file nor a checkpoint"), ("none.onnx", 2, "no such file"),
-                              (".", 2, "a folder")):
+    for name, code, words in (
+        ("junk.onnx", 4, "not an ONNX file"),
+        ("empty.onnx", 4, "holds no graph"),
+        ("cut.onnx", 4, "cut short"),
+        ("junk.pth", 4, "not a checkpoint"),
+        ("renamed.pth", 4, "not a checkpoint"),
+        ("notes.txt", 2, "neither an .onnx file nor a checkpoint"),
+        ("none.onnx", 2, "no such file"),
+        (".", 2, "a folder"),
+    ):
         found, out, err = run(tmp_path / name)
         assert (found, out, err.count("\n")) == (code, "", 1) and words in err, (name, err)
     code, out, _ = run(tmp_path / "none.onnx", "--json")
@@ -256,12 +368,28 @@ def plan(tmp_path):
     onnx_file.write_bytes(b"the graph")
     path.write_bytes(b"ftrt" + bytes(20) + bytes((10, 3, 0, 30)) + bytes(100))
     digest = hashlib.sha256(b"the graph").hexdigest()
-    sidecar_of(path).write_bytes(sidecar_bytes(Metadata(
-        model="resnet20", precision="int8", lineage={"onnx": {"file": "a.onnx", "sha256": digest}},
-        engine={"plan_sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "plan_bytes": 128, "platform": "Linux of elsewhere",
-                "warnings": ["3 layers only change a format"], "flavor": "tensorrt", "version": "10.3.0.30", "gpu": None,
-                "compute_capability": None, "flags": {"version_compat": False, "hardware_compat": "none", "strip_weights": False},
-                "profiles": [{"min": 1, "opt": 1, "max": 1}], "onnx": {"file": "a.onnx", "sha256": digest}})))
+    sidecar_of(path).write_bytes(
+        sidecar_bytes(
+            Metadata(
+                model="resnet20",
+                precision="int8",
+                lineage={"onnx": {"file": "a.onnx", "sha256": digest}},
+                engine={
+                    "plan_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                    "plan_bytes": 128,
+                    "platform": "Linux of elsewhere",
+                    "warnings": ["3 layers only change a format"],
+                    "flavor": "tensorrt",
+                    "version": "10.3.0.30",
+                    "gpu": None,
+                    "compute_capability": None,
+                    "flags": {"version_compat": False, "hardware_compat": "none", "strip_weights": False},
+                    "profiles": [{"min": 1, "opt": 1, "max": 1}],
+                    "onnx": {"file": "a.onnx", "sha256": digest},
+                },
+            )
+        )
+    )
     return path
 
 

@@ -1,4 +1,6 @@
-"""export.lineage: recorded hashes against ancestors that are there, changed, renamed, given by flag or gone."""
+"""export.lineage: recorded hashes against ancestors that are there, changed, renamed, given by
+flag or gone.
+"""
 
 import hashlib
 from pathlib import Path
@@ -23,18 +25,23 @@ def status(found):
 
 @pytest.fixture
 def family(tmp_path):
-    """An artifact's folder with checkpoint, teacher and fp32 file beside it, and what the artifact recorded about them."""
+    """An artifact's folder with checkpoint, teacher and fp32 file beside it, and what the artifact recorded
+    about them.
+    """
     for name in ("best.pth", "teacher.pth", "best.onnx", "best.int8.onnx"):
         (tmp_path / name).write_bytes(name.encode())
-    return {"checkpoint": {"file": "best.pth", "sha256": sha(b"best.pth")},
-            "teacher": {"model": "resnet56", "file": "/home/ann/runs/teacher.pth", "sha256": sha(b"teacher.pth")},
-            "fp32_onnx": {"sha256": sha(b"best.onnx")}}
+    return {
+        "checkpoint": {"file": "best.pth", "sha256": sha(b"best.pth")},
+        "teacher": {"model": "resnet56", "file": "/home/ann/runs/teacher.pth", "sha256": sha(b"teacher.pth")},
+        "fp32_onnx": {"sha256": sha(b"best.onnx")},
+    }
 
 
 @pytest.fixture
 def check(tmp_path):
     def run(recorded, quantization=None, **given):
         return lineage.check(recorded, quantization, tmp_path / "best.int8.onnx", Given(**given))
+
     return run
 
 
@@ -47,10 +54,14 @@ def test_ancestors_beside_the_file_are_hashed_again(family, check):
 @pytest.mark.parametrize(("name", "what"), [("best.pth", "checkpoint"), ("teacher.pth", "teacher")])
 def test_one_changed_byte_in_an_ancestor_is_found(family, check, tmp_path, name, what):
     (tmp_path / name).write_bytes(name.replace("b", "d").replace("e", "c").encode())
-    assert status(check(family)) == {"checkpoint": MATCHES, "teacher": MATCHES, "fp32 ONNX": MATCHES} | {what: DIFFERS}
+    assert status(check(family)) == {"checkpoint": MATCHES, "teacher": MATCHES, "fp32 ONNX": MATCHES} | {
+        what: DIFFERS
+    }
 
 
-def test_a_file_of_that_name_in_the_working_folder_is_no_contradiction(family, check, tmp_path, tmp_path_factory, monkeypatch):
+def test_a_file_of_that_name_in_the_working_folder_is_no_contradiction(
+    family, check, tmp_path, tmp_path_factory, monkeypatch
+):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     monkeypatch.chdir(elsewhere)
     (elsewhere / "best.pth").write_bytes(b"another training")
@@ -69,10 +80,15 @@ def test_ancestors_that_are_gone_are_not_at_hand(family, check, tmp_path):
 
 
 def test_an_fp32_file_beside_may_be_another_one_unless_it_was_named(family, check, tmp_path):
-    """Its name is not recorded: an export with other checks lies under the same name and is no contradiction."""
+    """Its name is not recorded: an export with other checks lies under the same name and is no
+    contradiction.
+    """
     (tmp_path / "best.onnx").write_bytes(b"exported again")
     (found,) = [ancestor for ancestor in check(family) if ancestor.what == "fp32 ONNX"]
-    assert (found.status, found.looked_at) == (ABSENT, None) and "best.onnx beside it is another one" in found.note
+    assert (found.status, found.looked_at) == (
+        ABSENT,
+        None,
+    ) and "best.onnx beside it is another one" in found.note
     assert status(check(family, fp32=tmp_path / "best.onnx"))["fp32 ONNX"] == DIFFERS
 
 
@@ -86,7 +102,10 @@ def test_a_named_ancestor_is_taken_in_place_of_the_one_beside(family, check, tmp
 
 
 def test_what_recorded_nothing_has_no_ancestors(check):
-    assert check({}) == [] and check({"teacher": None, "data": None, "checkpoint": {"file": "a", "sha256": None}}) == []
+    assert (
+        check({}) == []
+        and check({"teacher": None, "data": None, "checkpoint": {"file": "a", "sha256": None}}) == []
+    )
 
 
 @pytest.fixture
@@ -105,16 +124,29 @@ def photos(tmp_path):
 def recorded(photos):
     """Lineage and quantization as training and export write them."""
     train, val = FolderSet(photos / "train"), FolderSet(photos / "val")
-    return ({"data": {"train_spec": "photos", "val_spec": "photos", "train_sha256": train.fingerprint(),
-                      "val_sha256": val.fingerprint(),
-                      "held_out": {"spec": "val", "images": 6, "sha256": val.fingerprint()}}},
-            {"images": samples.listing(train, [0, 2, 5]), "data_sha256": train.fingerprint()})
+    return (
+        {
+            "data": {
+                "train_spec": "photos",
+                "val_spec": "photos",
+                "train_sha256": train.fingerprint(),
+                "val_sha256": val.fingerprint(),
+                "held_out": {"spec": "val", "images": 6, "sha256": val.fingerprint()},
+            }
+        },
+        {"images": samples.listing(train, [0, 2, 5]), "data_sha256": train.fingerprint()},
+    )
 
 
 def test_data_beside_the_file_and_data_given_are_compared(recorded, check, photos, tmp_path):
     found = status(check(*recorded))  # photos lies beside the artifact; "val" does not
-    assert found == {"training images": MATCHES, "validation images": MATCHES, "evaluation images": ABSENT,
-                     "calibration set": MATCHES, "3 calibration images": MATCHES}
+    assert found == {
+        "training images": MATCHES,
+        "validation images": MATCHES,
+        "evaluation images": ABSENT,
+        "calibration set": MATCHES,
+        "3 calibration images": MATCHES,
+    }
     photos.rename(tmp_path / "elsewhere")
     assert set(status(check(*recorded)).values()) == {ABSENT}
     place = str(tmp_path / "elsewhere")
@@ -136,7 +168,9 @@ def test_a_changed_byte_in_a_calibration_image_is_found_by_name(recorded, check,
 
 def test_an_image_that_did_not_calibrate_may_change_its_bytes_but_not_its_class(recorded, check, photos):
     Image.new("RGB", (8, 8)).save(photos / "train" / "cat" / "1.png")
-    assert DIFFERS not in status(check(*recorded)).values()  # a folder's fingerprint is of names and labels, and says so
+    assert (
+        DIFFERS not in status(check(*recorded)).values()
+    )  # a folder's fingerprint is of names and labels, and says so
     (note,) = {ancestor.note for ancestor in check(*recorded) if ancestor.what == "training images"}
     assert note == "classes, file names and labels"
     (photos / "val" / "cat" / "1.png").rename(photos / "val" / "dog" / "9.png")
@@ -153,7 +187,9 @@ def test_a_set_need_not_be_both_validation_and_evaluation(recorded, check, tmp_p
 
 def test_arrays_are_compared_by_their_pixels(check, tmp_path):
     digits = open_images("digits", "train")
-    np.savez(tmp_path / "train.npz", x=digits.x[:50], y=digits.labels[:50], class_names=np.arange(10).astype(str))
+    np.savez(
+        tmp_path / "train.npz", x=digits.x[:50], y=digits.labels[:50], class_names=np.arange(10).astype(str)
+    )
     images = open_images(f"npz:{tmp_path / 'train.npz'}", "train")
     about = {"data": {"train_spec": "npz:train.npz", "train_sha256": images.fingerprint()}}
     how = {"images": samples.listing(images, [3, 49])}
@@ -167,13 +203,23 @@ def test_arrays_are_compared_by_their_pixels(check, tmp_path):
 
 def test_the_bundled_digits_are_always_at_hand(check):
     train, val = open_images("digits", "train"), open_images("digits", "val")
-    about = {"data": {"train_spec": "digits", "train_sha256": train.fingerprint(),
-                      "held_out": {"spec": val.name, "sha256": val.fingerprint()}}}
+    about = {
+        "data": {
+            "train_spec": "digits",
+            "train_sha256": train.fingerprint(),
+            "held_out": {"spec": val.name, "sha256": val.fingerprint()},
+        }
+    }
     assert status(check(about, {"images": samples.listing(train, [1])})) == {
-        "training images": MATCHES, "evaluation images": MATCHES, "1 calibration images": MATCHES}
+        "training images": MATCHES,
+        "evaluation images": MATCHES,
+        "1 calibration images": MATCHES,
+    }
 
 
-def test_given_data_that_cannot_be_opened_is_an_error_and_recorded_data_is_not(recorded, check, photos, tmp_path):
+def test_given_data_that_cannot_be_opened_is_an_error_and_recorded_data_is_not(
+    recorded, check, photos, tmp_path
+):
     with pytest.raises(DataError, match="no such folder"):
         check(*recorded, data=str(tmp_path / "gone"))
     for image in photos.rglob("*.png"):

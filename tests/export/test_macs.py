@@ -10,35 +10,45 @@ from export import graph, macs
 
 def model(body, weights, images="float[batch, 8, 9, 9] images", logits="float[batch, d, e, f] logits"):
     made = onnx.parser.parse_model(
-        f'<ir_version: 9, opset_import: ["" : 19]> g ({images}) => ({logits}) {{ {body} }}')
-    made.graph.initializer.extend(numpy_helper.from_array(np.zeros(shape, np.float32), name) for name, shape in weights.items())
+        f'<ir_version: 9, opset_import: ["" : 19]> g ({images}) => ({logits}) {{ {body} }}'
+    )
+    made.graph.initializer.extend(
+        numpy_helper.from_array(np.zeros(shape, np.float32), name) for name, shape in weights.items()
+    )
     for node in made.graph.node:
         node.name = node.output[0]
     return made
 
 
 def test_convolutions_counted_by_hand():
-    made = model("a = Conv <strides = [2, 2], pads = [1, 1, 1, 1]> (images, wa)  b = Relu (a)"
-                 "c = Conv <group = 16, kernel_shape = [5, 3]> (b, wc)  logits = Conv (c, wd)",
-                 {"wa": (16, 8, 3, 3), "wc": (16, 1, 5, 3), "wd": (4, 16, 1, 1)})
+    made = model(
+        "a = Conv <strides = [2, 2], pads = [1, 1, 1, 1]> (images, wa)  b = Relu (a)"
+        "c = Conv <group = 16, kernel_shape = [5, 3]> (b, wc)  logits = Conv (c, wd)",
+        {"wa": (16, 8, 3, 3), "wc": (16, 1, 5, 3), "wd": (4, 16, 1, 1)},
+    )
     assert macs.count(made) == {
-        "a": 5 * 5 * 16 * 8 * 9,      # 9 pixels at stride 2 with padding 1: 5
-        "c": 1 * 3 * 16 * 1 * 15,     # 5 x 3 kernel on 5 x 5 without padding: 1 x 3; each channel by itself
-        "logits": 1 * 3 * 4 * 16}
+        "a": 5 * 5 * 16 * 8 * 9,  # 9 pixels at stride 2 with padding 1: 5
+        "c": 1 * 3 * 16 * 1 * 15,  # 5 x 3 kernel on 5 x 5 without padding: 1 x 3; each channel by itself
+        "logits": 1 * 3 * 4 * 16,
+    }
 
 
 def test_matrices_counted_by_hand():
-    body = ("shape = Constant <value_ints = [0, 8, 81]> ()  rows = Reshape (images, shape)"
-            "t = Transpose <perm = [0, 2, 1]> (rows)  m = MatMul (t, wm)  axes = Constant <value_ints = [1]> ()"
-            "p = ReduceMean <keepdims = 0> (m, axes)"
-            "g = Gemm <transB = 1> (p, wg)  logits = Gemm (g, wh)")
+    body = (
+        "shape = Constant <value_ints = [0, 8, 81]> ()  rows = Reshape (images, shape)"
+        "t = Transpose <perm = [0, 2, 1]> (rows)  m = MatMul (t, wm)  axes = Constant <value_ints = [1]> ()"
+        "p = ReduceMean <keepdims = 0> (m, axes)"
+        "g = Gemm <transB = 1> (p, wg)  logits = Gemm (g, wh)"
+    )
     made = model(body, {"wm": (8, 12), "wg": (5, 12), "wh": (5, 3)}, logits="float[batch, 3] logits")
     assert macs.count(made) == {"m": 81 * 8 * 12, "g": 12 * 5, "logits": 5 * 3}
 
 
 def test_a_product_of_two_activations_is_no_layer():
-    made = model("t = Transpose <perm = [0, 1, 3, 2]> (images)  a = MatMul (images, t)  logits = Conv (a, w)",
-                 {"w": (8, 8, 1, 1)})
+    made = model(
+        "t = Transpose <perm = [0, 1, 3, 2]> (images)  a = MatMul (images, t)  logits = Conv (a, w)",
+        {"w": (8, 8, 1, 1)},
+    )
     assert macs.count(made) == {"logits": 81 * 64}
 
 

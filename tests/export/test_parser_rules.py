@@ -1,7 +1,8 @@
-"""Every student family in the tensorrt placement: what NVIDIA's parser and kernels ask for, read from the finished graph alone.
+"""Every student family in the tensorrt placement: what NVIDIA's parser and kernels ask for, read from the
+finished graph alone.
 
-The reader below shares no code with the quantizer. Where TensorRT for RTX is installed (it parses and builds without a GPU)
-every graph is built as well.
+The reader below shares no code with the quantizer. Where TensorRT for RTX is installed (it parses and builds
+without a GPU) every graph is built as well.
 """
 
 import subprocess
@@ -21,11 +22,24 @@ from export.calibrate import calibrate
 
 FAMILIES = {  # name: (architecture, arguments, image side, layers that become int8)
     "cifar resnet": ("resnet20", {}, 32, 19),
-    "slak": ("slak_tiny", {"dims": [16, 16, 32, 32], "depths": [1, 1, 1, 1], "kernel_sizes": [13, 11, 9, 7], "patch_size": 2}, 64,
-             None),
-    "replknet": ("replknet_31b", {"channels": [16, 16, 32, 32], "depths": [1, 1, 1, 1], "kernel_sizes": [13, 11, 9, 7]}, 64, 26),
-    "unireplknet": ("unireplknet_a", {"dims": [16, 16, 32, 32], "depths": [1, 1, 1, 1], "kernel_sizes": [[3], [13], [13], [13]]},
-                    64, 14),
+    "slak": (
+        "slak_tiny",
+        {"dims": [16, 16, 32, 32], "depths": [1, 1, 1, 1], "kernel_sizes": [13, 11, 9, 7], "patch_size": 2},
+        64,
+        None,
+    ),
+    "replknet": (
+        "replknet_31b",
+        {"channels": [16, 16, 32, 32], "depths": [1, 1, 1, 1], "kernel_sizes": [13, 11, 9, 7]},
+        64,
+        26,
+    ),
+    "unireplknet": (
+        "unireplknet_a",
+        {"dims": [16, 16, 32, 32], "depths": [1, 1, 1, 1], "kernel_sizes": [[3], [13], [13], [13]]},
+        64,
+        14,
+    ),
     "resnet": ("resnet18", {}, 64, 20),
     "convnext": ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [16, 16, 32, 32]}, 64, 12),
     "mobilenetv2": ("mobilenetv2_050", {}, 64, None),
@@ -36,8 +50,18 @@ FAMILIES = {  # name: (architecture, arguments, image side, layers that become i
     "densenet": ("densenet121", {"block_config": [2, 2, 2, 2], "growth_rate": 16}, 64, None),
     "inception": ("inception_v3", {}, 96, None),
 }
-SLOW = ("efficientnet", "inception", "densenet", "mobilenetv3", "regnet", "repvgg", "mobilenetv2", "resnet", "unireplknet",
-        "replknet")
+SLOW = (
+    "efficientnet",
+    "inception",
+    "densenet",
+    "mobilenetv3",
+    "regnet",
+    "repvgg",
+    "mobilenetv2",
+    "resnet",
+    "unireplknet",
+    "replknet",
+)
 EVERY = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in FAMILIES]
 MOVES = ("MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Pad", "Identity")
 POINTWISE = ("Relu", "Clip", "HardSwish", "HardSigmoid", "LeakyRelu", "Gelu", "Elu", "Sigmoid")
@@ -56,16 +80,25 @@ def int8():
             fp32 = rewrite.prepare(graph.to_onnx(graph.merge(network), (3, side, side)))
             plan = quantize.plan(fp32, "tensorrt")
             batch = np.random.default_rng(0).normal(size=(2, 3, side, side)).astype(np.float32)
-            made[family] = fp32, plan, quantize.quantize(fp32, plan, calibrate(fp32, plan.tensors, [batch], "minmax"))
+            made[family] = (
+                fp32,
+                plan,
+                quantize.quantize(fp32, plan, calibrate(fp32, plan.tensors, [batch], "minmax")),
+            )
         return made[family]
+
     return get
 
 
 def stirred(network):
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            for values, low, high in ((module.running_mean, -0.2, 0.2), (module.running_var, 0.5, 2.0),
-                                      (module.weight.data, 0.5, 1.5), (module.bias.data, -0.2, 0.2)):
+            for values, low, high in (
+                (module.running_mean, -0.2, 0.2),
+                (module.running_var, 0.5, 2.0),
+                (module.weight.data, 0.5, 1.5),
+                (module.bias.data, -0.2, 0.2),
+            ):
                 values.uniform_(low, high)
     return network.eval()
 
@@ -118,7 +151,9 @@ def one_pair_per_tensor(g):
         if g.from_pair(node.input[0]):
             yield f"{node.input[0]}: a pair behind a pair"
         after = g.readers[node.output[0]]
-        if [n.op_type for n in after] != ["DequantizeLinear"] or list(after[0].input[1:]) != list(node.input[1:]):
+        if [n.op_type for n in after] != ["DequantizeLinear"] or list(after[0].input[1:]) != list(
+            node.input[1:]
+        ):
             yield f"{node.name}: not undone by one DequantizeLinear with its scale"
 
 
@@ -131,7 +166,9 @@ def both_inputs_of_a_layer(g):
             pair = g.maker[node.input[1]]
             steps, scales, axis = g.values[pair.input[0]], g.values[pair.input[1]], pair.attribute[0].i
             transposed = any(a.name == "transB" and a.i for a in node.attribute)
-            if axis != (0 if node.op_type == "Conv" or transposed else 1) or scales.shape != (steps.shape[axis],):
+            if axis != (0 if node.op_type == "Conv" or transposed else 1) or scales.shape != (
+                steps.shape[axis],
+            ):
                 yield f"{node.name}: weight not per output channel"
             if steps.min() < -127:
                 yield f"{node.name}: weight not symmetric"
@@ -142,12 +179,19 @@ def both_inputs_of_a_layer(g):
 def nothing_between_layer_and_activation(g):
     """Also SiLU, a Sigmoid and a Mul that both read the layer, and the exact GELU, a Div and a Mul."""
     for node in g.of("Conv", "Gemm", "MatMul", "Add"):
-        undone = [reader for quantized in g.readers[node.output[0]] if quantized.op_type == "QuantizeLinear"
-                  for pair in g.readers[quantized.output[0]] for reader in g.readers[pair.output[0]]]
+        undone = [
+            reader
+            for quantized in g.readers[node.output[0]]
+            if quantized.op_type == "QuantizeLinear"
+            for pair in g.readers[quantized.output[0]]
+            for reader in g.readers[pair.output[0]]
+        ]
         if any(reader.op_type in POINTWISE for reader in undone):
             yield f"{node.name}: a pair before its activation"
         mixed = {reader.op_type for reader in g.readers[node.output[0]]}
-        if {"Sigmoid", "QuantizeLinear"} <= mixed or ("Mul" in {r.op_type for r in undone} and "Sigmoid" in mixed):
+        if {"Sigmoid", "QuantizeLinear"} <= mixed or (
+            "Mul" in {r.op_type for r in undone} and "Sigmoid" in mixed
+        ):
             yield f"{node.name}: a pair inside its SiLU"
 
 
@@ -163,12 +207,22 @@ def same_scale_where_values_only_move(g):
 
 
 def skips_of_residual_adds(g):
-    """Of the two inputs of an Add behind an int8 convolution exactly one is quantized, never the convolution's own."""
+    """Of the two inputs of an Add behind an int8 convolution exactly one is quantized, never the
+    convolution's own.
+    """
     for node in g.of("Add"):
-        direct = [name for name in node.input if name in g.maker and g.maker[name].op_type == "Conv"
-                  and g.from_pair(g.maker[name].input[1]) and len(g.readers[name]) == 1]
+        direct = [
+            name
+            for name in node.input
+            if name in g.maker
+            and g.maker[name].op_type == "Conv"
+            and g.from_pair(g.maker[name].input[1])
+            and len(g.readers[name]) == 1
+        ]
         pairs = [name for name in node.input if g.from_pair(name) and not g.is_weight_pair(g.maker[name])]
-        if len(pairs) > 1 or (direct and len(node.input) == 2 and len(pairs) != 1 and not any(n in g.values for n in node.input)):
+        if len(pairs) > 1 or (
+            direct and len(node.input) == 2 and len(pairs) != 1 and not any(n in g.values for n in node.input)
+        ):
             yield f"{node.name}: {len(pairs)} quantized inputs"
 
 
@@ -186,13 +240,23 @@ def batch_norms(g):
         before, after = g.maker.get(node.input[0]), g.readers[node.output[0]]
         if before is not None and before.op_type == "Conv" and len(g.readers[node.input[0]]) == 1:
             yield f"{node.name}: not folded into {before.name}"
-        padded = any(value for reader in after for a in reader.attribute if a.name == "pads" for value in a.ints)
+        padded = any(
+            value for reader in after for a in reader.attribute if a.name == "pads" for value in a.ints
+        )
         if len(after) == 1 and after[0].op_type == "Conv" and not padded:
             yield f"{node.name}: not folded into {after[0].name}"
 
 
-RULES = (zero_points_and_scales, one_pair_per_tensor, both_inputs_of_a_layer, nothing_between_layer_and_activation,
-         same_scale_where_values_only_move, skips_of_residual_adds, norms_behind_convolutions, batch_norms)
+RULES = (
+    zero_points_and_scales,
+    one_pair_per_tensor,
+    both_inputs_of_a_layer,
+    nothing_between_layer_and_activation,
+    same_scale_where_values_only_move,
+    skips_of_residual_adds,
+    norms_behind_convolutions,
+    batch_norms,
+)
 
 
 @pytest.mark.parametrize("family", EVERY)
@@ -203,8 +267,12 @@ def test_family_obeys_the_parser(int8, family):
     assert reader.opset == 19
     layers = [node for node in reader.of("Conv", "Gemm", "MatMul") if reader.from_pair(node.input[1])]
     assert len(layers) == len(plan.layers) == (FAMILIES[family][3] or len(plan.layers)) and len(layers) >= 10
-    assert set(plan.left_float.values()) <= {"makes the logits", "large grouped kernel", "few channels",
-                                             "1 x 1 map (squeeze and excitation)"}
+    assert set(plan.left_float.values()) <= {
+        "makes the logits",
+        "large grouped kernel",
+        "few channels",
+        "1 x 1 map (squeeze and excitation)",
+    }
 
 
 BUILD = """
@@ -236,6 +304,10 @@ sys.exit("; ".join(log.lines[-5:]) if plan is None or not plan.nbytes else 0)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_family_builds_with_tensorrt_for_rtx(int8, family, tmp_path):
     onnx.save(int8(family)[2], tmp_path / "int8.onnx")
-    done = subprocess.run([sys.executable, "-c", BUILD, str(tmp_path / "int8.onnx"), str(FAMILIES[family][2])],
-                          capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD, str(tmp_path / "int8.onnx"), str(FAMILIES[family][2])],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-2000:]

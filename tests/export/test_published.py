@@ -1,4 +1,6 @@
-"""The published CIFAR-10 ResNet-20 through the whole export, on real images; skipped where the shared data is not."""
+"""The published CIFAR-10 ResNet-20 through the whole export, on real images; skipped where the shared data is
+not.
+"""
 
 import json
 from pathlib import Path
@@ -15,7 +17,10 @@ from runtime.images import open_images
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 WEIGHTS = SHARED / "weights" / "resnet20-12fca82f.th"
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not WEIGHTS.exists(), reason="needs the shared CIFAR-10 data and weights")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not WEIGHTS.exists(), reason="needs the shared CIFAR-10 data and weights"),
+]
 
 
 def tiles(sheet: Path, count: int) -> np.ndarray:
@@ -32,8 +37,12 @@ def cifar(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cifar")
     labels = np.load(SHARED / "cifar10" / "labels.npz")
     for split, sheet, y in (("train", "train_0", labels["y_train"]), ("val", "test", labels["y_test"])):
-        np.savez(folder / f"{split}.npz", x=tiles(SHARED / "cifar10" / f"{sheet}.webp", 2000), y=y[:2000],
-                 class_names=labels["class_names"].astype(str))
+        np.savez(
+            folder / f"{split}.npz",
+            x=tiles(SHARED / "cifar10" / f"{sheet}.webp", 2000),
+            y=y[:2000],
+            class_names=labels["class_names"].astype(str),
+        )
     return f"npz:{folder}"
 
 

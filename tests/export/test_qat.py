@@ -1,4 +1,6 @@
-"""export.qat and `distill train --qat`: what is exported is what was trained, from the command line to the int8 graph."""
+"""export.qat and `distill train --qat`: what is exported is what was trained, from the command line to the
+int8 graph.
+"""
 
 import dataclasses
 import json
@@ -19,8 +21,26 @@ from runtime.preprocess import Preprocess
 
 SIZE = (3, 16, 16)
 NAMES = ["ant", "bee", "cat", "dog"]
-FAST = ["--epochs", "2", "--batch", "8", "--eval-batch", "16", "--opt", "adamw", "--lr", "1e-4", "--calib-size", "16",
-        "--device", "cpu", "--checkpoint-minutes", "0", "--crop-padding", "2"]
+FAST = [
+    "--epochs",
+    "2",
+    "--batch",
+    "8",
+    "--eval-batch",
+    "16",
+    "--opt",
+    "adamw",
+    "--lr",
+    "1e-4",
+    "--calib-size",
+    "16",
+    "--device",
+    "cpu",
+    "--checkpoint-minutes",
+    "0",
+    "--crop-padding",
+    "2",
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,14 +53,16 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
-    """A folder with set/ (32 and 32 images with a stripe whose place is the class), runs/student/ and teacher.pth."""
+    """A folder with set/ (32 and 32 images with a stripe whose place is the class), runs/student/ and
+    teacher.pth.
+    """
     root = tmp_path_factory.mktemp("qat")
     (root / "set").mkdir()
     for split, seed in (("train", 0), ("val", 1)):
         x = np.random.default_rng(seed).integers(0, 100, (32, 16, 16, 3)).astype(np.uint8)
         y = np.arange(32) % 4
         for image, label in zip(x, y, strict=True):
-            image[:, 4 * label:4 * label + 4] += 150
+            image[:, 4 * label : 4 * label + 4] += 150
         np.savez(root / "set" / f"{split}.npz", x=x, y=y, class_names=np.array(NAMES))
     spec = f"npz:{root / 'set'}"
     (root / "runs" / "student").mkdir(parents=True)
@@ -49,11 +71,26 @@ def workspace(tmp_path_factory):
         torch.manual_seed(seed)
         network = models.build("resnet20", 4, {"width": 0.5})
         network.train()(torch.randn(64, *SIZE))  # batch norm has seen something
-        checkpoint.save(checkpoint.Checkpoint(
-            "resnet20", {"width": 0.5}, network.state_dict(), Preprocess(input_size=SIZE, crop_pct=1.0), NAMES,
-            lineage={"data": {"train_spec": spec, "val_spec": spec},
-                     "recipe": {"smoothing": 0.1, "kd_loss": "nkd", "drop_path": 0.2, "lr": 0.5, "feature_loss": "fitnets"}}),
-            root / name)
+        checkpoint.save(
+            checkpoint.Checkpoint(
+                "resnet20",
+                {"width": 0.5},
+                network.state_dict(),
+                Preprocess(input_size=SIZE, crop_pct=1.0),
+                NAMES,
+                lineage={
+                    "data": {"train_spec": spec, "val_spec": spec},
+                    "recipe": {
+                        "smoothing": 0.1,
+                        "kd_loss": "nkd",
+                        "drop_path": 0.2,
+                        "lr": 0.5,
+                        "feature_loss": "fitnets",
+                    },
+                },
+            ),
+            root / name,
+        )
     return root
 
 
@@ -67,8 +104,20 @@ def fp32(workspace):
 
 
 def train_qat(workspace, output, *more):
-    return main(["train", "--qat", "--resume", str(workspace / "runs/student/best.pth"), "--teacher-ckpt",
-                 str(workspace / "teacher.pth"), "--output", str(workspace / output), *FAST, *more])
+    return main(
+        [
+            "train",
+            "--qat",
+            "--resume",
+            str(workspace / "runs/student/best.pth"),
+            "--teacher-ckpt",
+            str(workspace / "teacher.pth"),
+            "--output",
+            str(workspace / output),
+            *FAST,
+            *more,
+        ]
+    )
 
 
 @pytest.fixture(scope="module", params=["tensorrt", "cpu"])
@@ -86,7 +135,9 @@ def test_exported_scales_are_the_trained_ones_to_the_bit(run, fp32, workspace):
     placement, best = run
     int8 = qat.to_quantized(best, fp32)
     found, state = initializers(int8), best.quantized["state"]
-    activations = {node.input[0]: node.input[1:3] for node in int8.graph.node if node.op_type == "QuantizeLinear"}
+    activations = {
+        node.input[0]: node.input[1:3] for node in int8.graph.node if node.op_type == "QuantizeLinear"
+    }
     moved = 0
     for tensor, (scale, zero) in activations.items():
         assert found[scale] == best.quantized["scales"][tensor].numpy()
@@ -101,7 +152,11 @@ def test_exported_scales_are_the_trained_ones_to_the_bit(run, fp32, workspace):
 
 def test_exported_weights_are_the_trained_ones_in_steps_of_their_trained_scales(run, fp32):
     _, best = run
-    found, state, before = initializers(qat.to_quantized(best, fp32)), best.quantized["state"], initializers(fp32)
+    found, state, before = (
+        initializers(qat.to_quantized(best, fp32)),
+        best.quantized["state"],
+        initializers(fp32),
+    )
     assert best.quantized["layers"]
     for layer in best.quantized["layers"]:
         weight, scales = state[f"{layer}.weight"].numpy(), best.quantized["scales"][f"{layer}.weight"].numpy()
@@ -117,10 +172,13 @@ def test_exported_weights_are_the_trained_ones_in_steps_of_their_trained_scales(
 def test_the_exported_graph_has_the_accuracy_that_training_reported(run, fp32, workspace):
     _, best = run
     settings = ort.SessionOptions()
-    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # these change the order of sums
+    settings.graph_optimization_level = (
+        ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    )  # these change the order of sums
     session = ort.InferenceSession(qat.to_quantized(best, fp32).SerializeToString(), settings)
     data = np.load(workspace / "set" / "val.npz")
     from PIL import Image
+
     images = best.preprocess.batch(Image.fromarray(image) for image in data["x"])
     found = session.run(None, {"images": images})[0].argmax(1)
     assert best.metrics["images"] == 32
@@ -137,7 +195,10 @@ def test_the_checkpoint_still_is_the_fp32_student_and_says_what_both_can(run, wo
     assert main(["eval", best.path, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["top1_percent"] == pytest.approx(best.metrics["top1"])
     result = json.loads((workspace / run[0] / "result.json").read_text())["best"]
-    assert result["top1_percent"] == best.metrics["int8_top1"] and result["fp32_top1_percent"] == best.metrics["top1"]
+    assert (
+        result["top1_percent"] == best.metrics["int8_top1"]
+        and result["fp32_top1_percent"] == best.metrics["top1"]
+    )
 
 
 def test_another_placement_graph_or_student_is_refused(run, fp32, workspace):
@@ -146,21 +207,38 @@ def test_another_placement_graph_or_student_is_refused(run, fp32, workspace):
     with pytest.raises(UsageError, match=f"was trained for --placement {placement}, not {other}"):
         qat.trained(best, fp32, other)
     network = models.build("resnet20", 4, {"width": 0.5})
-    with pytest.raises(ArtifactError, match=r"not the one that was trained\. It was trained at opset 19: give --opset 19"):
-        qat.trained(dataclasses.replace(best, quantized=best.quantized | {"layers": best.quantized["layers"][1:]}),
-                    graph.to_onnx(graph.merge(network.eval()), SIZE, 20))
+    with pytest.raises(
+        ArtifactError, match=r"not the one that was trained\. It was trained at opset 19: give --opset 19"
+    ):
+        qat.trained(
+            dataclasses.replace(best, quantized=best.quantized | {"layers": best.quantized["layers"][1:]}),
+            graph.to_onnx(graph.merge(network.eval()), SIZE, 20),
+        )
     with pytest.raises(ArtifactError, match="belong to another fp32 student"):
         qat.trained(dataclasses.replace(best, state_dict=network.state_dict()), fp32)
     with pytest.raises(ArtifactError, match="was not trained as an int8 graph"):
         qat.trained(checkpoint.load(workspace / "runs/student/best.pth"), fp32)
 
 
-@pytest.mark.parametrize("words", [("--calib-draws", "2"), ("--calib-method", "auto"), ("--exclude", "conv1"), ("--equalize",),
-                                   ("--depthwise", "fp32"), ("--last-layer", "int8")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--calib-draws", "2"),
+        ("--calib-method", "auto"),
+        ("--exclude", "conv1"),
+        ("--equalize",),
+        ("--depthwise", "fp32"),
+        ("--last-layer", "int8"),
+    ],
+)
 def test_settings_of_a_calibration_are_refused_for_what_was_trained(run, tmp_path, capsys, words):
     _, best = run
-    assert main(["export", "onnx", "--int8", str(best.path), "--output", str(tmp_path / "a.onnx"), *words]) == 2
-    assert f"{words[0]}: {best.path} holds weights, layers and scales trained as int8" in capsys.readouterr().err
+    assert (
+        main(["export", "onnx", "--int8", str(best.path), "--output", str(tmp_path / "a.onnx"), *words]) == 2
+    )
+    assert (
+        f"{words[0]}: {best.path} holds weights, layers and scales trained as int8" in capsys.readouterr().err
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -168,11 +246,14 @@ def test_layers_may_go_back_to_float_and_keep_their_trained_weights(run, fp32):
     _, best = run
     parts = qat.trained(best, fp32)
     weights = initializers(parts.model)
-    assert all((weights[f"{layer}.weight"] == best.quantized["state"][f"{layer}.weight"].numpy()).all()
-               for layer in parts.plan.layers)
+    assert all(
+        (weights[f"{layer}.weight"] == best.quantized["state"][f"{layer}.weight"].numpy()).all()
+        for layer in parts.plan.layers
+    )
 
 
 # ---- the run
+
 
 def test_an_interrupted_run_goes_on_bit_for_bit(workspace, monkeypatch):
     more = ["--mixup", "0.4", "--model-ema"]
@@ -206,19 +287,31 @@ def test_a_resumed_run_keeps_its_quantization_and_its_student(workspace, capsys)
 
 
 def test_the_students_own_recipe_is_the_start_and_flags_come_over_it(workspace):
-    options = qat_command.parse(["--qat", "--resume", str(workspace / "runs/student/best.pth"), "--epochs", "7"])
+    options = qat_command.parse(
+        ["--qat", "--resume", str(workspace / "runs/student/best.pth"), "--epochs", "7"]
+    )
     assert (options.smoothing, options.kd_loss, options.img_size) == (0.1, "nkd", 16)
     assert (options.epochs, options.drop_path, options.feature_loss) == (7, 0.0, "none")
     assert options.lr == qat_command.FINE_TUNING["lr"]
     assert options.data == f"npz:{workspace / 'set'}"
     assert options.output == str(workspace / "runs/student-qat")
     assert options.resume == "" and options.student_ckpt == str(workspace / "runs/student/best.pth")
-    assert qat_command.parse(["--qat", "--resume", str(workspace / "runs/student")]).student_ckpt == options.student_ckpt
+    assert (
+        qat_command.parse(["--qat", "--resume", str(workspace / "runs/student")]).student_ckpt
+        == options.student_ckpt
+    )
 
 
-@pytest.mark.parametrize(("where", "named"), [
-    ("runs/student", "best.pth"), ("runs/student", "."), ("runs", "student"), ("runs/student/control", ".."),
-    (".", "runs/student")])
+@pytest.mark.parametrize(
+    ("where", "named"),
+    [
+        ("runs/student", "best.pth"),
+        ("runs/student", "."),
+        ("runs", "student"),
+        ("runs/student/control", ".."),
+        (".", "runs/student"),
+    ],
+)
 def test_the_run_goes_beside_the_students_own_wherever_it_is_typed(workspace, monkeypatch, where, named):
     (workspace / where).mkdir(exist_ok=True)
     monkeypatch.chdir(workspace / where)
@@ -229,25 +322,30 @@ def test_the_run_goes_beside_the_students_own_wherever_it_is_typed(workspace, mo
 def test_the_run_folder_says_that_it_is_quantized_and_how(run, workspace):
     options = qat_command.parse(["--resume", str(workspace / run[0])])
     assert options.qat and options.placement == run[0] and options.calib_size == 16
-    assert train.is_qat(["--resume", str(workspace / run[0])]) and not train.is_qat(["--resume", str(workspace / "runs/student")])
+    assert train.is_qat(["--resume", str(workspace / run[0])]) and not train.is_qat(
+        ["--resume", str(workspace / "runs/student")]
+    )
 
 
-@pytest.mark.parametrize(("flags", "message"), [
-    (["--amp"], "--amp does not go with --qat"),
-    (["--compile"], "--compile does not go with --qat"),
-    (["--sparsity", "0.4"], "--sparsity does not go with --qat"),
-    (["--drop-path", "0.1"], "--drop-path does not go with --qat"),
-    (["--feature-loss", "fd"], "loss fd: compares feature maps"),
-    (["--losses", "kl", "mgd:weight=2"], "loss mgd: compares feature maps"),
-    (["--erf"], "--erf measures float networks"),
-    (["--opset", "18"], "--opset 18: expected 19 to 21"),
-    (["--calib-size", "0"], "--calib-size 0: expected 1 or more"),
-    (["--percentile", "0"], "--percentile 0"),
-    (["--student-ckpt", "other.pth"], "with --qat the student is what --resume names"),
-    (["--exclude", "layer9*"], "--exclude layer9*: matched 0 of"),
-    (["--exclude", "*"], "nothing to quantize"),
-    (["--placement", "gpu"], "placement"),
-])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--amp"], "--amp does not go with --qat"),
+        (["--compile"], "--compile does not go with --qat"),
+        (["--sparsity", "0.4"], "--sparsity does not go with --qat"),
+        (["--drop-path", "0.1"], "--drop-path does not go with --qat"),
+        (["--feature-loss", "fd"], "loss fd: compares feature maps"),
+        (["--losses", "kl", "mgd:weight=2"], "loss mgd: compares feature maps"),
+        (["--erf"], "--erf measures float networks"),
+        (["--opset", "18"], "--opset 18: expected 19 to 21"),
+        (["--calib-size", "0"], "--calib-size 0: expected 1 or more"),
+        (["--percentile", "0"], "--percentile 0"),
+        (["--student-ckpt", "other.pth"], "with --qat the student is what --resume names"),
+        (["--exclude", "layer9*"], "--exclude layer9*: matched 0 of"),
+        (["--exclude", "*"], "nothing to quantize"),
+        (["--placement", "gpu"], "placement"),
+    ],
+)
 def test_what_cannot_be_is_refused_in_one_line(workspace, capsys, flags, message):
     assert train_qat(workspace, "refused", *flags) == 2
     error = capsys.readouterr().err

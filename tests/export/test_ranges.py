@@ -34,28 +34,35 @@ def seen():
         histogram = Histogram()
         histogram.update(np.asarray(values, np.float32))
         return histogram
+
     return seen
 
 
 @pytest.fixture
 def dense():
     """A histogram of 10**12 values with the distribution function given; no sampling noise."""
+
     def dense(upto, limit):
         histogram = Histogram()
         histogram.limit, histogram.low, histogram.high = limit, -limit, limit
         histogram.counts[:] = np.rint(np.diff([upto(edge) for edge in histogram.edges]) * 1e12)
         return histogram
+
     return dense
 
 
 @pytest.fixture
 def squared_error():
-    """Mean squared error on the values themselves, through quantize.activation_scale as in the file that is written."""
+    """Mean squared error on the values themselves, through quantize.activation_scale as in the file that is
+    written.
+    """
+
     def squared_error(values, range_, unsigned):
         scale, zero = quantize.activation_scale(range_, 1e-9, unsigned)
         first, last = (0, 255) if unsigned else (-127, 127)
         codes = np.clip(np.rint(values / float(scale)) + int(zero), first, last)
-        return np.mean((values - (codes - int(zero)) * float(scale))**2)
+        return np.mean((values - (codes - int(zero)) * float(scale)) ** 2)
+
     return squared_error
 
 
@@ -84,7 +91,9 @@ def test_percentile_equals_numpy_within_a_bin(seen, percentile):
     values = np.random.default_rng(0).normal(size=40_010).astype(np.float32)
     histogram = seen(values)
     found = find(histogram, "percentile", percentile)
-    expected = np.percentile(np.abs(values), percentile, method="inverted_cdf")  # a value that occurs, not one between two
+    expected = np.percentile(
+        np.abs(values), percentile, method="inverted_cdf"
+    )  # a value that occurs, not one between two
     assert max(-found.low, found.high) == pytest.approx(expected, abs=histogram.edges[1] - histogram.edges[0])
 
 
@@ -92,20 +101,33 @@ def test_percentile_counts_zeros(seen):
     assert find(seen([0.0] * 70 + [1.0] * 30), "percentile", 60.0).high == pytest.approx(0.0, abs=1e-3)
 
 
-@pytest.mark.parametrize(("upto", "limit", "published"), [
-    (lambda x: (1 + math.erf(x / math.sqrt(2))) / 2, 16.0, 3.92),
-    (lambda x: (math.exp(x) if x < 0 else 2 - math.exp(-x)) / 2, 32.0, 9.90)], ids=["normal", "Laplace"])
+@pytest.mark.parametrize(
+    ("upto", "limit", "published"),
+    [
+        (lambda x: (1 + math.erf(x / math.sqrt(2))) / 2, 16.0, 3.92),
+        (lambda x: (math.exp(x) if x < 0 else 2 - math.exp(-x)) / 2, 32.0, 9.90),
+    ],
+    ids=["normal", "Laplace"],
+)
 def test_mse_finds_the_published_optimum(dense, upto, limit, published):
-    """Clipping for 8 bits in units of the standard deviation and of b: Banner et al. 2019, arXiv:1810.05723, section 3."""
+    """Clipping for 8 bits in units of the standard deviation and of b: Banner et al. 2019, arXiv:1810.05723,
+    section 3.
+    """
     assert find(dense(upto, limit), "mse").high == pytest.approx(published, rel=0.015)
 
 
 @pytest.mark.parametrize("unsigned", [False, True])
-@pytest.mark.parametrize("kind", ["normal", "after a ReLU", "after a SiLU", "heavy tails", "lopsided", "one huge outlier"])
+@pytest.mark.parametrize(
+    "kind", ["normal", "after a ReLU", "after a SiLU", "heavy tails", "lopsided", "one huge outlier"]
+)
 def test_mse_is_as_good_as_trying_ranges_on_the_values(seen, squared_error, kind, unsigned):
     values = SAMPLES[kind](np.random.default_rng(1))[-20_000:].astype(np.float32).astype(np.float64)
     low, high = float(values.min()), float(values.max())
-    tried = [Range(max(low, -a), min(high, b)) for a in np.geomspace(0.5, 30, 16) for b in np.geomspace(0.5, 30, 16)]
+    tried = [
+        Range(max(low, -a), min(high, b))
+        for a in np.geomspace(0.5, 30, 16)
+        for b in np.geomspace(0.5, 30, 16)
+    ]
     best = min(squared_error(values, range_, unsigned) for range_ in tried)
     assert squared_error(values, find(seen(values), "mse", unsigned=unsigned), unsigned) < 1.03 * best
 
@@ -123,7 +145,7 @@ def test_entropy_is_the_smallest_divergence_of_all_candidates(dense):
         places, was = codes[inside] + 127, density[inside].copy()
         kept = (np.bincount(places, was, 255) / np.bincount(places, minlength=255) / was.sum())[places]
         for last in (inside[0], inside[-1]):
-            cut = density[:last].sum() if last == inside[0] else density[last + 1:].sum()
+            cut = density[:last].sum() if last == inside[0] else density[last + 1 :].sum()
             was[inside // parts == last // parts] += cut / np.sum(inside // parts == last // parts)
         return np.sum(was * np.log(was / kept))
 
@@ -138,13 +160,17 @@ def test_entropy_is_the_smallest_divergence_of_all_candidates(dense):
 def test_zeros_behind_a_relu_do_not_draw_the_entropy_range(seen):
     values = np.abs(np.random.default_rng(0).normal(size=100_000))
     without = find(seen(values), "entropy").high
-    assert find(seen(np.append(values, np.zeros(300_000))), "entropy").high == pytest.approx(without, rel=0.05)
+    assert find(seen(np.append(values, np.zeros(300_000))), "entropy").high == pytest.approx(
+        without, rel=0.05
+    )
     assert without > 3
 
 
 @pytest.mark.parametrize("unsigned", [False, True])
 def test_channels_that_hardly_move_do_not_draw_the_entropy_range(seen, unsigned):
-    """MobileNetV2's late layers: a third of the values sits on a few dozen numbers; without care the range falls to a half."""
+    """MobileNetV2's late layers: a third of the values sits on a few dozen numbers; without care the range
+    falls to a half.
+    """
     random = np.random.default_rng(0)
     values = np.minimum(np.abs(random.normal(size=200_000)) * 1.5, 6)
     still = np.repeat(random.uniform(0, 2, 40), 2500)
@@ -187,8 +213,14 @@ def test_candidates_are_cut_into_the_codes_that_are_written(unsigned):
         assert borders[0] == pytest.approx((codes[0, 1:] + codes[0, :-1]) / 2)
 
 
-@pytest.mark.parametrize(("method", "percentile", "said"), [
-    ("kl", 99.9, "minmax, percentile, entropy, mse"), ("percentile", 0.9999, "above 50"), ("percentile", 101, "at most 100")])
+@pytest.mark.parametrize(
+    ("method", "percentile", "said"),
+    [
+        ("kl", 99.9, "minmax, percentile, entropy, mse"),
+        ("percentile", 0.9999, "above 50"),
+        ("percentile", 101, "at most 100"),
+    ],
+)
 def test_unknown_settings_are_refused(seen, method, percentile, said):
     with pytest.raises(UsageError, match=said):
         find(seen([1.0]), method, percentile)

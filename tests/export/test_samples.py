@@ -12,7 +12,9 @@ from runtime.preprocess import Preprocess
 
 
 def image_set(name, pixels, labels):
-    return ArraySet(name, np.stack([np.full((8, 8, 3), p, np.uint8) for p in pixels]), np.array(labels), ["a", "b"])
+    return ArraySet(
+        name, np.stack([np.full((8, 8, 3), p, np.uint8) for p in pixels]), np.array(labels), ["a", "b"]
+    )
 
 
 def test_choice_takes_as_many_of_each_class_and_fills_up_from_the_larger():
@@ -46,7 +48,9 @@ def test_a_small_pool_is_split_in_three_quarters_and_one():
     assert [len(part) for part in samples.split(np.arange(80) % 4, 40, 0, seed=0)] == [40, 0]
 
 
-@pytest.mark.parametrize(("pool", "size", "expected"), [(100, 8, [8, 92]), (127, 1, [1, 126]), (300, 200, [200, 100])])
+@pytest.mark.parametrize(
+    ("pool", "size", "expected"), [(100, 8, [8, 92]), (127, 1, [1, 126]), (300, 200, [200, 100])]
+)
 def test_a_split_never_uses_more_than_was_asked_for(pool, size, expected):
     assert [len(part) for part in samples.split(np.arange(pool) % 4, size, 512, seed=0)] == expected
 

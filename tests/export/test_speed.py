@@ -13,10 +13,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*carries no:UserWarning")
 
 def convolutions(count, size="3, 32, 32"):
     """A file of `count` convolutions one after the other."""
-    body = "a0 = Conv (images, first)  " + "  ".join(
-        f"a{i + 1} = Conv <pads = [1,1,1,1]> (a{i}, w)" for i in range(count)) + f"  p = GlobalAveragePool (a{count})"
-    made = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : 19]> g (float[batch, {size}] images) => '
-                                   f"(float[batch, k] logits) {{ {body}  logits = Flatten (p) }}")
+    body = (
+        "a0 = Conv (images, first)  "
+        + "  ".join(f"a{i + 1} = Conv <pads = [1,1,1,1]> (a{i}, w)" for i in range(count))
+        + f"  p = GlobalAveragePool (a{count})"
+    )
+    made = onnx.parser.parse_model(
+        f'<ir_version: 9, opset_import: ["" : 19]> g (float[batch, {size}] images) => '
+        f"(float[batch, k] logits) {{ {body}  logits = Flatten (p) }}"
+    )
     for name, shape in (("first", (16, 3, 1, 1)), ("w", (16, 16, 3, 3))):
         made.graph.initializer.append(numpy_helper.from_array(np.full(shape, 0.01, np.float32), name))
     return made.SerializeToString()
@@ -40,7 +45,9 @@ class Silent:
 
 
 def test_no_round_begins_after_the_time_is_up():
-    assert [len(each) for each in speed._interleaved((Silent(), Silent()), np.zeros(1), rounds=1000, seconds=0.0)] == [3, 3]
+    assert [
+        len(each) for each in speed._interleaved((Silent(), Silent()), np.zeros(1), rounds=1000, seconds=0.0)
+    ] == [3, 3]
 
 
 def test_a_file_of_open_size_or_a_batch_of_nothing_is_an_error():

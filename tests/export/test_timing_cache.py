@@ -1,4 +1,6 @@
-"""The file of kernel timings: one for each TensorRT, GPU and driver, and never a reason for a build to fail."""
+"""The file of kernel timings: one for each TensorRT, GPU and driver, and never a reason for a
+build to fail.
+"""
 
 from export import timing_cache
 
@@ -7,12 +9,19 @@ DEVICE = {"gpu": "NVIDIA H200 / MIG 1g", "compute_capability": "9.0", "driver": 
 
 def test_each_machine_and_version_has_its_own_file(tmp_path):
     changes = ({}, {"gpu": "Orin"}, {"compute_capability": "8.7"}, {"driver": "540"})
-    paths = {timing_cache.path(str(tmp_path), version, DEVICE | change) for version in ("10.3.0", "11.4.0") for change in changes}
+    paths = {
+        timing_cache.path(str(tmp_path), version, DEVICE | change)
+        for version in ("10.3.0", "11.4.0")
+        for change in changes
+    }
     assert len(paths) == 8 and all(path.parent == tmp_path for path in paths)
 
 
 def test_name_says_what_it_is_for_in_letters_every_disk_takes(tmp_path):
-    assert timing_cache.path(str(tmp_path), "10.3.0", DEVICE).name == "trt10.3.0-sm9.0-NVIDIA_H200_MIG_1g-driver580.65.cache"
+    assert (
+        timing_cache.path(str(tmp_path), "10.3.0", DEVICE).name
+        == "trt10.3.0-sm9.0-NVIDIA_H200_MIG_1g-driver580.65.cache"
+    )
 
 
 def test_default_folder_is_the_users_cache(tmp_path, monkeypatch):

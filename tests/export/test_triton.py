@@ -1,4 +1,6 @@
-"""Triton's model folder: a config that the published schema reads back, whole folders, older versions kept."""
+"""Triton's model folder: a config that the published schema reads back, whole folders, older
+versions kept.
+"""
 
 import os
 from pathlib import Path
@@ -28,7 +30,12 @@ def read(schema):
 
 
 def model(kind=".onnx", tensors=DYNAMIC, **changes):
-    values = {"path": Path(f"student{kind}"), "inputs": tensors[0], "outputs": tensors[1], "labels": ["cat", "dog"]}
+    values = {
+        "path": Path(f"student{kind}"),
+        "inputs": tensors[0],
+        "outputs": tensors[1],
+        "labels": ["cat", "dog"],
+    }
     return Model(**values | changes)
 
 
@@ -44,15 +51,26 @@ def test_the_table_of_facts_is_the_published_schema(schema):
         found = messages[outer].nested_types_by_name[inner] if outer else messages[name]
         for field, number, kind in fields:
             theirs = found.fields_by_name[field]
-            plain = kind[0] if isinstance(kind, list) else kind if isinstance(kind, int) else \
-                schema.ENUM if kind.startswith("=") else schema.MESSAGE
+            plain = (
+                kind[0]
+                if isinstance(kind, list)
+                else (
+                    kind if isinstance(kind, int) else schema.ENUM if kind.startswith("=") else schema.MESSAGE
+                )
+            )
             assert (theirs.number, theirs.type) == (number, plain), (name, field)
-            repeated = theirs.is_repeated if hasattr(theirs, "is_repeated") else theirs.label == 3  # protobuf 7 has no label
+            repeated = (
+                theirs.is_repeated if hasattr(theirs, "is_repeated") else theirs.label == 3
+            )  # protobuf 7 has no label
             assert repeated == (isinstance(kind, list) or str(kind).startswith("[")), (name, field)
             if isinstance(kind, str):
                 assert (theirs.enum_type or theirs.message_type).full_name == "inference." + kind.strip("[]=")
     for name, values in schema.ENUMS.items():
-        enum = messages["ModelInstanceGroup"].enum_types_by_name["Kind"] if "." in name else published.enum_types_by_name[name]
+        enum = (
+            messages["ModelInstanceGroup"].enum_types_by_name["Kind"]
+            if "." in name
+            else published.enum_types_by_name[name]
+        )
         assert values.items() <= {each.name: each.number for each in enum.values}.items()
 
 
@@ -60,10 +78,18 @@ def test_a_model_of_free_batch_size_leaves_the_batch_out_of_its_dims(read, schem
     found = read(triton.config(model(), serving(preferred=(2, 8), max_delay_us=700, instances=3)))
     assert (found.name, found.platform, found.backend) == ("student", "onnxruntime_onnx", "onnxruntime")
     assert (found.max_batch_size, found.default_model_filename) == (8, "model.onnx")
-    assert [(each.name, each.data_type, list(each.dims)) for each in found.input] == [("image", 11, [3, 224, 200])]
-    assert [(each.name, list(each.dims), each.label_filename) for each in found.output] == [("logits", [10], "labels.txt")]
-    group, = found.instance_group
-    assert (group.count, group.kind, list(group.profile)) == (3, schema.ENUMS["ModelInstanceGroup.Kind"]["KIND_CPU"], [])
+    assert [(each.name, each.data_type, list(each.dims)) for each in found.input] == [
+        ("image", 11, [3, 224, 200])
+    ]
+    assert [(each.name, list(each.dims), each.label_filename) for each in found.output] == [
+        ("logits", [10], "labels.txt")
+    ]
+    (group,) = found.instance_group
+    assert (group.count, group.kind, list(group.profile)) == (
+        3,
+        schema.ENUMS["ModelInstanceGroup.Kind"]["KIND_CPU"],
+        [],
+    )
     assert list(found.dynamic_batching.preferred_batch_size) == [2, 8]
     assert found.dynamic_batching.max_queue_delay_microseconds == 700
 
@@ -78,19 +104,27 @@ def test_a_model_of_fixed_batch_size_keeps_it_and_is_not_batched(read):
 
 def test_one_image_a_call_still_has_labels(read):
     one = [Tensor("image", "float32", (1, 3, 8, 8))], [Tensor("logits", "float32", (1, 2))]
-    assert read(triton.config(model(".plan", one), serving(max_batch=0, device="gpu"))).output[0].label_filename == "labels.txt"
+    assert (
+        read(triton.config(model(".plan", one), serving(max_batch=0, device="gpu"))).output[0].label_filename
+        == "labels.txt"
+    )
 
 
 def test_a_plan_of_several_profiles_names_them_all(read):
     profiles = [{"min": 1, "opt": 1, "max": 1}, {"min": 1, "opt": 8, "max": 16}]
-    group, = read(triton.config(model(".plan", profiles=profiles), serving(device="gpu"))).instance_group
+    (group,) = read(triton.config(model(".plan", profiles=profiles), serving(device="gpu"))).instance_group
     assert (list(group.profile), group.kind) == (["0", "1"], 1)
-    group, = read(triton.config(model(".plan", profiles=profiles[1:]), serving(device="gpu"))).instance_group
+    (group,) = read(
+        triton.config(model(".plan", profiles=profiles[1:]), serving(device="gpu"))
+    ).instance_group
     assert list(group.profile) == []
 
 
 def test_parameters_come_back_byte_for_byte(read):
-    nasty = {"a.preprocess": '{"mean": [0.5], "name": "a \\"quoted\\" \\\\ word"}', "a.note": "日本\n\t\x01é'"}
+    nasty = {
+        "a.preprocess": '{"mean": [0.5], "name": "a \\"quoted\\" \\\\ word"}',
+        "a.note": "日本\n\t\x01é'",
+    }
     found = read(triton.config(model(parameters=nasty), serving())).parameters
     assert {key: found[key].string_value for key in found} == nasty
 
@@ -98,7 +132,11 @@ def test_parameters_come_back_byte_for_byte(read):
 def test_half_inputs_are_half_and_a_missing_label_list_is_not_named(read):
     half = [Tensor("image", "float16", (-1, 3, 8, 8))], [Tensor("logits", "float16", (-1, 2))]
     found = read(triton.config(model(tensors=half, labels=None), serving()))
-    assert (found.input[0].data_type, found.output[0].data_type, found.output[0].label_filename) == (10, 10, "")
+    assert (found.input[0].data_type, found.output[0].data_type, found.output[0].label_filename) == (
+        10,
+        10,
+        "",
+    )
 
 
 def test_free_image_sizes_are_minus_one(read):
@@ -107,7 +145,12 @@ def test_free_image_sizes_are_minus_one(read):
 
 
 def test_the_schema_does_not_take_what_is_not_in_it(read):
-    for wrong in ("max_batch: 8", 'max_batch_size: "8"', "input { dims: 1.5 }", "instance_group { kind: KIND_TPU }"):
+    for wrong in (
+        "max_batch: 8",
+        'max_batch_size: "8"',
+        "input { dims: 1.5 }",
+        "instance_group { kind: KIND_TPU }",
+    ):
         with pytest.raises(text_format.ParseError):
             read(wrong)
 
@@ -130,8 +173,14 @@ def artifact(tmp_path):
     path.write_bytes(os.urandom(5000))
 
     def put(version=1, overwrite=False, digest=None, labels=("cat", "dog")):
-        return triton.write(tmp_path / "repository", version, model(path=path, labels=list(labels)), serving(),
-                            digest or sha256(path), overwrite)
+        return triton.write(
+            tmp_path / "repository",
+            version,
+            model(path=path, labels=list(labels)),
+            serving(),
+            digest or sha256(path),
+            overwrite,
+        )
 
     put.path, put.target = path, tmp_path / "repository" / "student"
     return put
@@ -143,8 +192,13 @@ def tree(folder):
 
 def test_a_folder_is_written_with_the_file_byte_for_byte(artifact):
     written = artifact()
-    assert tree(artifact.target.parent) == ["student", "student/1", "student/1/model.onnx", "student/config.pbtxt",
-                                            "student/labels.txt"]
+    assert tree(artifact.target.parent) == [
+        "student",
+        "student/1",
+        "student/1/model.onnx",
+        "student/config.pbtxt",
+        "student/labels.txt",
+    ]
     assert (artifact.target / "1/model.onnx").read_bytes() == artifact.path.read_bytes()
     assert (artifact.target / "labels.txt").read_text() == "cat\ndog\n"
     assert all(path.is_file() for path in written) and len(written) == 3
@@ -169,7 +223,9 @@ def test_a_new_version_stands_beside_the_old_one(artifact):
     assert (artifact.target / "1/model.onnx").read_bytes() == old
     assert (artifact.target / "2/model.onnx").read_bytes() == b"second"
     assert triton.versions(artifact.target) == [1, 2]
-    with pytest.raises(UsageError, match=r"has version 2, which Triton would go on serving. Give --version 3"):
+    with pytest.raises(
+        UsageError, match=r"has version 2, which Triton would go on serving. Give --version 3"
+    ):
         artifact(1, overwrite=True)
 
 
@@ -180,8 +236,13 @@ def test_what_a_servers_owner_put_into_the_folder_stays(artifact):
     (artifact.target / "notes.txt").write_text("mine")
     artifact(overwrite=True, labels=())
     artifact(2, overwrite=True)
-    assert (artifact.target / "warmup/raw").read_bytes() == b"pixels" and (artifact.target / "notes.txt").read_text() == "mine"
-    assert triton.versions(artifact.target) == [1, 2] and (artifact.target / "labels.txt").read_text() == "cat\ndog\n"
+    assert (artifact.target / "warmup/raw").read_bytes() == b"pixels" and (
+        artifact.target / "notes.txt"
+    ).read_text() == "mine"
+    assert (
+        triton.versions(artifact.target) == [1, 2]
+        and (artifact.target / "labels.txt").read_text() == "cat\ndog\n"
+    )
 
 
 def test_a_folder_that_is_no_model_is_not_touched(artifact):
@@ -200,13 +261,23 @@ def test_a_file_that_changes_while_it_is_copied_leaves_nothing(artifact):
 
 def test_a_failure_leaves_the_old_folder_as_it_was(artifact, monkeypatch):
     artifact()
-    before = {name: (artifact.target.parent / name).read_bytes() for name in tree(artifact.target.parent) if "." in name}
+    before = {
+        name: (artifact.target.parent / name).read_bytes()
+        for name in tree(artifact.target.parent)
+        if "." in name
+    }
     with pytest.raises(UsageError, match="class name"):
         artifact(overwrite=True, labels=["cat", ""])
-    monkeypatch.setattr(triton.shutil, "copyfile", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        triton.shutil, "copyfile", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(MissingError, match="no space left"):
         artifact(2, overwrite=True)
-    assert {name: (artifact.target.parent / name).read_bytes() for name in tree(artifact.target.parent) if "." in name} == before
+    assert {
+        name: (artifact.target.parent / name).read_bytes()
+        for name in tree(artifact.target.parent)
+        if "." in name
+    } == before
 
 
 def test_a_rename_that_fails_puts_the_old_folder_back(artifact, monkeypatch):

@@ -1,4 +1,6 @@
-"""`distill export trt`: flags, files, metadata and errors; plans are built by TensorRT for RTX, which needs no GPU."""
+"""`distill export trt`: flags, files, metadata and errors; plans are built by TensorRT for RTX, which needs
+no GPU.
+"""
 
 import hashlib
 import json
@@ -22,9 +24,23 @@ from runtime.artifact import Metadata, check_file, read_sidecar, sidecar_bytes, 
 from runtime.errors import ArtifactError, MissingError
 from runtime.plan import preflight
 
-rtx = pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reason="TensorRT for RTX is not installed")
-FAST = ("--calib-size", "64", "--accuracy-size", "200", "--verify-size", "32", "--calib-cache", "none", "--flavor", "rtx",
-        "--max-drop", "5")
+rtx = pytest.mark.skipif(
+    find_spec("tensorrt_rtx_bindings") is None, reason="TensorRT for RTX is not installed"
+)
+FAST = (
+    "--calib-size",
+    "64",
+    "--accuracy-size",
+    "200",
+    "--verify-size",
+    "32",
+    "--calib-cache",
+    "none",
+    "--flavor",
+    "rtx",
+    "--max-drop",
+    "5",
+)
 
 
 def export(*words) -> int:
@@ -33,15 +49,23 @@ def export(*words) -> int:
 
 def error_of(capsys) -> str:
     lines = capsys.readouterr().err.strip().splitlines()
-    assert len([line for line in lines if line.startswith("error: ")]) == 1 and lines[-1].startswith("error: ")
+    assert len([line for line in lines if line.startswith("error: ")]) == 1 and lines[-1].startswith(
+        "error: "
+    )
     return lines[-1]
 
 
 @pytest.fixture
 def fp32_file(student_onnx, preprocess, tmp_path):
     path = tmp_path / "student.onnx"
-    path.write_bytes(graph.write_metadata(student_onnx, Metadata(precision="fp32", model="resnet20", preprocess=preprocess,
-                                                                 class_names=list("0123456789"))))
+    path.write_bytes(
+        graph.write_metadata(
+            student_onnx,
+            Metadata(
+                precision="fp32", model="resnet20", preprocess=preprocess, class_names=list("0123456789")
+            ),
+        )
+    )
     return path
 
 
@@ -49,13 +73,26 @@ def fp32_file(student_onnx, preprocess, tmp_path):
 def int8_file(student_onnx, digits_batch, preprocess, tmp_path):
     def write(placement="tensorrt"):
         plan = quantize.plan(student_onnx, placement)
-        made = quantize.quantize(student_onnx, plan, calibrate(student_onnx, plan.tensors, [digits_batch], "minmax",
-                                                               unsigned=placement == "cpu"))
+        made = quantize.quantize(
+            student_onnx,
+            plan,
+            calibrate(student_onnx, plan.tensors, [digits_batch], "minmax", unsigned=placement == "cpu"),
+        )
         path = tmp_path / "student.int8.onnx"
-        path.write_bytes(graph.write_metadata(made, Metadata(
-            precision="int8", model="resnet20", preprocess=preprocess, class_names=list("0123456789"),
-            quantization={"placement": placement, "not_for_accuracy": False})))
+        path.write_bytes(
+            graph.write_metadata(
+                made,
+                Metadata(
+                    precision="int8",
+                    model="resnet20",
+                    preprocess=preprocess,
+                    class_names=list("0123456789"),
+                    quantization={"placement": placement, "not_for_accuracy": False},
+                ),
+            )
+        )
         return path
+
     return write
 
 
@@ -66,18 +103,34 @@ def test_checkpoint_becomes_plan_with_its_onnx_file_and_metadata(student_file, t
     assert export("--int8", copy, *FAST, "--json") == 0
     said = json.loads(capsys.readouterr().out)
     plan, portable = tmp_path / "best.int8.plan", tmp_path / "best.int8.onnx"
-    assert set(os.listdir(tmp_path)) == {"best.pth", "best.int8.onnx", "best.int8.plan", "best.int8.plan.json"}
+    assert set(os.listdir(tmp_path)) == {
+        "best.pth",
+        "best.int8.onnx",
+        "best.int8.plan",
+        "best.int8.plan.json",
+    }
     meta = read_sidecar(plan)
     built = meta.engine
     assert plan.read_bytes()[:4] == b"vtrt"
     assert built["plan_sha256"] == said["sha256"] == hashlib.sha256(plan.read_bytes()).hexdigest()
-    assert built["onnx"] == {"file": portable.name, "sha256": hashlib.sha256(portable.read_bytes()).hexdigest()}
-    assert built["state"] == said["state"] == "built, not run" and built["gpu"] is None and built["flavor"] == "rtx"
+    assert built["onnx"] == {
+        "file": portable.name,
+        "sha256": hashlib.sha256(portable.read_bytes()).hexdigest(),
+    }
+    assert (
+        built["state"] == said["state"] == "built, not run"
+        and built["gpu"] is None
+        and built["flavor"] == "rtx"
+    )
     assert built["inputs"] == [{"name": "images", "dtype": "float32", "shape": [1, 3, 32, 32]}]
     assert built["outputs"] == [{"name": "logits", "dtype": "float32", "shape": [1, 10]}]
     assert built["profiles"] == [{"min": 1, "opt": 1, "max": 1}]
     assert built["layers"]["convolutions"] == {"int8": 19} and built["warnings"] == []
-    assert meta.precision == "int8" and meta.class_names == list("0123456789") and meta.preprocess.input_size == (3, 32, 32)
+    assert (
+        meta.precision == "int8"
+        and meta.class_names == list("0123456789")
+        and meta.preprocess.input_size == (3, 32, 32)
+    )
     assert meta.quantization["placement"] == "tensorrt" and "int8" in meta.verification
     with runtime.load(portable) as student:
         assert student.metadata.lineage["checkpoint"] == meta.lineage["checkpoint"]
@@ -86,7 +139,12 @@ def test_checkpoint_becomes_plan_with_its_onnx_file_and_metadata(student_file, t
 @rtx
 def test_onnx_file_with_several_batch_sizes(int8_file, capsys):
     path = int8_file()
-    assert export(path, "--flavor", "rtx", "--dynamic", "1,2,4", "8,8,8", "--workspace", "256MiB", "--opt-level", 1) == 0
+    assert (
+        export(
+            path, "--flavor", "rtx", "--dynamic", "1,2,4", "8,8,8", "--workspace", "256MiB", "--opt-level", 1
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "1 to 4, tuned for 2; 8" in printed and "19 int8" in printed and "built, not run" in printed
     built = read_sidecar(path.with_suffix(".plan")).engine
@@ -115,12 +173,17 @@ def test_rebuild_elsewhere_replaces_nothing_unasked(fp32_file, tmp_path, capsys)
     (other / "student.onnx").write_bytes(b"another network")
     assert export("--rebuild", fp32_file.with_suffix(".plan"), "--output", other / "student.plan") == 2
     assert "student.onnx exists already" in error_of(capsys) and os.listdir(other) == ["student.onnx"]
-    assert export("--rebuild", fp32_file.with_suffix(".plan"), "--output", other / "student.plan", "--overwrite") == 0
+    assert (
+        export("--rebuild", fp32_file.with_suffix(".plan"), "--output", other / "student.plan", "--overwrite")
+        == 0
+    )
     assert (other / "student.onnx").read_bytes() == fp32_file.read_bytes()
 
 
 @rtx
-@pytest.mark.parametrize("change", [lambda flags: flags.pop("tf32"), lambda flags: flags.update(opt_level=None)])
+@pytest.mark.parametrize(
+    "change", [lambda flags: flags.pop("tf32"), lambda flags: flags.update(opt_level=None)]
+)
 def test_rebuild_of_a_plan_of_another_version_of_ours(fp32_file, capsys, change):
     plan = fp32_file.with_suffix(".plan")
     assert export(fp32_file, "--flavor", "rtx") == 0
@@ -132,14 +195,18 @@ def test_rebuild_of_a_plan_of_another_version_of_ours(fp32_file, capsys, change)
 
 
 @rtx
-def test_failed_build_from_a_checkpoint_leaves_the_plan_and_the_onnx_file_that_were_there(student_file, tmp_path, monkeypatch):
+def test_failed_build_from_a_checkpoint_leaves_the_plan_and_the_onnx_file_that_were_there(
+    student_file, tmp_path, monkeypatch
+):
     plan = tmp_path / "s.plan"
     flags = ("--output", plan, "--data", "digits", "--verify-size", 32, "--flavor", "rtx")
     assert export(student_file, *flags) == 0
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert {"s.plan", "s.onnx", "s.plan.json"} <= set(before)
     with monkeypatch.context() as patch:
-        patch.setattr(engine_process, "build", lambda *given: (_ for _ in ()).throw(MissingError("no memory")))
+        patch.setattr(
+            engine_process, "build", lambda *given: (_ for _ in ()).throw(MissingError("no memory"))
+        )
         assert export(student_file, *flags, "--overwrite", "--opset", 20) == 3
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert export(student_file, *flags, "--overwrite", "--opset", 20) == 0
@@ -155,7 +222,9 @@ def test_rebuild_takes_the_settings_it_was_built_with(fp32_file, capsys):
     plan.write_bytes(b"of another version")
     assert export("--rebuild", plan) == 0
     again = preflight(plan).engine
-    assert all(again[key] == first[key] for key in ("flavor", "profiles", "flags", "onnx", "inputs", "layers"))
+    assert all(
+        again[key] == first[key] for key in ("flavor", "profiles", "flags", "onnx", "inputs", "layers")
+    )
     assert again["flags"]["opt_level"] == 2 and again["profiles"] == [{"min": 1, "opt": 2, "max": 4}]
     assert export("--rebuild", plan, "--batch", 3) == 0
     assert read_sidecar(plan).engine["profiles"] == [{"min": 3, "opt": 3, "max": 3}]
@@ -174,9 +243,13 @@ def test_rebuild_takes_the_settings_it_was_built_with(fp32_file, capsys):
 @rtx
 def test_parser_names_the_node_and_nothing_is_left(tmp_path, capsys):
     path = tmp_path / "odd.onnx"
-    model = small_model([helper.make_node("Conv", ["x", "w"], ["a"], "first"),
-                         helper.make_node("Det", ["a"], ["b"], "the_odd_one"),
-                         helper.make_node("Flatten", ["b"], ["y"], "flatten", axis=1)])
+    model = small_model(
+        [
+            helper.make_node("Conv", ["x", "w"], ["a"], "first"),
+            helper.make_node("Det", ["a"], ["b"], "the_odd_one"),
+            helper.make_node("Flatten", ["b"], ["y"], "flatten", axis=1),
+        ]
+    )
     onnx.save(model, path)
     assert export(path, "--flavor", "rtx") == 4
     said = error_of(capsys)
@@ -185,12 +258,16 @@ def test_parser_names_the_node_and_nothing_is_left(tmp_path, capsys):
 
 
 @rtx
-@pytest.mark.parametrize(("batch", "flags", "words"), [
-    (4, (), "its batch size is fixed at 4. Give --batch 4"), (None, ("two inputs",), "has 2 inputs")])
+@pytest.mark.parametrize(
+    ("batch", "flags", "words"),
+    [(4, (), "its batch size is fixed at 4. Give --batch 4"), (None, ("two inputs",), "has 2 inputs")],
+)
 def test_graph_that_no_plan_of_these_sizes_can_hold(tmp_path, capsys, batch, flags, words):
     path = tmp_path / "a.onnx"
-    model = small_model([helper.make_node("Conv", ["x", "w"], ["a"], "c"), helper.make_node("Flatten", ["a"], ["y"], "f")],
-                        batch or "N")
+    model = small_model(
+        [helper.make_node("Conv", ["x", "w"], ["a"], "c"), helper.make_node("Flatten", ["a"], ["y"], "f")],
+        batch or "N",
+    )
     if flags:
         model.graph.input.append(helper.make_tensor_value_info("other", TensorProto.FLOAT, [1, 3, 8, 8]))
     onnx.save(model, path)
@@ -202,8 +279,11 @@ def small_model(nodes, batch="N"):
     images = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, 8, 8])
     logits = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     weight = numpy_helper.from_array(np.ones((3, 3, 1, 1), np.float32), "w")
-    return helper.make_model(helper.make_graph(nodes, "g", [images], [logits], [weight]),
-                             opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    return helper.make_model(
+        helper.make_graph(nodes, "g", [images], [logits], [weight]),
+        opset_imports=[helper.make_opsetid("", 19)],
+        ir_version=9,
+    )
 
 
 @rtx
@@ -226,16 +306,27 @@ def test_changed_onnx_file_is_refused(fp32_file, capsys):
     assert "seal" in error_of(capsys)
 
 
-@pytest.mark.parametrize(("flags", "words"), [
-    (["--dynamic", "1,2"], "--dynamic 1,2: expected MIN,OPT,MAX"), (["--dynamic", "4,2,8"], "batch sizes 4,2,8"),
-    (["--accuracy-size", "0"], "--accuracy-size 0: expected 1 or more"), (["--max-drop", "-1"], "--max-drop -1.0: expected 0"),
-    (["--batch", "0"], "--batch 0: expected 1 or more"), (["--batch", "2", "--dynamic", "1,2,4"], "Give one of them"),
-    (["--opt-level", "6"], "--opt-level 6: expected 0 to 5"), (["--workspace", "much"], "--workspace much"),
-    (["--workspace", "0GiB"], "expected a size above 0"),
-    (["--workspace", "0.5"], "expected a size above 0"), (["--output", "a.engine"], "expected a name that ends in .plan"),
-    (["--int8"], "has its precision already"), (["--calib", "digits"], "--calib is only read for a checkpoint"),
-    (["--hardware-compat", "ampere_plus"], "choose their kernels"), (["--flavour", "rtx"], "did you mean --flavor?"),
-    (["--rebuild"], "expected a .plan file")])
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--dynamic", "1,2"], "--dynamic 1,2: expected MIN,OPT,MAX"),
+        (["--dynamic", "4,2,8"], "batch sizes 4,2,8"),
+        (["--accuracy-size", "0"], "--accuracy-size 0: expected 1 or more"),
+        (["--max-drop", "-1"], "--max-drop -1.0: expected 0"),
+        (["--batch", "0"], "--batch 0: expected 1 or more"),
+        (["--batch", "2", "--dynamic", "1,2,4"], "Give one of them"),
+        (["--opt-level", "6"], "--opt-level 6: expected 0 to 5"),
+        (["--workspace", "much"], "--workspace much"),
+        (["--workspace", "0GiB"], "expected a size above 0"),
+        (["--workspace", "0.5"], "expected a size above 0"),
+        (["--output", "a.engine"], "expected a name that ends in .plan"),
+        (["--int8"], "has its precision already"),
+        (["--calib", "digits"], "--calib is only read for a checkpoint"),
+        (["--hardware-compat", "ampere_plus"], "choose their kernels"),
+        (["--flavour", "rtx"], "did you mean --flavor?"),
+        (["--rebuild"], "expected a .plan file"),
+    ],
+)
 def test_flags_that_cannot_be(fp32_file, capsys, flags, words):
     before = sorted(os.listdir(fp32_file.parent))
     assert export(fp32_file, "--flavor", "rtx", *flags) == 2
@@ -244,12 +335,16 @@ def test_flags_that_cannot_be(fp32_file, capsys, flags, words):
 
 
 def test_file_that_is_not_there(tmp_path, capsys):
-    assert export(tmp_path / "a.pth", "--flavor", "rtx") == 2 and "no such checkpoint or .onnx file" in error_of(capsys)
+    assert export(
+        tmp_path / "a.pth", "--flavor", "rtx"
+    ) == 2 and "no such checkpoint or .onnx file" in error_of(capsys)
 
 
 def test_plan_that_cannot_be_written_is_named_before_it_is_built(fp32_file, monkeypatch, capsys):
     monkeypatch.setattr(engine_process, "build", lambda *given: pytest.fail("built"))
-    assert export(fp32_file, "--flavor", "rtx", "--output", fp32_file / "a.plan") == 2 and "cannot be written" in error_of(capsys)
+    assert export(
+        fp32_file, "--flavor", "rtx", "--output", fp32_file / "a.plan"
+    ) == 2 and "cannot be written" in error_of(capsys)
     assert os.listdir(fp32_file.parent) == [fp32_file.name]
 
 
@@ -260,8 +355,17 @@ def test_existing_plan_is_kept(fp32_file, capsys):
     assert plan.read_bytes() == b"mine"
 
 
-@pytest.mark.parametrize(("text", "size"), [
-    ("4GiB", 4 * 2**30), ("512MiB", 512 * 2**20), ("1.5G", 3 * 2**29), ("64k", 2**16), ("1000", 1000), (None, None)])
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("4GiB", 4 * 2**30),
+        ("512MiB", 512 * 2**20),
+        ("1.5G", 3 * 2**29),
+        ("64k", 2**16),
+        ("1000", 1000),
+        (None, None),
+    ],
+)
 def test_sizes(text, size):
     assert trt_command.parse_size(text) == size
 
@@ -274,12 +378,21 @@ def test_neither_flavor_installed(fp32_file, monkeypatch, capsys):
     assert "large2small[tensorrt]" in said and "large2small[rtx]" in said
 
 
-@pytest.mark.parametrize(("code", "words"), [
-    ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "crashed (SIGSEGV)"),
-    ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "was killed, as happens when memory runs out"),
-    ("import os, sys; print('all of it', file=sys.stderr); sys.stderr.flush(); os._exit(7)",
-     "ended with code 7 before it was done (all of it)"),
-    ("raise ImportError('libnvinfer.so.10: cannot open')", "libnvinfer.so.10: cannot open")])
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "crashed (SIGSEGV)"),
+        (
+            "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+            "was killed, as happens when memory runs out",
+        ),
+        (
+            "import os, sys; print('all of it', file=sys.stderr); sys.stderr.flush(); os._exit(7)",
+            "ended with code 7 before it was done (all of it)",
+        ),
+        ("raise ImportError('libnvinfer.so.10: cannot open')", "libnvinfer.so.10: cannot open"),
+    ],
+)
 def test_crash_inside_tensorrt_is_one_line(fp32_file, tmp_path, monkeypatch, code, words):
     modules = tmp_path / "modules"
     modules.mkdir()
@@ -292,19 +405,30 @@ def test_crash_inside_tensorrt_is_one_line(fp32_file, tmp_path, monkeypatch, cod
 
 @rtx
 def test_builder_that_gives_nothing_passes_its_reason_on(fp32_file):
-    with pytest.raises(ArtifactError, match=r"cannot build it: .*lean"):  # version compatibility needs a library that is not here
-        engine_process.build(fp32_file, Settings(flavor="rtx", profiles=(Profile(1, 1, 1),), version_compat=True))
+    with pytest.raises(
+        ArtifactError, match=r"cannot build it: .*lean"
+    ):  # version compatibility needs a library that is not here
+        engine_process.build(
+            fp32_file, Settings(flavor="rtx", profiles=(Profile(1, 1, 1),), version_compat=True)
+        )
 
 
 @rtx
 @pytest.mark.slow
 def test_ctrl_c_leaves_no_plan_and_no_process(tmp_path):
     path = tmp_path / "large.onnx"
-    deep = [helper.make_node("Conv", [f"t{i}" if i else "x", "w"], [f"t{i + 1}"], f"conv{i}") for i in range(1500)]
+    deep = [
+        helper.make_node("Conv", [f"t{i}" if i else "x", "w"], [f"t{i + 1}"], f"conv{i}") for i in range(1500)
+    ]
     onnx.save(small_model([*deep, helper.make_node("Flatten", ["t1500"], ["y"], "f")]), path)
-    process = subprocess.Popen([sys.executable, "-m", "distill", "export", "trt", str(path), "--flavor", "rtx"],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-                               preexec_fn=hear_ctrl_c)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "distill", "export", "trt", str(path), "--flavor", "rtx"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=hear_ctrl_c,
+    )
     worker = wait_for_child(process.pid)
     time.sleep(2.0)
     assert process.poll() is None, "built before it could be stopped"

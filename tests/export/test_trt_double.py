@@ -1,7 +1,8 @@
-"""`distill export trt` as on a machine with a GPU: on TEST DOUBLES of TensorRT and of the CUDA driver (tests/doubles).
+"""`distill export trt` as on a machine with a GPU: on TEST DOUBLES of TensorRT and of the CUDA driver
+(tests/doubles).
 
-The double parses with ONNX, refuses what the strongly typed parser refuses, and computes with ONNX Runtime, so a plan must
-decide as its ONNX file does.
+The double parses with ONNX, refuses what the strongly typed parser refuses, and computes with ONNX Runtime,
+so a plan must decide as its ONNX file does.
 """
 
 import json
@@ -33,6 +34,7 @@ def run(tmp_path_factory):
         environment = doubles.environment(folder, version=version, driver=driver, **settings)
         command = [sys.executable, "-m", *map(str, words)]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
     start.folder = folder
     return start
 
@@ -40,9 +42,19 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def int8_bytes(student_onnx, digits_batch, preprocess):
     plan = quantize.plan(student_onnx, "tensorrt")
-    made = quantize.quantize(student_onnx, plan, calibrate(student_onnx, plan.tensors, [digits_batch], "minmax"))
-    return graph.write_metadata(made, Metadata(precision="int8", model="resnet20", preprocess=preprocess,
-                                               class_names=list("0123456789"), quantization={"placement": "tensorrt"}))
+    made = quantize.quantize(
+        student_onnx, plan, calibrate(student_onnx, plan.tensors, [digits_batch], "minmax")
+    )
+    return graph.write_metadata(
+        made,
+        Metadata(
+            precision="int8",
+            model="resnet20",
+            preprocess=preprocess,
+            class_names=list("0123456789"),
+            quantization={"placement": "tensorrt"},
+        ),
+    )
 
 
 @pytest.fixture
@@ -72,7 +84,9 @@ def export(run, *words, **settings):
 
 @pytest.mark.parametrize("version", ["10.3", "11.4"])
 def test_plan_is_run_on_labelled_images_before_it_is_written(run, source, some_digits, version):
-    done = export(run, source, "--data", some_digits, "--dynamic", "1,2,8", "--timing-cache", "none", version=version)
+    done = export(
+        run, source, "--data", some_digits, "--dynamic", "1,2,8", "--timing-cache", "none", version=version
+    )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["state"] == "run" and said["gpu"] == "Test Double GPU" and said["version"].startswith(version)
@@ -83,9 +97,13 @@ def test_plan_is_run_on_labelled_images_before_it_is_written(run, source, some_d
     checks = read_sidecar(plan).verification["engine"]
     assert checks["images"] == 60
     assert checks["consistency"]["batch_sizes"] == [1, 8] and checks["consistency"]["batch_spread"] < 1e-3
-    latency = run("bench", "latency", "--engine", plan, "--iterations", 3, "--warmup", 1, "--json", version=version)
+    latency = run(
+        "bench", "latency", "--engine", plan, "--iterations", 3, "--warmup", 1, "--json", version=version
+    )
     assert latency.returncode == 0, latency.stderr
-    accuracy = run("bench", "accuracy", "--engine", plan, "--data", some_digits, "--batch", 8, "--json", version=version)
+    accuracy = run(
+        "bench", "accuracy", "--engine", plan, "--data", some_digits, "--batch", 8, "--json", version=version
+    )
     assert accuracy.returncode == 0, accuracy.stderr
     assert json.loads(accuracy.stdout)["top1_percent"] == said["top1_percent"]
 
@@ -105,9 +123,16 @@ def test_plan_that_is_less_accurate_than_allowed_is_not_written(run, source, som
     model.metadata_props.add(key="large2small", value=json.dumps(spent))
     onnx.save(model, source)
     done = export(run, source, "--data", some_digits, "--timing-cache", "none")
-    assert done.returncode == 1 and "1.50 below the fp32 student" in done.stderr and f"{source} stays" in done.stderr
+    assert (
+        done.returncode == 1
+        and "1.50 below the fp32 student" in done.stderr
+        and f"{source} stays" in done.stderr
+    )
     assert os.listdir(source.parent) == [source.name]
-    assert export(run, source, "--data", some_digits, "--timing-cache", "none", "--max-drop", "2").returncode == 0
+    assert (
+        export(run, source, "--data", some_digits, "--timing-cache", "none", "--max-drop", "2").returncode
+        == 0
+    )
 
 
 def test_timing_cache_is_kept_used_and_may_be_damaged(run, source, tmp_path):
@@ -115,7 +140,11 @@ def test_timing_cache_is_kept_used_and_may_be_damaged(run, source, tmp_path):
     words = (source, "--timing-cache", folder, "--overwrite")
     first = json.loads(export(run, *words).stdout)["timing_cache"]
     (cache,) = folder.iterdir()
-    assert first == {"file": cache.name, "accepted": None} and "sm9.0" in cache.name and "Test_Double_GPU" in cache.name
+    assert (
+        first == {"file": cache.name, "accepted": None}
+        and "sm9.0" in cache.name
+        and "Test_Double_GPU" in cache.name
+    )
     assert json.loads(export(run, *words).stdout)["timing_cache"]["accepted"] is True
     cache.write_bytes(b"garbage")
     assert export(run, *words).returncode == 0  # TensorRT makes an empty one of garbage
@@ -124,7 +153,11 @@ def test_timing_cache_is_kept_used_and_may_be_damaged(run, source, tmp_path):
 
 def test_without_a_driver_nothing_of_tensorrt_is_touched(run, source):
     done = export(run, source, driver=False)
-    assert done.returncode == 3 and "TensorRT builds on an NVIDIA GPU only" in done.stderr and "--flavor rtx" in done.stderr
+    assert (
+        done.returncode == 3
+        and "TensorRT builds on an NVIDIA GPU only" in done.stderr
+        and "--flavor rtx" in done.stderr
+    )
     assert os.listdir(source.parent) == [source.name]
 
 
@@ -152,11 +185,15 @@ def test_plan_of_another_gpu_says_how_to_build_again_and_rebuild_does(run, sourc
     assert export(run, source, "--timing-cache", "none", "--dynamic", "1,2,4").returncode == 0
     refused = run("bench", "latency", "--engine", plan, LIBCUDA_DOUBLE_CAPABILITY=87)
     assert refused.returncode == 4 and f"distill export trt --rebuild {plan}" in refused.stderr
-    again = run("distill", "export", "trt", "--rebuild", plan, "--timing-cache", "none", LIBCUDA_DOUBLE_CAPABILITY=87)
+    again = run(
+        "distill", "export", "trt", "--rebuild", plan, "--timing-cache", "none", LIBCUDA_DOUBLE_CAPABILITY=87
+    )
     assert again.returncode == 0, again.stderr
     built = read_sidecar(plan).engine
     assert built["compute_capability"] == "8.7" and built["profiles"] == [{"min": 1, "opt": 2, "max": 4}]
-    opened = run("bench", "latency", "--engine", plan, "--iterations", 2, "--warmup", 1, LIBCUDA_DOUBLE_CAPABILITY=87)
+    opened = run(
+        "bench", "latency", "--engine", plan, "--iterations", 2, "--warmup", 1, LIBCUDA_DOUBLE_CAPABILITY=87
+    )
     assert opened.returncode == 0, opened.stderr
 
 
@@ -175,12 +212,23 @@ def test_stripped_plan_runs_with_the_weights_of_its_onnx_file(run, source, some_
 def without(folder, monkeypatch, *modules):
     """Child processes cannot import these."""
     for name in modules:
-        (folder / f"{name}.py").write_text(f"raise ModuleNotFoundError(\"No module named '{name}'\", name='{name}')")
+        (folder / f"{name}.py").write_text(
+            f"raise ModuleNotFoundError(\"No module named '{name}'\", name='{name}')"
+        )
     monkeypatch.setenv("PYTHONPATH", str(folder))
 
 
 def test_board_without_torch_builds_and_checks(run, source, some_digits, tmp_path_factory, monkeypatch):
-    without(tmp_path_factory.mktemp("absent"), monkeypatch, "torch", "timm", "yaml", "onnxslim", "onnxscript", "sklearn")
+    without(
+        tmp_path_factory.mktemp("absent"),
+        monkeypatch,
+        "torch",
+        "timm",
+        "yaml",
+        "onnxslim",
+        "onnxscript",
+        "sklearn",
+    )
     done = export(run, source, "--data", some_digits, "--timing-cache", "none")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["top1_percent"] > 50
@@ -192,20 +240,41 @@ def test_board_without_torch_builds_and_checks(run, source, some_digits, tmp_pat
 
 def test_ctrl_c_asks_the_builder_to_stop(run, source, tmp_path):
     environment = doubles.environment(run.folder, TENSORRT_DOUBLE_STEP_SECONDS=1)
-    command = [sys.executable, "-m", "distill", "export", "trt", str(source), "--timing-cache", str(tmp_path / "timing")]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               start_new_session=True,  # and not deaf to Ctrl-C, as children of a background job are
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    command = [
+        sys.executable,
+        "-m",
+        "distill",
+        "export",
+        "trt",
+        str(source),
+        "--timing-cache",
+        str(tmp_path / "timing"),
+    ]
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # and not deaf to Ctrl-C, as children of a background job are
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     worker = building(process.pid)
     os.killpg(process.pid, signal.SIGINT)
     printed, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and printed == "" and said.strip().splitlines()[-1] == "error: interrupted"
-    assert os.listdir(source.parent) == [source.name], "no plan, no sidecar, no timing cache, nothing temporary"
+    assert (
+        process.returncode == 130 and printed == "" and said.strip().splitlines()[-1] == "error: interrupted"
+    )
+    assert os.listdir(source.parent) == [source.name], (
+        "no plan, no sidecar, no timing cache, nothing temporary"
+    )
     assert not os.path.exists(f"/proc/{worker}")
 
 
 def building(pid):
-    """The id of the builder's process, once the driver is loaded in it and a few steps of the build have passed."""
+    """The id of the builder's process, once the driver is loaded in it and a few steps of the build have
+    passed.
+    """
     end = time.monotonic() + 60
     while time.monotonic() < end:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()

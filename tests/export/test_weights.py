@@ -21,11 +21,15 @@ def squared_error(weight, found, axis):
 
 # ---- scales
 
+
 def test_a_lone_large_weight_is_clipped_when_that_makes_the_squared_error_smaller():
     weight = np.full((1, 10001), 0.0149, np.float32)  # between two steps of the full range, 1 / 127 = 0.0079
     weight[0, 0] = 1.0
     found = least_squares_int8(weight, 0, 1e-6)
-    brute = min(((np.clip(np.rint(weight / s), -127, 127) * s - weight) ** 2).sum() for s in np.linspace(0.5, 1, 2001) / 127)
+    brute = min(
+        ((np.clip(np.rint(weight / s), -127, 127) * s - weight) ** 2).sum()
+        for s in np.linspace(0.5, 1, 2001) / 127
+    )
     usual = squared_error(weight, q.weight_to_int8(weight, 0, 1e-6), 0)[0]
     assert squared_error(weight, found, 0)[0] <= 1.05 * brute < 0.7 * usual
     assert found.steps[0, 0] == 127 and found.scales[0] < 1 / 127
@@ -56,20 +60,28 @@ def test_dead_channel_gets_the_floor():
 
 # ---- biases
 
-BODY = ("a = Conv (images, w1, b1)  r = Relu (a)  b = Conv (r, w2)  t = Relu (b)  m = GlobalAveragePool (t)  "
-        "f = Flatten (m)  g = Gemm <transB = 1> (f, w3, b3)  h = Relu (g)  logits = MatMul (h, w4)")
+BODY = (
+    "a = Conv (images, w1, b1)  r = Relu (a)  b = Conv (r, w2)  t = Relu (b)  m = GlobalAveragePool (t)  "
+    "f = Flatten (m)  g = Gemm <transB = 1> (f, w3, b3)  h = Relu (g)  logits = MatMul (h, w4)"
+)
 SHAPES = {"w1": (16, 16, 1, 1), "b1": (16,), "w2": (24, 16, 1, 1), "w3": (20, 24), "b3": (20,), "w4": (20, 5)}
 LAYERS = {"a": "w1", "b": "w2", "g": "w3"}
 
 
 @pytest.fixture(scope="module")
 def small():
-    """A convolution with a bias, one without, a Gemm, and a MatMul that stays float; weights with coarse scales."""
+    """A convolution with a bias, one without, a Gemm, and a MatMul that stays float; weights with coarse
+    scales.
+    """
     random = np.random.default_rng(0)
-    made = onnx.parser.parse_model('<ir_version: 9, opset_import: ["" : 19]> agraph (float[batch, 16, 6, 6] images) => '
-                                   f"(float[batch, k] logits) {{ {BODY} }}")
+    made = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 19]> agraph (float[batch, 16, 6, 6] images) => '
+        f"(float[batch, k] logits) {{ {BODY} }}"
+    )
     for name, shape in SHAPES.items():
-        made.graph.initializer.append(numpy_helper.from_array(random.normal(size=shape).astype(np.float32), name))
+        made.graph.initializer.append(
+            numpy_helper.from_array(random.normal(size=shape).astype(np.float32), name)
+        )
     for node in made.graph.node:
         node.name = node.output[0]
     return made
@@ -91,13 +103,17 @@ def coarse(made):
     for name in LAYERS:
         weight = values[LAYERS[name]]
         scales = (np.abs(weight).reshape(len(weight), -1).max(1) / 10).astype(np.float32)
-        found[name] = q.Int8Weight(np.floor(weight / scales.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int8), scales)
+        found[name] = q.Int8Weight(
+            np.floor(weight / scales.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.int8), scales
+        )
     return found
 
 
 def outputs(made, names, batch):
     probed = onnx.ModelProto.FromString(made.SerializeToString())
-    probed.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
+    probed.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names
+    )
     as_written = ort.SessionOptions()  # no fused integer kernels: they round the bias to int32
     as_written.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(probed.SerializeToString(), as_written, providers=["CPUExecutionProvider"])
@@ -105,8 +121,10 @@ def outputs(made, names, batch):
 
 
 def channel_means(made, batch):
-    return {name: value.astype(np.float64).mean(tuple(i for i in range(value.ndim) if i != 1))
-            for name, value in outputs(made, list(LAYERS), batch).items()}
+    return {
+        name: value.astype(np.float64).mean(tuple(i for i in range(value.ndim) if i != 1))
+        for name, value in outputs(made, list(LAYERS), batch).items()
+    }
 
 
 def rounded(made, weights, biases):
@@ -127,10 +145,14 @@ def rounded(made, weights, biases):
 def test_corrected_layers_put_out_the_float_means(small, batches):
     weights, everything = coarse(small), np.concatenate(batches)
     biases = correct_biases(small, weights, batches)
-    wanted, before, after = (channel_means(graph, everything) for graph in (
-        small, rounded(small, weights, {}), rounded(small, weights, biases)))
+    wanted, before, after = (
+        channel_means(graph, everything)
+        for graph in (small, rounded(small, weights, {}), rounded(small, weights, biases))
+    )
     for name in LAYERS:
-        assert np.abs(after[name] - wanted[name]).max() < 0.02 * np.abs(before[name] - wanted[name]).max(), name
+        assert np.abs(after[name] - wanted[name]).max() < 0.02 * np.abs(before[name] - wanted[name]).max(), (
+            name
+        )
 
 
 def test_correction_equals_the_one_made_layer_after_layer(small, batches):
@@ -148,21 +170,35 @@ def test_correction_equals_the_one_made_layer_after_layer(small, batches):
 
 def test_batches_count_by_their_images(small):
     weights, random = coarse(small), np.random.default_rng(2)
-    many, few = random.gamma(2.0, size=(9, 16, 6, 6)).astype(np.float32), random.gamma(4.0, size=(1, 16, 6, 6)).astype(np.float32)
+    many, few = (
+        random.gamma(2.0, size=(9, 16, 6, 6)).astype(np.float32),
+        random.gamma(4.0, size=(1, 16, 6, 6)).astype(np.float32),
+    )
     together, apart = (correct_biases(small, weights, b)["a"] for b in ([many, few], [many]))
     alone = correct_biases(small, weights, [few])["a"]
-    assert together == pytest.approx(0.9 * apart + 0.1 * alone, abs=1e-5) and np.abs(apart - alone).max() > 1e-3
+    assert (
+        together == pytest.approx(0.9 * apart + 0.1 * alone, abs=1e-5) and np.abs(apart - alone).max() > 1e-3
+    )
 
 
 def test_biases_of_weights_that_need_no_rounding_stay(small, batches):
-    exact = {name: q.Int8Weight(weight.steps, np.ones_like(weight.scales)) for name, weight in coarse(small).items()}
+    exact = {
+        name: q.Int8Weight(weight.steps, np.ones_like(weight.scales))
+        for name, weight in coarse(small).items()
+    }
     biases, values = correct_biases(rounded(small, exact, {}), exact, batches), stored(small)
-    assert np.array_equal(biases["a"], values["b1"]) and np.array_equal(biases["g"], values["b3"]) and not biases["b"].any()
+    assert (
+        np.array_equal(biases["a"], values["b1"])
+        and np.array_equal(biases["g"], values["b3"])
+        and not biases["b"].any()
+    )
 
 
 def test_two_layers_that_share_a_weight_are_corrected_each_with_its_own_rounding(batches):
-    made = onnx.parser.parse_model('<ir_version: 9, opset_import: ["" : 19]> agraph (float[batch, 16, 6, 6] images) => '
-                                   "(float[batch, 16, 6, 6] logits) { a = Conv (images, w1)  logits = Conv (a, w1) }")
+    made = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 19]> agraph (float[batch, 16, 6, 6] images) => '
+        "(float[batch, 16, 6, 6] logits) { a = Conv (images, w1)  logits = Conv (a, w1) }"
+    )
     weight = np.random.default_rng(0).normal(size=(16, 16, 1, 1)).astype(np.float32)
     made.graph.initializer.append(numpy_helper.from_array(weight, "w1"))
     for node in made.graph.node:
@@ -170,7 +206,9 @@ def test_two_layers_that_share_a_weight_are_corrected_each_with_its_own_rounding
     fine = q.weight_to_int8(weight, 0, 1e-6)
     rough = q.Int8Weight(np.floor(fine.steps / 16).astype(np.int8), fine.scales * 16)
     biases = correct_biases(made, {"a": rough, "logits": fine}, batches[:1])
-    error = weight[:, :, 0, 0].astype(np.float64) - rough.steps[:, :, 0, 0] * rough.scales[:, None].astype(np.float64)
+    error = weight[:, :, 0, 0].astype(np.float64) - rough.steps[:, :, 0, 0] * rough.scales[:, None].astype(
+        np.float64
+    )
     assert biases["a"] == pytest.approx(error @ batches[0].astype(np.float64).mean((0, 2, 3)), abs=1e-4)
     assert np.abs(biases["logits"]).max() < 0.05 * np.abs(biases["a"]).max()
 
@@ -182,12 +220,18 @@ def test_no_image_is_an_error(small):
 
 def test_matmul_is_corrected_over_all_axes_but_the_last(batches):
     random = np.random.default_rng(3)
-    made = onnx.parser.parse_model('<ir_version: 9, opset_import: ["" : 19]> agraph (float[batch, 16, 6, 6] images) => '
-                                   "(float[batch, 16, 6, 4] logits) "
-                                   "{ a = MatMul (images, w1)  r = Relu (a)  logits = MatMul (r, w2) }")
+    made = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 19]> agraph (float[batch, 16, 6, 6] images) => '
+        "(float[batch, 16, 6, 4] logits) "
+        "{ a = MatMul (images, w1)  r = Relu (a)  logits = MatMul (r, w2) }"
+    )
     weight = random.normal(size=(6, 16)).astype(np.float32)
-    made.graph.initializer.extend([numpy_helper.from_array(weight, "w1"),
-                                   numpy_helper.from_array(random.normal(size=(16, 4)).astype(np.float32), "w2")])
+    made.graph.initializer.extend(
+        [
+            numpy_helper.from_array(weight, "w1"),
+            numpy_helper.from_array(random.normal(size=(16, 4)).astype(np.float32), "w2"),
+        ]
+    )
     for node in made.graph.node:
         node.name = node.output[0]
     scales = np.abs(weight).max(0) / 10
@@ -199,6 +243,7 @@ def test_matmul_is_corrected_over_all_axes_but_the_last(batches):
 
 
 # ---- prepare
+
 
 @pytest.fixture(scope="module", params=["tensorrt", "cpu"])
 def case(request, small, batches):
@@ -223,5 +268,7 @@ def test_options_reach_the_quantized_graph(small, batches, case, scales):
     values = stored(q.quantize(small, made, ranges, weights=weights, biases=biases))
     to_int8 = {"max": q.weight_to_int8, "mse": least_squares_int8}[scales]
     assert np.array_equal(weights["b"].steps, to_int8(stored(small)["w2"], 0, 1e-6).steps)
-    assert np.array_equal(values["w2_scale"], weights["b"].scales) and np.array_equal(values["w2_int8"], weights["b"].steps)
+    assert np.array_equal(values["w2_scale"], weights["b"].scales) and np.array_equal(
+        values["w2_int8"], weights["b"].steps
+    )
     assert set(biases) == set(LAYERS) and any(np.array_equal(value, biases["b"]) for value in values.values())

@@ -1,4 +1,6 @@
-"""Score matrices and area ratios of the published ERF code: from stored matrices, from formulas, and measured anew."""
+"""Score matrices and area ratios of the published ERF code: from stored matrices, from formulas, and measured
+anew.
+"""
 
 import math
 import re
@@ -22,14 +24,26 @@ def matrix(entry, arrays):
         size = int(re.search(r"_r(\d+)", Path(entry["file"]).stem)[1])
         rows, columns = (int(re.search(rf"\({axis}-(\d+)\)", entry["kind"])[1]) for axis in "ij")
         i, j = np.mgrid[:size, :size]
-        exponent = (i - rows) ** 2 / (2 * arrays["sigma_rows"] ** 2) + (j - columns) ** 2 / (2 * arrays["sigma_cols"] ** 2)
+        exponent = (i - rows) ** 2 / (2 * arrays["sigma_rows"] ** 2) + (j - columns) ** 2 / (
+            2 * arrays["sigma_cols"] ** 2
+        )
         return arrays["amplitude"] * np.exp(-exponent)
-    pytest.skip(f"{entry['file']}: neither a matrix nor a formula that is known here ({entry.get('kind')}; {sorted(arrays)})")
+    pytest.skip(
+        f"{entry['file']}: neither a matrix nor a formula that is known here ({entry.get('kind')};"
+        f" {sorted(arrays)})"
+    )
 
 
 def check_ratios(score, arrays):
     found = erf.from_score(score, thresholds=arrays["thresholds"].tolist()).reference
-    stored = zip(found.sides, found.ratios, arrays["side"], arrays["area_ratio"], arrays["area_ratio_div1024"], strict=True)
+    stored = zip(
+        found.sides,
+        found.ratios,
+        arrays["side"],
+        arrays["area_ratio"],
+        arrays["area_ratio_div1024"],
+        strict=True,
+    )
     for side, ratio, side_, ratio_, ratio1024 in stored:
         assert (side is None) == math.isnan(side_)
         assert side is None or abs(side - side_) <= 2  # the published sums are float32
@@ -39,10 +53,14 @@ def check_ratios(score, arrays):
 
 
 def constructor(entry, content):
-    """(call of the original, number of classes) of the network that an ERF case names; the call stands with the forward cases."""
+    """(call of the original, number of classes) of the network that an ERF case names; the call stands with
+    the forward cases.
+    """
     words = entry["model"].partition(",")[0]
     name = re.sub(r"\W+", "_", re.sub(r"\(.*\)", "", words).strip()).lower()
-    calls = [case["constructor"] for case in content.get("forward_cases", []) if case["model"].lower() == name]
+    calls = [
+        case["constructor"] for case in content.get("forward_cases", []) if case["model"].lower() == name
+    ]
     if not calls:
         pytest.skip(f"{entry['file']}: no forward case says how {words!r} is built")
     classes = re.search(r"num_classes=(\d+)", entry["model"])

@@ -1,4 +1,6 @@
-"""Every feature loss against the stored numbers of its original: value, gradient of the maps, gradient of its own parameters."""
+"""Every feature loss against the stored numbers of its original: value, gradient of the maps, gradient of its
+own parameters.
+"""
 
 import numpy as np
 import pytest
@@ -21,8 +23,12 @@ class Classifier(nn.Module):
         return self.fc
 
 
-TARGET_NORMS = {"none": "none", "over (C,H,W)": "map", "over C at every position": "position",
-                "over channels of every token": "position"}
+TARGET_NORMS = {
+    "none": "none",
+    "over (C,H,W)": "map",
+    "over C at every position": "position",
+    "over channels of every token": "position",
+}
 
 
 def target_norm(text):
@@ -48,22 +54,38 @@ def settings_of(entry):
         return "reviewkd", {"mid_channels": given["mid_channels"], "pooled": False}
     if kind in ("fd", "fd_map"):
         assert given.get("loss", "smooth_l1") in ("smooth_l1", "mse")
-        return "fd", {"target_norm": target_norm(given["target_norm"]), "criterion": given.get("loss", "smooth_l1"),
-                      "beta": given.get("beta", 2.0)}
+        return "fd", {
+            "target_norm": target_norm(given["target_norm"]),
+            "criterion": given.get("loss", "smooth_l1"),
+            "beta": given.get("beta", 2.0),
+        }
     if kind == "mgd":
         return "mgd", {key: given[key] for key in ("alpha_mgd", "lambda_mgd")}
     assert kind == "srrl", f"no loss for {kind}"
-    return "srrl", {"feature_weight": given["feature_weight"], "regression_weight": given["regression_weight"], "relu": "always"}
+    return "srrl", {
+        "feature_weight": given["feature_weight"],
+        "regression_weight": given["regression_weight"],
+        "relu": "always",
+    }
 
 
 NAMES = {
-    "decoder.0.": "projectors.0.", "reg.conv.": "regressors.0.conv.", "reg.bn.": "regressors.0.bn.",
-    "top.conv1.0.": "fusions.0.reduce.conv.", "top.conv1.1.": "fusions.0.reduce.bn.", "top.conv2.0.": "fusions.0.expand.conv.",
-    "top.conv2.1.": "fusions.0.expand.bn.", "fuse.conv1.0.": "fusions.1.reduce.conv.", "fuse.conv1.1.": "fusions.1.reduce.bn.",
-    "fuse.conv2.0.": "fusions.1.expand.conv.", "fuse.conv2.1.": "fusions.1.expand.bn.",
+    "decoder.0.": "projectors.0.",
+    "reg.conv.": "regressors.0.conv.",
+    "reg.bn.": "regressors.0.bn.",
+    "top.conv1.0.": "fusions.0.reduce.conv.",
+    "top.conv1.1.": "fusions.0.reduce.bn.",
+    "top.conv2.0.": "fusions.0.expand.conv.",
+    "top.conv2.1.": "fusions.0.expand.bn.",
+    "fuse.conv1.0.": "fusions.1.reduce.conv.",
+    "fuse.conv1.1.": "fusions.1.reduce.bn.",
+    "fuse.conv2.0.": "fusions.1.expand.conv.",
+    "fuse.conv2.1.": "fusions.1.expand.bn.",
     "fuse.att_conv.0.": "fusions.1.attention.",
-    "mgd.align.": "align.0.", "mgd.generation.": "generators.0.",
-    "connector.Connectors.0.": "connector.conv.", "connector.Connectors.1.": "connector.bn.",
+    "mgd.align.": "align.0.",
+    "mgd.generation.": "generators.0.",
+    "connector.Connectors.0.": "connector.conv.",
+    "connector.Connectors.1.": "connector.bn.",
 }
 """Where the reference's parameters are in ours."""
 
@@ -75,21 +97,32 @@ def our_name(key):
 
 
 def close(value, expected, relative, absolute):
-    value, expected = np.asarray(value, dtype=np.float64).reshape(-1), np.asarray(expected, dtype=np.float64).reshape(-1)
+    value, expected = (
+        np.asarray(value, dtype=np.float64).reshape(-1),
+        np.asarray(expected, dtype=np.float64).reshape(-1),
+    )
     return np.abs(value - expected).max() <= relative * np.abs(expected).max() + absolute
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_equals_the_original(feature_case, read, monkeypatch, dtype):
     arrays = read(feature_case)
-    inputs, weights = ({key.removeprefix(prefix): torch.tensor(value).to(dtype) for key, value in arrays.items()
-                        if key.startswith(prefix)} for prefix in ("in/", "param/"))
+    inputs, weights = (
+        {
+            key.removeprefix(prefix): torch.tensor(value).to(dtype)
+            for key, value in arrays.items()
+            if key.startswith(prefix)
+        }
+        for prefix in ("in/", "param/")
+    )
     wanted = feature_case["gradients_wrt"]
     for name in wanted:
         inputs[name].requires_grad_()
     deepest_first = feature_case["loss"] == "reviewkd_abf"  # x0 is the deepest map
     ours = [inputs[name] for name in (reversed(wanted) if deepest_first else wanted)]
-    theirs = [inputs[name] for name in sorted((key for key in inputs if key.startswith("t")), reverse=deepest_first)]
+    theirs = [
+        inputs[name] for name in sorted((key for key in inputs if key.startswith("t")), reverse=deepest_first)
+    ]
     parameters = {}
     if feature_case["loss"] == "reviewkd_hcl":
         value = reviewkd.hcl(ours, theirs, feature_case["params"]["levels"])
@@ -98,12 +131,16 @@ def test_equals_the_original(feature_case, read, monkeypatch, dtype):
         loss = losses.create(name, **settings)
         logits, teacher_model = torch.zeros(len(theirs[0]), 2, dtype=dtype), None
         if name == "srrl":
-            teacher_model = Classifier(weights.pop("teacher_fc.weight"), weights.pop("teacher_fc.bias")).to(dtype)
+            teacher_model = Classifier(weights.pop("teacher_fc.weight"), weights.pop("teacher_fc.bias")).to(
+                dtype
+            )
             logits = teacher_model.fc(theirs[0].mean((2, 3)))
         student, teacher = Outputs(logits, ours), Outputs(logits, theirs)
         loss.prepare(student, teacher, teacher_model)
         state = {our_name(key): value for key, value in weights.items()}
-        shapes = {key: value.shape for key, value in loss.state_dict().items() if "num_batches_tracked" not in key}
+        shapes = {
+            key: value.shape for key, value in loss.state_dict().items() if "num_batches_tracked" not in key
+        }
         assert set(state) == set(shapes)
         loss.load_state_dict({key: value.reshape(shapes[key]) for key, value in state.items()}, strict=False)
         if name == "mgd":
@@ -114,11 +151,15 @@ def test_equals_the_original(feature_case, read, monkeypatch, dtype):
 
     duplicate = "duplicate" in feature_case["file"]
     assert value.dtype == dtype
-    assert close(value.item(), arrays["loss64"], 1e-3 if duplicate else 1e-5 if dtype == torch.float32 else 1e-6, 0)
+    assert close(
+        value.item(), arrays["loss64"], 1e-3 if duplicate else 1e-5 if dtype == torch.float32 else 1e-6, 0
+    )
     for name in wanted:
         assert torch.isfinite(inputs[name].grad).all()
         assert duplicate or close(inputs[name].grad, arrays[f"grad64/{name}"], 1e-4, 1e-6), name
     found = {key.removeprefix("grad_param/") for key in arrays if key.startswith("grad_param/")}
-    assert {our_name(key) for key in found} == {key for key, weight in parameters.items() if weight.grad is not None}
+    assert {our_name(key) for key in found} == {
+        key for key, weight in parameters.items() if weight.grad is not None
+    }
     for key in found:
         assert close(parameters[our_name(key)].grad, arrays[f"grad_param/{key}"], 1e-4, 1e-6), key

@@ -23,7 +23,9 @@ def test_the_filler_gives_the_stored_values(golden_folder, golden_uniform, fill)
             parent, child = torch.nn.Module(), module
             parent.add_module(part, child)
             module = parent
-        module.get_submodule(key.rpartition(".")[0]).register_buffer(key.rpartition(".")[2], torch.zeros(json.loads(shape)))
+        module.get_submodule(key.rpartition(".")[0]).register_buffer(
+            key.rpartition(".")[2], torch.zeros(json.loads(shape))
+        )
         filled = fill(module, int(salt)).state_dict()[key].double().flatten()
-        np.testing.assert_array_equal(filled[:len(expected["first"])], expected["first"])
+        np.testing.assert_array_equal(filled[: len(expected["first"])], expected["first"])
         assert filled.sum().item() == pytest.approx(expected["sum"], abs=1e-6)

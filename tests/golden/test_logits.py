@@ -1,4 +1,6 @@
-"""Every logit loss against the original implementations: value and gradient, in float32 and float64, for every case."""
+"""Every logit loss against the original implementations: value and gradient, in float32 and float64, for
+every case.
+"""
 
 import inspect
 
@@ -11,8 +13,8 @@ from distill.losses import Outputs
 from runtime.errors import UsageError
 
 TOLERANCE = {torch.float32: ((5e-5, 5e-5), (1e-4, 2e-6)), torch.float64: ((1e-6, 1e-12), (1e-6, 1e-12))}
-"""(relative, absolute) of the loss, then of the gradient relative to its largest entry, as the golden README states them; the
-absolute part in float64 is for values that are 0 up to rounding."""
+"""(relative, absolute) of the loss, then of the gradient relative to its largest entry, as the golden README
+states them; the absolute part in float64 is for values that are 0 up to rounding."""
 
 
 class NotOursError(Exception):
@@ -21,8 +23,9 @@ class NotOursError(Exception):
 
 def with_labels(kd, kd_weight, task_weight):
     """What a trainer adds up: weighted distillation loss and weighted cross-entropy."""
-    return lambda student, teacher, target: (kd_weight * kd(student, teacher, target)
-                                             + task_weight * losses.cross_entropy(student.logits, target))
+    return lambda student, teacher, target: (
+        kd_weight * kd(student, teacher, target) + task_weight * losses.cross_entropy(student.logits, target)
+    )
 
 
 def standardized(name):
@@ -36,7 +39,9 @@ def standardized(name):
 
 KINDS = {
     "hinton_kd_plus_ce": lambda T, alpha: with_labels(losses.create("kl", temperature=T), alpha, 1 - alpha),
-    "hard_label_kd": lambda ce_weight, kd_weight: with_labels(losses.create("deit_hard"), kd_weight, ce_weight),
+    "hard_label_kd": lambda ce_weight, kd_weight: with_labels(
+        losses.create("deit_hard"), kd_weight, ce_weight
+    ),
     "kl_only": lambda T: losses.create("kl", temperature=T),
     "nkd_masked": lambda temp, alpha: losses.create("nkd", temperature=temp, gamma=alpha),
     "nkd_stable": lambda temp, gamma: losses.create("nkd", temperature=temp, gamma=gamma),
@@ -48,7 +53,9 @@ KINDS = {
     "mlkd_class_consistency": lambda T: losses.create("mlkd", temperatures=[T], alpha=0, beta=0, gamma=1),
     "bce_with_teacher_softmax": lambda: losses.create("binary_kl"),
     "ofa": lambda eps, T: losses.create("ofa", eps=eps, temperature=T),
-    "deit_soft": lambda alpha, tau: with_labels(losses.create("deit_soft", temperature=tau), alpha, 1 - alpha),
+    "deit_soft": lambda alpha, tau: with_labels(
+        losses.create("deit_soft", temperature=tau), alpha, 1 - alpha
+    ),
     "deit_hard": lambda alpha: with_labels(losses.create("deit_hard"), alpha, 1 - alpha),
 }
 """Kind of configuration in cases.json -> our loss from its parameters."""
@@ -105,7 +112,9 @@ def test_loss_and_gradient_are_those_of_the_original(logit_case, read, configs, 
         off, grad_off = abs(value.item() - exact), np.abs(student.grad.double().numpy() - grad).max()
         if not off <= close + rel * abs(exact):
             wrong.append(f"{name}: loss {value.item()} instead of {exact}")
-        noise = kind == "dist" and not np.ptp(arrays["logits_student"], axis=1).any()  # README: rounding noise in the original
+        noise = (
+            kind == "dist" and not np.ptp(arrays["logits_student"], axis=1).any()
+        )  # README: rounding noise in the original
         if not noise and not grad_off <= grad_close + grad_rel * np.abs(grad).max():
             wrong.append(f"{name}: gradient off by {grad_off:.3g}, largest {np.abs(grad).max():.3g}")
     assert not wrong

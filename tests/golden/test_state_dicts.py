@@ -19,7 +19,10 @@ def no_values(monkeypatch):
 
 
 def rows(state_dict):
-    return [[key, list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for key, tensor in state_dict.items()]
+    return [
+        [key, list(tensor.shape), str(tensor.dtype).removeprefix("torch.")]
+        for key, tensor in state_dict.items()
+    ]
 
 
 def count(tensors):
@@ -31,7 +34,9 @@ def test_state_dict(state_dict_case, read, ours):
     name, arguments = ours(expected["constructor"])
     with torch.device("meta"):
         network = timm.create_model(name, **arguments)
-        published = {key: torch.empty(shape, dtype=getattr(torch, dtype)) for key, shape, dtype in expected["keys"]}
+        published = {
+            key: torch.empty(shape, dtype=getattr(torch, dtype)) for key, shape, dtype in expected["keys"]
+        }
     if expected["form"] == "merged":
         reparameterize(network, inplace=True, fold_batch_norm=False)
     assert count(network.parameters()) == expected["parameters"] == state_dict_case["parameters"]
@@ -41,11 +46,15 @@ def test_state_dict(state_dict_case, read, ours):
     if name.startswith("convnext"):  # timm's names are its own, so the published ones are converted
         weights, _, (note,) = convert.convert(name, of_the_user, published)
         assert sorted(rows(weights)) == sorted(rows(network.state_dict()))
-        assert note.startswith(f"renamed {len(published)} names (first: downsample_layers.0.0.weight -> stem.0.weight)")
+        assert note.startswith(
+            f"renamed {len(published)} names (first: downsample_layers.0.0.weight -> stem.0.weight)"
+        )
         return
     assert rows(network.state_dict()) == expected["keys"]
     assert [key for key, _ in network.named_parameters()] == expected["parameter_keys"]
     if expected["form"] != "train":  # a file of this form says so itself
         weights, found, notes = convert.convert(name, of_the_user, published)
-        assert found == of_the_user | {"deploy": True} and notes == ["arguments read from the weights: deploy=true"]
+        assert found == of_the_user | {"deploy": True} and notes == [
+            "arguments read from the weights: deploy=true"
+        ]
         assert list(weights) == list(published)

@@ -1,4 +1,6 @@
-"""Stored teacher labels: the loss on the recovered labels is ours to get right; storing and recovering them is not built yet."""
+"""Stored teacher labels: the loss on the recovered labels is ours to get right; storing and recovering them
+is not built yet.
+"""
 
 import numpy as np
 import pytest
@@ -14,10 +16,13 @@ def test_the_cross_entropy_with_recovered_labels(stored_label_case, read):
     for top in stored:
         student = torch.tensor(arrays["logits_student"], requires_grad=True)
         value = losses.cross_entropy(student, torch.tensor(arrays[f"{top}/dense"]))
-        gradient, = torch.autograd.grad(value, student)
+        (gradient,) = torch.autograd.grad(value, student)
         assert value.item() == pytest.approx(float(arrays[f"{top}/soft_ce"]), rel=1e-5)
         np.testing.assert_allclose(gradient.numpy(), arrays[f"{top}/soft_ce_grad"], atol=1e-6)
 
 
 def test_storing_and_recovering_labels(stored_label_case):
-    pytest.skip("left out: top-K teacher labels are neither stored nor recovered by this version (there is no distill label)")
+    pytest.skip(
+        "left out: top-K teacher labels are neither stored nor recovered by this version (there is no distill"
+        " label)"
+    )

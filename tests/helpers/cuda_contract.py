@@ -1,6 +1,8 @@
-"""What both libraries under runtime.cuda must do: on a GPU, or in a process that finds the TEST DOUBLE of the CUDA driver.
+"""What both libraries under runtime.cuda must do: on a GPU, or in a process that finds the TEST DOUBLE of the
+CUDA driver.
 
-In:  pycuda or cuda-python, and `double` where the driver is the test double, whose counts of what is alive are compared too.
+In:  pycuda or cuda-python, and `double` where the driver is the test double, whose counts of what is alive
+are compared too.
 Out: on stdout a JSON object {case: None, why it was skipped, or the traceback of its failure}.
 Elsewhere: starting it (tests/runtime/test_cuda.py).
 """
@@ -54,16 +56,30 @@ def case_facts(device):
     with device.active():
         assert 0 < device.free_memory() <= device.total_memory
     if DOUBLE:
-        assert device.name == "Test Double GPU" and device.compute_capability == (9, 0) and device.total_memory == 2**30
+        assert (
+            device.name == "Test Double GPU"
+            and device.compute_capability == (9, 0)
+            and device.total_memory == 2**30
+        )
 
 
 def case_copies(device):
     sent = numbers(1000)
-    with device.active(), closing(device.stream(), device.alloc(sent.nbytes), device.alloc(sent.nbytes),
-                                  device.pinned((1000,), np.float32), device.pinned((10, 100), np.float32)) as owned:
+    with (
+        device.active(),
+        closing(
+            device.stream(),
+            device.alloc(sent.nbytes),
+            device.alloc(sent.nbytes),
+            device.pinned((1000,), np.float32),
+            device.pinned((10, 100), np.float32),
+        ) as owned,
+    ):
         stream, first, second, source, back = owned
         assert first.nbytes == sent.nbytes and first.address != second.address
-        assert source.array.shape == (1000,) and back.array.shape == (10, 100) and back.array.dtype == np.float32
+        assert (
+            source.array.shape == (1000,) and back.array.shape == (10, 100) and back.array.dtype == np.float32
+        )
         source.array[:], back.array[:] = sent, 0
         device.to_device(first.address, source.array, stream)
         device.on_device(second.address, first.address, sent.nbytes, stream)
@@ -88,8 +104,15 @@ def case_plain_arrays_are_copied_too(device):
 def case_copies_wait_for_nobody(device):
     if not DOUBLE:
         return "when a copy is done cannot be chosen on a GPU"
-    with device.active(), closing(device.stream(), device.alloc(256), device.pinned((64,), np.float32),
-                                  device.pinned((64,), np.float32)) as (stream, memory, source, back):
+    with (
+        device.active(),
+        closing(
+            device.stream(),
+            device.alloc(256),
+            device.pinned((64,), np.float32),
+            device.pinned((64,), np.float32),
+        ) as (stream, memory, source, back),
+    ):
         source.array[:], back.array[:] = 1, 0
         device.to_device(memory.address, source.array, stream)
         device.to_host(back.array, memory.address, stream)
@@ -100,8 +123,16 @@ def case_copies_wait_for_nobody(device):
 
 
 def case_events(device):
-    with device.active(), closing(device.stream(), device.event(), device.event(), device.alloc(2**20),
-                                  device.pinned((2**18,), np.float32)) as (stream, start, stop, memory, source):
+    with (
+        device.active(),
+        closing(
+            device.stream(),
+            device.event(),
+            device.event(),
+            device.alloc(2**20),
+            device.pinned((2**18,), np.float32),
+        ) as (stream, start, stop, memory, source),
+    ):
         start.record(stream)
         for _ in range(10):
             device.to_device(memory.address, source.array, stream)
@@ -116,8 +147,16 @@ def case_events(device):
 
 def case_waits_for_another_stream(device):
     sent = numbers(64)
-    with device.active(), closing(device.stream(), device.stream(), device.alloc(256), device.pinned((64,), np.float32),
-                                  device.pinned((64,), np.float32)) as (theirs, ours, memory, source, back):
+    with (
+        device.active(),
+        closing(
+            device.stream(),
+            device.stream(),
+            device.alloc(256),
+            device.pinned((64,), np.float32),
+            device.pinned((64,), np.float32),
+        ) as (theirs, ours, memory, source, back),
+    ):
         source.array[:], back.array[:] = sent, 0
         device.to_device(memory.address, source.array, theirs)
         device.wait_for(ours, theirs.handle)
@@ -138,7 +177,10 @@ def case_threads(device):
         try:
             for turn in range(50):
                 sent = numbers(1024, 100 * number + turn)
-                with device.active(), closing(device.stream(), device.pinned((1024,), np.float32)) as (stream, host):
+                with (
+                    device.active(),
+                    closing(device.stream(), device.pinned((1024,), np.float32)) as (stream, host),
+                ):
                     host.array[:] = sent
                     device.to_device(shared.address + 4096 * number, host.array, stream)
                     stream.synchronize()
@@ -179,8 +221,16 @@ def case_context_is_current_only_inside(device):
 
 
 def case_graph(device):
-    with device.active(), closing(device.stream(), device.alloc(256), device.pinned((64,), np.float32),
-                                  device.pinned((64,), np.float32)) as (stream, memory, source, back):
+    with (
+        device.active(),
+        closing(
+            device.stream(),
+            device.alloc(256),
+            device.pinned((64,), np.float32),
+            device.pinned((64,), np.float32),
+        ) as (stream, memory, source, back),
+    ):
+
         def enqueue():
             device.to_device(memory.address, source.array, stream)
             device.to_host(back.array, memory.address, stream)
@@ -276,8 +326,15 @@ def case_second_device_shares_the_first_one_s_memory(device):
 
 
 def case_ten_thousand_calls_leave_nothing(device):
-    with device.active(), closing(device.stream(), device.event(), device.alloc(1024),
-                                  device.pinned((256,), np.float32)) as (stream, event, memory, host):
+    with (
+        device.active(),
+        closing(device.stream(), device.event(), device.alloc(1024), device.pinned((256,), np.float32)) as (
+            stream,
+            event,
+            memory,
+            host,
+        ),
+    ):
 
         def call():
             with device.active():
@@ -338,5 +395,7 @@ if __name__ == "__main__":
     if DOUBLE:
         from doubles import alive
 
-        sys.setdlopenflags(os.RTLD_LAZY)  # pycuda names functions that are never called and that the double does not have
+        sys.setdlopenflags(
+            os.RTLD_LAZY
+        )  # pycuda names functions that are never called and that the double does not have
     sys.exit(main())

@@ -12,10 +12,17 @@ class FunctionBackend:
     path, provider, engine, version, threads, device = Path("a.plan"), "here", "function", "1", None, "cpu"
 
     def __init__(self, function, batch_sizes, image):
-        self.function, self.batch_sizes, self.given, self.input_shape = function, batch_sizes, [], (None, *image)
+        self.function, self.batch_sizes, self.given, self.input_shape = (
+            function,
+            batch_sizes,
+            [],
+            (None, *image),
+        )
 
     def run(self, batch):
-        assert any(least <= len(batch) and (most is None or len(batch) <= most) for least, most in self.batch_sizes), len(batch)
+        assert any(
+            least <= len(batch) and (most is None or len(batch) <= most) for least, most in self.batch_sizes
+        ), len(batch)
         self.given.append(len(batch))
         return self.function(batch)
 

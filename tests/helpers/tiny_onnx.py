@@ -17,30 +17,51 @@ COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 RIGHT = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0]], np.float32)
 """Weights (class, channel) that name every colour correctly."""
 
-PLAIN = Preprocess(input_size=(3, 8, 8), interpolation="bilinear", crop_pct=1.0, mean=(0, 0, 0), std=(1, 1, 1))
+PLAIN = Preprocess(
+    input_size=(3, 8, 8), interpolation="bilinear", crop_pct=1.0, mean=(0, 0, 0), std=(1, 1, 1)
+)
 """Pixels divided by 255, nothing else: the mean colour is known without running anything."""
 
 
 def metadata(**changes) -> Metadata:
     """Metadata of a student that knows the three colours."""
-    values = {"model": "mean_colour", "role": "student", "preprocess": PLAIN, "class_names": list(COLOURS), "parameters": 9,
-              "macs": 9}
+    values = {
+        "model": "mean_colour",
+        "role": "student",
+        "preprocess": PLAIN,
+        "class_names": list(COLOURS),
+        "parameters": 9,
+        "macs": 9,
+    }
     return Metadata(**values | changes)
 
 
-def write(path, weights=RIGHT, meta: Metadata | None = None, *, bias=None, batch: int | str = "N", size: tuple = (8, 8)):
-    """Write logits = weights @ mean over height and width + bias as ONNX; a str in batch or size is a free dimension."""
+def write(
+    path,
+    weights=RIGHT,
+    meta: Metadata | None = None,
+    *,
+    bias=None,
+    batch: int | str = "N",
+    size: tuple = (8, 8),
+):
+    """Write logits = weights @ mean over height and width + bias as ONNX; a str in batch or size is a free
+    dimension.
+    """
     weights = np.asarray(weights, np.float32)
     classes = len(weights)
     bias = np.zeros(classes, np.float32) if bias is None else np.asarray(bias, np.float32)
     graph = helper.make_graph(
-        [helper.make_node("GlobalAveragePool", ["image"], ["pooled"]),
-         helper.make_node("Flatten", ["pooled"], ["flat"]),
-         helper.make_node("Gemm", ["flat", "weights", "bias"], ["logits"], transB=1)],
+        [
+            helper.make_node("GlobalAveragePool", ["image"], ["pooled"]),
+            helper.make_node("Flatten", ["pooled"], ["flat"]),
+            helper.make_node("Gemm", ["flat", "weights", "bias"], ["logits"], transB=1),
+        ],
         "mean_colour",
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 3, *size])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, classes])],
-        [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(bias, "bias")])
+        [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(bias, "bias")],
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
     if meta is not None:
         helper.set_model_props(model, meta.to_map())

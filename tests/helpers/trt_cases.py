@@ -1,4 +1,5 @@
-"""What runtime.backends.trt must do, run in one process that finds the TEST DOUBLES of TensorRT and the CUDA driver.
+"""What runtime.backends.trt must do, run in one process that finds the TEST DOUBLES of TensorRT and the CUDA
+driver.
 
 In:  a folder.
 Out: on stdout a JSON object {case: None, or the traceback of its failure}.
@@ -32,11 +33,17 @@ def images(count, seed=0):
     return np.random.default_rng(seed).standard_normal((count, 3, 8, 8)).astype(np.float32)
 
 
-def write(place, profiles=((1, 4, 8),), *, batch="N", name="student", onnx=None, sidecar=True, engine=None, **facts):
-    """(plan, the ONNX file beside it). facts: of tensorrt_double.serialize; engine: what the metadata says differently."""
+def write(
+    place, profiles=((1, 4, 8),), *, batch="N", name="student", onnx=None, sidecar=True, engine=None, **facts
+):
+    """(plan, the ONNX file beside it). facts: of tensorrt_double.serialize; engine: what the metadata says
+    differently.
+    """
     import tensorrt_double
 
-    onnx = onnx or tiny.write(place / f"{name}.onnx", weights(), tiny.metadata(class_names=[*"abcde"]), batch=batch)
+    onnx = onnx or tiny.write(
+        place / f"{name}.onnx", weights(), tiny.metadata(class_names=[*"abcde"]), batch=batch
+    )
     content = tensorrt_double.serialize(onnx.read_bytes(), profiles=profiles, **facts)
     path = place / f"{name}.plan"
     path.write_bytes(content)
@@ -87,12 +94,20 @@ class OnGpu:
         with device.active():
             self.memory = device.alloc(values.nbytes)
         ctypes.memmove(self.memory.address, np.ascontiguousarray(values).ctypes.data, values.nbytes)
-        self.__cuda_array_interface__ = {"shape": values.shape, "typestr": values.dtype.str, "version": 3, "strides": strides,
-                                         "data": (self.memory.address, False), "stream": stream}
+        self.__cuda_array_interface__ = {
+            "shape": values.shape,
+            "typestr": values.dtype.str,
+            "version": 3,
+            "strides": strides,
+            "data": (self.memory.address, False),
+            "stream": stream,
+        }
 
     def values(self):
         """What lies there now, without waiting for anything."""
-        return np.array((ctypes.c_float * int(np.prod(self.shape))).from_address(self.memory.address)).reshape(self.shape)
+        return np.array(
+            (ctypes.c_float * int(np.prod(self.shape))).from_address(self.memory.address)
+        ).reshape(self.shape)
 
     def free(self):
         with self.device.active():
@@ -102,11 +117,17 @@ class OnGpu:
 def case_same_logits_as_the_onnx_file(place):
     path, onnx = write(place)
     with runtime.load(path) as engine:
-        assert engine.engine == "tensorrt 10.3.0" and engine.device == "cuda" and engine.input_shape == [None, 3, 8, 8]
+        assert (
+            engine.engine == "tensorrt 10.3.0"
+            and engine.device == "cuda"
+            and engine.input_shape == [None, 3, 8, 8]
+        )
         assert "Test Double GPU" in engine.provider and "9.0" in engine.provider and engine.threads is None
         assert engine.class_names == [*"abcde"]
         for count in (1, 3, 8, 2):
-            np.testing.assert_array_equal(engine.logits(images(count, count)), expected(onnx, images(count, count)))
+            np.testing.assert_array_equal(
+                engine.logits(images(count, count)), expected(onnx, images(count, count))
+            )
 
 
 def case_batch_of_fixed_size(place):
@@ -123,7 +144,9 @@ def case_batch_outside_every_profile(place):
         for count in (1, 4, 5, 9):
             words = f"takes batches of 2 to 3 or 6 to 8 images, given {count}"
             raises(UsageError, words, lambda n=count: engine.logits(images(n)))
-            np.testing.assert_array_equal(engine.logits_in_batches(images(count)), expected(onnx, images(count)))
+            np.testing.assert_array_equal(
+                engine.logits_in_batches(images(count)), expected(onnx, images(count))
+            )
         assert engine.logits(images(7)).shape == (7, 5)
 
 
@@ -138,7 +161,9 @@ def case_profile_with_the_smallest_memory_is_taken(place):
         engine.logits(images(9))
         assert alive()["bytes"] - before > 32 * 192 * 4
         for count in (1, 5, 20, 2, 1, 32, 8):
-            np.testing.assert_array_equal(engine.logits(images(count, count)), expected(onnx, images(count, count)))
+            np.testing.assert_array_equal(
+                engine.logits(images(count, count)), expected(onnx, images(count, count))
+            )
         full = alive()
         for count in (1, 5, 20, 2, 1, 32, 8):
             engine.logits(images(count))
@@ -157,7 +182,11 @@ def case_logits_go_where_the_caller_wants(place):
         strided = np.zeros((3, 10), np.float32)[:, ::2]
         np.testing.assert_array_equal(engine.logits(batch, out=strided), out)
         for bad in (np.empty((2, 5), np.float32), np.empty((3, 5))):
-            raises(UsageError, "expected a writeable float32 array (3, 5)", lambda b=bad: engine.logits(batch, out=b))
+            raises(
+                UsageError,
+                "expected a writeable float32 array (3, 5)",
+                lambda b=bad: engine.logits(batch, out=b),
+            )
 
 
 def case_batch_that_is_not_contiguous(place):
@@ -170,7 +199,9 @@ def case_batch_that_is_not_contiguous(place):
 def case_bad_batches(place):
     path, _ = write(place)
     with runtime.load(path) as engine:
-        raises(UsageError, "expected float32 (N, 3, 8, 8)", lambda: engine.logits(images(2).astype(np.float64)))
+        raises(
+            UsageError, "expected float32 (N, 3, 8, 8)", lambda: engine.logits(images(2).astype(np.float64))
+        )
         raises(UsageError, "expected float32 (N, 3, 8, 8)", lambda: engine.logits(images(2)[:, :2]))
         raises(UsageError, "expected float32 (N, 3, 8, 8)", lambda: engine.logits(images(0)))
         holed = images(2)
@@ -219,7 +250,11 @@ class ByDlpack:
 def case_arrays_on_another_gpu(place):
     path, onnx = write(place)
     with runtime.load(path) as engine:
-        raises(UsageError, "batch lies on cuda:1; the plan is open on cuda:0", lambda: engine.logits(ByDlpack(images(2), 1)))
+        raises(
+            UsageError,
+            "batch lies on cuda:1; the plan is open on cuda:0",
+            lambda: engine.logits(ByDlpack(images(2), 1)),
+        )
         out = ByDlpack(np.zeros((2, 5), np.float32), 1)
         raises(UsageError, "out lies on cuda:1", lambda: engine.logits(images(2), out=out))
         np.testing.assert_array_equal(engine.logits(ByDlpack(images(2), 0)), expected(onnx, images(2)))
@@ -233,7 +268,9 @@ def case_what_the_producer_still_has_in_its_stream_is_waited_for(place):
     source, later = OnGpu(device, images(2, 1), stream=late.handle), images(2, 2)
     with runtime.load(path) as engine:
         with device.active():
-            device.to_device(source.memory.address, later, late)  # not done yet: the double does work when it is waited for
+            device.to_device(
+                source.memory.address, later, late
+            )  # not done yet: the double does work when it is waited for
         np.testing.assert_array_equal(source.values(), images(2, 1))
         np.testing.assert_array_equal(engine.logits(source), expected(onnx, later))
     source.free()
@@ -247,6 +284,7 @@ def case_eight_threads_on_one_context_and_on_three(place):
     wanted = {seed: expected(onnx, images(seed % 8 + 1, seed)) for seed in range(40)}
     for contexts in (1, 3):
         with runtime.load(path, contexts=contexts) as engine:
+
             def work(number, engine=engine):
                 for seed in range(number, 40, 8):
                     np.testing.assert_array_equal(engine.logits(images(seed % 8 + 1, seed)), wanted[seed])
@@ -261,10 +299,14 @@ def case_graphs_give_the_same_and_few_are_kept(place):
         assert "CUDA graphs" in engine.provider
         for count in (1, 2, 1, 8, 3, 4, 5, 6, 7, 2, 1, 1):
             for seed in (0, 1):
-                np.testing.assert_array_equal(engine.logits(images(count, seed)), expected(onnx, images(count, seed)))
+                np.testing.assert_array_equal(
+                    engine.logits(images(count, seed)), expected(onnx, images(count, seed))
+                )
         assert alive()["graphs"] == 4
         wanted = [expected(onnx, images(count)) for count in range(1, 9)]
-        in_threads(8, lambda number: np.testing.assert_array_equal(engine.logits(images(number + 1)), wanted[number]))
+        in_threads(
+            8, lambda number: np.testing.assert_array_equal(engine.logits(images(number + 1)), wanted[number])
+        )
 
 
 def case_graphs_are_replayed_not_enqueued_again(place):
@@ -394,16 +436,26 @@ def case_engines_that_are_no_classifier(place):
     flat = [helper.make_node("Flatten", ["image"], ["logits"])]
     float32, image = TensorProto.FLOAT, ("image", TensorProto.FLOAT, [1, 3, 2, 2])
     two = odd("two", [image, ("mask", float32, [1])], [("logits", float32, [1, 12])], flat)
-    half = odd("half", [("image", TensorProto.FLOAT16, [1, 3, 2, 2])], [("logits", TensorProto.FLOAT16, [1, 12])], flat)
+    half = odd(
+        "half",
+        [("image", TensorProto.FLOAT16, [1, 3, 2, 2])],
+        [("logits", TensorProto.FLOAT16, [1, 12])],
+        flat,
+    )
     row = odd("row", [("image", float32, [1, 12])], [("logits", float32, [1, 12])], flat)
-    map_ = odd("map", [image], [("logits", float32, [1, 3, 2, 2])], [helper.make_node("Relu", ["image"], ["logits"])])
+    map_ = odd(
+        "map", [image], [("logits", float32, [1, 3, 2, 2])], [helper.make_node("Relu", ["image"], ["logits"])]
+    )
     before = alive()
     raises(ArtifactError, "mask float32 (1,)", lambda: runtime.load(two))
     raises(ArtifactError, "image half (1, 3, 2, 2)", lambda: runtime.load(half))
     raises(ArtifactError, "expected float32 (N, C, H, W)", lambda: runtime.load(row))
     raises(ArtifactError, "logits float32 (1, 3, 2, 2)", lambda: runtime.load(map_))
-    for quirk, words in (({"host": ["image"]}, "lies on the host"), ({"vectorized": ["logits"]}, "Four wide channel vectorized"),
-                         ({"data_dependent": True}, "known before it runs")):
+    for quirk, words in (
+        ({"host": ["image"]}, "lies on the host"),
+        ({"vectorized": ["logits"]}, "Four wide channel vectorized"),
+        ({"data_dependent": True}, "known before it runs"),
+    ):
         raises(ArtifactError, words, lambda q=quirk: runtime.load(write(place, quirks=q)[0]))
     assert alive() == before
 
@@ -415,7 +467,9 @@ def case_tensorrt_s_own_reason_is_passed_on(place):
         assert "cannot run it" in text
     engine = None
     foreign, _ = write(place, name="foreign", sidecar=False, compute_capability="8.6")
-    text = raises(ArtifactError, "expecting compute 9.0 got compute 8.6", lambda: runtime.load(foreign, verify=False))
+    text = raises(
+        ArtifactError, "expecting compute 9.0 got compute 8.6", lambda: runtime.load(foreign, verify=False)
+    )
     assert "another kind of GPU" in text and "--rebuild" in text
     damaged = place / "damaged.plan"
     damaged.write_bytes(path.read_bytes()[:-1] + b"?")
@@ -463,8 +517,12 @@ def case_version_compatible_plan_runs_on_a_later_version_only(place):
 
 
 def case_plan_for_any_gpu_from_ampere_on(place):
-    path, _ = write(place, compute_capability="8.6", hardware_compat="AMPERE_PLUS",
-                    engine={"compute_capability": "8.6", "flags": {"hardware_compat": "ampere_plus"}})
+    path, _ = write(
+        place,
+        compute_capability="8.6",
+        hardware_compat="AMPERE_PLUS",
+        engine={"compute_capability": "8.6", "flags": {"hardware_compat": "ampere_plus"}},
+    )
     with runtime.load(path) as engine:
         assert engine.logits(images(1)).shape == (1, 5)
 
@@ -473,13 +531,26 @@ def case_tensorrt_for_rtx(place):
     import tensorrt_double
 
     sys.modules["tensorrt_rtx_bindings"] = tensorrt_double.make("rtx-1.7")
-    path, onnx = write(place, version="rtx-1.7", engine={"flavor": "rtx", "version": "1.7.1.116", "compute_capability": None})
+    path, onnx = write(
+        place, version="rtx-1.7", engine={"flavor": "rtx", "version": "1.7.1.116", "compute_capability": None}
+    )
     with runtime.load(path, cuda_graph=True) as engine:
-        assert engine.engine == "tensorrt_rtx 1.7.1.116" and engine.provider.startswith("TensorRT for RTX on Test Double GPU")
+        assert engine.engine == "tensorrt_rtx 1.7.1.116" and engine.provider.startswith(
+            "TensorRT for RTX on Test Double GPU"
+        )
         np.testing.assert_array_equal(engine.logits(images(2)), expected(onnx, images(2)))
-    bound, _ = write(place, version="rtx-1.7", name="bound", compute_capability="8.9",
-                     engine={"flavor": "rtx", "version": "1.7.1.116", "compute_capability": "8.9"})
-    raises(ArtifactError, "TensorRT for RTX names GPUs of compute capability 7.5, 8.0", lambda: runtime.load(bound))
+    bound, _ = write(
+        place,
+        version="rtx-1.7",
+        name="bound",
+        compute_capability="8.9",
+        engine={"flavor": "rtx", "version": "1.7.1.116", "compute_capability": "8.9"},
+    )
+    raises(
+        ArtifactError,
+        "TensorRT for RTX names GPUs of compute capability 7.5, 8.0",
+        lambda: runtime.load(bound),
+    )
     del sys.modules["tensorrt_rtx_bindings"]
 
 
@@ -492,7 +563,9 @@ def case_failed_call_leaves_nothing_pending(place):
         slot = engine._backend._held.pool._slots[0]
         target = np.zeros((2, 3, 8, 8), np.float32)
         ctypes.memmove(target.ctypes.data, slot._buffers[0].input.address, target.nbytes)
-        np.testing.assert_array_equal(target, images(2))  # copied when the error came, so the caller may free it
+        np.testing.assert_array_equal(
+            target, images(2)
+        )  # copied when the error came, so the caller may free it
         del slot
     source.free()
     device.close()
@@ -543,5 +616,7 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.setdlopenflags(os.RTLD_LAZY)  # pycuda names functions that are never called and that the double does not have
+    sys.setdlopenflags(
+        os.RTLD_LAZY
+    )  # pycuda names functions that are never called and that the double does not have
     sys.exit(main(Path(sys.argv[1])))

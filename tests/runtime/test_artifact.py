@@ -1,4 +1,6 @@
-"""The metadata inside an artifact: written and read back, unknown, damaged, of another schema, with other classes. Its seal."""
+"""The metadata inside an artifact: written and read back, unknown, damaged, of another schema, with other
+classes. Its seal.
+"""
 
 import hashlib
 import json
@@ -25,10 +27,19 @@ from runtime.artifact import (
 )
 
 FULL = Metadata(
-    model="convnext_tiny", role="student", preprocess=Preprocess((3, 160, 224), "lanczos", 0.9, "border"),
-    class_names=["tench", "Ärmel", "日本"], precision="int8", parameters=28_589_128, macs=4_456_000_000,
-    training={"top1": 82.5, "epochs": 300}, quantization={"method": "percentile", "images": {"a.jpg": "ab12"}},
-    verification={"max_abs": 1e-5}, lineage={"checkpoint": "00ff"}, versions={"torch": "2.11.0"})
+    model="convnext_tiny",
+    role="student",
+    preprocess=Preprocess((3, 160, 224), "lanczos", 0.9, "border"),
+    class_names=["tench", "Ärmel", "日本"],
+    precision="int8",
+    parameters=28_589_128,
+    macs=4_456_000_000,
+    training={"top1": 82.5, "epochs": 300},
+    quantization={"method": "percentile", "images": {"a.jpg": "ab12"}},
+    verification={"max_abs": 1e-5},
+    lineage={"checkpoint": "00ff"},
+    versions={"torch": "2.11.0"},
+)
 
 
 def test_metadata_survives_the_string_map():
@@ -51,7 +62,9 @@ def test_what_is_known_is_not_listed_as_unknown():
 
 @pytest.mark.parametrize("schema", [SCHEMA + 1, SCHEMA - 1, "1", None])
 def test_another_schema_is_refused_with_both_numbers(schema):
-    with pytest.raises(ArtifactError, match=rf"a\.onnx: metadata schema {schema}; this runtime reads {SCHEMA}"):
+    with pytest.raises(
+        ArtifactError, match=rf"a\.onnx: metadata schema {schema}; this runtime reads {SCHEMA}"
+    ):
         read_map({KEY: json.dumps({"schema": schema})}, "a.onnx")
 
 
@@ -66,12 +79,15 @@ def test_a_field_this_version_does_not_know_is_left_out():
     assert read_map({KEY: json.dumps(values)}, "a.onnx") == FULL
 
 
-@pytest.mark.parametrize(("ours", "theirs", "words"), [
-    (["a", "b"], ["a", "b"], None),
-    (["a", "b", "c"], ["a", "c", "b"], "class 1 is 'b' here and 'c' there"),
-    (["a", "b"], ["a", "b", "c"], "2 classes here and 3 there"),
-    (["1", "10", "2"], ["1", "2", "10"], "class 1 is '10' here and '2' there"),
-])
+@pytest.mark.parametrize(
+    ("ours", "theirs", "words"),
+    [
+        (["a", "b"], ["a", "b"], None),
+        (["a", "b", "c"], ["a", "c", "b"], "class 1 is 'b' here and 'c' there"),
+        (["a", "b"], ["a", "b", "c"], "2 classes here and 3 there"),
+        (["1", "10", "2"], ["1", "2", "10"], "class 1 is '10' here and '2' there"),
+    ],
+)
 def test_the_first_class_that_differs_is_named(ours, theirs, words):
     assert first_class_difference(ours, theirs) == words
     if words is None:
@@ -108,7 +124,7 @@ def test_the_seal_is_the_hash_of_the_whole_with_its_own_digits_as_zeros(content)
     sealed = seal(content)
     digits = re.search(rb"[0-9a-f]{64}", sealed).group()
     assert sealed.index(digits) < 40  # at the very start, so before any name in the file that looks like one
-    blanked = sealed[:sealed.index(digits)] + b"0" * 64 + sealed[sealed.index(digits) + 64:]
+    blanked = sealed[: sealed.index(digits)] + b"0" * 64 + sealed[sealed.index(digits) + 64 :]
     assert hashlib.sha256(blanked).hexdigest().encode() == digits
     assert check_seal(sealed, "a.onnx") is True
 
@@ -125,13 +141,17 @@ def test_every_changed_byte_is_found(content):
 
 def test_every_cut_and_everything_added_is_found(content):
     sealed = seal(content)
-    start = re.search(rb"[0-9a-f]{64}", sealed).start()  # a shorter piece is neither valid ONNX nor valid JSON
+    start = re.search(
+        rb"[0-9a-f]{64}", sealed
+    ).start()  # a shorter piece is neither valid ONNX nor valid JSON
     for length in range(start, len(sealed)):
         assert is_found(sealed[:length]) and is_found(sealed[-length:])
     for more in (b"\0", b"\n", b" ", sealed, b"\x72\x06\x0a\x01a\x12\x01b"):
         assert is_found(sealed + more) and is_found(more + sealed)
     middle = len(sealed) // 2
-    assert is_found(sealed[:middle] + sealed[middle + 1:]) and is_found(sealed[:middle] + b"x" + sealed[middle:])
+    assert is_found(sealed[:middle] + sealed[middle + 1 :]) and is_found(
+        sealed[:middle] + b"x" + sealed[middle:]
+    )
 
 
 def test_what_is_sealed_is_still_what_it_was(tiny, tmp_path, content):
@@ -152,7 +172,9 @@ def test_what_is_sealed_is_still_what_it_was(tiny, tmp_path, content):
         assert np.array_equal(plain.logits(image), other.logits(image)) and plain.metadata == other.metadata
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b'{"a": 1}', b"\x08\x09"], ids=["empty", "empty object", "object", "onnx"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b'{"a": 1}', b"\x08\x09"], ids=["empty", "empty object", "object", "onnx"]
+)
 def test_a_file_without_a_seal_has_none_and_is_no_error(content, tmp_path):
     assert check_seal(content, "a") is False
     (tmp_path / "a").write_bytes(content)
@@ -163,7 +185,10 @@ def test_a_file_that_another_tool_wrote_anew_is_found(tiny, tmp_path):
     sealed = seal(tiny.write(tmp_path / "plain.onnx", meta=tiny.metadata()).read_bytes())
     model = onnx.load_from_string(sealed)
     beside = json.dumps(json.loads(seal(b'{"a": 1}')), indent=2)
-    for again in (model.SerializeToString(), beside.encode()):  # all as before, in another order or with other spaces
+    for again in (
+        model.SerializeToString(),
+        beside.encode(),
+    ):  # all as before, in another order or with other spaces
         with pytest.raises(ArtifactError, match="changed since"):
             check_seal(again, "a.onnx")
     del model.metadata_props[0]  # nor does it help to drop one of the two entries

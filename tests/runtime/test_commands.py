@@ -38,7 +38,9 @@ def parse(*argv: str) -> Options:
     return commands.parse(Options, argv, "tool run")
 
 
-@pytest.mark.parametrize("argv", [("-b", "3"), ("--batch", "3"), ("--batch-size", "3"), ("--batch=3",), ("--batch_size=3",)])
+@pytest.mark.parametrize(
+    "argv", [("-b", "3"), ("--batch", "3"), ("--batch-size", "3"), ("--batch=3",), ("--batch_size=3",)]
+)
 def test_aliases_and_both_spellings_set_the_field(argv):
     assert parse("--engine", "x", *argv) == Options(Path("x"), 3)
 
@@ -56,14 +58,18 @@ def test_a_word_that_a_flag_before_it_swallowed_is_explained():
         """Of chance."""
 
     assert commands.parse(Several, ["x", "--sizes", "1", "2"], "tool") == Several(Path("x"), ("1", "2"))
-    with pytest.raises(UsageError, match=r"^Missing .* \(--sizes takes all words behind it: give it last\)\. See tool"):
+    with pytest.raises(
+        UsageError, match=r"^Missing .* \(--sizes takes all words behind it: give it last\)\. See tool"
+    ):
         commands.parse(Several, ["--sizes", "1", "x", "--seed", "3"], "tool")
     with pytest.raises(UsageError, match=r"^Missing (?!.*all words)"):
         commands.parse(Several, ["--seed", "3"], "tool")
 
 
 def test_flags_override_the_default_given():
-    assert commands.parse(Options, ["--batch", "5"], "tool", default=Options(Path("y"), 2, 0.25)) == Options(Path("y"), 5, 0.25)
+    assert commands.parse(Options, ["--batch", "5"], "tool", default=Options(Path("y"), 2, 0.25)) == Options(
+        Path("y"), 5, 0.25
+    )
 
 
 def test_a_switch_can_be_turned_on_and_off():
@@ -71,11 +77,14 @@ def test_a_switch_can_be_turned_on_and_off():
     assert not parse("--engine", "x", "--no-json").json
 
 
-@pytest.mark.parametrize(("argv", "words"), [
-    (("--engin", "x"), "unknown flag --engin; did you mean --engine?"),
-    (("--engine", "x", "--batchsize=3"), "unknown flag --batchsize; did you mean --batch-size?"),
-    (("--qqqqqq",), "unknown flag --qqqqqq. "),
-])
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("--engin", "x"), "unknown flag --engin; did you mean --engine?"),
+        (("--engine", "x", "--batchsize=3"), "unknown flag --batchsize; did you mean --batch-size?"),
+        (("--qqqqqq",), "unknown flag --qqqqqq. "),
+    ],
+)
 def test_an_unknown_flag_names_the_nearest(argv, words):
     with pytest.raises(UsageError) as found:
         parse(*argv)
@@ -83,19 +92,22 @@ def test_an_unknown_flag_names_the_nearest(argv, words):
     assert str(found.value).endswith("See tool run --help")
 
 
-@pytest.mark.parametrize(("argv", "words"), [
-    ((), "--engine"),
-    (("--engine",), "--engine: its value is missing."),
-    (("--engine", "x", "--batch", "1.5"), "--batch 1.5: expected a whole number."),
-    (("--engine", "x", "--share", "half"), "--share half: expected a number."),
-    (("--engine", "x", "--share", "NaN"), "--share nan: expected a number."),
-    (("--engine", "x", "--seed", "-1"), "--seed -1: expected 0 or more."),
-    (("--engine", "x", "--hint", "speed"), "--hint speed: expected both, latency or throughput."),
-    (("--engine", "x", "--batch", "/a/long/path" * 9), "/a/long/path" * 9),
-    (("--engine", "x", "stray"), "stray"),
-])
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ((), "--engine"),
+        (("--engine",), "--engine: its value is missing."),
+        (("--engine", "x", "--batch", "1.5"), "--batch 1.5: expected a whole number."),
+        (("--engine", "x", "--share", "half"), "--share half: expected a number."),
+        (("--engine", "x", "--share", "NaN"), "--share nan: expected a number."),
+        (("--engine", "x", "--seed", "-1"), "--seed -1: expected 0 or more."),
+        (("--engine", "x", "--hint", "speed"), "--hint speed: expected both, latency or throughput."),
+        (("--engine", "x", "--batch", "/a/long/path" * 9), "/a/long/path" * 9),
+        (("--engine", "x", "stray"), "stray"),
+    ],
+)
 def test_what_cannot_be_parsed_is_said_on_one_line(argv, words, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "40")      # a narrow terminal must not break the line
+    monkeypatch.setenv("COLUMNS", "40")  # a narrow terminal must not break the line
     with pytest.raises(UsageError) as found:
         parse(*argv)
     assert words in str(found.value)
@@ -130,10 +142,21 @@ def failing(error: BaseException):
     return command
 
 
-@pytest.mark.parametrize(("error", "code"), [
-    (GateError("g"), 1), (UsageError("u"), 2), (DataError("d"), 2), (MissingError("m"), 3), (ArtifactError("a"), 4),
-    (KeyboardInterrupt(), 130), (OSError(errno.ENOSPC, "full"), 3), (ModuleNotFoundError("no torch", name="torch"), 3),
-    (ValueError("two\nlines"), 70), (OSError(errno.EIO, "i/o"), 70)])
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (GateError("g"), 1),
+        (UsageError("u"), 2),
+        (DataError("d"), 2),
+        (MissingError("m"), 3),
+        (ArtifactError("a"), 4),
+        (KeyboardInterrupt(), 130),
+        (OSError(errno.ENOSPC, "full"), 3),
+        (ModuleNotFoundError("no torch", name="torch"), 3),
+        (ValueError("two\nlines"), 70),
+        (OSError(errno.EIO, "i/o"), 70),
+    ],
+)
 def test_a_failure_is_one_line_on_stderr_and_its_exit_code(error, code, capsys):
     assert commands.run(failing(error)) == code
     out, err = capsys.readouterr()

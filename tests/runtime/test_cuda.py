@@ -1,4 +1,6 @@
-"""runtime.cuda: one contract that both libraries pass (cuda_contract.py), and where arrays of other libraries lie."""
+"""runtime.cuda: one contract that both libraries pass (cuda_contract.py), and where arrays of other libraries
+lie.
+"""
 
 import ctypes
 import importlib.util
@@ -53,8 +55,14 @@ def on_a_gpu(library):
 
 
 def contract(environment, *arguments):
-    ran = subprocess.run([sys.executable, cuda_contract.__file__, *arguments], env=environment, capture_output=True,
-                         text=True, timeout=300, cwd=doubles.ROOT)
+    ran = subprocess.run(
+        [sys.executable, cuda_contract.__file__, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=doubles.ROOT,
+    )
     assert ran.returncode == 0, ran.stderr[-3000:]
     return json.loads(ran.stdout)
 
@@ -75,11 +83,18 @@ def test_contract_on_a_gpu(on_a_gpu, case):
 
 def opened(compiled, index=0, library=None, **settings):
     """(exit code, what `open_device` says) in a process of its own."""
-    code = ("import os, sys\nfrom runtime import cuda\nsys.setdlopenflags(os.RTLD_LAZY)\n"
-            "from runtime.errors import Large2SmallError\n"
-            f"try: cuda.open_device({index}, {library!r}).close()\nexcept Large2SmallError as e: print(type(e).__name__, e)")
-    ran = subprocess.run([sys.executable, "-c", code], env=doubles.environment(compiled, **settings), capture_output=True,
-                         text=True, timeout=60)
+    code = (
+        "import os, sys\nfrom runtime import cuda\nsys.setdlopenflags(os.RTLD_LAZY)\nfrom runtime.errors"
+        f" import Large2SmallError\ntry: cuda.open_device({index}, {library!r}).close()\nexcept"
+        " Large2SmallError as e: print(type(e).__name__, e)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env=doubles.environment(compiled, **settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert ran.returncode == 0, ran.stderr
     return ran.stdout.strip()
 
@@ -105,15 +120,34 @@ def test_library_nobody_knows():
 
 
 def test_no_library(monkeypatch):
-    monkeypatch.setattr(cuda, "LIBRARIES", {name: (ours, f"{theirs}.absent") for name, (ours, theirs) in cuda.LIBRARIES.items()})
-    with pytest.raises(MissingError, match=r"no CUDA library can be used here \(pycuda: .*; cuda-python: .*\[cuda-python\]"):
+    monkeypatch.setattr(
+        cuda,
+        "LIBRARIES",
+        {name: (ours, f"{theirs}.absent") for name, (ours, theirs) in cuda.LIBRARIES.items()},
+    )
+    with pytest.raises(
+        MissingError, match=r"no CUDA library can be used here \(pycuda: .*; cuda-python: .*\[cuda-python\]"
+    ):
         cuda.open_device()
 
 
-@pytest.mark.parametrize(("text", "version"), [
-    ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 19:39:15 UTC 2024\n", "535.183.01"),
-    ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (dvs-builder)\n", "580.65.06"),
-    ("something else\n", "CUDA 13.0")])
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        (
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 19:39:15 UTC 2024\n",
+            "535.183.01",
+        ),
+        (
+            (
+                "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build "
+                " (dvs-builder)\n"
+            ),
+            "580.65.06",
+        ),
+        ("something else\n", "CUDA 13.0"),
+    ],
+)
 def test_driver_version(monkeypatch, text, version):
     monkeypatch.setattr(Path, "read_text", lambda self: text)
     assert cuda.driver_version("13.0") == version
@@ -123,7 +157,13 @@ class Shown:
     """An array that says where it lies, as torch, CuPy and Numba do."""
 
     def __init__(self, **interface):
-        self.__cuda_array_interface__ = {"version": 3, "data": (4096, False), "typestr": "<f4", "strides": None, **interface}
+        self.__cuda_array_interface__ = {
+            "version": 3,
+            "data": (4096, False),
+            "typestr": "<f4",
+            "strides": None,
+            **interface,
+        }
 
 
 def test_cuda_array_interface():
@@ -135,7 +175,9 @@ def test_cuda_array_interface():
     assert cuda.device_array(Shown(shape=(2, 3), version=2)).stream == cuda.DEFAULT_STREAM
 
 
-@pytest.mark.parametrize(("strides", "fine"), [((12, 4), True), ((4, 8), False), ((16, 4), False), ((8, 4), False)])
+@pytest.mark.parametrize(
+    ("strides", "fine"), [((12, 4), True), ((4, 8), False), ((16, 4), False), ((8, 4), False)]
+)
 def test_strides_of_cuda_array_interface(strides, fine):
     array = Shown(shape=(2, 3), strides=strides)
     if fine:
@@ -173,11 +215,19 @@ def test_dlpack(dtype):
 
 
 class Both(Capsule):
-    """Like torch: the interface in version 2, which has no stream, and DLPack, which can be asked to order streams."""
+    """Like torch: the interface in version 2, which has no stream, and DLPack, which can be asked to order
+    streams.
+    """
 
     def __init__(self, array, **interface):
         super().__init__(array)
-        self.__cuda_array_interface__ = {"version": 2, "data": (4096, False), "typestr": "<f4", "shape": (1,), **interface}
+        self.__cuda_array_interface__ = {
+            "version": 2,
+            "data": (4096, False),
+            "typestr": "<f4",
+            "shape": (1,),
+            **interface,
+        }
 
 
 def test_dlpack_is_asked_where_the_interface_names_no_stream():
@@ -191,8 +241,14 @@ def test_array_that_is_not_given_away(name):
     def refuse(self, **_):
         raise RuntimeError("requires grad;\nuse detach()")
 
-    kind = type("Tensor", (), {name: property(refuse) if "cuda" in name else refuse, "__dlpack_device__": lambda self: (2, 0)})
-    with pytest.raises(UsageError, match=r"a Tensor on the GPU cannot be read: requires grad; use detach\(\)"):
+    kind = type(
+        "Tensor",
+        (),
+        {name: property(refuse) if "cuda" in name else refuse, "__dlpack_device__": lambda self: (2, 0)},
+    )
+    with pytest.raises(
+        UsageError, match=r"a Tensor on the GPU cannot be read: requires grad; use detach\(\)"
+    ):
         cuda.device_array(kind())
 
 

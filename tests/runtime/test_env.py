@@ -11,9 +11,15 @@ import pytest
 
 from runtime import env
 
-XEON = "processor\t: 0\nmodel\t\t: 207\nmodel name\t: A Xeon\nflags\t\t: fpu sse avx2 avx512f avx512_vnni amx_tile amx_int8\n"
+XEON = (
+    "processor\t: 0\nmodel\t\t: 207\nmodel name\t: A Xeon\nflags\t\t: fpu sse avx2 avx512f avx512_vnni"
+    " amx_tile amx_int8\n"
+)
 ORIN = "processor\t: 0\nFeatures\t: fp asimd aes crc32 asimddp\nCPU implementer\t: 0x41\n"
-MAC = "hw.optional.arm.FEAT_DotProd: 1\nhw.optional.arm.FEAT_I8MM: 0\nhw.optional.AdvSIMD: 1\nhw.optional.arm.FEAT_BF16: 1\n"
+MAC = (
+    "hw.optional.arm.FEAT_DotProd: 1\nhw.optional.arm.FEAT_I8MM: 0\nhw.optional.AdvSIMD:"
+    " 1\nhw.optional.arm.FEAT_BF16: 1\n"
+)
 
 
 @pytest.fixture
@@ -34,8 +40,18 @@ def answers(monkeypatch):
 
 def test_the_fingerprint_is_json_with_every_condition():
     found = json.loads(json.dumps(env.fingerprint()))
-    assert set(found) == {"cpu", "cpu_features", "cores", "memory_gib", "system", "python", "gpu", "gpu_state", "jetson",
-                          "packages"}
+    assert set(found) == {
+        "cpu",
+        "cpu_features",
+        "cores",
+        "memory_gib",
+        "system",
+        "python",
+        "gpu",
+        "gpu_state",
+        "jetson",
+        "packages",
+    }
     assert found["python"] == platform.python_version()
     assert found["packages"]["numpy"] == numpy.__version__
     assert 1 <= found["cores"] <= os.cpu_count()
@@ -50,9 +66,16 @@ def test_packages_that_are_not_installed_are_left_out():
     assert env.versions(("numpy", "no-such-package")) == {"numpy": metadata.version("numpy")}
 
 
-@pytest.mark.parametrize(("cpuinfo", "expected"), [
-    (XEON, ["avx2", "avx512f", "avx512_vnni", "amx_int8"]), (ORIN, ["asimd", "asimddp"]), ("flags : fpu\n", []), ("", None)],
-    ids=["x86", "arm", "an old one", "not said"])
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        (XEON, ["avx2", "avx512f", "avx512_vnni", "amx_int8"]),
+        (ORIN, ["asimd", "asimddp"]),
+        ("flags : fpu\n", []),
+        ("", None),
+    ],
+    ids=["x86", "arm", "an old one", "not said"],
+)
 def test_the_features_that_matter_are_read_from_cpuinfo(tmp_path, monkeypatch, cpuinfo, expected):
     (tmp_path / "cpuinfo").write_text(cpuinfo)
     monkeypatch.setattr(env, "CPUINFO", tmp_path / "cpuinfo")
@@ -102,28 +125,52 @@ def test_the_gpu_is_the_drivers_line(answers):
 
 
 def test_clocks_and_power_of_every_gpu_are_numbers_or_unknown(answers):
-    answers |= {"nvidia-smi --query-gpu=clocks.sm": "1980, 1980, 700.00, 31\n345, 2100, [N/A], [Not Supported]\n",
-                "nvidia-smi --query-gpu=clocks_event_reasons": None,  # an older driver
-                "nvidia-smi --query-gpu=clocks_throttle_reasons": "0x0000000000000000\n0x0000000000000004\n"}
+    answers |= {
+        "nvidia-smi --query-gpu=clocks.sm": "1980, 1980, 700.00, 31\n345, 2100, [N/A], [Not Supported]\n",
+        "nvidia-smi --query-gpu=clocks_event_reasons": None,  # an older driver
+        "nvidia-smi --query-gpu=clocks_throttle_reasons": "0x0000000000000000\n0x0000000000000004\n",
+    }
     assert env.gpu_states() == [
-        {"sm_clock_mhz": 1980, "sm_clock_max_mhz": 1980, "power_limit_w": 700, "temperature_c": 31,
-         "throttle_reasons": "0x0000000000000000"},
-        {"sm_clock_mhz": 345, "sm_clock_max_mhz": 2100, "power_limit_w": None, "temperature_c": None,
-         "throttle_reasons": "0x0000000000000004"}]
+        {
+            "sm_clock_mhz": 1980,
+            "sm_clock_max_mhz": 1980,
+            "power_limit_w": 700,
+            "temperature_c": 31,
+            "throttle_reasons": "0x0000000000000000",
+        },
+        {
+            "sm_clock_mhz": 345,
+            "sm_clock_max_mhz": 2100,
+            "power_limit_w": None,
+            "temperature_c": None,
+            "throttle_reasons": "0x0000000000000004",
+        },
+    ]
 
 
 def test_a_driver_that_knows_no_throttle_reasons_still_tells_the_clocks(answers):
     answers["nvidia-smi --query-gpu=clocks.sm"] = "1980, 1980, 700.00, 31\n"
-    assert env.gpu_states()[0] == {"sm_clock_mhz": 1980, "sm_clock_max_mhz": 1980, "power_limit_w": 700, "temperature_c": 31,
-                                   "throttle_reasons": None}
+    assert env.gpu_states()[0] == {
+        "sm_clock_mhz": 1980,
+        "sm_clock_max_mhz": 1980,
+        "power_limit_w": 700,
+        "temperature_c": 31,
+        "throttle_reasons": None,
+    }
 
 
 def test_a_jetson_says_its_board_release_and_power_mode(tmp_path, monkeypatch, answers):
-    (tmp_path / "release").write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n")
+    (tmp_path / "release").write_text(
+        "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n"
+    )
     (tmp_path / "model").write_bytes(b"NVIDIA Jetson AGX Orin Developer Kit\0")
     monkeypatch.setattr(env, "RELEASE", tmp_path / "release")
     monkeypatch.setattr(env, "MODEL", tmp_path / "model")
-    assert env.jetson() == {"model": "NVIDIA Jetson AGX Orin Developer Kit", "l4t": "36.4.3", "power_mode": None}
+    assert env.jetson() == {
+        "model": "NVIDIA Jetson AGX Orin Developer Kit",
+        "l4t": "36.4.3",
+        "power_mode": None,
+    }
     answers["nvpmodel -q"] = "NV Power Mode: MODE_30W\n2\n"
     assert env.jetson()["power_mode"] == "MODE_30W"
 

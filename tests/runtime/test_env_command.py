@@ -60,7 +60,9 @@ def test_it_runs_where_nothing_is_installed():
     assert values["onnxruntime"]["error"] == "not installed"
     assert {each["available"] for each in values["capabilities"]} == {False}
     train = values["capabilities"][0]
-    assert train["missing"] == ["torch", "timm", "yaml"] and train["install"] == ['pip install "large2small[train]"']
+    assert train["missing"] == ["torch", "timm", "yaml"] and train["install"] == [
+        'pip install "large2small[train]"'
+    ]
 
 
 def test_a_library_that_fails_on_import_is_a_reason_and_not_a_failure(tmp_path, monkeypatch):
@@ -74,7 +76,9 @@ def test_every_need_has_a_fix_and_nothing_else_is_needed(name):
     here = dict.fromkeys(ALL, False)
     found = capability(name, CAPABILITIES[name], here)
     assert not found.available and found.missing == list(CAPABILITIES[name])
-    assert len(found.install) == len(set(found.install)) and all(fix in FIXES.values() for fix in found.install)
+    assert len(found.install) == len(set(found.install)) and all(
+        fix in FIXES.values() for fix in found.install
+    )
     assert capability(name, CAPABILITIES[name], dict.fromkeys(ALL, True)) == (name, True, [], [])
 
 
@@ -87,8 +91,12 @@ def test_either_of_two_is_enough():
 
 def test_on_a_jetson_tensorrt_comes_with_the_board():
     here = dict.fromkeys(ALL, True) | {"tensorrt": False}
-    assert capability("export trt", CAPABILITIES["export trt CKPT"], here, on_jetson=True).install == [env_command.JETPACK]
-    assert capability("export trt", CAPABILITIES["export trt CKPT"], here).install == ['pip install "large2small[tensorrt]"']
+    assert capability("export trt", CAPABILITIES["export trt CKPT"], here, on_jetson=True).install == [
+        env_command.JETPACK
+    ]
+    assert capability("export trt", CAPABILITIES["export trt CKPT"], here).install == [
+        'pip install "large2small[tensorrt]"'
+    ]
 
 
 GPUS = driver.Driver("13.0", [driver.Gpu(0, "NVIDIA H200", "9.0", 141 * 2**30)])
@@ -100,9 +108,14 @@ def test_gpus_are_shown_and_checked_against_nvidia_smi(monkeypatch):
     monkeypatch.setattr(env_command.env, "gpu_states", lambda: None)
     values = env_command.collect()
     assert values["gpu"]["note"] == "nvidia-smi lists 2 GPUs, CUDA 1"
-    assert {each["name"]: each["missing"] for each in values["capabilities"]}["train on a GPU"] in ([], ["torch with CUDA"])
+    assert {each["name"]: each["missing"] for each in values["capabilities"]}["train on a GPU"] in (
+        [],
+        ["torch with CUDA"],
+    )
     text = rendered(values, 100)
-    assert "NVIDIA H200, compute capability 9.0, 141.0 GiB" in text and "nvidia-smi lists 2 GPUs, CUDA 1" in text
+    assert (
+        "NVIDIA H200, compute capability 9.0, 141.0 GiB" in text and "nvidia-smi lists 2 GPUs, CUDA 1" in text
+    )
     monkeypatch.setattr(env_command.env, "gpu", lambda: "NVIDIA H200, 580.65")
     assert env_command.collect()["gpu"]["note"] is None
 
@@ -117,7 +130,9 @@ def rendered(values, width):
 def test_the_table_fits_and_no_command_is_broken_into_lines(width):
     values = env_command.collect()
     nothing = dict.fromkeys(ALL, False)
-    values["capabilities"] = [capability(name, needs, nothing)._asdict() for name, needs in CAPABILITIES.items()]
+    values["capabilities"] = [
+        capability(name, needs, nothing)._asdict() for name, needs in CAPABILITIES.items()
+    ]
     lines = rendered(values, width).splitlines()
     assert max(map(len, lines)) <= width
     for fix in set(FIXES.values()):

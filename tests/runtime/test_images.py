@@ -1,4 +1,6 @@
-"""Labelled images by name: folders in timm's order, npz files, the digits, and every way they can be wrong."""
+"""Labelled images by name: folders in timm's order, npz files, the digits, and every way they can
+be wrong.
+"""
 
 import numpy as np
 import pytest
@@ -17,8 +19,15 @@ def touch(path, colour=(1, 2, 3)):
 def tree(tmp_path):
     """Names whose order is easy to get wrong: numbers, upper case, sub-folders, other files."""
     root = tmp_path / "tree"
-    for name in ("class10/b.png", "class2/a10.png", "class2/a9.png", "Class1/x.JPG", "class1b/deep/er/y.jpeg", "class1b/z.png",
-                 "zebra/1.png"):
+    for name in (
+        "class10/b.png",
+        "class2/a10.png",
+        "class2/a9.png",
+        "Class1/x.JPG",
+        "class1b/deep/er/y.jpeg",
+        "class1b/z.png",
+        "zebra/1.png",
+    ):
         touch(root / name)
     (root / "class2" / "notes.txt").write_text("no image")
     return root
@@ -87,14 +96,18 @@ def test_an_unreadable_image_is_named_when_it_is_read_not_before(tree):
         images.image(len(images) - 1)
 
 
-@pytest.mark.parametrize(("make", "words"), [
-    (lambda root: None, "no such folder"),
-    (lambda root: root.mkdir(), "no images found"),
-    (lambda root: root.write_bytes(b""), "not a folder"),
-    (lambda root: touch(root / "only" / "1.png"), r"one class \('only'\)"),
-    (lambda root: touch(root / "loose.png"), r"loose\.png: lies in no class folder"),
-    (lambda root: touch(root / "train" / "ant" / "1.png"), "none for val"),
-], ids=["missing", "empty", "a file", "one class", "no class folder", "only the other split"])
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda root: None, "no such folder"),
+        (lambda root: root.mkdir(), "no images found"),
+        (lambda root: root.write_bytes(b""), "not a folder"),
+        (lambda root: touch(root / "only" / "1.png"), r"one class \('only'\)"),
+        (lambda root: touch(root / "loose.png"), r"loose\.png: lies in no class folder"),
+        (lambda root: touch(root / "train" / "ant" / "1.png"), "none for val"),
+    ],
+    ids=["missing", "empty", "a file", "one class", "no class folder", "only the other split"],
+)
 def test_a_folder_that_cannot_be_used_says_why(tmp_path, make, words):
     make(tmp_path / "data")
     with pytest.raises(DataError, match=words):
@@ -112,13 +125,19 @@ Y = np.array([0, 2, 1, 2])
 
 
 def test_npz_gives_pixels_labels_and_names(tmp_path):
-    images = open_images(f"npz:{save(tmp_path / 'd.npz', x=X, y=Y, class_names=np.array(['a', 'b', 'c']))}", "val")
+    images = open_images(
+        f"npz:{save(tmp_path / 'd.npz', x=X, y=Y, class_names=np.array(['a', 'b', 'c']))}", "val"
+    )
     assert (images.class_names, images.labels.tolist()) == (["a", "b", "c"], [0, 2, 1, 2])
     np.testing.assert_array_equal(np.asarray(images.image(1)), X[1])
 
 
 def test_npz_without_names_counts_its_classes(tmp_path):
-    assert open_images(f"npz:{save(tmp_path / 'd.npz', x=X[..., 0], y=Y)}", "val").class_names == ["0", "1", "2"]
+    assert open_images(f"npz:{save(tmp_path / 'd.npz', x=X[..., 0], y=Y)}", "val").class_names == [
+        "0",
+        "1",
+        "2",
+    ]
 
 
 def test_npz_splits_are_files_of_a_folder_or_a_pattern(tmp_path):
@@ -133,17 +152,20 @@ def test_npz_splits_are_files_of_a_folder_or_a_pattern(tmp_path):
         open_images(f"npz:{tmp_path}", "val")
 
 
-@pytest.mark.parametrize(("arrays", "words"), [
-    ({"x": X}, r"has arrays \['x'\]"),
-    ({"x": X.astype(np.float32), "y": Y}, "x is float32"),
-    ({"x": X, "y": Y[:3]}, r"y is int64 \(3,\)"),
-    ({"x": X, "y": Y.astype(np.float32)}, "y is float32"),
-    ({"x": X[:0], "y": Y[:0]}, "holds no images"),
-    ({"x": X, "y": Y, "class_names": np.array(["a", "b"])}, "labels run from 0 to 2, class_names has 2"),
-    ({"x": X, "y": Y - 1}, "labels run from -1"),
-    ({"x": X, "y": Y * 0}, "one class"),
-    ({"x": X, "y": np.array([0, 1, None, 1], dtype=object)}, "cannot be read"),
-])
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"x": X}, r"has arrays \['x'\]"),
+        ({"x": X.astype(np.float32), "y": Y}, "x is float32"),
+        ({"x": X, "y": Y[:3]}, r"y is int64 \(3,\)"),
+        ({"x": X, "y": Y.astype(np.float32)}, "y is float32"),
+        ({"x": X[:0], "y": Y[:0]}, "holds no images"),
+        ({"x": X, "y": Y, "class_names": np.array(["a", "b"])}, "labels run from 0 to 2, class_names has 2"),
+        ({"x": X, "y": Y - 1}, "labels run from -1"),
+        ({"x": X, "y": Y * 0}, "one class"),
+        ({"x": X, "y": np.array([0, 1, None, 1], dtype=object)}, "cannot be read"),
+    ],
+)
 def test_npz_that_cannot_be_used_says_why(tmp_path, arrays, words):
     with pytest.raises(DataError, match=words):
         open_images(f"npz:{save(tmp_path / 'd.npz', **arrays)}", "val")
@@ -168,7 +190,9 @@ def test_digits_are_split_without_overlap_and_every_class_is_in_both():
     pytest.importorskip("sklearn")
     train, val = open_images("digits", "train"), open_images("digits", "val")
     assert len(train) + len(val) == 1797
-    assert not {train.item_sha256(i) for i in range(len(train))} & {val.item_sha256(i) for i in range(len(val))}
+    assert not {train.item_sha256(i) for i in range(len(train))} & {
+        val.item_sha256(i) for i in range(len(val))
+    }
     assert set(train.labels) == set(val.labels) == set(range(10))
     assert train.image(0).size == (32, 32)
     assert 0.2 < len(val) / 1797 < 0.3

@@ -33,15 +33,31 @@ def python(code: str, *args: str) -> str:
 
 
 def test_runtime_predicts_with_torch_timm_and_onnx_blocked(student):
-    code = BLOCK + ("import runtime, runtime.backends.ort, runtime.commands, runtime.env, runtime.files, runtime.images, numpy\n"
-                    "print(runtime.load(sys.argv[1]).classify(numpy.full((8, 8, 3), (255, 0, 0), numpy.uint8))[0][0].label)")
+    code = (
+        BLOCK + "import runtime, runtime.backends.ort, runtime.commands, runtime.env, runtime.files,"
+        " runtime.images, numpy\nprint(runtime.load(sys.argv[1]).classify(numpy.full((8, 8, 3), (255, 0,"
+        " 0), numpy.uint8))[0][0].label)"
+    )
     assert python(code, str(student)) == "red"
 
 
 def test_import_runtime_loads_little_more_than_numpy():
-    code = ("import numpy, sys; before = set(sys.modules); import runtime\n"
-            "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before}))")
-    unwanted = {"torch", "timm", "onnx", "PIL", "rich", "tyro", "onnxruntime", "torchvision", "yaml", "sklearn"}
+    code = (
+        "import numpy, sys; before = set(sys.modules); import runtime\n"
+        "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
+    )
+    unwanted = {
+        "torch",
+        "timm",
+        "onnx",
+        "PIL",
+        "rich",
+        "tyro",
+        "onnxruntime",
+        "torchvision",
+        "yaml",
+        "sklearn",
+    }
     assert not unwanted & set(python(code).split())
 
 
@@ -63,5 +79,7 @@ def test_nobody_but_the_front_door_imports_bench(folder):
 
 def test_the_walk_sees_imports_inside_functions(tmp_path):
     path = tmp_path / "a.py"
-    path.write_text("def f():\n    import torch.nn as nn\n    from export.graph import x\n    from . import distill\n")
+    path.write_text(
+        "def f():\n    import torch.nn as nn\n    from export.graph import x\n    from . import distill\n"
+    )
     assert imported(path) == {"torch", "export"}

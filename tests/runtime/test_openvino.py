@@ -21,9 +21,11 @@ CHANNELS = 16
 
 
 def convnet(path, quantized: bool, classes: int = 5):
-    """Two 3x3 convolutions, ReLU between, mean over the image; as Q/DQ with uint8 activations where quantized.
+    """Two 3x3 convolutions, ReLU between, mean over the image; as Q/DQ with uint8 activations where
+    quantized.
 
-    The scales are powers of two, so that both engines' integer sums are exact and only roundings of halves can differ.
+    The scales are powers of two, so that both engines' integer sums are exact and only roundings of halves
+    can differ.
     """
     rng = np.random.default_rng(0)
     nodes, constants = [], {}
@@ -43,8 +45,11 @@ def convnet(path, quantized: bool, classes: int = 5):
     def conv(name, source, rows, columns):
         weights = rng.integers(-127, 128, (rows, columns, 3, 3)).astype(np.int8)
         if quantized:
-            ends = [constant(f"{name}_w8", weights), constant(f"{name}_w_scale", np.full(rows, 2.0**-9, np.float32)),
-                    constant(f"{name}_w_zero", np.zeros(rows, np.int8))]
+            ends = [
+                constant(f"{name}_w8", weights),
+                constant(f"{name}_w_scale", np.full(rows, 2.0**-9, np.float32)),
+                constant(f"{name}_w_zero", np.zeros(rows, np.int8)),
+            ]
             nodes.append(helper.make_node("DequantizeLinear", ends, [f"{name}_w"], axis=0))
         else:
             constant(f"{name}_w", weights.astype(np.float32) * np.float32(2.0**-9))
@@ -56,9 +61,13 @@ def convnet(path, quantized: bool, classes: int = 5):
     last = conv("second", pair("relu", 2.0**-6, 0), classes, CHANNELS)
     nodes.append(helper.make_node("GlobalAveragePool", [pair(last, 2.0**-5, 128)], ["pooled"]))
     nodes.append(helper.make_node("Flatten", ["pooled"], ["logits"]))
-    graph = helper.make_graph(nodes, "convnet", [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, 16, 16])],
-                              [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", classes])],
-                              list(constants.values()))
+    graph = helper.make_graph(
+        nodes,
+        "convnet",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, 16, 16])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", classes])],
+        list(constants.values()),
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path))
@@ -92,7 +101,9 @@ def test_int8_runs_in_integer_kernels_and_agrees_with_onnx_runtime(tmp_path):
     backend, other = OpenVinoBackend(path, threads=1), OrtBackend(path, threads=1)
     assert layers(backend)["Convolution"] <= {"u8", "i8"}
     found, expected = backend.run(batch(64)), other.run(batch(64))
-    step = 2.0**-5  # of the last quantization; the mean of 256 pixels moves by step / 256 for one pixel rounded otherwise
+    step = (
+        2.0**-5
+    )  # of the last quantization; the mean of 256 pixels moves by step / 256 for one pixel rounded otherwise
     assert np.abs(found - expected).max() <= 4 * step / 256
     assert np.array_equal(found.argmax(1), expected.argmax(1))
     float_net = OpenVinoBackend(convnet(tmp_path / "net.onnx", quantized=False), threads=1).run(batch(64))
@@ -116,8 +127,11 @@ def test_results_stay_what_they_were_when_the_next_batch_runs(tmp_path):
     assert np.array_equal(first, before)
 
 
-@pytest.mark.parametrize("form", [lambda x: x[:, :, ::-1], lambda x: x.transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2)],
-                         ids=["flipped", "channels last in memory"])
+@pytest.mark.parametrize(
+    "form",
+    [lambda x: x[:, :, ::-1], lambda x: x.transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2)],
+    ids=["flipped", "channels last in memory"],
+)
 def test_a_batch_that_is_not_contiguous_gives_the_same_answer(tmp_path, form):
     backend = OpenVinoBackend(convnet(tmp_path / "net.onnx", quantized=False), threads=1)
     view = form(batch())
@@ -162,7 +176,9 @@ def test_out_takes_the_logits(tmp_path):
     np.testing.assert_array_equal(out, backend.run(batch()))
 
 
-@pytest.mark.parametrize("out", [np.zeros((4, 4), np.float32), np.zeros((4, 5)), [0.0]], ids=["shape", "float64", "a list"])
+@pytest.mark.parametrize(
+    "out", [np.zeros((4, 4), np.float32), np.zeros((4, 5)), [0.0]], ids=["shape", "float64", "a list"]
+)
 def test_a_wrong_out_is_refused_and_the_next_call_works(tmp_path, out):
     backend = OpenVinoBackend(convnet(tmp_path / "net.onnx", quantized=False), threads=1)
     with pytest.raises(UsageError, match=r"expected a writeable float32 array \(4, 5\)"):
@@ -173,7 +189,10 @@ def test_a_wrong_out_is_refused_and_the_next_call_works(tmp_path, out):
 def test_load_opens_it_with_metadata_and_the_same_answers(student):
     student.write_bytes(seal(student.read_bytes()))
     pixels = np.random.default_rng(0).random((3, 3, 8, 8), np.float32)
-    with runtime.load(student, backend="openvino", threads=1) as ours, runtime.load(student, threads=1) as other:
+    with (
+        runtime.load(student, backend="openvino", threads=1) as ours,
+        runtime.load(student, threads=1) as other,
+    ):
         assert ours.metadata == other.metadata and ours.class_names == ["blue", "green", "red"]
         assert ours.engine.startswith("openvino 20") and ours.threads == 1 and ours.device == "cpu"
         assert ours.input_shape == [None, 3, 8, 8]
@@ -190,13 +209,25 @@ def test_the_threads_in_use_are_reported(student):
 
 
 def test_a_fixed_batch_size_is_known(tiny, tmp_path):
-    assert OpenVinoBackend(tiny.write(tmp_path / "fixed.onnx", batch=4), threads=1).input_shape == [4, 3, 8, 8]
+    assert OpenVinoBackend(tiny.write(tmp_path / "fixed.onnx", batch=4), threads=1).input_shape == [
+        4,
+        3,
+        8,
+        8,
+    ]
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"hint": "speed"}, "expected latency or throughput"), ({"threads": 0}, "expected 1 or more"),
-    ({"device": "cuda"}, "OpenVINO takes cpu, gpu"), ({"device": "cpu:0"}, "OpenVINO takes"), ({"device": ""}, "OpenVINO takes"),
-    ({"device": "gpu", "threads": 2}, "only the CPU has threads")])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hint": "speed"}, "expected latency or throughput"),
+        ({"threads": 0}, "expected 1 or more"),
+        ({"device": "cuda"}, "OpenVINO takes cpu, gpu"),
+        ({"device": "cpu:0"}, "OpenVINO takes"),
+        ({"device": ""}, "OpenVINO takes"),
+        ({"device": "gpu", "threads": 2}, "only the CPU has threads"),
+    ],
+)
 def test_settings_that_make_no_sense_are_refused(student, changes, words):
     with pytest.raises(UsageError, match=words):
         OpenVinoBackend(student, **changes)
@@ -207,22 +238,44 @@ def test_a_file_that_is_not_there_is_a_usage_error(tmp_path):
         OpenVinoBackend(tmp_path / "none.onnx")
 
 
-@pytest.mark.parametrize(("device", "available", "name"), [
-    ("cpu", ["CPU"], "CPU"), ("GPU", ["CPU", "GPU"], "GPU"), ("gpu", ["CPU", "GPU.0", "GPU.1"], "GPU"),
-    ("gpu:0", ["CPU", "GPU"], "GPU.0"), ("gpu:1", ["CPU", "GPU.0", "GPU.1"], "GPU.1"), ("npu", ["CPU", "NPU"], "NPU")])
+@pytest.mark.parametrize(
+    ("device", "available", "name"),
+    [
+        ("cpu", ["CPU"], "CPU"),
+        ("GPU", ["CPU", "GPU"], "GPU"),
+        ("gpu", ["CPU", "GPU.0", "GPU.1"], "GPU"),
+        ("gpu:0", ["CPU", "GPU"], "GPU.0"),
+        ("gpu:1", ["CPU", "GPU.0", "GPU.1"], "GPU.1"),
+        ("npu", ["CPU", "NPU"], "NPU"),
+    ],
+)
 def test_a_device_that_openvino_lists_is_chosen(device, available, name):
     assert _plugin(device, available) == name
 
 
-@pytest.mark.parametrize(("device", "available"), [("gpu", ["CPU"]), ("npu", ["CPU", "GPU"]), ("gpu:1", ["CPU", "GPU"]),
-                                                   ("gpu:2", ["CPU", "GPU.0", "GPU.1"])])
+@pytest.mark.parametrize(
+    ("device", "available"),
+    [
+        ("gpu", ["CPU"]),
+        ("npu", ["CPU", "GPU"]),
+        ("gpu:1", ["CPU", "GPU"]),
+        ("gpu:2", ["CPU", "GPU.0", "GPU.1"]),
+    ],
+)
 def test_a_device_that_is_not_here_is_missing(device, available):
     with pytest.raises(MissingError, match="OpenVINO finds CPU"):
         _plugin(device, available)
 
 
-@pytest.mark.parametrize("damage", [lambda content: b"", lambda content: b"not a model at all" * 9,
-                                    lambda content: content[:len(content) // 2]], ids=["empty", "junk", "cut short"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: b"not a model at all" * 9,
+        lambda content: content[: len(content) // 2],
+    ],
+    ids=["empty", "junk", "cut short"],
+)
 def test_a_damaged_file_is_an_artifact_error_on_one_line(student, damage):
     student.write_bytes(damage(student.read_bytes()))
     with pytest.raises(ArtifactError, match=r"student\.onnx") as found:
@@ -231,18 +284,27 @@ def test_a_damaged_file_is_an_artifact_error_on_one_line(student, damage):
 
 
 def test_a_network_that_takes_no_image_is_refused(tmp_path):
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "no_image",
-                              [helper.make_tensor_value_info("x", TensorProto.INT64, [1, 2])],
-                              [helper.make_tensor_value_info("y", TensorProto.INT64, [1, 2])])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), str(tmp_path / "m.onnx"))
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "no_image",
+        [helper.make_tensor_value_info("x", TensorProto.INT64, [1, 2])],
+        [helper.make_tensor_value_info("y", TensorProto.INT64, [1, 2])],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9),
+        str(tmp_path / "m.onnx"),
+    )
     with pytest.raises(ArtifactError, match=r"inputs are x: i64.*expected one float input"):
         OpenVinoBackend(tmp_path / "m.onnx")
 
 
 def test_a_layer_that_openvino_does_not_have_is_an_artifact_error(tmp_path):
-    graph = helper.make_graph([helper.make_node("Nonsense", ["x"], ["y"], domain="nowhere")], "unknown",
-                              [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])],
-                              [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3, 8, 8])])
+    graph = helper.make_graph(
+        [helper.make_node("Nonsense", ["x"], ["y"], domain="nowhere")],
+        "unknown",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3, 8, 8])],
+    )
     opsets = [helper.make_opsetid("", 19), helper.make_opsetid("nowhere", 1)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), str(tmp_path / "m.onnx"))
     with pytest.raises(ArtifactError, match=r"m\.onnx: OpenVINO.*Nonsense") as found:
@@ -251,8 +313,10 @@ def test_a_layer_that_openvino_does_not_have_is_an_artifact_error(tmp_path):
 
 
 def test_without_the_package_the_extra_is_named(student):
-    code = ("import sys; sys.modules['openvino'] = None\nimport runtime\n"
-            f"try: runtime.load({str(student)!r}, backend='openvino')\n"
-            "except runtime.MissingError as error: print(error)")
+    code = (
+        "import sys; sys.modules['openvino'] = None\nimport runtime\n"
+        f"try: runtime.load({str(student)!r}, backend='openvino')\n"
+        "except runtime.MissingError as error: print(error)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 'pip install "large2small[openvino]"' in done.stdout

@@ -1,4 +1,6 @@
-"""ONNX Runtime: which provider runs, what is asked of it, and what is refused. GPU providers by a test double of the module."""
+"""ONNX Runtime: which provider runs, what is asked of it, and what is refused. GPU providers by a test double
+of the module.
+"""
 
 import sys
 import types
@@ -26,22 +28,32 @@ class DoubleOptions:
 
 @pytest.fixture
 def double(monkeypatch):
-    """A TEST DOUBLE of onnxruntime with GPU providers: `loads` names those that work, `takes_all` says if every layer runs there.
+    """A TEST DOUBLE of onnxruntime with GPU providers: `loads` names those that work, `takes_all` says if
+    every layer runs there.
 
-    As the real one does, it comes down to the CPU where a provider does not load, and raises where that is forbidden.
+    As the real one does, it comes down to the CPU where a provider does not load, and raises where that is
+    forbidden.
     """
     module = types.ModuleType("onnxruntime")
-    module.__version__, module.SessionOptions, module.get_available_providers = "9.9", DoubleOptions, lambda: GPU
+    module.__version__, module.SessionOptions, module.get_available_providers = (
+        "9.9",
+        DoubleOptions,
+        lambda: GPU,
+    )
     module.loads, module.takes_all, module.opened = set(GPU), True, []
 
     class Session:
         def __init__(self, path, settings, providers):
-            (name, options), = providers
+            ((name, options),) = providers
             module.opened.append((name, options, settings))
             works = name in module.loads
-            if settings.entries.get("session.disable_cpu_ep_fallback") == "1" and not (works and module.takes_all):
-                raise RuntimeError("This session contains graph nodes that are assigned to the default CPU EP,\n but fallback to "
-                                   "CPU EP has been explicitly disabled by the user.")
+            if settings.entries.get("session.disable_cpu_ep_fallback") == "1" and not (
+                works and module.takes_all
+            ):
+                raise RuntimeError(
+                    "This session contains graph nodes that are assigned to the default CPU EP,\n but"
+                    " fallback to CPU EP has been explicitly disabled by the user."
+                )
             self.providers = [name, "CPUExecutionProvider"] if works else ["CPUExecutionProvider"]
 
         def get_providers(self):
@@ -61,11 +73,18 @@ def double(monkeypatch):
     return module
 
 
-@pytest.mark.parametrize(("asked", "device", "name"), [
-    ({}, "cpu", "CPUExecutionProvider"), ({"device": "cpu"}, "cpu", "CPUExecutionProvider"),
-    ({"provider": "cpu"}, "cpu", "CPUExecutionProvider"), ({"device": "cuda"}, "cuda", "CUDAExecutionProvider"),
-    ({"provider": "cuda"}, "cuda", "CUDAExecutionProvider"), ({"provider": "tensorrt"}, "cuda", "TensorrtExecutionProvider"),
-    ({"provider": "tensorrt", "device": "cuda:1"}, "cuda:1", "TensorrtExecutionProvider")])
+@pytest.mark.parametrize(
+    ("asked", "device", "name"),
+    [
+        ({}, "cpu", "CPUExecutionProvider"),
+        ({"device": "cpu"}, "cpu", "CPUExecutionProvider"),
+        ({"provider": "cpu"}, "cpu", "CPUExecutionProvider"),
+        ({"device": "cuda"}, "cuda", "CUDAExecutionProvider"),
+        ({"provider": "cuda"}, "cuda", "CUDAExecutionProvider"),
+        ({"provider": "tensorrt"}, "cuda", "TensorrtExecutionProvider"),
+        ({"provider": "tensorrt", "device": "cuda:1"}, "cuda:1", "TensorrtExecutionProvider"),
+    ],
+)
 def test_the_provider_asked_for_is_the_only_one_given(double, student, asked, device, name):
     backend = OrtBackend(student, **asked)
     assert (backend.provider, backend.device) == (name, device)
@@ -87,21 +106,29 @@ def test_the_index_of_the_device_reaches_the_provider(double, student):
 
 def test_a_provider_that_does_not_load_is_missing(double, student):
     double.loads = set()
-    with pytest.raises(MissingError, match=r"asked for CUDAExecutionProvider, ONNX Runtime uses CPUExecutionProvider") as found:
+    with pytest.raises(
+        MissingError, match=r"asked for CUDAExecutionProvider, ONNX Runtime uses CPUExecutionProvider"
+    ) as found:
         OrtBackend(student, "cuda")
     assert found.value.exit_code == 3 and "\n" not in str(found.value)
 
 
 def test_a_layer_that_the_provider_does_not_have_is_the_files_fault(double, student):
     double.takes_all = False
-    with pytest.raises(ArtifactError, match=r"cannot open it with TensorrtExecutionProvider.*fallback to CPU EP") as found:
+    with pytest.raises(
+        ArtifactError, match=r"cannot open it with TensorrtExecutionProvider.*fallback to CPU EP"
+    ) as found:
         OrtBackend(student, provider="tensorrt")
     assert found.value.exit_code == 4 and "\n" not in str(found.value)
 
 
-@pytest.mark.parametrize(("precision", "int8", "fp16"), [("fp32", "0", "0"), ("int8", "1", "0"), ("fp16", "0", "1"),
-                                                         ("int8+fp16", "1", "1")])
-def test_tensorrt_gets_the_files_precision_and_a_folder_of_its_own(double, tiny, tmp_path, monkeypatch, precision, int8, fp16):
+@pytest.mark.parametrize(
+    ("precision", "int8", "fp16"),
+    [("fp32", "0", "0"), ("int8", "1", "0"), ("fp16", "0", "1"), ("int8+fp16", "1", "1")],
+)
+def test_tensorrt_gets_the_files_precision_and_a_folder_of_its_own(
+    double, tiny, tmp_path, monkeypatch, precision, int8, fp16
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = tiny.write(tmp_path / "m.onnx", meta=tiny.metadata(precision=precision))
     OrtBackend(path, provider="tensorrt")
@@ -120,13 +147,25 @@ def test_a_cache_folder_that_cannot_be_made_is_a_usage_error(double, student, tm
         OrtBackend(student, provider="tensorrt")
 
 
-@pytest.mark.parametrize(("asked", "words"), [
-    ({"device": "cpu", "provider": "cuda"}, "provider cuda does not run on device cpu. Give --device cuda"),
-    ({"device": "cpu", "provider": "tensorrt"}, "Give --device cuda"),
-    ({"device": "cuda", "provider": "cpu"}, "provider cpu does not run on device cuda. Give --device cpu"),
-    ({"provider": "rocm"}, "provider 'rocm': expected cpu, cuda, tensorrt"), ({"provider": ""}, "expected cpu, cuda, tensorrt"),
-    ({"device": ""}, "expected cpu, cuda or cuda:INDEX"), ({"device": "cpu:0"}, "expected cpu, cuda or cuda:INDEX"),
-    ({"threads": 0}, "threads 0: expected 1 or more")])
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (
+            {"device": "cpu", "provider": "cuda"},
+            "provider cuda does not run on device cpu. Give --device cuda",
+        ),
+        ({"device": "cpu", "provider": "tensorrt"}, "Give --device cuda"),
+        (
+            {"device": "cuda", "provider": "cpu"},
+            "provider cpu does not run on device cuda. Give --device cpu",
+        ),
+        ({"provider": "rocm"}, "provider 'rocm': expected cpu, cuda, tensorrt"),
+        ({"provider": ""}, "expected cpu, cuda, tensorrt"),
+        ({"device": ""}, "expected cpu, cuda or cuda:INDEX"),
+        ({"device": "cpu:0"}, "expected cpu, cuda or cuda:INDEX"),
+        ({"threads": 0}, "threads 0: expected 1 or more"),
+    ],
+)
 def test_settings_that_contradict_each_other_are_refused(double, student, asked, words):
     with pytest.raises(UsageError, match=words):
         OrtBackend(student, **asked)
@@ -137,7 +176,9 @@ def test_settings_that_contradict_each_other_are_refused(double, student, asked,
 def test_a_provider_that_this_onnx_runtime_lacks_is_missing(student, provider):
     if len(onnxruntime.get_available_providers()) > 2:
         pytest.skip("this ONNX Runtime has GPU providers")
-    with pytest.raises(MissingError, match=r"ExecutionProvider; this ONNX Runtime has .*CPU.*large2small\[gpu\]"):
+    with pytest.raises(
+        MissingError, match=r"ExecutionProvider; this ONNX Runtime has .*CPU.*large2small\[gpu\]"
+    ):
         OrtBackend(student, provider=provider)
 
 
@@ -148,7 +189,10 @@ def test_what_really_runs_on_a_cpu_is_reported(student):
 
 
 def test_out_takes_the_logits(student):
-    backend, pixels = OrtBackend(student, threads=1), np.random.default_rng(0).random((4, 3, 8, 8), np.float32)
+    backend, pixels = (
+        OrtBackend(student, threads=1),
+        np.random.default_rng(0).random((4, 3, 8, 8), np.float32),
+    )
     out = np.full((4, 3), np.nan, np.float32)
     assert backend.run(pixels, out) is out
     np.testing.assert_array_equal(out, backend.run(pixels))
@@ -160,8 +204,11 @@ def read_only():
     return out
 
 
-@pytest.mark.parametrize("out", [np.zeros((2, 3), np.float32), np.zeros((1, 3)), [0.0], read_only()],
-                         ids=["shape", "float64", "a list", "read-only"])
+@pytest.mark.parametrize(
+    "out",
+    [np.zeros((2, 3), np.float32), np.zeros((1, 3)), [0.0], read_only()],
+    ids=["shape", "float64", "a list", "read-only"],
+)
 def test_a_wrong_out_is_refused(student, out):
     with pytest.raises(UsageError, match=r"expected a writeable float32 array \(1, 3\)"):
         OrtBackend(student, threads=1).run(np.zeros((1, 3, 8, 8), np.float32), out)

@@ -1,4 +1,6 @@
-"""Whether a plan fits, decided from its head, its metadata and what the machine is; without TensorRT and without a GPU."""
+"""Whether a plan fits, decided from its head, its metadata and what the machine is; without TensorRT and
+without a GPU.
+"""
 
 import sys
 import threading
@@ -14,7 +16,9 @@ from runtime.errors import ArtifactError, MissingError, UsageError
 
 @pytest.fixture
 def make(tmp_path):
-    """A function that writes a plan of nothing but a head, with metadata beside it: make(wrote, magic, **metadata)."""
+    """A function that writes a plan of nothing but a head, with metadata beside it: make(wrote, magic,
+    **metadata).
+    """
     onnx = tmp_path / "student.onnx"
     onnx.write_bytes(b"onnx")
 
@@ -31,6 +35,7 @@ def make(tmp_path):
 @pytest.fixture
 def installed(monkeypatch):
     """installed(flavor, version) makes a module of that version importable."""
+
     def put(flavor, version):
         name = plan.MODULES[flavor]
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(__version__=version, __name__=name))
@@ -38,17 +43,29 @@ def installed(monkeypatch):
     return put
 
 
-@pytest.mark.parametrize(("head", "flavor", "version"), [
-    (b"ftrt" + bytes(20) + bytes([10, 3, 0, 30]), "tensorrt", (10, 3, 0, 30)),
-    (b"vtrt" + bytes(20) + bytes([1, 7, 1, 116]), "rtx", (1, 7, 1, 116)),
-])
+@pytest.mark.parametrize(
+    ("head", "flavor", "version"),
+    [
+        (b"ftrt" + bytes(20) + bytes([10, 3, 0, 30]), "tensorrt", (10, 3, 0, 30)),
+        (b"vtrt" + bytes(20) + bytes([1, 7, 1, 116]), "rtx", (1, 7, 1, 116)),
+    ],
+)
 def test_head_says_flavor_and_version(tmp_path, head, flavor, version):
     (tmp_path / "x.plan").write_bytes(head + b"anything")
     assert plan.read_header(tmp_path / "x.plan") == (flavor, version)
 
 
-@pytest.mark.parametrize(("here", "fits"), [
-    ("10.3.0.30", True), ("10.3.0", True), ("10.3.0.31", False), ("10.3.1", False), ("10.13.0.30", False), ("11.3.0.30", False)])
+@pytest.mark.parametrize(
+    ("here", "fits"),
+    [
+        ("10.3.0.30", True),
+        ("10.3.0", True),
+        ("10.3.0.31", False),
+        ("10.3.1", False),
+        ("10.13.0.30", False),
+        ("11.3.0.30", False),
+    ],
+)
 def test_plan_runs_on_its_own_version_only(make, installed, here, fits):
     path = make()
     installed("tensorrt", here)
@@ -59,8 +76,10 @@ def test_plan_runs_on_its_own_version_only(make, installed, here, fits):
         plan.require_version(path, plan.preflight(path))
 
 
-@pytest.mark.parametrize(("here", "fits"), [("10.3.0.30", True), ("10.13.0", True), ("11.4.0.106", True), ("9.3.0.30", False),
-                                            ("10.2.0.99", False)])
+@pytest.mark.parametrize(
+    ("here", "fits"),
+    [("10.3.0.30", True), ("10.13.0", True), ("11.4.0.106", True), ("9.3.0.30", False), ("10.2.0.99", False)],
+)
 def test_version_compatible_plan_runs_on_later_versions(make, installed, here, fits):
     path = make(flags={"version_compat": True})
     installed("tensorrt", here)
@@ -85,7 +104,9 @@ def test_plan_of_the_other_product_asks_for_that_one(make, installed, monkeypatc
     path = make((1, 7, 1, 116), b"vtrt", flavor="rtx", version="1.7.1.116")
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
     installed("tensorrt", "10.3.0")
-    with pytest.raises(MissingError, match=r'TensorRT for RTX, which is not here .*pip install "large2small\[rtx\]"'):
+    with pytest.raises(
+        MissingError, match=r'TensorRT for RTX, which is not here .*pip install "large2small\[rtx\]"'
+    ):
         plan.require_version(path, plan.preflight(path))
     installed("rtx", "1.7.1.116")
     assert plan.require_version(path, plan.preflight(path)).__name__ == "tensorrt_rtx_bindings"
@@ -96,21 +117,32 @@ def test_library_that_does_not_load_is_missing_too(monkeypatch):
         raise OSError("libnvinfer.so.10: cannot open shared object file")
 
     monkeypatch.setattr(plan.importlib, "import_module", fail)
-    with pytest.raises(MissingError, match=r'libnvinfer.so.10.*large2small\[tensorrt\]'):
+    with pytest.raises(MissingError, match=r"libnvinfer.so.10.*large2small\[tensorrt\]"):
         plan.tensorrt_module("tensorrt")
 
 
-@pytest.mark.parametrize(("level", "needs", "has", "fits"), [
-    ("none", "8.6", (8, 6), True), ("none", "8.6", (8, 9), False), ("none", "8.6", (9, 0), False),
-    ("same_cc", "8.6", (8, 6), True), ("same_cc", "8.6", (8, 7), False),
-    ("ampere_plus", "8.6", (8, 0), True), ("ampere_plus", "8.6", (12, 0), True), ("ampere_plus", "8.6", (7, 5), False)])
+@pytest.mark.parametrize(
+    ("level", "needs", "has", "fits"),
+    [
+        ("none", "8.6", (8, 6), True),
+        ("none", "8.6", (8, 9), False),
+        ("none", "8.6", (9, 0), False),
+        ("same_cc", "8.6", (8, 6), True),
+        ("same_cc", "8.6", (8, 7), False),
+        ("ampere_plus", "8.6", (8, 0), True),
+        ("ampere_plus", "8.6", (12, 0), True),
+        ("ampere_plus", "8.6", (7, 5), False),
+    ],
+)
 def test_gpu_a_plan_fits(make, level, needs, has, fits):
     path = make(compute_capability=needs, flags={"hardware_compat": level})
     device = SimpleNamespace(name="this GPU", compute_capability=has)
     if fits:
         plan.require_gpu(path, plan.preflight(path), device)
         return
-    with pytest.raises(ArtifactError, match=rf"for compute capability {needs} .*this GPU has {has[0]}.{has[1]}"):
+    with pytest.raises(
+        ArtifactError, match=rf"for compute capability {needs} .*this GPU has {has[0]}.{has[1]}"
+    ):
         plan.require_gpu(path, plan.preflight(path), device)
 
 
@@ -118,7 +150,9 @@ def test_gpu_a_plan_fits(make, level, needs, has, fits):
 def test_plan_not_bound_to_a_gpu(make, engine):
     path = make(**engine)
     plan.require_gpu(path, plan.preflight(path), SimpleNamespace(name="any", compute_capability=(8, 6)))
-    plan.require_gpu(path, Metadata(precision="unknown"), SimpleNamespace(name="any", compute_capability=(8, 6)))
+    plan.require_gpu(
+        path, Metadata(precision="unknown"), SimpleNamespace(name="any", compute_capability=(8, 6))
+    )
 
 
 def test_gpu_that_tensorrt_for_rtx_does_not_name_is_said():
@@ -136,20 +170,44 @@ def test_device_that_is_no_gpu(device):
         plan.gpu_index(device)
 
 
-@pytest.mark.parametrize(("line", "meaning"), [
-    ("Serialization assertion stdVersionRead == kSERIALIZATION_VERSION failed. Version tag does not match. Note: Current "
-     "Version: 240, Serialized Engine Version: 239", "another TensorRT version"),
-    ("The engine plan file is not compatible with this version of TensorRT, expecting library version 10.3 got 10.0, please "
-     "rebuild.", "another TensorRT version"),
-    ("The engine plan file is generated on an incompatible device, expecting compute 8.6 got compute 8.9, please rebuild.",
-     "another kind of GPU"),
-    ("The current device is not compatible with this hardware-compatible engine.", "another kind of GPU"),
-    ("Platform specific tag mismatch detected.", "another operating system"),
-    ("Magic tag does not match", "damaged"),
-    ("Cannot deserialize with an empty memory buffer", "damaged"),
-    ("Cannot deserialize engine with lean runtime since IRuntime::getEngineHostCodeAllowed() is false.", "a runtime of its own"),
-    ("Error Code 2: OutOfMemory (Requested size was 2048 bytes.)", "memory does not suffice"),
-])
+@pytest.mark.parametrize(
+    ("line", "meaning"),
+    [
+        (
+            (
+                "Serialization assertion stdVersionRead == kSERIALIZATION_VERSION failed. Version tag does"
+                " not match. Note: Current Version: 240, Serialized Engine Version: 239"
+            ),
+            "another TensorRT version",
+        ),
+        (
+            (
+                "The engine plan file is not compatible with this version of TensorRT, expecting library"
+                " version 10.3 got 10.0, please rebuild."
+            ),
+            "another TensorRT version",
+        ),
+        (
+            (
+                "The engine plan file is generated on an incompatible device, expecting compute 8.6 got"
+                " compute 8.9, please rebuild."
+            ),
+            "another kind of GPU",
+        ),
+        ("The current device is not compatible with this hardware-compatible engine.", "another kind of GPU"),
+        ("Platform specific tag mismatch detected.", "another operating system"),
+        ("Magic tag does not match", "damaged"),
+        ("Cannot deserialize with an empty memory buffer", "damaged"),
+        (
+            (
+                "Cannot deserialize engine with lean runtime since IRuntime::getEngineHostCodeAllowed() is"
+                " false."
+            ),
+            "a runtime of its own",
+        ),
+        ("Error Code 2: OutOfMemory (Requested size was 2048 bytes.)", "memory does not suffice"),
+    ],
+)
 def test_what_tensorrt_says_is_kept_and_explained(line, meaning):
     text = plan.explain(line)
     assert meaning in text and text.endswith(f"({line})")

@@ -1,4 +1,6 @@
-"""`runtime.load` and `Predictor`: answers worked out by hand, threads, wrong input, files of other origins."""
+"""`runtime.load` and `Predictor`: answers worked out by hand, threads, wrong input, files of other
+origins.
+"""
 
 import math
 import re
@@ -25,8 +27,12 @@ def solid(colour, size=(10, 8)):
 def test_classify_gives_the_probabilities_worked_out_by_hand(student):
     with runtime.load(student) as predictor:
         (guesses,) = predictor.classify(solid(RED))
-    e = math.e      # logits of pure red are 0, 0, 1 for blue, green, red
-    assert [guess.label for guess in guesses] == ["red", "blue", "green"]      # the tie keeps the lower class first
+    e = math.e  # logits of pure red are 0, 0, 1 for blue, green, red
+    assert [guess.label for guess in guesses] == [
+        "red",
+        "blue",
+        "green",
+    ]  # the tie keeps the lower class first
     assert [guess.index for guess in guesses] == [2, 0, 1]
     assert [guess.probability for guess in guesses] == pytest.approx([e / (e + 2), 1 / (e + 2), 1 / (e + 2)])
     assert isinstance(guesses[0], Prediction)
@@ -46,13 +52,22 @@ def test_of_many_equal_scores_the_lower_class_comes_first(student):
 def test_every_form_of_image_alone_or_in_a_list_gets_the_same_answer(student, tmp_path):
     solid(BLUE).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
-    forms = [str(tmp_path / "a.png"), tmp_path / "a.png", data, bytearray(data), memoryview(data), solid(BLUE),
-             np.asarray(solid(BLUE))]
+    forms = [
+        str(tmp_path / "a.png"),
+        tmp_path / "a.png",
+        data,
+        bytearray(data),
+        memoryview(data),
+        solid(BLUE),
+        np.asarray(solid(BLUE)),
+    ]
     with runtime.load(student) as predictor:
-        answers = [predictor.classify(form) for form in forms] + [predictor.classify([form]) for form in forms]
+        answers = [predictor.classify(form) for form in forms] + [
+            predictor.classify([form]) for form in forms
+        ]
         assert len(predictor.classify(forms)) == 7
-        assert len(predictor.classify(np.full((8, 10), 9, np.uint8))) == 1      # gray
-        assert len(predictor.classify(np.stack([np.asarray(solid(RED))] * 3))) == 3      # (N, H, W, 3)
+        assert len(predictor.classify(np.full((8, 10), 9, np.uint8))) == 1  # gray
+        assert len(predictor.classify(np.stack([np.asarray(solid(RED))] * 3))) == 3  # (N, H, W, 3)
         assert predictor.classify([]) == []
     assert all(answer == answers[0] for answer in answers)
     assert answers[0][0][0].label == "blue"
@@ -61,7 +76,9 @@ def test_every_form_of_image_alone_or_in_a_list_gets_the_same_answer(student, tm
 def test_logits_equal_the_matrix_product(tiny, tmp_path):
     weights = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
     x = np.random.default_rng(1).standard_normal((4, 3, 8, 8)).astype(np.float32)
-    path = tiny.write(tmp_path / "m.onnx", weights, tiny.metadata(class_names=list("abcde")), bias=[1, 2, 3, 4, 5])
+    path = tiny.write(
+        tmp_path / "m.onnx", weights, tiny.metadata(class_names=list("abcde")), bias=[1, 2, 3, 4, 5]
+    )
     with runtime.load(path) as predictor:
         found = predictor.logits(x)
     np.testing.assert_allclose(found, x.mean((2, 3)) @ weights.T + [1, 2, 3, 4, 5], rtol=1e-5, atol=1e-5)
@@ -119,17 +136,33 @@ def test_a_closed_predictor_says_so_and_may_be_closed_again(student):
     predictor = runtime.load(student)
     predictor.close()
     predictor.close()
-    for call in (lambda: predictor.logits(np.zeros((1, 3, 8, 8), np.float32)), lambda: predictor.classify(solid(RED))):
+    for call in (
+        lambda: predictor.logits(np.zeros((1, 3, 8, 8), np.float32)),
+        lambda: predictor.classify(solid(RED)),
+    ):
         with pytest.raises(UsageError, match=r"student\.onnx: closed"):
             call()
 
 
-@pytest.mark.parametrize("batch", [
-    np.zeros((1, 3, 8, 8)), np.zeros((1, 3, 8, 8), np.uint8), np.zeros((3, 8, 8), np.float32), np.zeros((0, 3, 8, 8), np.float32),
-    np.zeros((1, 8, 8, 3), np.float32), np.zeros((1, 3, 8, 9), np.float32), [[1.0]], None],
-    ids=["float64", "uint8", "no batch", "empty batch", "channels last", "another size", "a list", "None"])
+@pytest.mark.parametrize(
+    "batch",
+    [
+        np.zeros((1, 3, 8, 8)),
+        np.zeros((1, 3, 8, 8), np.uint8),
+        np.zeros((3, 8, 8), np.float32),
+        np.zeros((0, 3, 8, 8), np.float32),
+        np.zeros((1, 8, 8, 3), np.float32),
+        np.zeros((1, 3, 8, 9), np.float32),
+        [[1.0]],
+        None,
+    ],
+    ids=["float64", "uint8", "no batch", "empty batch", "channels last", "another size", "a list", "None"],
+)
 def test_a_wrong_batch_is_refused_with_what_was_expected(student, batch):
-    with runtime.load(student) as predictor, pytest.raises(UsageError, match=r"expected float32 \(N, 3, 8, 8\)"):
+    with (
+        runtime.load(student) as predictor,
+        pytest.raises(UsageError, match=r"expected float32 \(N, 3, 8, 8\)"),
+    ):
         predictor.logits(batch)
 
 
@@ -169,10 +202,19 @@ def test_what_runs_is_reported(student):
         assert predictor.unknown == []
 
 
-@pytest.mark.parametrize(("batch_sizes", "size", "calls"), [
-    ([(1, 8)], 64, [8, 3]), ([(1, 8)], 4, [4, 4, 3]), ([(4, 8)], 64, [8, 4]), ([(4, 4)], 1, [4, 4, 4]),
-    ([(1, 2), (6, 8)], 8, [8, 6]), ([(1, 2), (6, 8)], 4, [6, 6]), ([(8, 8), (1, 32)], 64, [11]), ([(16, 16)], 2, [16]),
-])
+@pytest.mark.parametrize(
+    ("batch_sizes", "size", "calls"),
+    [
+        ([(1, 8)], 64, [8, 3]),
+        ([(1, 8)], 4, [4, 4, 3]),
+        ([(4, 8)], 64, [8, 4]),
+        ([(4, 4)], 1, [4, 4, 4]),
+        ([(1, 2), (6, 8)], 8, [8, 6]),
+        ([(1, 2), (6, 8)], 4, [6, 6]),
+        ([(8, 8), (1, 32)], 64, [11]),
+        ([(16, 16)], 2, [16]),
+    ],
+)
 def test_any_number_of_images_goes_in_the_batches_that_the_file_takes(batch_sizes, size, calls):
     predictor = predictor_of(lambda batch: batch[:, 0, 0], batch_sizes, (1, 1, 2))
     images = np.arange(22, dtype=np.float32).reshape(11, 1, 1, 2)
@@ -202,7 +244,10 @@ def test_class_names_must_be_as_many_as_scores(student, count):
 
 
 def test_scores_go_where_the_caller_wants_them(student):
-    images, out = np.random.default_rng(0).standard_normal((3, 3, 8, 8)).astype(np.float32), np.full((3, 3), 7, np.float32)
+    images, out = (
+        np.random.default_rng(0).standard_normal((3, 3, 8, 8)).astype(np.float32),
+        np.full((3, 3), 7, np.float32),
+    )
     with runtime.load(student) as predictor:
         assert predictor.logits(images, out=out) is out
         np.testing.assert_array_equal(out, predictor.logits(images))
@@ -246,8 +291,11 @@ def test_another_kind_of_file_names_the_command_that_makes_one(tmp_path):
         runtime.load(tmp_path / "best.pth")
 
 
-@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: b"junk" * 100, lambda data: data[: len(data) // 2]],
-                         ids=["empty", "junk", "truncated"])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: b"", lambda data: b"junk" * 100, lambda data: data[: len(data) // 2]],
+    ids=["empty", "junk", "truncated"],
+)
 def test_a_damaged_file_is_an_artifact_error_on_one_line(student, damage):
     student.write_bytes(damage(student.read_bytes()))
     with pytest.raises(ArtifactError, match=r"student\.onnx: ONNX Runtime .* cannot open it") as found:
@@ -281,8 +329,9 @@ def test_a_changed_weight_is_found_before_anything_is_predicted(sealed, tiny):
 
 
 def test_a_file_cut_anywhere_does_not_open(sealed):
-    """Cut before the seal's name is whole, the engine refuses it; after that, the seal. A cut between two fields would still be
-    valid protobuf, without the metadata that stands at the end."""
+    """Cut before the seal's name is whole, the engine refuses it; after that, the seal. A cut between two
+    fields would still be valid protobuf, without the metadata that stands at the end.
+    """
     whole = sealed.read_bytes()
     for length in range(0, len(whole), 7):
         sealed.write_bytes(whole[:length])
@@ -310,20 +359,30 @@ def test_a_network_that_takes_no_image_is_refused(tmp_path):
     import onnx
     from onnx import TensorProto, helper
 
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g",
-                              [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3])],
-                              [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3])])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), str(tmp_path / "m.onnx"))
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3])],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9),
+        str(tmp_path / "m.onnx"),
+    )
     with pytest.raises(ArtifactError, match="expected one float input"):
         runtime.load(tmp_path / "m.onnx")
 
 
-@pytest.mark.parametrize(("settings", "words"), [
-    ({"contexts": 0}, "contexts=0 is read by tensorrt only, and student.onnx runs on onnxruntime"),
-    ({"cuda_graph": True}, "cuda_graph=True is read by tensorrt only"),
-    ({"hint": "throughput"}, "hint='throughput' is read by openvino only"),
-    ({"backend": "openvino", "provider": "cuda"}, "provider='cuda' is read by onnxruntime only"),
-    ({"threads": 1.5}, "threads 1.5: expected a whole number")])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"contexts": 0}, "contexts=0 is read by tensorrt only, and student.onnx runs on onnxruntime"),
+        ({"cuda_graph": True}, "cuda_graph=True is read by tensorrt only"),
+        ({"hint": "throughput"}, "hint='throughput' is read by openvino only"),
+        ({"backend": "openvino", "provider": "cuda"}, "provider='cuda' is read by onnxruntime only"),
+        ({"threads": 1.5}, "threads 1.5: expected a whole number"),
+    ],
+)
 def test_a_setting_that_the_engine_does_not_read_is_refused(student, settings, words):
     with pytest.raises(UsageError, match=re.escape(words)):
         runtime.load(student, **settings)
@@ -333,7 +392,9 @@ def test_a_checkpoint_is_no_artifact(tmp_path):
     path = tmp_path / "best.pth"
     path.write_bytes(b"PK")
     for backend in (None, "onnxruntime"):
-        with pytest.raises(UsageError, match=r"opens \.onnx and \.plan files\. Make one: distill export onnx CKPT"):
+        with pytest.raises(
+            UsageError, match=r"opens \.onnx and \.plan files\. Make one: distill export onnx CKPT"
+        ):
             runtime.load(path, backend=backend)
 
 

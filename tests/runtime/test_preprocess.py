@@ -26,8 +26,14 @@ def spec_name(spec: Preprocess) -> str:
 def all_specs():
     """Every size with every crop ratio and mode; interpolations and statistics go round."""
     filters = itertools.cycle(INTERPOLATIONS)
-    statistics = itertools.cycle([((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-                                  ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))])
+    statistics = itertools.cycle(
+        [
+            ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+            ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+            ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+            ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
+        ]
+    )
     for size, crop, mode in itertools.product(SIZES, CROPS, MODES):
         mean, std = next(statistics)
         yield Preprocess(size, next(filters), crop, mode, mean, std)
@@ -36,8 +42,15 @@ def all_specs():
 def timms(spec: Preprocess, data: bytes) -> np.ndarray:
     from timm.data import create_transform
 
-    transform = create_transform(spec.input_size, is_training=False, interpolation=spec.interpolation, mean=spec.mean,
-                                 std=spec.std, crop_pct=spec.crop_pct, crop_mode=spec.crop_mode)
+    transform = create_transform(
+        spec.input_size,
+        is_training=False,
+        interpolation=spec.interpolation,
+        mean=spec.mean,
+        std=spec.std,
+        crop_pct=spec.crop_pct,
+        crop_mode=spec.crop_mode,
+    )
     return transform(Image.open(io.BytesIO(data)).convert("RGB")).numpy()
 
 
@@ -110,7 +123,9 @@ def test_normalization_equals_torchvisions_for_every_pixel_value():
 
     spec = Preprocess()
     every = np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(16, 16, 3)
-    np.testing.assert_array_equal(spec.normalize(every), normalize(to_tensor(every), spec.mean, spec.std).numpy())
+    np.testing.assert_array_equal(
+        spec.normalize(every), normalize(to_tensor(every), spec.mean, spec.std).numpy()
+    )
 
 
 def test_every_accepted_form_of_an_image_gives_the_same_pixels(tmp_path):
@@ -119,7 +134,14 @@ def test_every_accepted_form_of_an_image_gives_the_same_pixels(tmp_path):
     (tmp_path / "a.png").write_bytes(data)
     image = Image.open(io.BytesIO(data))
     expected = spec(data)
-    for form in (str(tmp_path / "a.png"), tmp_path / "a.png", bytearray(data), memoryview(data), image, np.asarray(image)):
+    for form in (
+        str(tmp_path / "a.png"),
+        tmp_path / "a.png",
+        bytearray(data),
+        memoryview(data),
+        image,
+        np.asarray(image),
+    ):
         np.testing.assert_array_equal(spec(form), expected)
 
 
@@ -139,7 +161,9 @@ def test_a_batch_is_its_images_stacked():
 
 def test_threads_get_the_same_pixels():
     spec, found = Preprocess((3, 64, 64)), {}
-    threads = [threading.Thread(target=lambda i=i: found.update({i: spec(GENERATED["landscape"])})) for i in range(8)]
+    threads = [
+        threading.Thread(target=lambda i=i: found.update({i: spec(GENERATED["landscape"])})) for i in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -149,9 +173,17 @@ def test_threads_get_the_same_pixels():
         np.testing.assert_array_equal(pixels, spec(GENERATED["landscape"]))
 
 
-@pytest.mark.parametrize("data", [b"", b"junk", GENERATED["landscape"][:200], GENERATED["landscape"][:-500],
-                                  GENERATED["png_with_alpha"][:100]],
-                         ids=["empty", "junk", "header only", "truncated", "truncated png"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"junk",
+        GENERATED["landscape"][:200],
+        GENERATED["landscape"][:-500],
+        GENERATED["png_with_alpha"][:100],
+    ],
+    ids=["empty", "junk", "header only", "truncated", "truncated png"],
+)
 def test_a_broken_image_is_named(tmp_path, data):
     path = tmp_path / "broken.jpg"
     path.write_bytes(data)
@@ -161,16 +193,21 @@ def test_a_broken_image_is_named(tmp_path, data):
         Preprocess()(data)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("Failed to decode"), NotImplementedError("pixel format"), MemoryError()])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Failed to decode"), NotImplementedError("pixel format"), MemoryError()]
+)
 def test_whatever_a_decoder_raises_is_a_broken_image(tmp_path, monkeypatch, error):
     """Pillow's AVIF, DDS and other plugins raise their own errors."""
+
     def fails(*_):
         raise error
 
     path = tmp_path / "broken.jpg"
     path.write_bytes(GENERATED["landscape"])
     monkeypatch.setattr(Image.Image, "convert", fails)
-    with pytest.raises(DataError, match=rf"broken\.jpg: not a readable image \({str(error) or 'MemoryError'}\)"):
+    with pytest.raises(
+        DataError, match=rf"broken\.jpg: not a readable image \({str(error) or 'MemoryError'}\)"
+    ):
         Preprocess()(path)
 
 
@@ -186,7 +223,9 @@ def test_a_truncated_image_that_was_only_opened_is_named(tmp_path, shape):
 def test_a_strip_that_would_become_gigantic_is_refused(tmp_path):
     path = tmp_path / "strip.pgm"
     path.write_bytes(b"P5 1 3000000 255\n" + bytes(3000000))
-    with pytest.raises(DataError, match=r"strip\.pgm: 1 x 3000000 pixels are too narrow .* more than 67,108,864 pixels"):
+    with pytest.raises(
+        DataError, match=r"strip\.pgm: 1 x 3000000 pixels are too narrow .* more than 67,108,864 pixels"
+    ):
         Preprocess((3, 32, 32))(path)
 
 
@@ -195,7 +234,9 @@ def test_a_missing_image_is_named(tmp_path):
         Preprocess()(tmp_path / "no.jpg")
 
 
-@pytest.mark.parametrize("array", [np.zeros((8, 8, 3), np.float32), np.zeros((3, 8, 8), np.uint8), np.zeros(8, np.uint8)])
+@pytest.mark.parametrize(
+    "array", [np.zeros((8, 8, 3), np.float32), np.zeros((3, 8, 8), np.uint8), np.zeros(8, np.uint8)]
+)
 def test_arrays_of_another_kind_are_refused(array):
     with pytest.raises(UsageError, match="expected uint8"):
         Preprocess()(array)
@@ -206,9 +247,20 @@ def test_something_that_is_no_image_is_refused():
         Preprocess()(7)
 
 
-@pytest.mark.parametrize("changes", [
-    {"input_size": (1, 8, 8)}, {"input_size": (3, 8)}, {"input_size": (3, 0, 8)}, {"interpolation": "cubic"},
-    {"crop_mode": "middle"}, {"crop_pct": 0}, {"crop_pct": float("nan")}, {"mean": (0, 0)}, {"std": (1, 1, 0)}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"input_size": (1, 8, 8)},
+        {"input_size": (3, 8)},
+        {"input_size": (3, 0, 8)},
+        {"interpolation": "cubic"},
+        {"crop_mode": "middle"},
+        {"crop_pct": 0},
+        {"crop_pct": float("nan")},
+        {"mean": (0, 0)},
+        {"std": (1, 1, 0)},
+    ],
+)
 def test_a_spec_out_of_range_is_refused(changes):
     with pytest.raises(UsageError, match="expected"):
         Preprocess(**changes)
@@ -232,6 +284,8 @@ def test_image_too_narrow_for_its_border_is_named(tmp_path):
     path = tmp_path / "narrow.png"
     Image.fromarray(np.zeros((64, 2, 3), np.uint8)).save(path)
     spec = Preprocess((3, 8, 8), crop_pct=1, crop_mode="border")
-    with pytest.raises(DataError, match=r"narrow\.png: 2 x 64 pixels are too narrow for crop mode border, .* to 0 x 8"):
+    with pytest.raises(
+        DataError, match=r"narrow\.png: 2 x 64 pixels are too narrow for crop mode border, .* to 0 x 8"
+    ):
         spec(path)
     assert spec(np.zeros((20, 2, 3), np.uint8)).shape == (3, 8, 8)

@@ -1,7 +1,8 @@
-"""Plans through `runtime.load` and `bench latency`, on TEST DOUBLES of TensorRT and the CUDA driver (tests/doubles).
+"""Plans through `runtime.load` and `bench latency`, on TEST DOUBLES of TensorRT and the CUDA driver
+(tests/doubles).
 
-What happens inside one process is in trt_cases.py, run once; here is what needs a process of its own: bad plans, missing
-parts, exits.
+What happens inside one process is in trt_cases.py, run once; here is what needs a process of its own: bad
+plans, missing parts, exits.
 """
 
 import importlib.util
@@ -30,8 +31,14 @@ def results(compiled, tmp_path_factory):
 
 
 def run(compiled, arguments, timeout=120, **settings):
-    return subprocess.run([sys.executable, *arguments], env=doubles.environment(compiled, **settings), capture_output=True,
-                          text=True, timeout=timeout, cwd=doubles.ROOT)
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=doubles.environment(compiled, **settings),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=doubles.ROOT,
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -45,7 +52,19 @@ def plan(tmp_path):
 
 
 def latency(compiled, plan, *flags, **settings):
-    command = ["-m", "bench", "latency", "--engine", str(plan), "--device", "cuda", "--iterations", "3", "--warmup", "1"]
+    command = [
+        "-m",
+        "bench",
+        "latency",
+        "--engine",
+        str(plan),
+        "--device",
+        "cuda",
+        "--iterations",
+        "3",
+        "--warmup",
+        "1",
+    ]
     return run(compiled, [*command, *flags], **settings)
 
 
@@ -60,7 +79,11 @@ def test_bench_measures_a_plan(compiled, plan):
     ran = latency(compiled, plan, "--json", "--batch", "2")
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout)
-    assert found["engine"] == "tensorrt 10.3.0" and "Test Double GPU" in found["provider"] and found["compute"]["n"] == 3
+    assert (
+        found["engine"] == "tensorrt 10.3.0"
+        and "Test Double GPU" in found["provider"]
+        and found["compute"]["n"] == 3
+    )
 
 
 @pytest.mark.parametrize("version", ["10.3", "11.4"])
@@ -69,8 +92,13 @@ def test_plan_runs_on_the_version_that_wrote_it(compiled, tmp_path, version):
     assert latency(compiled, plan, version=version).returncode == 0
     other = {"10.3": "11.4", "11.4": "10.3"}[version]
     full = {"10.3": "10.3.0", "11.4": "11.4.0.106"}
-    refused(latency(compiled, plan, version=other), 4, f"built by TensorRT {full[version]}", f"here is {full[other]}",
-            f"distill export trt --rebuild {plan}")
+    refused(
+        latency(compiled, plan, version=other),
+        4,
+        f"built by TensorRT {full[version]}",
+        f"here is {full[other]}",
+        f"distill export trt --rebuild {plan}",
+    )
 
 
 def _cut(plan):
@@ -98,22 +126,33 @@ def _no_plan_in_sidecar(plan):
 
 
 def _other_system(plan):
-    meta = cases.tiny.metadata(engine=doubles.about(plan.read_bytes(), plan.with_suffix(".onnx"), platform="Windows AMD64"))
+    meta = cases.tiny.metadata(
+        engine=doubles.about(plan.read_bytes(), plan.with_suffix(".onnx"), platform="Windows AMD64")
+    )
     cases.artifact.sidecar_of(plan).write_bytes(cases.artifact.sidecar_bytes(meta))
 
 
 DAMAGE = {
     "empty": (lambda plan: plan.write_bytes(b""), "empty"),
     "not a plan": (lambda plan: plan.write_bytes(b"PK\3\4" + bytes(100)), "not a TensorRT plan"),
-    "an ONNX file": (lambda plan: plan.write_bytes(plan.with_suffix(".onnx").read_bytes()), "not a TensorRT plan"),
+    "an ONNX file": (
+        lambda plan: plan.write_bytes(plan.with_suffix(".onnx").read_bytes()),
+        "not a TensorRT plan",
+    ),
     "20 bytes": (lambda plan: plan.write_bytes(plan.read_bytes()[:20]), "cut short (20 bytes)"),
     "cut short": (_cut, "cut short, or the metadata is of another plan"),
     "longer": (lambda plan: plan.write_bytes(plan.read_bytes() + b"\0"), "longer than it was written"),
     "one byte changed": (_one_byte, "its SHA-256 is not the one in student.plan.json"),
-    "sidecar missing": (lambda plan: cases.artifact.sidecar_of(plan).unlink(), "student.plan.json is not beside it"),
+    "sidecar missing": (
+        lambda plan: cases.artifact.sidecar_of(plan).unlink(),
+        "student.plan.json is not beside it",
+    ),
     "sidecar of another plan": (_other_sidecar, "the metadata is of another plan"),
     "sidecar edited": (_edit_sidecar, "student.plan.json: changed since it was written"),
-    "sidecar garbage": (lambda plan: cases.artifact.sidecar_of(plan).write_text("{"), "not metadata of a plan"),
+    "sidecar garbage": (
+        lambda plan: cases.artifact.sidecar_of(plan).write_text("{"),
+        "not metadata of a plan",
+    ),
     "sidecar of an ONNX file": (_no_plan_in_sidecar, "does not describe a plan"),
     "of another system": (_other_system, "built on Windows AMD64"),
 }
@@ -128,8 +167,13 @@ def test_damaged_plan_is_refused_before_tensorrt_sees_it(compiled, plan, kind):
 
 
 def test_plan_for_another_gpu(compiled, plan):
-    refused(latency(compiled, plan, LIBCUDA_DOUBLE_CAPABILITY=86), 4, "built for compute capability 9.0",
-            "Test Double GPU has 8.6", f"--rebuild {plan}")
+    refused(
+        latency(compiled, plan, LIBCUDA_DOUBLE_CAPABILITY=86),
+        4,
+        "built for compute capability 9.0",
+        "Test Double GPU has 8.6",
+        f"--rebuild {plan}",
+    )
 
 
 def test_tensorrt_missing(compiled, plan):
@@ -142,7 +186,11 @@ def test_driver_missing(compiled, plan):
 
 def test_plan_of_tensorrt_for_rtx_without_a_driver(compiled, tmp_path):
     plan, _ = cases.write(tmp_path, version="rtx-1.7", engine={"flavor": "rtx", "version": "1.7.1.116"})
-    refused(latency(compiled, plan, driver=False), 3, "driver" if importlib.util.find_spec("tensorrt_rtx_bindings") else "[rtx]")
+    refused(
+        latency(compiled, plan, driver=False),
+        3,
+        "driver" if importlib.util.find_spec("tensorrt_rtx_bindings") else "[rtx]",
+    )
 
 
 def test_no_gpu(compiled, plan):
@@ -150,7 +198,11 @@ def test_no_gpu(compiled, plan):
 
 
 def test_index_of_a_gpu_that_is_not_there(compiled, plan):
-    refused(latency(compiled, plan, "--device", "cuda:2", LIBCUDA_DOUBLE_GPUS=2), 2, "cuda:2: this machine has 2 GPUs")
+    refused(
+        latency(compiled, plan, "--device", "cuda:2", LIBCUDA_DOUBLE_GPUS=2),
+        2,
+        "cuda:2: this machine has 2 GPUs",
+    )
     assert latency(compiled, plan, "--device", "cuda:1", LIBCUDA_DOUBLE_GPUS=2).returncode == 0
 
 
@@ -182,15 +234,19 @@ engine.logits(cases.images(2))
 MORE = {
     "plain": "",
     "held by a cycle": "engine.again = engine; del engine",
-    "after an exception": "try:\n    engine.logits(cases.images(99))\nexcept runtime.UsageError as error:\n    kept = error",
-    "busy in another thread": """
+    "after an exception": (
+        "try:\n    engine.logits(cases.images(99))\nexcept runtime.UsageError as error:\n    kept = error"
+    ),
+    "busy in another thread": (
+        """
 def work():
     try:
         while True:
             engine.logits(cases.images(1))
     except runtime.UsageError:
         pass
-threading.Thread(target=work, daemon=True).start()""",
+threading.Thread(target=work, daemon=True).start()"""
+    ),
     "with an error": "sys.exit(7)",
 }
 

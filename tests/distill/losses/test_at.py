@@ -31,7 +31,9 @@ def test_channels_are_averaged_and_signs_do_not_count():
 
 def test_p_is_the_power_of_the_absolute_value():
     length = math.hypot(27, 64)
-    assert value([[[[[-3.0, 4.0]]]]], [CORNER], p=3) == pytest.approx(((27 / length - 1) ** 2 + (64 / length) ** 2) / 2)
+    assert value([[[[[-3.0, 4.0]]]]], [CORNER], p=3) == pytest.approx(
+        ((27 / length - 1) ** 2 + (64 / length) ** 2) / 2
+    )
 
 
 def test_scale_does_not_count():
@@ -53,5 +55,7 @@ def test_the_pairs_are_added():
 
 def test_maps_of_zeros_send_back_no_gradient():
     s = torch.zeros(2, 3, 4, 4, requires_grad=True)
-    losses.create("at")(Outputs(torch.zeros(2, 2), [s]), Outputs(torch.zeros(2, 2), [torch.randn(2, 3, 4, 4)]), None).backward()
+    losses.create("at")(
+        Outputs(torch.zeros(2, 2), [s]), Outputs(torch.zeros(2, 2), [torch.randn(2, 3, 4, 4)]), None
+    ).backward()
     assert torch.equal(s.grad, torch.zeros_like(s))

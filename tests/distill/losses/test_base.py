@@ -35,7 +35,9 @@ def test_one_class_mixed_with_itself_has_the_whole_weight(share, smoothing):
     assert weight.item() == pytest.approx(1.0, abs=1e-6)
 
 
-@pytest.mark.parametrize(("share", "smoothing", "expected"), [(0.7, 0.0, 0.7), (0.3, 0.0, 0.7), (1.0, 0.2, 0.9)])
+@pytest.mark.parametrize(
+    ("share", "smoothing", "expected"), [(0.7, 0.0, 0.7), (0.3, 0.0, 0.7), (1.0, 0.2, 0.9)]
+)
 def test_with_two_classes_the_label_itself_is_the_weights(share, smoothing, expected):
     first, second, weight = base.two_labels(mixed(1, 0, share, 2, smoothing))
     assert {first.item(), second.item()} == {0, 1}
@@ -88,7 +90,10 @@ def test_an_unknown_rule_for_mixed_labels_is_refused():
 def test_a_target_of_another_shape_is_refused_with_both_shapes(target):
     logits = torch.zeros(4, 5)
     for use in (base.hard_labels, lambda target, logits: base.cross_entropy(logits, target)):
-        with pytest.raises(UsageError, match=r"target .* logits \(4, 5\): expected class indices \(4,\) or soft labels \(4, 5\)"):
+        with pytest.raises(
+            UsageError,
+            match=r"target .* logits \(4, 5\): expected class indices \(4,\) or soft labels \(4, 5\)",
+        ):
             use(target, logits)
 
 
@@ -119,7 +124,9 @@ def test_cross_entropy_is_computed_in_float32_or_wider(dtype):
     assert logits.grad.tolist() == [[0.75, -0.75]]
 
 
-@pytest.mark.parametrize(("student", "teacher"), [((4, 10), (4, 100)), ((10,), (10,)), ((4, 1), (4, 1)), ((3, 5), (4, 5))])
+@pytest.mark.parametrize(
+    ("student", "teacher"), [((4, 10), (4, 100)), ((10,), (10,)), ((4, 1), (4, 1)), ((3, 5), (4, 5))]
+)
 def test_logits_that_do_not_fit_are_refused_with_both_shapes(student, teacher):
     with pytest.raises(UsageError, match=r"student logits \(.*teacher logits \(.*\(N, K\)"):
         base.float_logits(Outputs(torch.zeros(student)), Outputs(torch.zeros(teacher)))

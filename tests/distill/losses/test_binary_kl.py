@@ -23,7 +23,10 @@ def test_images_and_classes_are_averaged():
     dice = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 4, 6, generator=dice)
     whole = binary_kl.loss(Outputs(student), Outputs(teacher), None).item()
-    each = [binary_kl.loss(Outputs(student[i:i + 1]), Outputs(teacher[i:i + 1]), None).item() for i in range(4)]
+    each = [
+        binary_kl.loss(Outputs(student[i : i + 1]), Outputs(teacher[i : i + 1]), None).item()
+        for i in range(4)
+    ]
     assert whole == pytest.approx(sum(each) / 4, rel=1e-6)
 
 

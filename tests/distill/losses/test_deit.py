@@ -20,7 +20,9 @@ def test_soft_is_divided_by_images_and_classes():
 
 
 def test_hard_takes_the_teachers_largest_class_and_the_lower_on_a_tie():
-    by_hand = (math.log(2) + math.log(5 / 4)) / 2  # class 1 of the first, class 0 of the second, whose two are equal
+    by_hand = (
+        math.log(2) + math.log(5 / 4)
+    ) / 2  # class 1 of the first, class 0 of the second, whose two are equal
     assert deit.hard(Outputs(STUDENT), Outputs(TEACHER), None).item() == pytest.approx(by_hand)
     student = torch.tensor([[1.0, 2.0, 4.0]])
     tied = deit.hard(Outputs(student), Outputs(torch.tensor([[-1.0, 7.0, 7.0]])), None)
@@ -29,8 +31,10 @@ def test_hard_takes_the_teachers_largest_class_and_the_lower_on_a_tie():
 
 def test_the_labels_are_not_used():
     for loss in (deit.soft, deit.hard):
-        values = {loss(Outputs(STUDENT), Outputs(TEACHER), target).item()
-                  for target in (torch.tensor([0, 0]), torch.tensor([1, 1]), torch.tensor([[0.2, 0.8], [0.5, 0.5]]))}
+        values = {
+            loss(Outputs(STUDENT), Outputs(TEACHER), target).item()
+            for target in (torch.tensor([0, 0]), torch.tensor([1, 1]), torch.tensor([[0.2, 0.8], [0.5, 0.5]]))
+        }
         assert len(values) == 1
 
 

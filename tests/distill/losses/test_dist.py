@@ -10,7 +10,9 @@ from distill.losses import Outputs, dist
 
 
 def value(student, teacher, **settings):
-    return dist.loss(Outputs(student), Outputs(teacher), torch.zeros(len(student), dtype=torch.int64), **settings).item()
+    return dist.loss(
+        Outputs(student), Outputs(teacher), torch.zeros(len(student), dtype=torch.int64), **settings
+    ).item()
 
 
 def softmax(z):
@@ -25,7 +27,9 @@ def test_equals_numpys_correlations_of_rows_and_columns(images, classes, beta, g
     p, q = softmax(student / temperature), softmax(teacher / temperature)
     rows = 1 - np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(p, q, strict=True)])
     columns = 1 - np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(p.T, q.T, strict=True)])
-    found = value(torch.tensor(student), torch.tensor(teacher), temperature=temperature, beta=beta, gamma=gamma)
+    found = value(
+        torch.tensor(student), torch.tensor(teacher), temperature=temperature, beta=beta, gamma=gamma
+    )
     assert found == pytest.approx(temperature**2 * (beta * rows + gamma * columns), rel=1e-4)
 
 
@@ -37,7 +41,9 @@ def test_opposite_orders_cost_twice_as_much_as_no_relation():
 
 
 def test_a_confident_student_may_follow_an_unsure_teacher():
-    """What the paper is for: rows that are linear in each other correlate fully, however far apart they are."""
+    """What the paper is for: rows that are linear in each other correlate fully, however far apart
+    they are.
+    """
     unsure = torch.tensor([[0.30, 0.33, 0.37], [0.40, 0.30, 0.30]])
     confident = 1 / 3 + 5 * (unsure - 1 / 3)
     assert value(confident.log(), unsure.log(), gamma=0.0) == pytest.approx(0, abs=1e-5)

@@ -9,12 +9,16 @@ from distill import losses
 from distill.losses import Outputs
 from runtime.errors import UsageError
 
-T = torch.tensor([[3.0, 1.0], [8.0, 2.0]], dtype=torch.float64).view(1, 2, 1, 2)  # channels (3, 8) and (1, 2) at two positions
+T = torch.tensor([[3.0, 1.0], [8.0, 2.0]], dtype=torch.float64).view(
+    1, 2, 1, 2
+)  # channels (3, 8) and (1, 2) at two positions
 
 
 def value(student, teacher=T, **settings):
     logits = torch.zeros(1, 2)
-    return losses.create("fd", **settings)(Outputs(logits, [student]), Outputs(logits, [teacher]), None).item()
+    return losses.create("fd", **settings)(
+        Outputs(logits, [student]), Outputs(logits, [teacher]), None
+    ).item()
 
 
 def smooth(d, beta):
@@ -46,7 +50,9 @@ def test_the_students_map_is_resized_to_the_teachers():
     assert value(large, target_norm="none") == 0
 
 
-@pytest.mark.parametrize(("projector", "channels", "parameters"), [("auto", 2, 0), ("auto", 3, 2), ("always", 2, 2)])
+@pytest.mark.parametrize(
+    ("projector", "channels", "parameters"), [("auto", 2, 0), ("auto", 3, 2), ("always", 2, 2)]
+)
 def test_the_projector_is_there_when_it_is_wanted(projector, channels, parameters):
     student = torch.randn(1, channels, 1, 2, dtype=torch.float64)
     loss = losses.create("fd", projector=projector).prepare(Outputs(T, [student]), Outputs(T, [T]))

@@ -1,4 +1,6 @@
-"""What holds for every feature loss: precision, gradients, projectors that can be repeated and saved, degenerate maps."""
+"""What holds for every feature loss: precision, gradients, projectors that can be repeated and saved,
+degenerate maps.
+"""
 
 import pytest
 import torch
@@ -28,7 +30,9 @@ TARGET = torch.tensor([0, 1, 2, 4])
 
 
 def outputs(seed=0, dtype=torch.float32, sizes=((8, 4), (4, 2)), batch=4):
-    """(student, teacher, teacher model): two stages of other channels and sizes; the teacher's logits are those of its head."""
+    """(student, teacher, teacher model): two stages of other channels and sizes; the teacher's logits are
+    those of its head.
+    """
     torch.manual_seed(seed)
     model = Head().to(dtype)
     s = [torch.randn(batch, c, size, size, dtype=dtype) for c, (size, _) in zip((3, 4), sizes, strict=True)]
@@ -46,7 +50,7 @@ def value_and_grads(loss, student, teacher, autocast=False):
     torch.manual_seed(2)  # MGD draws its mask
     s = Outputs(student.logits, [x.clone().requires_grad_() for x in student.features])
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        value = loss(s, teacher, TARGET[:len(student.logits)])
+        value = loss(s, teacher, TARGET[: len(student.logits)])
     value.backward()
     return value, [x.grad for x in s.features]
 
@@ -88,7 +92,9 @@ def test_the_gradient_is_the_slope_of_the_value(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_half_precision_maps_are_computed_in_float32_under_autocast_too(name, dtype):
     student, teacher, model = outputs()
-    student, teacher = (Outputs(x.logits.to(dtype), [f.to(dtype) for f in x.features]) for x in (student, teacher))
+    student, teacher = (
+        Outputs(x.logits.to(dtype), [f.to(dtype) for f in x.features]) for x in (student, teacher)
+    )
     loss = prepared(name, student, teacher, model)
     assert all(weight.dtype == torch.float32 for weight in loss.parameters())
     value, grads = value_and_grads(loss, student, teacher, autocast=True)
@@ -100,8 +106,11 @@ def test_half_precision_maps_are_computed_in_float32_under_autocast_too(name, dt
         assert grad is None or torch.allclose(grad, exact_grad.to(dtype))
 
 
-@pytest.mark.parametrize("change", [torch.zeros_like, torch.ones_like, lambda x: x[:1].expand_as(x), lambda x: 1e4 * x],
-                         ids=["zero", "constant", "all rows equal", "large"])
+@pytest.mark.parametrize(
+    "change",
+    [torch.zeros_like, torch.ones_like, lambda x: x[:1].expand_as(x), lambda x: 1e4 * x],
+    ids=["zero", "constant", "all rows equal", "large"],
+)
 @pytest.mark.parametrize("whose", ["student", "teacher", "both"])
 @pytest.mark.parametrize("name", NAMES)
 def test_value_and_gradients_are_finite_for_degenerate_maps(name, whose, change):
@@ -119,7 +128,9 @@ def test_value_and_gradients_are_finite_for_degenerate_maps(name, whose, change)
 def test_one_image_is_enough_for_maps_of_some_size(name):
     student, teacher, model = outputs(batch=1)
     torch.manual_seed(1)
-    loss = losses.create(name, **({"pooled": False} if name == "reviewkd" else {})).prepare(student, teacher, model)
+    loss = losses.create(name, **({"pooled": False} if name == "reviewkd" else {})).prepare(
+        student, teacher, model
+    )
     value, grads = value_and_grads(loss, student, teacher)
     assert torch.isfinite(value)
     assert all(torch.isfinite(grad).all() for grad in grads if grad is not None)
@@ -154,7 +165,10 @@ def test_state_dict_brings_the_projectors_back(name):
     saved, loaded = (prepared(name, student, teacher, model, seed) for seed in (1, 2))
     value_and_grads(saved, student, teacher)  # moves the batch norms' statistics
     loaded.load_state_dict(saved.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(saved.state_dict().values(), loaded.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(saved.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )
     assert value_and_grads(saved, student, teacher)[0] == value_and_grads(loaded, student, teacher)[0]
     assert not set(saved.state_dict()) & set(model.state_dict())
 
@@ -192,7 +206,9 @@ def test_tokens_are_the_map_they_were_made_of(name):
     student, teacher, model = outputs()
     tokens = [copies(x, lambda m: m.flatten(2).transpose(1, 2)) for x in (student, teacher)]
     value, _ = value_and_grads(prepared(name, student, teacher, model), student, teacher)
-    assert value_and_grads(prepared(name, *tokens, model), *tokens)[0].item() == pytest.approx(value.item(), rel=1e-6)
+    assert value_and_grads(prepared(name, *tokens, model), *tokens)[0].item() == pytest.approx(
+        value.item(), rel=1e-6
+    )
 
 
 def test_pairs_that_do_not_fit_are_refused():
@@ -204,7 +220,9 @@ def test_pairs_that_do_not_fit_are_refused():
     with pytest.raises(UsageError, match="the same batch"):
         losses.create("fd")(student, copies(teacher, lambda x: x[:3]), TARGET)
     with pytest.raises(UsageError, match="no square"):
-        losses.create("fd")(*(Outputs(student.logits, [torch.zeros(4, tokens, 3)]) for tokens in (17, 16)), TARGET)
+        losses.create("fd")(
+            *(Outputs(student.logits, [torch.zeros(4, tokens, 3)]) for tokens in (17, 16)), TARGET
+        )
     with pytest.raises(UsageError, match="expected a map"):
         feature.as_map(torch.zeros(2, 2, 2, 2, 2))
 
@@ -228,7 +246,12 @@ def test_resize_averages_on_the_way_down_and_interpolates_on_the_way_up():
     assert feature.resize(x, (2, 4)) is x
     assert feature.resize(x, (1, 2)).flatten().tolist() == [(1 + 2 + 5 + 6) / 4, (3 + 4 + 7 + 8) / 4]
     row = torch.tensor([0.0, 4.0]).view(1, 1, 1, 2)
-    assert feature.resize(row, (1, 4)).flatten().tolist() == [0, 1, 3, 4]  # centres at -1/4, 1/4, 3/4, 5/4 of the two pixels
+    assert feature.resize(row, (1, 4)).flatten().tolist() == [
+        0,
+        1,
+        3,
+        4,
+    ]  # centres at -1/4, 1/4, 3/4, 5/4 of the two pixels
     assert feature.resize(x, (4, 2)).shape == (1, 1, 4, 2)  # up one way, down the other: interpolated
 
 
@@ -240,19 +263,22 @@ def test_auto_rectifies_for_teachers_without_negative_values_only():
     assert not feature.rectified("never", signed.relu())
 
 
-@pytest.mark.parametrize(("name", "settings", "message"), [
-    ("fd", {"target_norm": "positoin"}, "position or map or none; did you mean position"),
-    ("fd", {"beta": -1}, "beta"),
-    ("reviewkd", {"pooled": "perhaps"}, "true or false"),
-    ("reviewkd", {"mid_channels": 1.5}, "whole number"),
-    ("mgd", {"lambda_mgd": 1}, "below 1"),
-    ("at", {"p": 0.5}, "1 or more"),
-    ("rkd", {"distance_weight": 0, "angle_weight": 0}, "both weights 0"),
-    ("rkd", {"eps": 0}, "above 0"),
-    ("fitnets", {"regressor": "sideways"}, "same"),
-    ("srrl", {"weight": 1}, "no setting 'weight'"),
-    ("ofa_stages", {"mixed_labels": "none"}, "argmax or both"),
-])
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("fd", {"target_norm": "positoin"}, "position or map or none; did you mean position"),
+        ("fd", {"beta": -1}, "beta"),
+        ("reviewkd", {"pooled": "perhaps"}, "true or false"),
+        ("reviewkd", {"mid_channels": 1.5}, "whole number"),
+        ("mgd", {"lambda_mgd": 1}, "below 1"),
+        ("at", {"p": 0.5}, "1 or more"),
+        ("rkd", {"distance_weight": 0, "angle_weight": 0}, "both weights 0"),
+        ("rkd", {"eps": 0}, "above 0"),
+        ("fitnets", {"regressor": "sideways"}, "same"),
+        ("srrl", {"weight": 1}, "no setting 'weight'"),
+        ("ofa_stages", {"mixed_labels": "none"}, "argmax or both"),
+    ],
+)
 def test_a_setting_that_is_out_of_range_is_refused(name, settings, message):
     with pytest.raises(UsageError, match=message):
         losses.create(name, **settings)

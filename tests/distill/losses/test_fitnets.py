@@ -12,16 +12,19 @@ def outputs(*maps):
     return Outputs(torch.zeros(len(maps[0]), 2), maps)
 
 
-@pytest.mark.parametrize(("student", "teacher", "kind", "weight"), [
-    ((7, 7), (7, 7), "same", (5, 3, 1, 1)),
-    ((14, 14), (7, 7), "down", (5, 3, 3, 3)),
-    ((13, 14), (7, 7), "down", (5, 3, 3, 3)),
-    ((7, 7), (14, 14), "up", (3, 5, 4, 4)),
-    ((9, 8), (7, 7), "shrink", (5, 3, 3, 2)),
-    ((56, 56), (7, 7), "resize", (5, 3, 1, 1)),  # a valid convolution would need a 50 x 50 kernel
-    ((7, 7), (8, 8), "resize", (5, 3, 1, 1)),
-    ((8, 6), (7, 7), "resize", (5, 3, 1, 1)),
-])
+@pytest.mark.parametrize(
+    ("student", "teacher", "kind", "weight"),
+    [
+        ((7, 7), (7, 7), "same", (5, 3, 1, 1)),
+        ((14, 14), (7, 7), "down", (5, 3, 3, 3)),
+        ((13, 14), (7, 7), "down", (5, 3, 3, 3)),
+        ((7, 7), (14, 14), "up", (3, 5, 4, 4)),
+        ((9, 8), (7, 7), "shrink", (5, 3, 3, 2)),
+        ((56, 56), (7, 7), "resize", (5, 3, 1, 1)),  # a valid convolution would need a 50 x 50 kernel
+        ((7, 7), (8, 8), "resize", (5, 3, 1, 1)),
+        ((8, 6), (7, 7), "resize", (5, 3, 1, 1)),
+    ],
+)
 def test_every_pair_of_sizes_has_its_regressor(student, teacher, kind, weight):
     s, t = torch.randn(2, 3, *student), torch.randn(2, 5, *teacher)
     assert fitnets.kind_of(s, t) == kind

@@ -1,4 +1,6 @@
-"""Losses by name: settings and their errors, the check before training, and what holds for every logit loss."""
+"""Losses by name: settings and their errors, the check before training, and what holds for every
+logit loss.
+"""
 
 import contextlib
 import itertools
@@ -45,12 +47,17 @@ def mix(labels, classes, share=0.7, smoothing=0.1):
 
 # every logit loss
 
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("size", [50.0, 500.0, 1e4])
 def test_loss_and_gradient_are_finite_for_extreme_logits(name, size, dtype):
     for columns in (3, 2, 10):
         rows = [torch.tensor((pattern * 4)[:columns]) for pattern in PATTERNS]
-        pairs = [(s, t) for s, t in itertools.product(rows, rows) if name not in ON_CONSTANT_LOGITS or len(set(s.tolist())) > 1]
+        pairs = [
+            (s, t)
+            for s, t in itertools.product(rows, rows)
+            if name not in ON_CONSTANT_LOGITS or len(set(s.tolist())) > 1
+        ]
         student, teacher = (size * torch.stack(part).to(dtype) for part in zip(*pairs, strict=True))
         labels = torch.arange(len(pairs)) % columns
         for temperature in (1.0, 4.0):
@@ -68,7 +75,11 @@ def test_loss_and_gradient_are_finite_for_extreme_logits(name, size, dtype):
 
 def test_one_image_is_enough(name):
     student, teacher, labels = made(images=1)
-    for s, t in ((student, teacher), (50 * student.sign(), 50 * teacher.sign()), (student, 100 * torch.eye(5).double()[:1])):
+    for s, t in (
+        (student, teacher),
+        (50 * student.sign(), 50 * teacher.sign()),
+        (student, 100 * torch.eye(5).double()[:1]),
+    ):
         for target in (labels, mix(labels, 5)):
             value, grad = value_and_grad(losses.create(name), s.float(), t.float(), target)
             assert value.isfinite() and grad.isfinite().all()
@@ -87,8 +98,13 @@ def test_a_student_with_constant_logits_gets_finite_gradients(name, dtype):
 @pytest.mark.parametrize("name", ON_CONSTANT_LOGITS)
 def test_the_recommended_eps_keeps_the_gradient_of_constant_logits_small(name):
     teacher, labels = made(images=4, classes=10)[1].float(), torch.arange(4)
-    grads = [value_and_grad(losses.create(name, eps=eps), torch.zeros_like(teacher), teacher, labels)[1].abs().max().item()
-             for eps in (losses.settings_of(name)["eps"], ON_CONSTANT_LOGITS[name])]
+    grads = [
+        value_and_grad(losses.create(name, eps=eps), torch.zeros_like(teacher), teacher, labels)[1]
+        .abs()
+        .max()
+        .item()
+        for eps in (losses.settings_of(name)["eps"], ON_CONSTANT_LOGITS[name])
+    ]
     assert grads[0] > 1e4
     assert grads[1] < 100
 
@@ -105,7 +121,9 @@ def test_the_gradient_is_the_slope_of_the_value(name):
     student, teacher, labels = made(images=4, scale=1.0)
     for target in (labels, mix(labels, 5)):
         loss = losses.create(name)
-        assert torch.autograd.gradcheck(lambda s, f=loss, y=target: f(Outputs(s), Outputs(teacher), y), student.requires_grad_())
+        assert torch.autograd.gradcheck(
+            lambda s, f=loss, y=target: f(Outputs(s), Outputs(teacher), y), student.requires_grad_()
+        )
 
 
 def test_autocast_changes_nothing(name):
@@ -126,22 +144,33 @@ def test_double_precision_stays_double(name):
 
 def test_the_order_of_images_does_not_matter(name):
     student, teacher, labels = made()
-    forwards, backwards = (losses.create(name)(Outputs(student[rows]), Outputs(teacher[rows]), labels[rows]).item()
-                           for rows in (range(6), range(5, -1, -1)))
+    forwards, backwards = (
+        losses.create(name)(Outputs(student[rows]), Outputs(teacher[rows]), labels[rows]).item()
+        for rows in (range(6), range(5, -1, -1))
+    )
     assert forwards == pytest.approx(backwards, rel=1e-12)
 
 
-@pytest.mark.parametrize("name", sorted(set(losses.LOGIT) - {"binary_kl"}))  # a sigmoid per class has a zero point
+@pytest.mark.parametrize(
+    "name", sorted(set(losses.LOGIT) - {"binary_kl"})
+)  # a sigmoid per class has a zero point
 def test_only_differences_of_logits_count(name):
     student, teacher, labels = made()
     shift = torch.arange(6.0)[:, None]
-    values = [losses.create(name)(Outputs(student + a), Outputs(teacher - b), labels).item() for a, b in ((0, 0), (shift, shift))]
+    values = [
+        losses.create(name)(Outputs(student + a), Outputs(teacher - b), labels).item()
+        for a, b in ((0, 0), (shift, shift))
+    ]
     assert values[0] == pytest.approx(values[1], rel=1e-9)
 
 
 def test_nothing_waits_for_the_device(name, monkeypatch):
-    """Tensors of the meta device have no values: reading one back, as `.item()` and `if tensor` do, raises."""
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which does not know that device
+    """Tensors of the meta device have no values: reading one back, as `.item()` and `if tensor`
+    do, raises.
+    """
+    monkeypatch.setattr(
+        torch, "autocast", lambda *_, **__: contextlib.nullcontext()
+    )  # which does not know that device
     student = torch.randn(4, 5, device="meta", requires_grad=True)
     teacher = torch.randn(4, 5, device="meta")
     for target in (torch.zeros(4, dtype=torch.int64, device="meta"), torch.rand(4, 5, device="meta")):
@@ -153,10 +182,13 @@ def test_nothing_waits_for_the_device(name, monkeypatch):
 
 def test_different_classes_are_refused(name):
     with pytest.raises(UsageError, match="same classes"):
-        losses.create(name)(Outputs(torch.zeros(4, 10)), Outputs(torch.zeros(4, 11)), torch.zeros(4, dtype=torch.int64))
+        losses.create(name)(
+            Outputs(torch.zeros(4, 10)), Outputs(torch.zeros(4, 11)), torch.zeros(4, dtype=torch.int64)
+        )
 
 
 # mixed labels
+
 
 def test_these_losses_need_one_class():
     assert [name for name in losses.LOGIT if "mixed_labels" in losses.settings_of(name)] == OF_MIXED_LABELS
@@ -168,11 +200,19 @@ def test_these_losses_need_one_class():
 def test_both_classes_are_weighted_by_the_share_they_were_mixed_with(name, share, smoothing):
     student, teacher, labels = made(images=6, classes=7)
     labels[0] = labels[-1]  # one pair of equal classes
-    value, grad = value_and_grad(losses.create(name, mixed_labels="both"), student, teacher, mix(labels, 7, share, smoothing))
+    value, grad = value_and_grad(
+        losses.create(name, mixed_labels="both"), student, teacher, mix(labels, 7, share, smoothing)
+    )
     alone = student.clone().requires_grad_()
     one_class = losses.create(name)
-    by_hand = sum(weight * one_class(Outputs(alone[i:i + 1]), Outputs(teacher[i:i + 1]), y[i:i + 1])
-                  for i in range(6) for weight, y in ((share, labels), (1 - share, labels.flip(0)))) / 6
+    by_hand = (
+        sum(
+            weight * one_class(Outputs(alone[i : i + 1]), Outputs(teacher[i : i + 1]), y[i : i + 1])
+            for i in range(6)
+            for weight, y in ((share, labels), (1 - share, labels.flip(0)))
+        )
+        / 6
+    )
     by_hand.backward()
     assert value.item() == pytest.approx(by_hand.item(), rel=1e-9)
     assert torch.allclose(grad, alone.grad, atol=1e-9)
@@ -182,42 +222,60 @@ def test_both_classes_are_weighted_by_the_share_they_were_mixed_with(name, share
 def test_by_default_a_mixed_label_counts_as_its_largest_class(name):
     student, teacher, labels = made()
     loss = losses.create(name)
-    value = loss(Outputs(student), Outputs(teacher), mix(labels, 5, share=0.3))  # the partner's share is the larger
+    value = loss(
+        Outputs(student), Outputs(teacher), mix(labels, 5, share=0.3)
+    )  # the partner's share is the larger
     assert torch.equal(value, loss(Outputs(student), Outputs(teacher), labels.flip(0)))
 
 
 @pytest.mark.parametrize("name", OF_MIXED_LABELS)
 def test_both_is_the_same_for_labels_that_are_not_mixed(name):
     student, teacher, labels = made()
-    assert torch.equal(losses.create(name, mixed_labels="both")(Outputs(student), Outputs(teacher), labels),
-                       losses.create(name)(Outputs(student), Outputs(teacher), labels))
+    assert torch.equal(
+        losses.create(name, mixed_labels="both")(Outputs(student), Outputs(teacher), labels),
+        losses.create(name)(Outputs(student), Outputs(teacher), labels),
+    )
 
 
 # settings
+
 
 def test_an_unknown_loss_is_answered_with_the_nearest():
     with pytest.raises(UsageError, match=r"no loss called 'nkdd'.*did you mean nkd\?"):
         losses.create("nkdd")
 
 
-@pytest.mark.parametrize(("name", "setting", "answer"), [
-    ("kl", "temprature", r"kl has no setting 'temprature'; did you mean temperature\? It has: temperature"),
-    ("nkd", "gama", r"did you mean gamma\?"), ("kl", "gamma", "kl has no setting 'gamma'"),
-    ("binary_kl", "temperature", r"binary_kl has no setting 'temperature'\. It has none")])
+@pytest.mark.parametrize(
+    ("name", "setting", "answer"),
+    [
+        (
+            "kl",
+            "temprature",
+            r"kl has no setting 'temprature'; did you mean temperature\? It has: temperature",
+        ),
+        ("nkd", "gama", r"did you mean gamma\?"),
+        ("kl", "gamma", "kl has no setting 'gamma'"),
+        ("binary_kl", "temperature", r"binary_kl has no setting 'temperature'\. It has none"),
+    ],
+)
 def test_an_unknown_setting_is_answered_with_the_nearest(name, setting, answer):
     for ask in (losses.create, lambda *a, **s: losses.check(*a, 10, 8, **s)):
         with pytest.raises(UsageError, match=answer):
             ask(name, **{setting: 2.0})
 
 
-@pytest.mark.parametrize(("name", "setting"), [("kl", "temperature"), ("ofa", "eps"), ("lskd", "eps"), ("dist", "eps")])
+@pytest.mark.parametrize(
+    ("name", "setting"), [("kl", "temperature"), ("ofa", "eps"), ("lskd", "eps"), ("dist", "eps")]
+)
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf, "warm", None, True, [1.0]])
 def test_what_is_divided_by_must_be_above_0(name, setting, value):
     with pytest.raises(UsageError, match=f"{setting} .*: expected a number above 0"):
         losses.create(name, **{setting: value})
 
 
-@pytest.mark.parametrize(("name", "setting"), [("nkd", "gamma"), ("dkd", "alpha"), ("dkd", "beta"), ("mlkd", "gamma")])
+@pytest.mark.parametrize(
+    ("name", "setting"), [("nkd", "gamma"), ("dkd", "alpha"), ("dkd", "beta"), ("mlkd", "gamma")]
+)
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, "much"])
 def test_a_weight_must_be_0_or_more(name, setting, value):
     with pytest.raises(UsageError, match=f"{setting} .*: expected a number of 0 or more"):
@@ -225,8 +283,14 @@ def test_a_weight_must_be_0_or_more(name, setting, value):
     assert losses.create(name, **{setting: 0})
 
 
-@pytest.mark.parametrize(("value", "answer"), [
-    (4.0, "expected a list"), ([], "expected a list"), ([4, 0], "temperatures 0: expected a number above 0")])
+@pytest.mark.parametrize(
+    ("value", "answer"),
+    [
+        (4.0, "expected a list"),
+        ([], "expected a list"),
+        ([4, 0], "temperatures 0: expected a number above 0"),
+    ],
+)
 def test_temperatures_are_a_list_of_numbers_above_0(value, answer):
     with pytest.raises(UsageError, match=answer):
         losses.create("mlkd", temperatures=value)
@@ -240,23 +304,30 @@ def test_a_rule_for_mixed_labels_is_one_of_two():
 def test_numbers_may_be_text_and_integers_as_yaml_gives_them():
     student, teacher, labels = made()
     plain = losses.create("lskd", temperature=2.0, eps=0.01)(Outputs(student), Outputs(teacher), labels)
-    assert torch.equal(losses.create("lskd", temperature=2, eps="1e-2")(Outputs(student), Outputs(teacher), labels), plain)
+    assert torch.equal(
+        losses.create("lskd", temperature=2, eps="1e-2")(Outputs(student), Outputs(teacher), labels), plain
+    )
 
 
 def test_the_defaults_are_those_of_the_references():
-    table = {"kl": {"temperature": 4.0},
-             "nkd": {"temperature": 1.0, "gamma": 1.5, "mixed_labels": "argmax"},
-             "dkd": {"temperature": 4.0, "alpha": 1.0, "beta": 8.0, "mixed_labels": "argmax"},
-             "dist": {"temperature": 1.0, "beta": 1.0, "gamma": 1.0, "eps": 1e-8},
-             "lskd": {"temperature": 2.0, "eps": 1e-7},
-             "lskd_dkd": {"temperature": 2.0, "alpha": 1.0, "beta": 8.0, "eps": 1e-7, "mixed_labels": "argmax"},
-             "mlkd": {"temperatures": (4.0, 2.0, 3.0, 5.0, 6.0), "alpha": 1.0, "beta": 1.0, "gamma": 1.0},
-             "ofa": {"temperature": 1.0, "eps": 1.0, "mixed_labels": "argmax"},
-             "binary_kl": {}, "deit_soft": {"temperature": 1.0}, "deit_hard": {}}
+    table = {
+        "kl": {"temperature": 4.0},
+        "nkd": {"temperature": 1.0, "gamma": 1.5, "mixed_labels": "argmax"},
+        "dkd": {"temperature": 4.0, "alpha": 1.0, "beta": 8.0, "mixed_labels": "argmax"},
+        "dist": {"temperature": 1.0, "beta": 1.0, "gamma": 1.0, "eps": 1e-8},
+        "lskd": {"temperature": 2.0, "eps": 1e-7},
+        "lskd_dkd": {"temperature": 2.0, "alpha": 1.0, "beta": 8.0, "eps": 1e-7, "mixed_labels": "argmax"},
+        "mlkd": {"temperatures": (4.0, 2.0, 3.0, 5.0, 6.0), "alpha": 1.0, "beta": 1.0, "gamma": 1.0},
+        "ofa": {"temperature": 1.0, "eps": 1.0, "mixed_labels": "argmax"},
+        "binary_kl": {},
+        "deit_soft": {"temperature": 1.0},
+        "deit_hard": {},
+    }
     assert {name: losses.settings_of(name) for name in losses.LOGIT} == table
 
 
 # the check before training
+
 
 def test_nothing_is_said_about_a_loss_that_fits(name):
     student, _, _ = made(images=8, classes=10)
@@ -269,15 +340,21 @@ def test_one_class_is_refused(name):
         losses.check(name, 1, 8)
 
 
-@pytest.mark.parametrize(("name", "classes", "batch", "settings", "said"), [
-    ("nkd", 2, 8, {}, ["nkd with 2 classes: .*second term is 0.*kl"]),
-    ("nkd", 2, 8, {"gamma": 0}, []),
-    ("dkd", 2, 8, {}, ["dkd with 2 classes: .*second term is 0.*kl"]),
-    ("dkd", 2, 8, {"beta": 0}, []),
-    ("dist", 2, 8, {}, ["dist with 2 classes: .*always .1 or -1.*kl"]),
-    ("dist", 10, 1, {}, ["dist with batch 1: .*constant.*batch of 3 or more"]),
-    ("dist", 10, 2, {}, ["dist with batch 2: .*constant.*batch of 3 or more"]),
-    ("dist", 10, 1, {"gamma": 0}, []), ("dist", 2, 8, {"beta": 0}, []), ("dist", 10, 3, {}, [])])
+@pytest.mark.parametrize(
+    ("name", "classes", "batch", "settings", "said"),
+    [
+        ("nkd", 2, 8, {}, ["nkd with 2 classes: .*second term is 0.*kl"]),
+        ("nkd", 2, 8, {"gamma": 0}, []),
+        ("dkd", 2, 8, {}, ["dkd with 2 classes: .*second term is 0.*kl"]),
+        ("dkd", 2, 8, {"beta": 0}, []),
+        ("dist", 2, 8, {}, ["dist with 2 classes: .*always .1 or -1.*kl"]),
+        ("dist", 10, 1, {}, ["dist with batch 1: .*constant.*batch of 3 or more"]),
+        ("dist", 10, 2, {}, ["dist with batch 2: .*constant.*batch of 3 or more"]),
+        ("dist", 10, 1, {"gamma": 0}, []),
+        ("dist", 2, 8, {"beta": 0}, []),
+        ("dist", 10, 3, {}, []),
+    ],
+)
 def test_a_term_that_vanishes_is_named(name, classes, batch, settings, said):
     warnings = losses.check(name, classes, batch, **settings)
     assert len(warnings) == len(said)
@@ -286,10 +363,21 @@ def test_a_term_that_vanishes_is_named(name, classes, batch, settings, said):
         assert "\n" not in warning
 
 
-@pytest.mark.parametrize(("name", "classes", "batch", "settings"), [
-    ("lskd", 2, 8, {}), ("lskd_dkd", 2, 8, {}), ("dkd", 2, 8, {"alpha": 0}), ("dkd", 9, 8, {"alpha": 0, "beta": 0}),
-    ("lskd_dkd", 9, 8, {"alpha": 0, "beta": 0}), ("dist", 2, 1, {}), ("dist", 2, 8, {"gamma": 0}), ("dist", 9, 1, {"beta": 0}),
-    ("dist", 9, 2, {"beta": 0}), ("dist", 9, 9, {"beta": 0, "gamma": 0})])
+@pytest.mark.parametrize(
+    ("name", "classes", "batch", "settings"),
+    [
+        ("lskd", 2, 8, {}),
+        ("lskd_dkd", 2, 8, {}),
+        ("dkd", 2, 8, {"alpha": 0}),
+        ("dkd", 9, 8, {"alpha": 0, "beta": 0}),
+        ("lskd_dkd", 9, 8, {"alpha": 0, "beta": 0}),
+        ("dist", 2, 1, {}),
+        ("dist", 2, 8, {"gamma": 0}),
+        ("dist", 9, 1, {"beta": 0}),
+        ("dist", 9, 2, {"beta": 0}),
+        ("dist", 9, 9, {"beta": 0, "gamma": 0}),
+    ],
+)
 def test_a_loss_that_teaches_nothing_is_refused_and_its_gradient_is_0_indeed(name, classes, batch, settings):
     with pytest.raises(UsageError, match=r"with \d class.*(nothing is learned|always 0)\. Use .*kl"):
         losses.check(name, classes, batch, **settings)

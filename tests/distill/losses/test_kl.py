@@ -10,7 +10,9 @@ from distill.losses import Outputs, kl
 
 def value_and_grad(student, teacher, **settings):
     student = student.clone().requires_grad_()
-    value = kl.loss(Outputs(student), Outputs(teacher), torch.zeros(len(student), dtype=torch.int64), **settings)
+    value = kl.loss(
+        Outputs(student), Outputs(teacher), torch.zeros(len(student), dtype=torch.int64), **settings
+    )
     value.backward()
     return value, student.grad
 
@@ -21,7 +23,9 @@ def test_equals_the_value_worked_out_by_hand():
     by_hand = 1 / 4 * math.log(1 / 2) + 3 / 4 * math.log(3 / 2)  # 0.1308 nats
     value, grad = value_and_grad(student, teacher, temperature=1.0)
     assert value.item() == pytest.approx(by_hand)
-    assert grad.tolist() == [pytest.approx([1 / 2 - 1 / 4, 1 / 2 - 3 / 4])]  # student's minus teacher's probabilities
+    assert grad.tolist() == [
+        pytest.approx([1 / 2 - 1 / 4, 1 / 2 - 3 / 4])
+    ]  # student's minus teacher's probabilities
 
 
 def test_temperature_softens_both_and_its_square_is_multiplied():
@@ -63,4 +67,6 @@ def test_half_precision_logits_are_computed_in_float32(dtype):
     value, grad = value_and_grad(student, teacher)
     assert value.dtype == torch.float32
     assert grad.dtype == dtype
-    assert value.item() == pytest.approx(value_and_grad(student.double(), teacher.double())[0].item(), rel=1e-5)
+    assert value.item() == pytest.approx(
+        value_and_grad(student.double(), teacher.double())[0].item(), rel=1e-5
+    )

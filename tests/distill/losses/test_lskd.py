@@ -23,7 +23,10 @@ def z_scores(row):
 
 
 def test_equals_the_value_worked_out_by_hand():
-    student, teacher = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[20.0, 0.0, 10.0]])  # z-scores -1, 0, 1 and 1, -1, 0
+    student, teacher = (
+        torch.tensor([[1.0, 2.0, 3.0]]),
+        torch.tensor([[20.0, 0.0, 10.0]]),
+    )  # z-scores -1, 0, 1 and 1, -1, 0
     total = 1 + math.e + 1 / math.e
     p, q = [math.e / total, 1 / math.e / total, 1 / total], [1 / math.e / total, 1 / total, math.e / total]
     by_hand = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
@@ -34,7 +37,10 @@ def test_equals_the_value_worked_out_by_hand():
 def test_is_kl_and_dkd_of_the_z_scores(temperature):
     dice = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 4, 6, generator=dice, dtype=torch.float64)
-    scores = [Outputs(torch.tensor([z_scores(row) for row in z.tolist()], dtype=torch.float64)) for z in (student, teacher)]
+    scores = [
+        Outputs(torch.tensor([z_scores(row) for row in z.tolist()], dtype=torch.float64))
+        for z in (student, teacher)
+    ]
     target = torch.zeros(4, dtype=torch.int64)
     by_hand = kl.loss(*scores, target, temperature=temperature).item()
     assert value_and_grad(student, teacher, temperature=temperature)[0] == pytest.approx(by_hand, rel=1e-5)

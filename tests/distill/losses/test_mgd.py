@@ -17,7 +17,9 @@ def test_equals_the_value_worked_out_by_hand():
     with torch.no_grad():
         loss.generators[0][2].weight.zero_()
         loss.generators[0][2].bias.fill_(1.0)  # restores 1 everywhere, whatever it is given
-    assert loss(outputs(s), outputs(t), None).item() == pytest.approx(0.5 * sum((x - 1) ** 2 for x in range(8)) / 2)
+    assert loss(outputs(s), outputs(t), None).item() == pytest.approx(
+        0.5 * sum((x - 1) ** 2 for x in range(8)) / 2
+    )
 
 
 def test_the_mask_drops_whole_channels_of_single_images_as_often_as_asked():
@@ -51,5 +53,7 @@ def test_without_a_mask_the_loss_is_the_same_at_every_step():
 
 @pytest.mark.parametrize(("channels", "convolutions"), [(5, 2), (3, 3)])
 def test_channels_are_aligned_where_they_differ(channels, convolutions):
-    loss = losses.create("mgd").prepare(outputs(torch.randn(2, channels, 4, 4)), outputs(torch.randn(2, 5, 4, 4)))
+    loss = losses.create("mgd").prepare(
+        outputs(torch.randn(2, channels, 4, 4)), outputs(torch.randn(2, 5, 4, 4))
+    )
     assert len(list(loss.parameters())) == 2 * convolutions

@@ -1,4 +1,6 @@
-"""MLKD: the two relations by their definition in NumPy, more images than classes and fewer, and its sum over temperatures."""
+"""MLKD: the two relations by their definition in NumPy, more images than classes and fewer, and its sum over
+temperatures.
+"""
 
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ from distill.losses import Outputs, kl, mlkd
 
 
 def value(student, teacher, **settings):
-    return mlkd.loss(Outputs(student), Outputs(teacher), torch.zeros(len(student), dtype=torch.int64), **settings).item()
+    return mlkd.loss(
+        Outputs(student), Outputs(teacher), torch.zeros(len(student), dtype=torch.int64), **settings
+    ).item()
 
 
 def probabilities(z, temperature):
@@ -31,13 +35,17 @@ def test_equals_its_definition(logits, temperature):
     only = {"temperatures": (temperature,), "alpha": 0.0}
     assert value(student, teacher, **only, beta=1.0, gamma=0.0) == pytest.approx(images, rel=1e-9)
     assert value(student, teacher, **only, beta=0.0, gamma=1.0) == pytest.approx(classes, rel=1e-9)
-    assert value(student, teacher, **only, beta=0.3, gamma=2.0) == pytest.approx(0.3 * images + 2 * classes, rel=1e-9)
+    assert value(student, teacher, **only, beta=0.3, gamma=2.0) == pytest.approx(
+        0.3 * images + 2 * classes, rel=1e-9
+    )
 
 
 def test_without_relations_it_is_kl_at_every_temperature(logits):
     student, teacher = torch.tensor(logits)
     each = [kl.loss(Outputs(student), Outputs(teacher), None, temperature=T).item() for T in (4.0, 2.0)]
-    assert value(student, teacher, temperatures=(4.0, 2.0), alpha=0.5, beta=0.0, gamma=0.0) == pytest.approx(0.5 * sum(each))
+    assert value(student, teacher, temperatures=(4.0, 2.0), alpha=0.5, beta=0.0, gamma=0.0) == pytest.approx(
+        0.5 * sum(each)
+    )
 
 
 def test_temperatures_are_summed(logits):
@@ -47,12 +55,20 @@ def test_temperatures_are_summed(logits):
 
 
 def test_a_small_difference_is_not_lost_among_large_products(logits):
-    """Near the teacher the loss is the square of the difference: in float32 still right to 3 digits at 1e-3 of the logits."""
+    """Near the teacher the loss is the square of the difference: in float32 still right to 3 digits at 1e-3
+    of the logits.
+    """
     teacher = torch.tensor(logits[1])
     student = teacher + 1e-3 * torch.tensor(logits[0])
     for only in ({"beta": 1.0, "gamma": 0.0}, {"beta": 0.0, "gamma": 1.0}):
         exact = value(student, teacher, temperatures=(2.0,), alpha=0.0, **only)
-        single = value(student.float(), student.float() - (student - teacher).float(), temperatures=(2.0,), alpha=0.0, **only)
+        single = value(
+            student.float(),
+            student.float() - (student - teacher).float(),
+            temperatures=(2.0,),
+            alpha=0.0,
+            **only,
+        )
         assert single == pytest.approx(exact, rel=2e-2)
 
 

@@ -32,7 +32,9 @@ def test_at_eps_1_it_is_the_cross_entropy_with_the_teacher():
 
 def test_temperature_softens_both_and_is_not_squared():
     plain = value(STUDENT, TEACHER, torch.tensor([2]), eps=1.5)
-    assert value(3 * STUDENT, 3 * TEACHER, torch.tensor([2]), eps=1.5, temperature=3.0) == pytest.approx(plain, rel=1e-5)
+    assert value(3 * STUDENT, 3 * TEACHER, torch.tensor([2]), eps=1.5, temperature=3.0) == pytest.approx(
+        plain, rel=1e-5
+    )
 
 
 def test_a_teacher_that_hardly_believes_the_target_is_not_rounded_away():
@@ -46,5 +48,5 @@ def test_the_batch_is_averaged():
     dice = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 4, 6, generator=dice)
     target = torch.tensor([5, 0, 3, 3])
-    each = [value(student[i:i + 1], teacher[i:i + 1], target[i:i + 1], eps=1.5) for i in range(4)]
+    each = [value(student[i : i + 1], teacher[i : i + 1], target[i : i + 1], eps=1.5) for i in range(4)]
     assert value(student, teacher, target, eps=1.5) == pytest.approx(sum(each) / 4, rel=1e-5)

@@ -15,12 +15,15 @@ def outputs(*shapes, classes=5):
     return Outputs(torch.randn(3, classes), [torch.randn(3, *shape) for shape in shapes])
 
 
-@pytest.mark.parametrize(("shapes", "halvings"), [
-    (((4, 16, 16), (8, 8, 8), (16, 4, 4)), [2, 1, 0]),
-    (((4, 7, 7), (8, 7, 7)), [0, 0]),
-    (((4, 28, 28), (8, 7, 7)), [2, 0]),
-    (((4, 15, 15), (8, 8, 8)), [1, 0]),
-])
+@pytest.mark.parametrize(
+    ("shapes", "halvings"),
+    [
+        (((4, 16, 16), (8, 8, 8), (16, 4, 4)), [2, 1, 0]),
+        (((4, 7, 7), (8, 7, 7)), [0, 0]),
+        (((4, 28, 28), (8, 7, 7)), [2, 0]),
+        (((4, 15, 15), (8, 8, 8)), [1, 0]),
+    ],
+)
 def test_each_branch_halves_its_map_to_the_deepest_ones_size(shapes, halvings):
     student = outputs(*shapes)
     loss = losses.create("ofa_stages").prepare(student, student)
@@ -41,7 +44,10 @@ def test_is_the_ofa_loss_of_every_branch_added_up(settings):
     student, teacher = outputs((4, 8, 8), (8, 4, 4)), Outputs(torch.randn(3, 5))
     loss = losses.create("ofa_stages", **settings).prepare(student, teacher)
     alone = losses.create("ofa", **settings)
-    by_hand = sum(alone(Outputs(branch(x)), teacher, TARGET) for branch, x in zip(loss.branches, student.features, strict=True))
+    by_hand = sum(
+        alone(Outputs(branch(x)), teacher, TARGET)
+        for branch, x in zip(loss.branches, student.features, strict=True)
+    )
     assert loss(student, teacher, TARGET).item() == pytest.approx(by_hand.item())
 
 

@@ -23,6 +23,7 @@ def smooth(a, b):
 
 def by_loops(s, t, distance_weight, angle_weight):
     """The definition, with python's numbers."""
+
     def distances(x):
         d = [[math.dist(a, b) for b in x] for a in x]
         mean = sum(map(sum, d)) / (len(x) * (len(x) - 1))
@@ -35,7 +36,15 @@ def by_loops(s, t, distance_weight, angle_weight):
 
     n, ds, dt = len(s), distances(s), distances(t)
     pairs = sum(smooth(ds[i][j], dt[i][j]) for i in range(n) for j in range(n)) / n**2
-    triplets = sum(smooth(cosine(s, i, j, k), cosine(t, i, j, k)) for i in range(n) for j in range(n) for k in range(n)) / n**3
+    triplets = (
+        sum(
+            smooth(cosine(s, i, j, k), cosine(t, i, j, k))
+            for i in range(n)
+            for j in range(n)
+            for k in range(n)
+        )
+        / n**3
+    )
     return distance_weight * pairs + angle_weight * triplets
 
 
@@ -98,9 +107,14 @@ def test_fewer_than_three_images_are_refused_at_the_start_and_in_a_step(batch):
 
 
 def test_what_pairs_and_triplets_take_is_said_where_it_is_much():
-    few, many = (losses.create("rkd").prepare(*[Outputs(torch.zeros(4, c), [torch.randn(4, c)])] * 2) for c in (16, 2048))
+    few, many = (
+        losses.create("rkd").prepare(*[Outputs(torch.zeros(4, c), [torch.randn(4, c)])] * 2)
+        for c in (16, 2048)
+    )
     assert few.notes(256) == []
     assert "4.7 GB" in few.notes(1024)[0]  # of which 4.3 are cosines
     assert "0.8 GB" in many.notes(128)[0]  # measured: 0.81
-    flat = losses.create("rkd", angle_weight=0).prepare(*[Outputs(torch.zeros(4, 16), [torch.randn(4, 16)])] * 2)
+    flat = losses.create("rkd", angle_weight=0).prepare(
+        *[Outputs(torch.zeros(4, 16), [torch.randn(4, 16)])] * 2
+    )
     assert flat.notes(1024) == []

@@ -12,7 +12,10 @@ def noise():
 
 @pytest.fixture(scope="session")
 def stirred():
-    """stirred(network, seed=0): every weight and statistic at random, in eval mode; fresh norms and layer scale hide errors."""
+    """stirred(network, seed=0): every weight and statistic at random, in eval mode; fresh norms and layer
+    scale hide errors.
+    """
+
     def stir(network, seed=0):
         generator = torch.Generator().manual_seed(seed)
         for name, tensor in network.state_dict().items():
@@ -21,6 +24,7 @@ def stirred():
                 scale = tensor[0].numel() ** -0.5 if tensor.dim() > 1 else 1.0
                 tensor.copy_((torch.rand(tensor.shape, generator=generator) * (high - low) + low) * scale)
         return network.eval()
+
     return stir
 
 

@@ -1,4 +1,6 @@
-"""The CIFAR ResNets: their published size, their parameter-free shortcut, their published weights and accuracy."""
+"""The CIFAR ResNets: their published size, their parameter-free shortcut, their published weights and
+accuracy.
+"""
 
 from pathlib import Path
 
@@ -13,8 +15,14 @@ from runtime.errors import UsageError
 
 PARAMETERS = {20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018}  # of the published files
 RIGHT_OF_400 = {20: 356, 32: 370, 44: 361, 56: 369}
-"""Test images recognized, of the first 400: counted with the network written out in torch functions from the raw weights."""
-FILES = {20: "resnet20-12fca82f.th", 32: "resnet32-d509ac18.th", 44: "resnet44-014dd654.th", 56: "resnet56-4bfd9763.th"}
+"""Test images recognized, of the first 400: counted with the network written out in torch functions from the
+raw weights."""
+FILES = {
+    20: "resnet20-12fca82f.th",
+    32: "resnet32-d509ac18.th",
+    44: "resnet44-014dd654.th",
+    56: "resnet56-4bfd9763.th",
+}
 
 
 @pytest.mark.parametrize("depth", PARAMETERS)
@@ -66,10 +74,14 @@ def test_the_stages_shrink_the_image_as_feature_info_says():
     shapes = {}
     for info in model.feature_info:
         module = model.get_submodule(info["module"])
-        module.register_forward_hook(lambda m, i, out, name=info["module"]: shapes.update({name: tuple(out.shape)}))
+        module.register_forward_hook(
+            lambda m, i, out, name=info["module"]: shapes.update({name: tuple(out.shape)})
+        )
     model(torch.zeros(1, 3, 32, 32))
-    assert shapes == {info["module"]: (1, info["num_chs"], 32 // info["reduction"], 32 // info["reduction"])
-                      for info in model.feature_info}
+    assert shapes == {
+        info["module"]: (1, info["num_chs"], 32 // info["reduction"], 32 // info["reduction"])
+        for info in model.feature_info
+    }
 
 
 def test_the_classifier_can_be_replaced_and_removed():
@@ -88,7 +100,11 @@ def test_width_scales_the_channels():
 
 def test_drop_path_grows_with_depth_and_rests_in_evaluation():
     model = models.build("resnet20", 10, drop_path_rate=0.3)
-    rates = [getattr(block.drop_path, "drop_prob", 0.0) for i in (1, 2, 3) for block in model.get_submodule(f"layer{i}")]
+    rates = [
+        getattr(block.drop_path, "drop_prob", 0.0)
+        for i in (1, 2, 3)
+        for block in model.get_submodule(f"layer{i}")
+    ]
     assert rates == pytest.approx([0.3 * i / 8 for i in range(9)])
     model.eval()
     x = torch.randn(2, 3, 32, 32)
@@ -102,9 +118,14 @@ def test_all_families_are_known_to_timm_by_name():
 
 
 def test_an_unknown_architecture_is_answered_with_the_nearest():
-    with pytest.raises(UsageError, match=r"resnet18 has no published weights called 'tv_in1kk'; did you mean resnet18.tv_in1k\?"):
+    with pytest.raises(
+        UsageError,
+        match=r"resnet18 has no published weights called 'tv_in1kk'; did you mean resnet18.tv_in1k\?",
+    ):
         models.build("resnet18.tv_in1kk", 10, pretrained=True)
-    with pytest.raises(UsageError, match=r"resnet20 has no published weights called 'x'\. Known: none\. Leave the tag out"):
+    with pytest.raises(
+        UsageError, match=r"resnet20 has no published weights called 'x'\. Known: none\. Leave the tag out"
+    ):
         models.preprocess_of("resnet20.x")
     with pytest.raises(UsageError, match=r"no architecture called 'resnt20'.*did you mean resnet20\?"):
         models.build("resnt20", 10)
@@ -117,11 +138,15 @@ def test_an_argument_the_architecture_does_not_have_is_one_line():
 
 
 def tiles(path: Path, count: int) -> np.ndarray:
-    """The first `count` tiles of a sheet with 100 tiles of 32 x 32 pixels in a row: (count, 32, 32, 3) uint8."""
+    """The first `count` tiles of a sheet with 100 tiles of 32 x 32 pixels in a row: (count, 32,
+    32, 3) uint8.
+    """
     from PIL import Image
 
     sheet = np.asarray(Image.open(path).convert("RGB"))
-    return np.stack([sheet[i // 100 * 32:i // 100 * 32 + 32, i % 100 * 32:i % 100 * 32 + 32] for i in range(count)])
+    return np.stack(
+        [sheet[i // 100 * 32 : i // 100 * 32 + 32, i % 100 * 32 : i % 100 * 32 + 32] for i in range(count)]
+    )
 
 
 @pytest.mark.parametrize("depth", PARAMETERS)
@@ -130,8 +155,10 @@ def test_the_published_weights_recognize_what_they_should(shared, depth):
     file = shared / "data" / "weights" / FILES[depth]
     found = checkpoint.load_any(file, f"resnet{depth}")
     assert found.class_names is None
-    assert found.lineage["converted"] == ["taken from entry 'state_dict'",
-                                          f"prefix 'module.' removed from {len(found.state_dict)} names"]
+    assert found.lineage["converted"] == [
+        "taken from entry 'state_dict'",
+        f"prefix 'module.' removed from {len(found.state_dict)} names",
+    ]
     model = models.build(f"resnet{depth}", 10)
     checkpoint.load_weights(model, found)
     model.eval()

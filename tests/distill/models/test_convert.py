@@ -1,4 +1,6 @@
-"""Published weights: older spellings, other forms than the architecture's, timm's converters; always with a note."""
+"""Published weights: older spellings, other forms than the architecture's, timm's converters; always with a
+note.
+"""
 
 import pytest
 import timm
@@ -39,16 +41,25 @@ def test_older_spellings_of_strips_are_renamed():
     assert notes == [f"renamed 48 names (first: {old} -> {new})"]  # 4 blocks, 2 strips, 6 names each
 
 
-@pytest.mark.parametrize(("form", "expected"), [
-    ({"kernel_sizes": [31, 29, 27, 13]}, {"kernel_sizes": [31, 29, 27, 13]}),
-    ({"kernel_sizes": [31, 29, 27, 13], "decomposed": False}, {"kernel_sizes": [31, 29, 27, 13], "decomposed": False}),
-    ({"small_kernel": 3}, {"small_kernel": 3}),
-    ({"kernel_sizes": 7, "small_kernel": 0, "decomposed": False},
-     {"kernel_sizes": [7, 7, 7, 7], "small_kernel": 0, "decomposed": False}),
-    ({"bn": False}, {"bn": False}),
-    ({"deploy": True}, {"deploy": True}),
-    ({"deploy": True, "decomposed": False}, {"deploy": True, "decomposed": False}),
-], ids=str)
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ({"kernel_sizes": [31, 29, 27, 13]}, {"kernel_sizes": [31, 29, 27, 13]}),
+        (
+            {"kernel_sizes": [31, 29, 27, 13], "decomposed": False},
+            {"kernel_sizes": [31, 29, 27, 13], "decomposed": False},
+        ),
+        ({"small_kernel": 3}, {"small_kernel": 3}),
+        (
+            {"kernel_sizes": 7, "small_kernel": 0, "decomposed": False},
+            {"kernel_sizes": [7, 7, 7, 7], "small_kernel": 0, "decomposed": False},
+        ),
+        ({"bn": False}, {"bn": False}),
+        ({"deploy": True}, {"deploy": True}),
+        ({"deploy": True, "decomposed": False}, {"deploy": True, "decomposed": False}),
+    ],
+    ids=str,
+)
 def test_what_a_slak_file_shows_completes_the_arguments(form, expected):
     state = weights("slak_tiny", **SLAK, **form)
     found, arguments, (*renamed, note) = convert("slak_tiny", SLAK, older(state))
@@ -65,16 +76,22 @@ def test_arguments_of_the_user_stand():
     assert notes == ["arguments read from the weights: kernel_sizes=[31, 31, 31, 31]"]
 
 
-@pytest.mark.parametrize(("form", "expected"), [
-    ({"kernel_sizes": 9}, {"kernel_sizes": [9, 9, 9, 9]}),
-    ({"small_kernel": 0}, {"small_kernel": 0}),
-    ({"deploy": True, "small_kernel": 0}, {"deploy": True}),
-], ids=str)
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ({"kernel_sizes": 9}, {"kernel_sizes": [9, 9, 9, 9]}),
+        ({"small_kernel": 0}, {"small_kernel": 0}),
+        ({"deploy": True, "small_kernel": 0}, {"deploy": True}),
+    ],
+    ids=str,
+)
 def test_what_a_replknet_file_shows_completes_the_arguments(form, expected):
     state = weights("replknet_31b", **REPLKNET, **form)
     found, arguments, (note,) = convert("replknet_31b", REPLKNET, state)
     assert arguments == REPLKNET | expected and found == state
-    assert weights("replknet_31b", **arguments).keys() == state.keys() and note.startswith("arguments read from the weights: ")
+    assert weights("replknet_31b", **arguments).keys() == state.keys() and note.startswith(
+        "arguments read from the weights: "
+    )
 
 
 @pytest.mark.parametrize("name", ["slak_tiny", "replknet_31b", "unireplknet_a"])
@@ -82,8 +99,12 @@ def test_a_merged_file_is_built_merged_and_computes_the_same(name, stirred, nois
     small = {"unireplknet_a": {"depths": (1, 1, 1, 1), "dims": (8, 8, 12, 16), "kernel_sizes": (3, 7, 7, 9)}}
     arguments = {"slak_tiny": SLAK, "replknet_31b": REPLKNET, **small}[name]
     network, x = stirred(models.build(name, 5, arguments)), noise(2, 3, 32, 32)
-    found, completed, notes = convert(name, arguments, reparameterize(network, fold_batch_norm=False).state_dict())
-    assert completed == arguments | {"deploy": True} and notes == ["arguments read from the weights: deploy=true"]
+    found, completed, notes = convert(
+        name, arguments, reparameterize(network, fold_batch_norm=False).state_dict()
+    )
+    assert completed == arguments | {"deploy": True} and notes == [
+        "arguments read from the weights: deploy=true"
+    ]
     merged = models.build(name, 5, completed).eval()
     merged.load_state_dict(found)
     with torch.no_grad():
@@ -94,7 +115,11 @@ def facebook(state):
     """timm's ConvNeXt under the names of the authors."""
     names = {}
     for key in state:
-        new = key.replace("stem.", "downsample_layers.0.").replace("head.fc", "head").replace("head.norm", "norm")
+        new = (
+            key.replace("stem.", "downsample_layers.0.")
+            .replace("head.fc", "head")
+            .replace("head.norm", "norm")
+        )
         new = new.replace("conv_dw", "dwconv").replace("mlp.fc", "pwconv").replace("blocks.", "")
         if ".downsample." in new:
             _, stage, _, rest = new.split(".", 3)
@@ -119,7 +144,9 @@ def test_a_converter_that_drops_weights_says_how_many_are_left():
         state = timm.create_model("convnext_tiny", depths=(1, 1, 1, 1), dims=(4, 6, 8, 12)).state_dict()
     published = facebook(state) | {"norms.3.weight": torch.zeros(12)}  # of an optional distillation head
     found, _, (note,) = convert("convnext_tiny", {"depths": (1, 1, 1, 1), "dims": (4, 6, 8, 12)}, published)
-    assert set(found) == set(state) and note.startswith(f"converted {len(state) + 1} names to {len(state)} (first: downsample")
+    assert set(found) == set(state) and note.startswith(
+        f"converted {len(state) + 1} names to {len(state)} (first: downsample"
+    )
 
 
 def test_a_file_of_another_family_keeps_its_names():

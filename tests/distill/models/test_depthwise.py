@@ -1,4 +1,6 @@
-"""The large depthwise convolution against torch's own in float64, for every algorithm, shape, format and precision."""
+"""The large depthwise convolution against torch's own in float64, for every algorithm, shape, format and
+precision.
+"""
 
 import pytest
 import torch
@@ -8,8 +10,16 @@ from distill.models import depthwise
 from distill.models.depthwise import DepthwiseConv2d, depthwise_conv2d
 
 CASES = [  # channels, map, kernel
-    (3, (9, 9), (13, 5)), (3, (9, 9), (5, 13)), (4, (8, 11), (9, 9)), (2, (7, 7), (31, 31)), (3, (6, 10), (51, 5)),
-    (5, (1, 1), (13, 13)), (2, (12, 5), (1, 9)), (3, (16, 16), (15, 15)), (1, (10, 4), (11, 3)), (2, (2, 20), (9, 31)),
+    (3, (9, 9), (13, 5)),
+    (3, (9, 9), (5, 13)),
+    (4, (8, 11), (9, 9)),
+    (2, (7, 7), (31, 31)),
+    (3, (6, 10), (51, 5)),
+    (5, (1, 1), (13, 13)),
+    (2, (12, 5), (1, 9)),
+    (3, (16, 16), (15, 15)),
+    (1, (10, 4), (11, 3)),
+    (2, (2, 20), (9, 31)),
 ]
 
 
@@ -63,13 +73,15 @@ def test_half_precision_loses_no_more_than_its_own_rounding(algorithm, dtype, bo
 
 
 def test_sums_that_float16_cannot_hold_are_made_in_float32():
-    """Products that sum to 2.5 million in each of two images and cancel between them: float16 ends at 65,504."""
+    """Products that sum to 2.5 million in each of two images and cancel between them: float16 ends
+    at 65,504.
+    """
     x = torch.full((2, 1, 32, 32), 50.0, dtype=torch.float16)
     x[1] = -50
     weight = torch.zeros(1, 1, 9, 9, dtype=torch.float16, requires_grad=True)
     for algorithm in ("direct", "fft"):
         y = depthwise_conv2d(x, weight, None, algorithm)
-        gradient, = torch.autograd.grad(y, weight, torch.full_like(y, 50.0))
+        (gradient,) = torch.autograd.grad(y, weight, torch.full_like(y, 50.0))
         assert torch.isfinite(gradient).all() and gradient.abs().max() < 5
 
 
@@ -90,7 +102,9 @@ def test_even_kernels_grow_the_map_as_in_torch():
 def test_channels_in_parts_give_the_same(monkeypatch):
     x, weight, bias, grad = problem(7, (9, 9), (9, 9))
     parts = depthwise._channel_parts
-    monkeypatch.setattr(depthwise, "_channel_parts", lambda x, points: parts(x, points, limit=2 * 3 * 14 * 14))
+    monkeypatch.setattr(
+        depthwise, "_channel_parts", lambda x, points: parts(x, points, limit=2 * 3 * 14 * 14)
+    )
     assert [s.stop - s.start for s in depthwise._channel_parts(x, (14, 14))] == [2, 2, 2, 1]
     y = depthwise_conv2d(x, weight, bias, "fft")
     found = y, *torch.autograd.grad(y, (x, weight, bias), grad)
@@ -114,13 +128,19 @@ def test_autocast_decides_the_type_as_for_torchs_convolution():
 
 
 def test_the_rule_knows_which_way_is_faster():
-    """The largest kernels on the largest maps by FFT, strips and small maps direct: measured on one core (see the benchmark)."""
+    """The largest kernels on the largest maps by FFT, strips and small maps direct: measured on one core (see
+    the benchmark).
+    """
     forward, weight = depthwise.FORWARD_TAPS_PER_POINT, depthwise.WEIGHT_TAPS_PER_POINT
-    assert depthwise.prefers_fft((56, 56), (51, 51), forward) and depthwise.prefers_fft((56, 56), (51, 51), weight)
+    assert depthwise.prefers_fft((56, 56), (51, 51), forward) and depthwise.prefers_fft(
+        (56, 56), (51, 51), weight
+    )
     assert depthwise.prefers_fft((56, 56), (31, 31), forward)
     for size, kernel in [((56, 56), (51, 5)), ((56, 56), (5, 51)), ((14, 14), (27, 27)), ((7, 7), (13, 13))]:
         inside = tuple(2 * min(k // 2, n - 1) + 1 for k, n in zip(kernel, size, strict=True))
-        assert not depthwise.prefers_fft(size, inside, forward) and not depthwise.prefers_fft(size, inside, weight)
+        assert not depthwise.prefers_fft(size, inside, forward) and not depthwise.prefers_fft(
+            size, inside, weight
+        )
 
 
 def test_without_onednn_fft_is_preferred(monkeypatch):
@@ -152,7 +172,10 @@ def test_forced_holds_only_inside(monkeypatch):
 
 def test_the_names_are_those_of_a_convolution_and_it_exports_as_one():
     layer = DepthwiseConv2d(3, (13, 5)).eval()
-    assert {k: tuple(v.shape) for k, v in layer.state_dict().items()} == {"weight": (3, 1, 13, 5), "bias": (3,)}
+    assert {k: tuple(v.shape) for k, v in layer.state_dict().items()} == {
+        "weight": (3, 1, 13, 5),
+        "bias": (3,),
+    }
     program = torch.onnx.export(layer, (torch.zeros(1, 3, 8, 8),), dynamo=True, verbose=False)
     assert [node.op_type for node in program.model_proto.graph.node] == ["Conv"]
 

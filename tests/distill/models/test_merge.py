@@ -1,4 +1,6 @@
-"""Merging for inference: equal outputs for every family, only proven pairs are folded, and a wrong merge is refused."""
+"""Merging for inference: equal outputs for every family, only proven pairs are folded, and a wrong merge is
+refused.
+"""
 
 import copy
 
@@ -22,7 +24,9 @@ def noise(*shape, seed=0):
 
 
 def stirred(network, seed=0, weights=False):
-    """Batch norm, layer scale and, if asked for, weights at random, in eval mode: fresh ones hide what merging does."""
+    """Batch norm, layer scale and, if asked for, weights at random, in eval mode: fresh ones hide what
+    merging does.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def random(tensor, low, high):
@@ -39,8 +43,10 @@ def stirred(network, seed=0, weights=False):
         for name, p in network.named_parameters():
             if name.endswith(("gamma", "beta")):
                 random(p, 0.2, 0.5)
-            elif weights and p.dim() > 1:  # every layer keeps the size of its input, so that every weight matters
-                random(p, -(3 / p[0].numel()) ** 0.5, (3 / p[0].numel()) ** 0.5)
+            elif (
+                weights and p.dim() > 1
+            ):  # every layer keeps the size of its input, so that every weight matters
+                random(p, -((3 / p[0].numel()) ** 0.5), (3 / p[0].numel()) ** 0.5)
     return network.eval()
 
 
@@ -68,8 +74,14 @@ def plain(self, x):
 def test_a_convolution_takes_the_batch_norm_worked_out_by_hand():
     network = Pair(plain, nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1, eps=0.0)).eval()
     with torch.no_grad():
-        for tensor, value in ((network.conv.weight, 2.0), (network.conv.bias, 11.0), (network.bn.running_mean, 3.0),
-                              (network.bn.running_var, 4.0), (network.bn.weight, 5.0), (network.bn.bias, 7.0)):
+        for tensor, value in (
+            (network.conv.weight, 2.0),
+            (network.conv.bias, 11.0),
+            (network.bn.running_mean, 3.0),
+            (network.bn.running_var, 4.0),
+            (network.bn.weight, 5.0),
+            (network.bn.bias, 7.0),
+        ):
             tensor.fill_(value)
     merged = reparameterize(network)
     assert merged.conv.weight.item() == 2 * 5 / 2 and merged.conv.bias.item() == (11 - 3) * 5 / 2 + 7
@@ -77,17 +89,26 @@ def test_a_convolution_takes_the_batch_norm_worked_out_by_hand():
 
 
 def test_a_linear_layer_takes_the_batch_norm_behind_it():
-    network = stirred(nn.Sequential(nn.Linear(5, 4, bias=False), nn.BatchNorm1d(4, affine=False), nn.ReLU())).double()
+    network = stirred(
+        nn.Sequential(nn.Linear(5, 4, bias=False), nn.BatchNorm1d(4, affine=False), nn.ReLU())
+    ).double()
     merged, x = reparameterize(network), noise(6, 5).double()
     assert batch_norms(merged) == 0 and torch.allclose(merged(x), network(x), atol=1e-12)
 
 
 FAMILIES = {
-    "repvgg_a0": (32, 0), "mobileone_s0": (32, 0), "resnet18": (32, 0), "mobilenetv3_small_050": (32, 0),
-    "convnext_atto": (32, 0), "resnet20": (16, 0), "fastvit_t8": (64, 0), "repvit_m0_9": (32, 0), "repghostnet_050": (32, 0),
+    "repvgg_a0": (32, 0),
+    "mobileone_s0": (32, 0),
+    "resnet18": (32, 0),
+    "mobilenetv3_small_050": (32, 0),
+    "convnext_atto": (32, 0),
+    "resnet20": (16, 0),
+    "fastvit_t8": (64, 0),
+    "repvit_m0_9": (32, 0),
+    "repghostnet_050": (32, 0),
     "tf_efficientnet_b0": (32, 0),  # padding that depends on the size
-    "levit_128s": (224, 0),         # keeps its attention biases between calls
-    "densenet121": (32, 62),        # 62 of its 121 come before their convolution, and stay
+    "levit_128s": (224, 0),  # keeps its attention biases between calls
+    "densenet121": (32, 62),  # 62 of its 121 come before their convolution, and stay
 }
 """{network: (image size, batch norms that no layer can take)}"""
 
@@ -101,15 +122,22 @@ def test_every_family_computes_the_same_merged(name):
     x = noise(2, 3, size, size).double()
     with torch.no_grad():
         wanted, found = network.double()(x), merged(x)
-    assert ((found - wanted).abs().max() / wanted.std()).item() < 1e-5  # in float64: merged weights are rounded, nothing else
+    assert (
+        (found - wanted).abs().max() / wanted.std()
+    ).item() < 1e-5  # in float64: merged weights are rounded, nothing else
     assert batch_norms(merged) == stay
 
 
-OURS = {"slak_tiny": ({"depths": (1, 1, 2), "dims": (8, 8, 12), "kernel_sizes": (13, 11, 7), "width_factor": 1.0}, 0),
-        "slak_tiny_k7": ({"depths": (1, 1), "dims": (8, 12)}, 0),
-        # a RepLKBlock and a ConvFFN begin with batch norm: two per pair stay, and the last one
-        "replknet_31b": ({"depths": (1, 2), "channels": (8, 12), "kernel_sizes": (13, 7)}, 7),
-        "unireplknet_a": (UNIREPLKNET, 0)}
+OURS = {
+    "slak_tiny": (
+        {"depths": (1, 1, 2), "dims": (8, 8, 12), "kernel_sizes": (13, 11, 7), "width_factor": 1.0},
+        0,
+    ),
+    "slak_tiny_k7": ({"depths": (1, 1), "dims": (8, 12)}, 0),
+    # a RepLKBlock and a ConvFFN begin with batch norm: two per pair stay, and the last one
+    "replknet_31b": ({"depths": (1, 2), "channels": (8, 12), "kernel_sizes": (13, 7)}, 7),
+    "unireplknet_a": (UNIREPLKNET, 0),
+}
 """{network: (arguments of a small one, batch norms that no layer can take)}"""
 
 
@@ -122,7 +150,8 @@ def test_our_families_compute_the_same_merged(name):
         assert torch.allclose(merged(x), network(x), rtol=0, atol=1e-12 * network(x).std().item())
     assert batch_norms(merged) == stay < batch_norms(network)
     assert list(reparameterize(network, fold_batch_norm=False).state_dict()) == list(
-        models.build(name, 5, arguments | {"deploy": True}).state_dict())
+        models.build(name, 5, arguments | {"deploy": True}).state_dict()
+    )
 
 
 def test_a_network_for_features_only_is_merged_inside():
@@ -186,7 +215,9 @@ class Decides(nn.Module):
         return decides(self, x)
 
 
-@pytest.mark.parametrize("network", [Optional(plain), Decides()], ids=["an optional argument", "a choice by the data"])
+@pytest.mark.parametrize(
+    "network", [Optional(plain), Decides()], ids=["an optional argument", "a choice by the data"]
+)
 def test_code_that_chooses_is_followed_where_it_can_be(network):
     stirred(network)
     merged = reparameterize(network)
@@ -219,7 +250,9 @@ def pruned():
     network = Pair(plain)
     prune.l1_unstructured(network.conv, "weight", amount=0.5)
     with torch.no_grad():
-        network(noise(2, 3, 8, 8))  # its weight is computed anew before every call; one with a graph cannot be copied
+        network(
+            noise(2, 3, 8, 8)
+        )  # its weight is computed anew before every call; one with a graph cannot be copied
     return network
 
 
@@ -235,7 +268,9 @@ LEFT = {
     "no statistics": Pair(plain, bn=nn.BatchNorm2d(4, track_running_stats=False)),
     "another use of the weight": Pair(plain, StdConv2d(3, 4, 3)),
     "transposed": Pair(plain, nn.ConvTranspose2d(3, 4, 3)),
-    "a hook": hooked(), "pruning": pruned(), "one module in two places": Shared(),
+    "a hook": hooked(),
+    "pruning": pruned(),
+    "one module in two places": Shared(),
 }
 
 
@@ -292,7 +327,9 @@ def test_a_wrong_merge_is_refused(tamper):
     wrong = copy.deepcopy(network)
     with torch.no_grad():
         tamper(wrong)
-    with pytest.raises(GateError, match=r"merged UniRepLKNet is not the same .* differs by .* at most 0\.0001") as error:
+    with pytest.raises(
+        GateError, match=r"merged UniRepLKNet is not the same .* differs by .* at most 0\.0001"
+    ) as error:
         require_equal(network, reparameterize(wrong), (3, 32, 32))
     assert "\n" not in str(error.value)
 
@@ -319,10 +356,13 @@ def test_rounding_that_a_network_amplifies_is_told_from_a_wrong_merge():
         require_equal(network, wrong, (3, 8, 8))
 
 
-@pytest.mark.parametrize(("way", "said"), [
-    (lambda self, x: self.bn(self.conv(x)) * 0, "is constant"),
-    (lambda self, x: self.bn(self.conv(x)) / 0, "is not finite"),
-])
+@pytest.mark.parametrize(
+    ("way", "said"),
+    [
+        (lambda self, x: self.bn(self.conv(x)) * 0, "is constant"),
+        (lambda self, x: self.bn(self.conv(x)) / 0, "is not finite"),
+    ],
+)
 def test_what_cannot_be_compared_is_not_called_equal(way, said):
     network = Pair(way).eval()
     with pytest.raises(GateError, match=said):
@@ -331,7 +371,9 @@ def test_what_cannot_be_compared_is_not_called_equal(way, said):
 
 def test_a_merged_network_that_does_not_run_is_refused():
     network = Pair(lambda self, x: plain(self, x) + self.bn.running_mean.sum()).eval()
-    with pytest.raises(GateError, match=r"merged Pair does not run \(.*running_mean.*\)\. Use the network unmerged") as error:
+    with pytest.raises(
+        GateError, match=r"merged Pair does not run \(.*running_mean.*\)\. Use the network unmerged"
+    ) as error:
         require_equal(network, reparameterize(network), (3, 8, 8))
     assert "\n" not in str(error.value)
 

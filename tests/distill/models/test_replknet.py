@@ -11,7 +11,11 @@ from distill.models.merge import reparameterize, require_equal
 from distill.models.replknet import ConvFFN, LargeKernel, RepLKBlock, add_at_centre
 from runtime.errors import UsageError
 
-PARAMETERS = {"31b": (79_864_168, 79_527_272), "31l": (172_671_016, 172_165_672), "xl": (335_435_752, 335_399_656)}
+PARAMETERS = {
+    "31b": (79_864_168, 79_527_272),
+    "31l": (172_671_016, 172_165_672),
+    "xl": (335_435_752, 335_399_656),
+}
 """Of the original classes with 1000 classes: in training and merged."""
 MINI = {"depths": (1, 1, 1, 1), "channels": (4, 6, 8, 12), "kernel_sizes": (13, 11, 9, 7), "small_kernel": 5}
 
@@ -52,7 +56,9 @@ def test_the_kernels_are_added_and_merge_into_one(kernel, small, size, stirred, 
             layer.reparameterize()
             assert share(layer(x), expected) < 1e-12
     assert {key: tuple(p.shape) for key, p in layer.named_parameters()} == {
-        "lkb_reparam.weight": (3, 1, kernel, kernel), "lkb_reparam.bias": (3,)}
+        "lkb_reparam.weight": (3, 1, kernel, kernel),
+        "lkb_reparam.bias": (3,),
+    }
     assert not list(layer.buffers()) and layer.lkb_reparam.padding == (kernel // 2, kernel // 2)
     assert layer.lkb_reparam.weight.requires_grad
 
@@ -60,8 +66,10 @@ def test_the_kernels_are_added_and_merge_into_one(kernel, small, size, stirred, 
 def test_without_batch_norm_the_bare_kernels_are_added(stirred, noise, share):
     layer, x = stirred(LargeKernel(3, 9, 3, bn=False)), noise(2, 3, 8, 8)
     with torch.no_grad():
-        expected = sum(F.conv2d(x, branch.conv.weight, padding=k // 2, groups=3)
-                       for branch, k in ((layer.lkb_origin, 9), (layer.small_conv, 3)))
+        expected = sum(
+            F.conv2d(x, branch.conv.weight, padding=k // 2, groups=3)
+            for branch, k in ((layer.lkb_origin, 9), (layer.small_conv, 3))
+        )
         assert share(layer(x), expected) < 1e-6
         layer.reparameterize()
         assert share(layer(x), expected) < 1e-6
@@ -87,12 +95,15 @@ def test_the_merged_network_is_the_deploy_form_and_computes_the_same(dtype, stir
     folded = reparameterize(network)
     assert require_equal(network, folded, (3, 64, 64)) < 1e-5
     # the norms that come before a convolution cannot be folded backwards
-    assert {name.rpartition(".")[2] for name, m in folded.named_modules() if isinstance(m, nn.BatchNorm2d)} == {
-        "prelkb_bn", "preffn_bn", "norm"}
+    assert {
+        name.rpartition(".")[2] for name, m in folded.named_modules() if isinstance(m, nn.BatchNorm2d)
+    } == {"prelkb_bn", "preffn_bn", "norm"}
 
 
 def test_the_blocks_by_hand(stirred, noise, share):
-    """ReLU after the first 1 x 1 and after the large kernel, none at the end; GELU between the FFN's; shortcuts around."""
+    """ReLU after the first 1 x 1 and after the large kernel, none at the end; GELU between the FFN's;
+    shortcuts around.
+    """
     x = noise(2, 4, 6, 6).double()
 
     def norm(bn, y):
@@ -105,7 +116,9 @@ def test_the_blocks_by_hand(stirred, noise, share):
     ffn = stirred(ConvFFN(4, 9, 0.0), seed=1).double()
     with torch.no_grad():
         inner = point(block.pw1, norm(block.prelkb_bn, x)).clamp_min(0)
-        inner = (by_hand(block.large_kernel.lkb_origin, inner) + by_hand(block.large_kernel.small_conv, inner)).clamp_min(0)
+        inner = (
+            by_hand(block.large_kernel.lkb_origin, inner) + by_hand(block.large_kernel.small_conv, inner)
+        ).clamp_min(0)
         assert share(block(x), x + point(block.pw2, inner)) < 1e-12
         inner = point(ffn.pw1, norm(ffn.preffn_bn, x))
         inner = inner * 0.5 * (1 + torch.erf(inner / 2**0.5))
@@ -114,7 +127,11 @@ def test_the_blocks_by_hand(stirred, noise, share):
 
 def test_both_blocks_of_a_pair_have_the_rate_of_the_pair():
     network = mini(drop_path_rate=0.3)
-    rates = [getattr(m.drop_path, "drop_prob", 0.0) for m in network.modules() if isinstance(m, (RepLKBlock, ConvFFN))]
+    rates = [
+        getattr(m.drop_path, "drop_prob", 0.0)
+        for m in network.modules()
+        if isinstance(m, (RepLKBlock, ConvFFN))
+    ]
     assert rates == pytest.approx([0, 0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3])
 
 
@@ -125,9 +142,21 @@ def test_widths_follow_the_ratios():
 
 
 def test_preprocessing_is_that_of_the_authors_evaluation():
-    plain, large, xl = (models.preprocess_of(n) for n in ("replknet_31b", "replknet_31b.in1k_384", "replknet_xl"))
-    assert (plain.input_size, plain.crop_pct, plain.crop_mode, plain.interpolation) == ((3, 224, 224), 0.875, "center", "bicubic")
+    plain, large, xl = (
+        models.preprocess_of(n) for n in ("replknet_31b", "replknet_31b.in1k_384", "replknet_xl")
+    )
+    assert (plain.input_size, plain.crop_pct, plain.crop_mode, plain.interpolation) == (
+        (3, 224, 224),
+        0.875,
+        "center",
+        "bicubic",
+    )
     assert (large.input_size, large.crop_pct, large.crop_mode) == ((3, 384, 384), 1.0, "squash")
-    assert (xl.input_size, xl.crop_pct, xl.mean, xl.std) == ((3, 320, 320), 0.875, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert (xl.input_size, xl.crop_pct, xl.mean, xl.std) == (
+        (3, 320, 320),
+        0.875,
+        (0.5, 0.5, 0.5),
+        (0.5, 0.5, 0.5),
+    )
     assert models.preprocess_of("replknet_31l").input_size == (3, 384, 384)
     assert models.size_argument("replknet_31b", 160) == {}

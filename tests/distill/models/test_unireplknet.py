@@ -1,4 +1,6 @@
-"""UniRepLKNet: published keys and sizes, dilated branches against their impulse response, exact merging, timm's habits."""
+"""UniRepLKNet: published keys and sizes, dilated branches against their impulse response, exact merging,
+timm's habits.
+"""
 
 import json
 from itertools import product
@@ -15,8 +17,17 @@ from distill import models
 from distill.models.unireplknet import DILATED, Block, DilatedReparamBlock, GlobalResponseNorm, SqueezeExcite
 from runtime.errors import UsageError
 
-PARAMETERS = {"a": 4_649_060, "f": 6_489_328, "p": 11_080_520, "n": 18_818_880, "t": 31_693_420, "s": 56_456_704,
-              "b": 99_089_416, "l": 220_076_056, "xl": 388_690_984}  # of the original classes with 1000 classes
+PARAMETERS = {
+    "a": 4_649_060,
+    "f": 6_489_328,
+    "p": 11_080_520,
+    "n": 18_818_880,
+    "t": 31_693_420,
+    "s": 56_456_704,
+    "b": 99_089_416,
+    "l": 220_076_056,
+    "xl": 388_690_984,
+}  # of the original classes with 1000 classes
 DEPLOYED = {"a": 4_437_300, "t": 31_037_980, "s": 55_645_984}
 MINI = {"depths": (1, 1, 2, 1), "dims": (8, 8, 12, 16), "kernel_sizes": (3, 7, (13, 3), 9)}
 
@@ -31,7 +42,9 @@ def equal(a, b, tolerance=1e-11):
 
 @pytest.mark.parametrize("size", PARAMETERS)
 def test_the_number_of_parameters_is_that_of_the_original(size, monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "clamp_", lambda tensor, *_, **__: tensor)  # slow on the meta device, to no effect
+    monkeypatch.setattr(
+        torch.Tensor, "clamp_", lambda tensor, *_, **__: tensor
+    )  # slow on the meta device, to no effect
     with torch.device("meta"):
         network = timm.create_model(f"unireplknet_{size}")
         assert sum(p.numel() for p in network.parameters()) == PARAMETERS[size]
@@ -42,7 +55,12 @@ def test_the_number_of_parameters_is_that_of_the_original(size, monkeypatch):
 
 @pytest.mark.parametrize("form", ["train", "merged", "deploy"])
 def test_the_smallest_has_the_keys_of_the_original_in_order(shared, form):
-    file = shared / "golden" / "state_dicts" / ("unireplknet_a.json" if form == "train" else f"unireplknet_a_{form}.json")
+    file = (
+        shared
+        / "golden"
+        / "state_dicts"
+        / ("unireplknet_a.json" if form == "train" else f"unireplknet_a_{form}.json")
+    )
     if not file.is_file():
         pytest.skip(f"{file.name} is not in the shared folder")
     network = timm.create_model("unireplknet_a", deploy=form == "deploy")
@@ -50,7 +68,10 @@ def test_the_smallest_has_the_keys_of_the_original_in_order(shared, form):
         for block in network.modules():
             if isinstance(block, Block):
                 block.reparameterize()
-    found = [[key, list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for key, tensor in network.state_dict().items()]
+    found = [
+        [key, list(tensor.shape), str(tensor.dtype).removeprefix("torch.")]
+        for key, tensor in network.state_dict().items()
+    ]
     assert found == json.loads(file.read_text())["keys"]
 
 
@@ -58,7 +79,10 @@ def test_the_smallest_has_the_keys_of_the_original_in_order(shared, form):
 def test_a_merged_kernel_is_the_impulse_response_of_all_branches(kernel_size, stirred):
     """A linear map of shifts is known from what it makes of one lit pixel and of a black image."""
     block = stirred(DilatedReparamBlock(3, kernel_size)).double()
-    half, dark = kernel_size // 2, torch.zeros(1, 3, 2 * kernel_size + 1, 2 * kernel_size + 1, dtype=torch.float64)
+    half, dark = (
+        kernel_size // 2,
+        torch.zeros(1, 3, 2 * kernel_size + 1, 2 * kernel_size + 1, dtype=torch.float64),
+    )
     lit = dark.clone()
     lit[:, :, kernel_size, kernel_size] = 1
     with torch.no_grad():
@@ -67,7 +91,9 @@ def test_a_merged_kernel_is_the_impulse_response_of_all_branches(kernel_size, st
     block.reparameterize()
     window = slice(kernel_size - half, kernel_size + half + 1)
     assert equal(block.lk_origin.weight[:, 0].flip(1, 2), response[:, window, window])
-    assert torch.count_nonzero(response) == torch.count_nonzero(response[:, window, window])  # nothing reaches further
+    assert torch.count_nonzero(response) == torch.count_nonzero(
+        response[:, window, window]
+    )  # nothing reaches further
     assert equal(block.lk_origin.bias, bias[0, :, 0, 0]) and bias.std((2, 3)).max() < 1e-12
     assert [name for name, _ in block.named_parameters()] == ["lk_origin.weight", "lk_origin.bias"]
 
@@ -103,7 +129,9 @@ def test_global_response_norm_worked_out_by_hand():
     with torch.no_grad():
         norm.gamma.copy_(torch.tensor([1.0, 10.0]).view(1, 1, 1, 2))
         norm.beta.copy_(torch.tensor([0.5, 0.0]).view(1, 1, 1, 2))
-    x = torch.tensor([[3.0, 1.0], [4.0, 0.0]]).view(1, 1, 2, 2)  # one row of two pixels; norms 5 and 1, their mean 3
+    x = torch.tensor([[3.0, 1.0], [4.0, 0.0]]).view(
+        1, 1, 2, 2
+    )  # one row of two pixels; norms 5 and 1, their mean 3
     by_hand = [3 * (1 + 5 / 3) + 0.5, 1 * (1 + 10 / 3), 4 * (1 + 5 / 3) + 0.5, 0.0]
     assert norm(x)[0, 0].flatten().tolist() == pytest.approx(by_hand, rel=1e-5)
 
@@ -132,9 +160,17 @@ def test_weights_start_as_the_authors_draw_them():
     everything = torch.cat([t.flatten() for t in drawn])
     assert everything.std().item() == pytest.approx(0.02, rel=0.01) and everything.mean().abs() < 1e-4
     assert all(t.std().item() == pytest.approx(0.02, rel=0.5) for t in drawn)
-    assert all(not t.any() for k, t in state.items() if k.endswith(("bias", "act.1.gamma", "beta", "running_mean")))
-    assert {t.unique().item() for k, t in state.items() if k.endswith(".gamma") and t.dim() == 1} == {torch.tensor(1e-6).item()}
-    assert all((t == 1).all() for k, t in state.items() if k.endswith("running_var") or (t.dim() == 1 and k.endswith("weight")))
+    assert all(
+        not t.any() for k, t in state.items() if k.endswith(("bias", "act.1.gamma", "beta", "running_mean"))
+    )
+    assert {t.unique().item() for k, t in state.items() if k.endswith(".gamma") and t.dim() == 1} == {
+        torch.tensor(1e-6).item()
+    }
+    assert all(
+        (t == 1).all()
+        for k, t in state.items()
+        if k.endswith("running_var") or (t.dim() == 1 and k.endswith("weight"))
+    )
 
 
 def test_drop_path_grows_with_depth_and_acts_in_training_only(stirred, noise):
@@ -143,7 +179,9 @@ def test_drop_path_grows_with_depth_and_acts_in_training_only(stirred, noise):
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
     block, x = network.stages[3][0], noise(64, 16, 3, 3)
     with torch.no_grad():
-        assert torch.equal(block(x), block(x)) and not any(torch.equal(a, b) for a, b in zip(block(x), x, strict=True))
+        assert torch.equal(block(x), block(x)) and not any(
+            torch.equal(a, b) for a, b in zip(block(x), x, strict=True)
+        )
         block.train()
         torch.manual_seed(0)
         dropped = [torch.equal(a, b) for a, b in zip(block(x), x, strict=True)]
@@ -153,7 +191,12 @@ def test_drop_path_grows_with_depth_and_acts_in_training_only(stirred, noise):
 def test_features_only_gives_the_maps_of_all_stages(stirred, noise):
     network = stirred(mini())
     features = timm.create_model("unireplknet_a", features_only=True, **MINI).eval()
-    assert features.feature_info.reduction() == [4, 8, 16, 32] and features.feature_info.channels() == [8, 8, 12, 16]
+    assert features.feature_info.reduction() == [4, 8, 16, 32] and features.feature_info.channels() == [
+        8,
+        8,
+        12,
+        16,
+    ]
     missing = set(network.state_dict()) - {key.removeprefix("model.") for key in features.state_dict()}
     assert missing == {"norm.weight", "norm.bias", "head.weight", "head.bias"}
     features.model.load_state_dict(network.state_dict(), strict=False)
@@ -171,18 +214,27 @@ def test_features_only_gives_the_maps_of_all_stages(stirred, noise):
 
 def test_a_part_of_the_maps_needs_a_part_of_the_network(noise):
     features = timm.create_model("unireplknet_a", features_only=True, out_indices=(0, 1), **MINI).eval()
-    assert len(features.model.stages) == len(features.model.downsample_layers) == 2 and features.feature_info.channels() == [8, 8]
+    assert len(features.model.stages) == len(
+        features.model.downsample_layers
+    ) == 2 and features.feature_info.channels() == [8, 8]
     assert [m.shape[-1] for m in features(noise(1, 3, 32, 32))] == [8, 4]
 
 
 def test_the_classifier_can_be_replaced_and_removed(stirred, noise):
     network, x = stirred(mini()), noise(2, 3, 32, 32)
     with torch.no_grad():
-        pooled = F.layer_norm(network.forward_features(x).mean((2, 3)), (16,), network.norm.weight, network.norm.bias, 1e-6)
-        assert torch.allclose(network.forward_head(network.forward_features(x), pre_logits=True), pooled, atol=1e-6)
+        pooled = F.layer_norm(
+            network.forward_features(x).mean((2, 3)), (16,), network.norm.weight, network.norm.bias, 1e-6
+        )
+        assert torch.allclose(
+            network.forward_head(network.forward_features(x), pre_logits=True), pooled, atol=1e-6
+        )
         assert torch.allclose(network(x), F.linear(pooled, network.head.weight, network.head.bias), atol=1e-5)
         network.reset_classifier(3)
-        assert network.get_classifier().out_features == 3 == network.num_classes and network(x).shape == (2, 3)
+        assert network.get_classifier().out_features == 3 == network.num_classes and network(x).shape == (
+            2,
+            3,
+        )
         network.reset_classifier(0)
         assert network(x).shape == (2, network.num_features) == (2, 16)
         network.reset_classifier(0, "")
@@ -201,7 +253,10 @@ def test_checkpointing_keeps_less_and_gives_the_same_gradients(stirred, noise):
     plain, much = step(False)
     again, little = step(True)
     assert little < 0.5 * much
-    assert all(torch.allclose(again[name], plain[name], rtol=1e-4, atol=1e-5 * plain[name].abs().max()) for name in plain)
+    assert all(
+        torch.allclose(again[name], plain[name], rtol=1e-4, atol=1e-5 * plain[name].abs().max())
+        for name in plain
+    )
 
 
 def test_every_parameter_gets_a_gradient(stirred, noise):
@@ -233,13 +288,16 @@ def test_small_images_take_a_smaller_stem(stem_stride, side, noise):
     assert network.feature_info[-1]["reduction"] == 32 // side
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
-    ({"kernel_sizes": (3, 8, 13, 13)}, "kernel size 8 has no dilated branches"),
-    ({"kernel_sizes": (3, 13, 13)}, "one entry per stage"),
-    ({"kernel_sizes": (3, 13, (13, 3, 3), 13)}, "stage 2 has 2 blocks"),
-    ({"dims": (6, 8, 12, 16)}, "not divisible by 4"),
-    ({"stem_stride": 8}, "stem_stride 8"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"kernel_sizes": (3, 8, 13, 13)}, "kernel size 8 has no dilated branches"),
+        ({"kernel_sizes": (3, 13, 13)}, "one entry per stage"),
+        ({"kernel_sizes": (3, 13, (13, 3, 3), 13)}, "stage 2 has 2 blocks"),
+        ({"dims": (6, 8, 12, 16)}, "not divisible by 4"),
+        ({"stem_stride": 8}, "stem_stride 8"),
+    ],
+)
 def test_sizes_that_do_not_fit_together_are_one_line(arguments, said):
     with pytest.raises(UsageError, match=said) as caught:
         mini(**arguments)
@@ -248,12 +306,19 @@ def test_sizes_that_do_not_fit_together_are_one_line(arguments, said):
 
 def test_preprocessing_is_that_of_the_authors_evaluation():
     small, large = models.preprocess_of("unireplknet_t"), models.preprocess_of("unireplknet_xl")
-    assert (small.input_size, small.crop_pct, small.crop_mode, small.interpolation) == ((3, 224, 224), 0.875, "center", "bicubic")
+    assert (small.input_size, small.crop_pct, small.crop_mode, small.interpolation) == (
+        (3, 224, 224),
+        0.875,
+        "center",
+        "bicubic",
+    )
     assert (large.input_size, large.crop_pct, large.crop_mode) == ((3, 384, 384), 1.0, "squash")
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_published_weights_are_fetched_unwrapped_and_fitted_to_other_classes_and_colours(monkeypatch, stirred, wrapped):
+def test_published_weights_are_fetched_unwrapped_and_fitted_to_other_classes_and_colours(
+    monkeypatch, stirred, wrapped
+):
     weights = stirred(timm.create_model("unireplknet_a", **MINI)).state_dict()
 
     def fetch(repository, file, **_):
@@ -265,4 +330,6 @@ def test_published_weights_are_fetched_unwrapped_and_fitted_to_other_classes_and
     assert all(torch.equal(tensor, weights[key]) for key, tensor in whole.state_dict().items())
     other = timm.create_model("unireplknet_a", pretrained=True, num_classes=3, in_chans=1, **MINI)
     assert torch.equal(other.norm.weight, weights["norm.weight"]) and other.head.out_features == 3
-    assert torch.allclose(other.downsample_layers[0][0].weight, weights["downsample_layers.0.0.weight"].sum(1, keepdim=True))
+    assert torch.allclose(
+        other.downsample_layers[0][0].weight, weights["downsample_layers.0.0.weight"].sum(1, keepdim=True)
+    )

@@ -1,4 +1,6 @@
-"""TEST DOUBLE: on PYTHONPATH this answers `import tensorrt`; the version is $TENSORRT_DOUBLE_VERSION, 10.3 by default."""
+"""TEST DOUBLE: on PYTHONPATH this answers `import tensorrt`; the version is $TENSORRT_DOUBLE_VERSION, 10.3 by
+default.
+"""
 
 import os
 import sys
