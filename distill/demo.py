@@ -21,8 +21,8 @@ import tyro
 
 from runtime.errors import Large2SmallError, UsageError
 
-DESCRIPTION = """The whole way on 1,797 handwritten digits: teacher with 13 x 13 kernels, student with and without
-it, fp32 and int8 artifacts, the table. Minutes on two cores.
+DESCRIPTION = """The whole way on 1,797 handwritten digits: teacher with 13 x 13 kernels, student with and
+without it, fp32 and int8 artifacts, the table. Minutes on two cores.
 
 example:
   distill demo --output demo-run"""

@@ -30,7 +30,7 @@ Takes the student's own recipe from its checkpoint, with few epochs at a low lea
 examples:
   distill train --qat --teacher-ckpt teacher.pth --resume runs/student/best.pth
   distill train --qat --resume runs/student/best.pth --data DIR --placement cpu
-  distill train --qat --student resnet20 --resume resnet20.th --teacher resnet56 --teacher-ckpt t.th --data DIR
+  distill train --qat --student resnet20 --resume resnet20.th --teacher resnet56 --teacher-ckpt t.th
   distill train --resume runs/student-qat   (continues an interrupted run)
   distill export onnx --int8 runs/student-qat/best.pth"""
 
