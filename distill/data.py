@@ -1,9 +1,10 @@
 """Images for training and evaluation as torch batches.
 
-In:  a data spec, a split, the student's `Preprocess`, the recipe's augmentation.
+In:  a data spec, a split, the student's `Preprocess`, the recipe.
 Out: batches (images (N, C, H, W) float32, labels (N,), names of unreadable images), the same for the same
      seed, epoch and step, whatever the number of workers.
-Elsewhere: folders, npz and digits without torch (runtime.images); evaluation's pixels (runtime.preprocess).
+Elsewhere: augmentation (distill.augment); folders, npz and digits without torch (runtime.images);
+     evaluation's pixels (runtime.preprocess).
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from timm.data import create_dataset, create_transform
+from timm.data import create_dataset
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
-from torchvision import transforms
 
 from runtime.env import usable_cores
 from runtime.errors import DataError, MissingError, UsageError
 from runtime.images import ImageSet, open_images
 from runtime.preprocess import Preprocess, open_rgb
 
+from .augment import training_transform
 from .recipe import Recipe
 
 TIMM_PREFIXES = ("torch/", "hfds/", "wds/", "tfds/", "hfids/")
@@ -155,50 +156,6 @@ def _names_and_labels(dataset: Any, spec: str) -> tuple[list[str], np.ndarray]:
         raise DataError(f"{spec}: its labels cannot be listed. Export it to an image folder first")
     labels = np.array(targets)
     return list(map(str, getattr(dataset, "classes", None) or range(int(labels.max()) + 1))), labels
-
-
-def training_transform(recipe: Recipe, spec: Preprocess) -> Any:
-    """PIL image -> (C, H, W) float32 tensor, augmented by timm's transforms as the recipe says.
-
-    Raises UsageError for a policy that timm does not know.
-    """
-    try:
-        stages = create_transform(
-            spec.input_size,
-            is_training=True,
-            scale=recipe.scale,
-            ratio=recipe.ratio,
-            hflip=recipe.hflip,
-            color_jitter=recipe.color_jitter,
-            auto_augment=recipe.aa or None,
-            interpolation=recipe.train_interpolation,
-            mean=spec.mean,
-            std=spec.std,
-            re_prob=recipe.reprob,
-            re_mode=recipe.remode,
-            separate=True,
-        )
-    except (
-        AssertionError,
-        ValueError,
-        KeyError,
-        IndexError,
-    ) as error:  # timm's, while it takes the policy apart
-        raise UsageError(
-            f"aa {recipe.aa!r}: timm cannot read this policy ({error}). Expected for example "
-            "rand-m9-mstd0.5-inc1"
-        ) from error
-    first, second, last = stages
-    if recipe.crop_padding:
-        size = spec.input_size[1:]
-        first = transforms.Compose(
-            [
-                transforms.Resize(size),
-                transforms.RandomCrop(size, padding=recipe.crop_padding),
-                transforms.RandomHorizontalFlip(recipe.hflip),
-            ]
-        )
-    return transforms.Compose([first, second, last])
 
 
 class TrainSet(Dataset):

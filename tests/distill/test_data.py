@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from distill import data
+from distill.augment import training_transform
 from distill.data import TrainLoader, eval_loader, open_data
 from runtime.errors import DataError, UsageError
 from runtime.images import open_images
@@ -92,7 +93,7 @@ def test_epochs_and_seeds_differ_in_order_and_augmentation(images, recipe):
     )
     same_image = images(1)
     once, twice = (
-        data.TrainSet(same_image, data.training_transform(recipe(**HARD), SPEC), 0, False)[(e, 0)][0]
+        data.TrainSet(same_image, training_transform(recipe(**HARD), SPEC), 0, False)[(e, 0)][0]
         for e in (0, 1)
     )
     assert not torch.equal(once, twice)
@@ -120,7 +121,7 @@ def test_evaluation_reads_the_pixels_of_runtime_in_order(tree):
 
 def test_crop_padding_shifts_within_the_padding(images, recipe):
     mine = images(8)
-    transform = data.training_transform(recipe(crop_padding=3, hflip=0.0), SPEC)
+    transform = training_transform(recipe(crop_padding=3, hflip=0.0), SPEC)
     plain = torch.from_numpy(SPEC(mine.image(0)))
     padded = torch.nn.functional.pad(
         plain - torch.from_numpy(SPEC(np.zeros((16, 16, 3), np.uint8))), (3, 3, 3, 3)
