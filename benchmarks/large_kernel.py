@@ -1,6 +1,7 @@
 """Large depthwise convolutions and a whole SLaK-T on the CPU, against torch.nn.Conv2d.
 
-    python benchmarks/large_kernel.py [--batch 4] [--rounds 3] [--skip-network] [--skip-layers] [--rule]
+    python benchmarks/large_kernel.py [--batch 4] [--rounds 3] [--img-size 224] [--skip-network]
+    [--skip-layers] [--rule]
 
 Every round runs each contender once, in turn, in one process; printed are medians, and the median of the
 rounds' ratios. Two tables: the depthwise layers of SLaK-T and RepLKNet-31B at 224 pixels, and the whole
@@ -188,7 +189,7 @@ def as_published(net: torch.nn.Module) -> torch.nn.Module:
     return net
 
 
-def network_table(batch: int, rounds: int) -> Table:
+def network_table(batch: int, rounds: int, side: int) -> Table:
     torch.manual_seed(0)
     trained = models.build("slak_tiny", 1000).eval()
     with torch.no_grad():
@@ -201,7 +202,7 @@ def network_table(batch: int, rounds: int) -> Table:
             elif name.endswith("gamma"):
                 tensor.fill_(0.2)
     merged, published = reparameterize(trained), as_published(trained)
-    x = torch.randn(batch, 3, 224, 224)
+    x = torch.randn(batch, 3, side, side)
 
     def run(
         net: torch.nn.Module, algorithm: str, memory_format: torch.memory_format, backward: bool
@@ -219,7 +220,7 @@ def network_table(batch: int, rounds: int) -> Table:
 
     table = Table(
         title=(
-            f"slak_tiny, 224 pixels, batch {batch}, fp32, median milliseconds and ratios "
+            f"slak_tiny, {side} pixels, batch {batch}, fp32, median milliseconds and ratios "
             f"(n={4 * rounds} forward, {rounds} with backward)"
         )
     )
@@ -277,6 +278,7 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--img-size", type=int, default=224, help="side of the network's images, pixels")
     parser.add_argument("--rule", action="store_true", help="time both algorithms beside the chosen one")
     parser.add_argument("--skip-network", action="store_true", help="only the layers")
     parser.add_argument("--skip-layers", action="store_true", help="only the network")
@@ -290,7 +292,7 @@ def main() -> None:
     if not options.skip_layers:
         console.print(layers_table(options.batch, options.rounds, peak, options.rule))
     if not options.skip_network:
-        console.print(network_table(options.batch, options.rounds))
+        console.print(network_table(options.batch, options.rounds, options.img_size))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Turn CIFAR-10 tile sheets into the arrays that `--data npz:FOLDER` reads.
 
-In:  a folder with train_{0..4}.webp, test.webp (lossless sheets, 100 tiles of 32 x 32 a row) and labels.npz
-     (y_train, y_test, class_names); sys.argv[1].
-Out: FOLDER/train.npz and FOLDER/test.npz with x (N, 32, 32, 3) uint8, y (N,), class_names; sys.argv[2].
+    python docs/cifar10_npz.py SHEETS FOLDER
+
+In:  SHEETS, a folder with train_{0..4}.webp, test.webp (lossless sheets, 100 tiles of 32 x 32 a row) and
+     labels.npz (y_train, y_test, class_names).
+Out: FOLDER/train.npz and FOLDER/test.npz with x (N, 32, 32, 3) uint8, y (N,), class_names.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -34,4 +36,10 @@ def main(sheets: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sheets", type=Path, help="folder with the tile sheets and labels.npz")
+    parser.add_argument("folder", type=Path, help="folder to write train.npz and test.npz to")
+    options = parser.parse_args()
+    main(options.sheets, options.folder)

@@ -1,10 +1,11 @@
 """Make a CIFAR ResNet that loses accuracy in int8 out of one that does not, without changing what it computes
 in float.
 
-In:  a published CIFAR ResNet (sys.argv[1], resnet20-12fca82f.th of
-     github.com/akamaster/pytorch_resnet_cifar10); FACTOR, a power of two (sys.argv[3], 32 when not given).
-Out: the same network with one channel in sixteen FACTOR times as large as before (sys.argv[2], a plain state
-dict).
+    python docs/fragile_student.py PUBLISHED MADE [FACTOR]
+
+In:  PUBLISHED, a CIFAR ResNet (resnet20-12fca82f.th of github.com/akamaster/pytorch_resnet_cifar10); FACTOR,
+     a power of two.
+Out: MADE, the same network with one channel in sixteen FACTOR times as large as before (a plain state dict).
 
 A ReLU passes positive factors on, so a channel may be scaled up where it is made and down where it is read.
 Channels of the residual stream keep their factor from the first to the last layer, which is why no
@@ -12,7 +13,7 @@ layer-by-layer equalization can take it out: every block reads the stream and ad
 no bit of the float result.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import torch
@@ -61,4 +62,11 @@ def main(published: Path, made: Path, factor: float) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]) if len(sys.argv) > 3 else 32.0)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("published", type=Path, help="file of the published network")
+    parser.add_argument("made", type=Path, help="file to write")
+    parser.add_argument("factor", type=float, nargs="?", default=32.0, help="power of two (default: 32)")
+    options = parser.parse_args()
+    main(options.published, options.made, options.factor)

@@ -1,13 +1,15 @@
 """Turn the MobileNetV2 weights of a TensorFlow Lite file, stored as int8 and scale, into a checkpoint for
 timm's mobilenetv2_100.
 
-In:  an .npz with NAME.weight_int8 (O, I, h, w), NAME.scale (O,) and NAME.bias (O,) of every layer, in the
-     order of the forward pass, batch norm folded in; sys.argv[1].
-Out: sys.argv[2]: a checkpoint whose batch norms change nothing, with its preprocessing ((x / 127.5) - 1 at
+    python docs/mobilenet_v2_npz.py SOURCE.npz OUTPUT.pth
+
+In:  SOURCE.npz with NAME.weight_int8 (O, I, h, w), NAME.scale (O,) and NAME.bias (O,) of every layer, in the
+     order of the forward pass, batch norm folded in.
+Out: OUTPUT.pth, a checkpoint whose batch norms change nothing, with its preprocessing ((x / 127.5) - 1 at
      224 x 224), TensorFlow's padding ("same") and ImageNet's 1,000 class names.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -57,4 +59,10 @@ def main(source: Path, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, help=".npz file with the int8 weights")
+    parser.add_argument("output", type=Path, help="checkpoint to write")
+    options = parser.parse_args()
+    main(options.source, options.output)

@@ -1,13 +1,15 @@
 """Turn labelled ImageNet photographs into the arrays that `--data npz:FOLDER` reads.
 
-In:  a folder with images/*.jpg and labels.csv (file, class_index, source); sys.argv[1]. Pictures of source
-     nips17 are not from ImageNet's training set, those of source imagenet_train are.
+    python docs/photographs_npz.py SOURCE FOLDER
+
+In:  SOURCE, a folder with images/*.jpg and labels.csv (file, class_index, source). Pictures of source nips17
+     are not from ImageNet's training set, those of source imagenet_train are.
 Out: FOLDER/train.npz (imagenet_train: to calibrate on) and FOLDER/val.npz (nips17: to measure on): x (N, 288,
-     288, 3) uint8, the middle of each picture; y (N,); class_names (1000,); sys.argv[2].
+     288, 3) uint8, the middle of each picture; y (N,); class_names (1000,).
 """
 
+import argparse
 import csv
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -38,4 +40,10 @@ def main(source: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, help="folder with images/ and labels.csv")
+    parser.add_argument("folder", type=Path, help="folder to write train.npz and val.npz to")
+    options = parser.parse_args()
+    main(options.source, options.folder)

@@ -1,0 +1,326 @@
+"""Every script under benchmarks/ and docs/ runs from a command line, on small input made here.
+
+How fast or good something is depends on the machine and is not asserted; asserted is that what a script
+prints agrees with itself and with what it was given.
+"""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from distill import checkpoint, models
+from runtime.images import open_images
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted([*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "docs").glob("*.py")])
+slow = pytest.mark.slow
+
+
+def run(script, *words, codes=(0,)):
+    """`python SCRIPT WORDS`, which must end with one of `codes` and without a traceback."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *map(str, words)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "150"},
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode in codes, done.stderr + done.stdout
+    return done
+
+
+def test_every_script_is_run_here():
+    text = Path(__file__).read_text(encoding="utf-8")
+    assert len(SCRIPTS) >= 12
+    for script in SCRIPTS:
+        assert f'run("{script.relative_to(ROOT).as_posix()}"' in text.replace("(\n        ", "(")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+@slow
+def test_every_script_has_a_help(script):
+    assert run(script, "--help").stdout.startswith(f"usage: {script.name}")
+
+
+# inputs
+
+
+@pytest.fixture(scope="module")
+def striped(tmp_path_factory):
+    """npz:FOLDER of 32 x 32 images, 64 to train and 32 to validate, whose class is the bright stripe."""
+    folder = tmp_path_factory.mktemp("striped")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 64), ("val", 32)):
+        y = np.arange(count) % 4
+        x = random.integers(0, 100, (count, 32, 32, 3)).astype(np.uint8)
+        for image, label in zip(x, y, strict=True):
+            image[:, label * 8 : label * 8 + 8] += 150
+        np.savez(folder / f"{split}.npz", x=x, y=y, class_names=np.array(["ant", "bee", "cat", "dog"]))
+    return f"npz:{folder}"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A narrow ResNet-20 for the classes of `striped`, as a checkpoint."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "narrow.pth"
+    network = models.build("resnet20", 4, {"width": 0.25})
+    checkpoint.save(
+        checkpoint.Checkpoint(
+            model="resnet20",
+            model_args={"width": 0.25},
+            state_dict=network.state_dict(),
+            preprocess=models.preprocess_of("resnet20"),
+            class_names=["ant", "bee", "cat", "dog"],
+            role="plain",
+        ),
+        path,
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def one_conv(tmp_path_factory):
+    """An .onnx file of one convolution with an input `images` (N, 3, 8, 8)."""
+    kernel = numpy_helper.from_array(np.ones((2, 3, 3, 3), np.float32), "kernel")
+    nodes = [
+        helper.make_node("Conv", ["images", "kernel"], ["map"]),
+        helper.make_node("GlobalAveragePool", ["map"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "one_conv",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 3, 8, 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 2])],
+        [kernel],
+    )
+    path = tmp_path_factory.mktemp("graph") / "one_conv.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), path)
+    return path
+
+
+# measurements
+
+
+def test_runtime_overhead_adds_up_and_its_exit_code_is_the_verdict():
+    done = run("benchmarks/runtime_overhead.py", "--calls", 20, codes=(0, 1))
+    rows = re.findall(r"logits p50 ([\d.]+)  bare p50 ([\d.]+)  overhead ([+-][\d.]+) us", done.stdout)
+    assert len(rows) == 2
+    for logits, bare, more in rows:
+        assert float(more) == pytest.approx(float(logits) - float(bare), abs=0.16)  # three rounded numbers
+    worst = float(re.search(r"largest overhead ([+-][\d.]+) us, accepted up to 25 us", done.stdout)[1])
+    assert worst == max(0.0, *(float(row[2]) for row in rows))
+    assert done.returncode == (0 if worst <= 25 else 1)
+
+
+def test_runtime_overhead_measures_the_file_it_is_given(one_conv):
+    done = run("benchmarks/runtime_overhead.py", one_conv, "--calls", 5, codes=(0, 1))
+    assert done.stdout.startswith("one_conv.onnx  batch 1  1 threads")
+
+
+@slow
+def test_a_training_step_is_timed_beside_a_plain_loop():
+    out = run("benchmarks/kd_step.py", "--batch", 8, "--rounds", 2).stdout
+    assert re.search(r"^large2small +median +[\d.]+ ms.*\nhand-written +median +[\d.]+ ms", out)
+    assert re.search(r"ratio  median [\d.]+  \(batch 8, n=2 rounds", out)
+
+
+@slow
+def test_every_calibrator_sees_the_same_tensors(one_conv):
+    words = ("--model", one_conv, "--side", 8, "--timed", 16, "--images", 20, "--rounds", 1, "--json")
+    found = json.loads(run("benchmarks/calibration.py", *words).stdout)
+    assert [row["calibrator"] for row in found["rows"][:3]] == [
+        f"onnxruntime {method}" for method in ("minmax", "percentile", "entropy")
+    ]
+    assert {row["tensors"] for row in found["rows"]} == {2}  # images and map
+    assert [row["images"] for row in found["rows"]] == [16] * 8 + [20]
+    seconds = {row["calibrator"]: row["seconds_per_image"] for row in found["rows"][:8]}
+    assert found["entropy_times_faster"] == pytest.approx(
+        seconds["onnxruntime entropy"] / seconds["large2small entropy"]
+    )
+
+
+def test_calibration_on_too_few_images_is_refused():
+    done = run("benchmarks/calibration.py", "--timed", 8, codes=(2,))
+    assert "--timed 8: expected 16 or more" in done.stderr
+
+
+@slow
+def test_int8_is_timed_against_onnx_runtimes_own():
+    words = ("--models", "resnet20", "--rounds", 3, "--seconds", 1, "--json")
+    found = json.loads(run("benchmarks/int8_speed.py", *words).stdout)["models"]["resnet20"]
+    assert found["rounds"] == 3
+    assert {"fp32", "ours cpu", "ours tensorrt", "ORT u8s8", "ORT s8s8"} <= set(found["contenders"])
+    assert found["contenders"]["fp32"]["ratio_to_fp32"] == 1
+    assert all(0 < row["fastest_ms"] <= row["median_ms"] for row in found["contenders"].values())
+
+
+@slow
+def test_int8_accuracy_is_counted_beside_onnx_runtimes_own(striped, weights):
+    words = ("--methods", "minmax", "--placements", "cpu", "--calib-size", 16, "--images", 16, "--json")
+    done = run("benchmarks/int8_accuracy.py", *words, "--on", striped, weights, weights.with_name("none.pth"))
+    found = json.loads(done.stdout)
+    assert list(found["skipped"]) == [str(weights.with_name("none.pth"))]
+    result = found["models"][str(weights)]
+    assert (result["images"], result["calibrated_on"]) == (16, 16)
+    assert [(row["tool"], row["method"]) for row in result["rows"]] == [
+        ("ours cpu", "minmax"),
+        ("ONNX Runtime", "MinMax"),
+        ("ONNX Runtime", "Entropy"),
+    ]
+    for row in result["rows"]:
+        lost, won = map(int, row["flips"].split("/"))
+        assert row["drop"] == pytest.approx(100 * (lost - won) / 16)
+        assert row["top1"] == pytest.approx(result["fp32_top1"] - row["drop"])
+
+
+@slow
+def test_large_kernels_are_timed_and_compute_the_same():
+    out = run(
+        "benchmarks/large_kernel.py", "--batch", 1, "--rounds", 1, "--img-size", 32, "--skip-layers"
+    ).stdout
+    assert "slak_tiny, 32 pixels, batch 1, fp32" in out
+    errors = [float(cell) for cell in re.findall(r"(\de[+-]\d+) │$", out, flags=re.MULTILINE)]
+    assert len(errors) == 4 and max(errors) < 1e-3
+
+
+@slow
+def test_large_kernel_layers_are_timed_and_compute_the_same():
+    out = run("benchmarks/large_kernel.py", "--batch", 1, "--rounds", 1, "--skip-network").stdout
+    rows = [line.split("│")[1:-1] for line in out.splitlines() if "fwd" in line]
+    assert len(rows) == 26  # 13 layers, forward and with backward
+    assert all(float(row[10]) < 1e-4 for row in rows if row[3].strip() == "fwd")
+
+
+@slow
+def test_plans_are_built_where_a_builder_is():
+    pytest.importorskip("tensorrt_rtx_bindings")
+    words = ("--models", "resnet20", "--precisions", "int8", "--flavor", "rtx", "--json")
+    rows = json.loads(run("benchmarks/engines.py", *words).stdout)["engines"]
+    assert [(row["precision"], row["batch"]) for row in rows] == [("int8", "static"), ("int8", "dynamic")]
+    assert all(row["error"] is None and row["seconds"] > 0 and row["plan_mb"] > 0 for row in rows)
+
+
+@slow
+def test_without_a_builder_every_plan_says_why_not():
+    try:
+        import tensorrt
+    except ImportError:
+        tensorrt = None
+    if tensorrt:
+        pytest.skip("TensorRT is installed here")
+    words = ("--models", "resnet20", "--precisions", "fp32", "--flavor", "tensorrt")
+    done = run("benchmarks/engines.py", *words, codes=(1,))
+    assert "TensorRT" in done.stdout.split("convolutions")[1]
+
+
+@slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU these steps take half an hour")
+def test_without_a_gpu_every_step_says_why_not(tmp_path):
+    steps = ("cuda", "onnxruntime", "tensorrt", "rtx", "training")
+    done = run("benchmarks/gpu.py", "--output", tmp_path / "here", "--only", "environment", *steps)
+    found = json.loads((tmp_path / "here.json").read_text())["steps"]
+    assert found["environment"]["status"] == "ok" and found["environment"]["env"]
+    for step in steps:
+        assert found[step]["status"] == "not run" and len(found[step]["reason"]) > 10
+        assert f"{step}: not run {found[step]['reason']}" in done.stderr
+        assert f"| {step} | not run | {found[step]['reason']} |" in (tmp_path / "here.md").read_text()
+
+
+# data
+
+
+def test_tile_sheets_become_arrays(tmp_path):
+    sheets, random = tmp_path / "sheets", np.random.default_rng(0)
+    sheets.mkdir()
+    tiles = random.integers(0, 256, (6, 2, 3, 32, 32, 3), np.uint8)  # six sheets of 2 x 3 tiles
+    for name, sheet in zip([*(f"train_{i}" for i in range(5)), "test"], tiles, strict=True):
+        rows = [np.concatenate(list(row), axis=1) for row in sheet]
+        Image.fromarray(np.concatenate(rows, axis=0)).save(sheets / f"{name}.webp", lossless=True)
+    names = np.array(["ant", "bee"])
+    np.savez(sheets / "labels.npz", y_train=np.arange(30) % 2, y_test=np.arange(6) % 2, class_names=names)
+    run("docs/cifar10_npz.py", sheets, tmp_path / "out")
+    train, val = (open_images(f"npz:{tmp_path / 'out'}", split) for split in ("train", "val"))
+    assert (len(train), len(val), train.class_names) == (30, 6, ["ant", "bee"])
+    assert np.array_equal(train.x, tiles[:5].reshape(30, 32, 32, 3))
+    assert np.array_equal(val.x, tiles[5].reshape(6, 32, 32, 3))
+
+
+def test_photographs_become_arrays_of_their_middle(tmp_path):
+    (tmp_path / "images").mkdir()
+    rows = []
+    for index, source in enumerate(["imagenet_train", "nips17", "imagenet_train"]):
+        pixels = np.zeros((300, 400, 3), np.uint8)
+        pixels[:, 100:300] = 80 * (index + 1)  # the middle 300 x 300 is seen, the black edges mostly not
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.jpg", quality=95)
+        rows.append({"file": f"{index}.jpg", "class_index": index * 100, "source": source})
+    with (tmp_path / "labels.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    run("docs/photographs_npz.py", tmp_path, tmp_path / "out")
+    train, val = (open_images(f"npz:{tmp_path / 'out'}", split) for split in ("train", "val"))
+    assert train.labels.tolist() == [0, 200] and val.labels.tolist() == [100]
+    assert train.x.shape == (2, 288, 288, 3) and len(val.class_names) == 1000
+    assert abs(int(val.x[0, 144, 144, 0]) - 160) <= 2
+    assert train.class_names[0] == "n01440764"  # WordNet, a tench
+
+
+@slow
+def test_int8_steps_and_scales_become_a_mobilenet(tmp_path):
+    random, arrays = np.random.default_rng(0), {}
+    network = models.build("mobilenetv2_100", 1000, {"pad_type": "same"}).eval()
+    layers = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d)] + [network.classifier]
+    for number, layer in enumerate(layers):
+        shape = tuple(layer.weight.shape)
+        arrays[f"{number}.weight_int8"] = random.integers(-127, 128, shape).astype(np.int8)
+        arrays[f"{number}.scale"] = random.uniform(0.5, 1.5, shape[0]).astype(np.float32) / 500
+        arrays[f"{number}.bias"] = random.normal(size=shape[0]).astype(np.float32) / 10
+    np.savez(tmp_path / "lite.npz", **arrays)
+    run("docs/mobilenet_v2_npz.py", tmp_path / "lite.npz", tmp_path / "made.pth")
+    found = checkpoint.load_any(str(tmp_path / "made.pth"))
+    assert len(found.class_names) == 1000 and found.preprocess.mean == (0.5, 0.5, 0.5)
+    checkpoint.load_weights(network, found)
+    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with (
+        torch.no_grad()
+    ):  # the first layer by hand: TensorFlow pads an even map by nothing before, one behind
+        steps = torch.from_numpy(arrays["0.weight_int8"].astype(np.float32))
+        kernel = steps * torch.from_numpy(arrays["0.scale"])[:, None, None, None]
+        padded = torch.nn.functional.pad(x, (0, 1, 0, 1))
+        expected = torch.nn.functional.conv2d(padded, kernel, torch.from_numpy(arrays["0.bias"]), stride=2)
+        assert torch.allclose(network.bn1(network.conv_stem(x)), expected.clamp(0, 6), atol=1e-5)
+
+
+def test_the_fragile_student_computes_the_same_in_float(tmp_path):
+    torch.manual_seed(0)
+    published = models.build("resnet20", 10).eval()
+    for module in published.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.2, 0.2), module.running_var.uniform_(0.5, 2.0)
+    state = {f"module.{key}": value for key, value in published.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "published.th")
+    run("docs/fragile_student.py", tmp_path / "published.th", tmp_path / "made.pth", 64)
+    fragile = models.build("resnet20", 10).eval()
+    fragile.load_state_dict(torch.load(tmp_path / "made.pth", weights_only=True))
+    norms = [
+        [m.weight for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        for net in (published, fragile)
+    ]
+    grown = {float((b / a).max().detach()) for a, b in zip(*norms, strict=True)}
+    assert grown == {64.0}
+    with torch.no_grad():
+        x = torch.randn(4, 3, 32, 32)
+        assert torch.equal(fragile(x), published(x))
