@@ -1,8 +1,15 @@
-"""`python -m bench latency ...` is the same as `distill bench latency ...`."""
+"""`python -m bench`, and the console script `bench`: the front door with the first word typed already."""
 
 import sys
+from collections.abc import Sequence
 
-from .cli import main
+from runtime.cli import front_door
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command of this group and return its exit code."""
+    return front_door.main(argv, "bench")
+
 
 if __name__ == "__main__":
-    sys.exit(main(prog="python -m bench"))
+    sys.exit(main())

@@ -4,13 +4,13 @@ another one.
 In:  an artifact (any `Predictor` with preprocessing) and an `ImageSet`.
 Out: `AccuracyResult`, logits included; a report as text or as one JSON object.
 Elsewhere: speed (bench.latency), reading images (runtime.images), the decision whether a drop is too much
-(export.verify).
+(export.checks.verify).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,18 +19,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from runtime import ArtifactError, DataError, Predictor, UsageError, commands, env
+from runtime import ArtifactError, DataError, Predictor, UsageError, env
 from runtime.artifact import require_same_classes
 from runtime.images import ImageSet, open_images
 
 from . import report, subject
-
-EXAMPLES = """Accuracy of an artifact on labelled images.
-
-examples:
-  {prog} --engine student.onnx --data photos
-  {prog} --engine student_int8.onnx --data photos --reference student.onnx --json
-  {prog} --engine student.plan --data photos --reference student.onnx"""
 
 NAMED = 20
 """Unreadable images named in the report; the others are only counted."""
@@ -296,14 +289,3 @@ def to_rich(values: dict[str, Any]) -> Any:
             f"largest logit difference {values['max_abs_logit_difference']:.3g}"
         )
     return report.with_notes([table], [*notes, report.machine(values["fingerprint"])])
-
-
-def main(argv: Sequence[str], prog: str) -> int:
-    """`bench accuracy`: parse, evaluate, print."""
-    options = commands.parse(AccuracyOptions, argv, prog, EXAMPLES.format(prog=prog))
-    values = run(options)
-    if options.json:
-        report.print_json(values)
-    else:
-        report.console().print(to_rich(values))
-    return 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,19 +18,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from runtime import UsageError, commands, env, files
+from runtime import UsageError, env
 from runtime.images import open_images
 
 from . import report, stats, subject
-
-EXAMPLES = """Percentiles and throughput of an artifact, called as an application calls it.
-
-examples:
-  {prog} --engine student.onnx
-  {prog} --engine student.onnx --data photos --boundary end-to-end --threads 4
-  {prog} --engine student.int8.onnx --engine-backend openvino --hint throughput
-  {prog} --engine student.plan --cuda-graph
-  {prog} --engine student.onnx --batch 32 --duration 10 --json"""
 
 SETTLE = 2
 """Untimed calls at the start of each turn of `interleaved`: the previous artifact's threads and cache lines
@@ -221,20 +212,3 @@ def _conditions(result: dict[str, Any]) -> list[str]:
     if result["unknown"]:
         lines.append(f"the file carries no {' and no '.join(result['unknown'])}")
     return [*lines, report.machine(result["fingerprint"])]
-
-
-def main(argv: Sequence[str], prog: str) -> int:
-    """`bench latency`: parse, measure, print."""
-    options = commands.parse(LatencyOptions, argv, prog, EXAMPLES.format(prog=prog))
-    if options.results_file:
-        files.refuse_existing(options.results_file, options.overwrite)
-        files.require_writable(options.results_file)
-    result, samples = run(options)
-    if not options.json:  # shown first: what was measured is not lost when it cannot be written
-        report.console().print(to_rich(result, options.percentiles))
-    if options.results_file:
-        every = {name: (values / stats.NS_PER_MS).tolist() for name, values in samples.items()}
-        files.write_text(options.results_file, report.to_json(result | {"samples_ms": every}))
-    if options.json:  # last: stdout is one object, this one or that of an error
-        report.print_json(result)
-    return 0

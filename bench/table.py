@@ -21,17 +21,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from runtime import Predictor, UsageError, commands, env, files
+from runtime import Predictor, UsageError, env, files
 from runtime.images import ImageSet, open_images
 
 from . import accuracy, latency, report, stats, subject
-
-EXAMPLES = """Accuracy against latency: the teacher, the control and the students in one table.
-
-examples:
-  {prog} --data photos --teacher teacher.onnx student.onnx student_int8.onnx
-  {prog} --data photos --teacher teacher.onnx --control control.onnx --output results student.onnx
-  {prog} --data photos --teacher teacher.plan student.plan student.int8.plan"""
 
 SUFFIXES = (".md", ".csv", ".json")
 
@@ -379,20 +372,3 @@ def write(table: Table, outputs: Sequence[Path]) -> None:
     """Write the files of `TableOptions.outputs`, each whole or not at all."""
     for path, render in zip(outputs, (to_markdown, to_csv, to_json), strict=True):
         files.write_text(path, render(table))
-
-
-def main(argv: Sequence[str], prog: str) -> int:
-    """`bench table`: parse, measure, write, print."""
-    options = commands.parse(TableOptions, argv, prog, EXAMPLES.format(prog=prog))
-    for path in options.outputs:
-        files.refuse_existing(path, options.overwrite)
-        files.require_writable(path)
-    table = build(options)
-    if not options.json:  # shown first: what was measured is not lost when it cannot be written
-        console = report.console()
-        console.print(to_rich(table, console.width))
-    if options.output:
-        write(table, options.outputs)
-    if options.json:  # last: stdout is one object, this one or that of an error
-        print(to_json(table), end="")
-    return 0

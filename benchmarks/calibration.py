@@ -119,7 +119,7 @@ def observed(model: Any) -> list[str]:
 def ours(file: Path, method: str, source: Iterator[np.ndarray], images: int) -> dict[str, float]:
     import onnx
 
-    from export import calibrate, ranges
+    from export.int8 import calibrate, ranges
 
     model, meter = onnx.load(file), Meter(images)
     meter.start()
@@ -182,7 +182,7 @@ def write_resnet50(path: Path, side: int) -> None:
     import torch
 
     from distill import models
-    from export import graph
+    from export.graph import from_torch
 
     torch.manual_seed(0)
     network = models.build("resnet50", 1000)
@@ -195,7 +195,7 @@ def write_resnet50(path: Path, side: int) -> None:
                 (module.bias.data, -0.2, 0.2),
             ):
                 values.uniform_(low, high)
-    onnx.save(graph.to_onnx(graph.merge(network.eval()), (3, side, side)), path)
+    onnx.save(from_torch.to_onnx(from_torch.merge(network.eval()), (3, side, side)), path)
 
 
 def rows(model: Path, options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -5,11 +5,11 @@ runs in int8?
     [--json]
 
 Needs TensorRT (on a GPU) or TensorRT for RTX (anywhere): pip install "large2small[tensorrt]" or
-"large2small[rtx]". Each network becomes an fp32 ONNX file by export.graph, with stirred weights (whether and
-how it builds does not depend on them), and from that, calibrated on noise, fp16, int8 and int8+fp16 files in
-the tensorrt placement. Every file is built twice by the command an engineer types, each time in a process of
-its own: batch 1, and --dynamic 1,4,8. Seconds and MiB are the builder's own process. The metadata beside each
-plan is read back and checked to be complete.
+"large2small[rtx]". Each network becomes an fp32 ONNX file by export.graph.from_torch, with stirred weights
+(whether and how it builds does not depend on them), and from that, calibrated on noise, fp16, int8 and
+int8+fp16 files in the tensorrt placement. Every file is built twice by the command an engineer types, each
+time in a process of its own: batch 1, and --dynamic 1,4,8. Seconds and MiB are the builder's own process. The
+metadata beside each plan is read back and checked to be complete.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from rich.console import Console
 from rich.table import Table
 
 from distill import models
-from export import graph, half, quantize
-from export.calibrate import calibrate
+from export.fp16 import overflow
+from export.graph import from_torch
+from export.int8 import quantize
+from export.int8.calibrate import calibrate
 from runtime.artifact import Metadata, read_sidecar
 from runtime.env import fingerprint
 from runtime.preprocess import Preprocess
@@ -110,14 +112,14 @@ def write_files(name: str, precisions: list[str], folder: Path) -> dict[str, Pat
     cifar = name in ("resnet20", "resnet32", "resnet44", "resnet56")
     size = (3, 32, 32) if cifar else (3, 224, 224)
     noise = np.random.default_rng(0).normal(size=(2, *size)).astype(np.float32)
-    fp32 = graph.to_onnx(graph.merge(stirred(name, 10 if cifar else 1000)), size)
+    fp32 = from_torch.to_onnx(from_torch.merge(stirred(name, 10 if cifar else 1000)), size)
     plan = quantize.plan(fp32, "tensorrt")
     made = {"fp32": fp32}
     if any("int8" in precision for precision in precisions):
         made["int8"] = quantize.quantize(fp32, plan, calibrate(fp32, plan.tensors, [noise], "minmax"))
     for precision in ("fp16", "int8+fp16"):
         if precision in precisions:
-            made[precision] = half.convert(
+            made[precision] = overflow.convert(
                 made["int8" if "int8" in precision else "fp32"], lambda *_: iter([noise])
             )[0]
     files = {}
@@ -129,7 +131,7 @@ def write_files(name: str, precisions: list[str], folder: Path) -> dict[str, Pat
             class_names=[str(i) for i in range(10 if cifar else 1000)],
         )
         files[precision] = folder / f"{name}.{precision}.onnx"
-        files[precision].write_bytes(graph.write_metadata(made[precision], meta))
+        files[precision].write_bytes(from_torch.write_metadata(made[precision], meta))
     return files
 
 

@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from runtime import cuda, env, files
+from runtime import env, files
+from runtime.backends.tensorrt import cuda
 from runtime.errors import Large2SmallError, MissingError
 
 CALLS = 10_000

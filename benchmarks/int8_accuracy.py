@@ -12,11 +12,11 @@ MobileNetV2, prepared as docs/int8.md says:
     python benchmarks/int8_accuracy.py --on npz:/tmp/cifar10 resnet20-12fca82f.th:resnet20
         resnet56-4bfd9763.th:resnet56 \\ --on npz:/tmp/photographs /tmp/mobilenetv2.pth
 
-Ours is what `export onnx --int8` makes (export.int8) at its default settings, in both placements, before any
-layer is rolled back. ONNX Runtime's is `quantize_static` at the best settings that TensorRT would read: Q/DQ
-on the inputs of Conv and Gemm, weights per channel, activations int8 and symmetric, bias float; MinMax and
-Entropy calibration. Every graph runs on its CPU engine. Agreement and KL (fp32 || int8, nats per image) tell
-more than top-1 does: they use images that fp32 gets wrong, too.
+Ours is what `export onnx --int8` makes (export.int8.pipeline) at its default settings, in both placements,
+before any layer is rolled back. ONNX Runtime's is `quantize_static` at the best settings that TensorRT would
+read: Q/DQ on the inputs of Conv and Gemm, weights per channel, activations int8 and symmetric, bias float;
+MinMax and Entropy calibration. Every graph runs on its CPU engine. Agreement and KL (fp32 || int8, nats per
+image) tell more than top-1 does: they use images that fp32 gets wrong, too.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ from rich.console import Console
 from rich.table import Table
 
 from distill import checkpoint, models
-from export import graph, samples, verify
-from export.int8 import Calibrated, Calibration
+from export.checks import samples, verify
+from export.graph import from_torch
+from export.int8.pipeline import Calibrated, Calibration
 from export.options import Int8Options
 from runtime.backends.ort import OrtBackend
 from runtime.env import fingerprint
@@ -141,7 +142,7 @@ def measure(file: str, data: str, options: argparse.Namespace) -> dict[str, Any]
     found = checkpoint.load_any(path, name or None)
     network = models.build(found.model, len(train.class_names), found.model_args)
     checkpoint.load_weights(network, found)
-    fp32 = graph.to_onnx(graph.merge(network.eval()), found.preprocess.input_size)
+    fp32 = from_torch.to_onnx(from_torch.merge(network.eval()), found.preprocess.input_size)
     used = samples.choose(train.labels, options.calib_size, options.seed)
     chosen = samples.choose(val.labels, options.images, options.seed)
     samples.require_apart(train, used, val)
@@ -302,7 +303,7 @@ def reader(images: ImageSet, used: np.ndarray, preprocess: Preprocess) -> Any:
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             batch = next(self.batches, None)
-            return None if batch is None else {graph.INPUT: batch[0]}
+            return None if batch is None else {from_torch.INPUT: batch[0]}
 
     return Reader()
 
@@ -325,7 +326,7 @@ def run_as_written(model: ModelProto, batches: Iterator[np.ndarray], threads: in
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), settings, providers=["CPUExecutionProvider"]
     )
-    return np.concatenate([session.run(None, {graph.INPUT: batch})[0] for batch in batches])
+    return np.concatenate([session.run(None, {from_torch.INPUT: batch})[0] for batch in batches])
 
 
 class Peak:

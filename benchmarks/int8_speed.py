@@ -4,13 +4,13 @@ OpenVINO and NNCF.
     python benchmarks/int8_speed.py [--models resnet50 ...] [--batch 1] [--threads 1] [--rounds 200]
     [--seconds 30] [--json]
 
-Each network becomes an fp32 ONNX file by export.graph, with stirred weights: how long an engine takes does
-not depend on them. Quantized are copies of that one file, all with min-max ranges of the same noise: ours in
-both placements; ONNX Runtime's `quantize_static` after its `quant_pre_process`, Q/DQ, per channel, with uint8
-(u8s8) and int8 (s8s8) activations and its default operators; NNCF with its default settings. Every round
-calls each contender once, in turn, in one process. Printed are the median and the fastest call, and the
-median of the rounds' ratios to ONNX Runtime's fp32, below 1 is faster. OpenVINO decides itself in which float
-format it computes what is not int8 (bf16 where the CPU has it); the table says which.
+Each network becomes an fp32 ONNX file by export.graph.from_torch, with stirred weights: how long an engine
+takes does not depend on them. Quantized are copies of that one file, all with min-max ranges of the same
+noise: ours in both placements; ONNX Runtime's `quantize_static` after its `quant_pre_process`, Q/DQ, per
+channel, with uint8 (u8s8) and int8 (s8s8) activations and its default operators; NNCF with its default
+settings. Every round calls each contender once, in turn, in one process. Printed are the median and the
+fastest call, and the median of the rounds' ratios to ONNX Runtime's fp32, below 1 is faster. OpenVINO decides
+itself in which float format it computes what is not int8 (bf16 where the CPU has it); the table says which.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ from rich.console import Console
 from rich.table import Table
 
 from distill import models
-from export import graph, quantize, rewrite
-from export.calibrate import calibrate
+from export.graph import from_torch, rewrite
+from export.int8 import quantize
+from export.int8.calibrate import calibrate
 from runtime.backends.ort import OrtBackend
 from runtime.env import fingerprint, versions
 
@@ -123,7 +124,7 @@ def fp32_graph(name: str, size: tuple[int, int, int]) -> onnx.ModelProto:
                 (module.bias.data, -0.2, 0.2),
             ):
                 values.uniform_(low, high)
-    return graph.to_onnx(graph.merge(network.eval()), size)
+    return from_torch.to_onnx(from_torch.merge(network.eval()), size)
 
 
 def quantized_files(fp32: onnx.ModelProto, noise: np.ndarray, folder: Path) -> dict[str, Path]:
@@ -154,7 +155,7 @@ def by_onnxruntime(fp32: Path, activations: str, noise: np.ndarray, output: Path
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             image = next(self.images, None)
-            return None if image is None else {graph.INPUT: image[None]}
+            return None if image is None else {from_torch.INPUT: image[None]}
 
     with quiet():
         prepared = output.with_suffix(".prepared.onnx")

@@ -23,7 +23,7 @@ from distill import models
 from distill.data import Batch
 from distill.recipe import Recipe
 from distill.teacher import Teacher
-from distill.trainer import Trainer
+from distill.training.trainer import Trainer
 from runtime.env import fingerprint
 from runtime.images import ArraySet
 

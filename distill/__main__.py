@@ -1,7 +1,15 @@
-"""`python -m distill` is the `distill` command."""
+"""`python -m distill`, and the console script `distill`: the front door."""
 
 import sys
+from collections.abc import Sequence
 
-from .cli import main
+from runtime.cli import front_door
 
-sys.exit(main())
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    return front_door.main(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

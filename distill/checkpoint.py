@@ -5,7 +5,7 @@ user has.
 Out: `best.pth` (weights and what they mean) and `last.pth` (that, and all a resumed run needs); both load
      with `torch.load(weights_only=True)`, so no code in a file is ever executed.
 Elsewhere: building the network (`distill.models.build`), older names of published weights
-(distill.models.convert), what the trainer's state holds (distill.trainer).
+(distill.models.convert), what the trainer's state holds (distill.training.trainer).
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Checkpoint:
     lineage: dict[str, Any] = field(default_factory=dict)
     """Data specs and fingerprints, teacher's file and SHA-256, recipe, versions."""
     quantized: dict[str, Any] | None = None
-    """What quantization-aware training learned, as plain tensors and values (export.qat); `state_dict` stays
-    the fp32 student."""
+    """What quantization-aware training learned, as plain tensors and values (export.qat.trainer);
+    `state_dict` stays the fp32 student."""
     state: dict[str, Any] | None = None
     """What a resumed run needs; only in last.pth."""
     path: str | None = None

@@ -7,23 +7,16 @@ Elsewhere: accuracy of exported artifacts (bench.accuracy).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from dataclasses import dataclass, field
 
 import torch
-import tyro
 from torch import nn
 from torch.nn import functional as F
 
-from runtime.artifact import require_same_classes
 from runtime.errors import DataError, MissingError, UsageError
 
-from . import checkpoint as checkpoints
-from . import models
-from .data import Batch, eval_loader, open_data
-from .recipe import key_values
+from .data import Batch
 
 
 @dataclass(frozen=True)
@@ -120,91 +113,3 @@ def pick_device(name: str) -> torch.device:
             " --device cpu"
         )
     return torch.device(name)
-
-
-@dataclass(frozen=True)
-class EvalOptions:
-    """Flags of `distill eval`."""
-
-    checkpoint: tyro.conf.Positional[str]
-    """best.pth, or a file of timm, torchvision or the authors (then with --model)."""
-    data: Annotated[str, tyro.conf.arg(aliases=["--data-dir"])] = ""
-    """Labelled images: a folder, npz:FILE, digits, torch/NAME:DIR; default: those the checkpoint was
-    validated with."""
-    split: Literal["val", "train"] = "val"
-    """val or train, where the data has both."""
-    model: str = ""
-    """Architecture of a foreign file, for example resnet20."""
-    model_args: tuple[str, ...] = ()
-    """Its arguments, KEY=VALUE."""
-    img_size: Annotated[int, tyro.conf.arg(aliases=["--imgsz"])] = 0
-    """Input side in pixels; 0: the checkpoint's."""
-    batch: Annotated[int, tyro.conf.arg(aliases=["-b", "--batch-size"])] = 256
-    """Images per forward pass."""
-    workers: Annotated[int, tyro.conf.arg(aliases=["-j"])] = -1
-    """Reading processes; -1: up to 8 with a GPU, none on a CPU."""
-    device: str = "auto"
-    """cpu, cuda, cuda:INDEX or auto."""
-    num_classes: int = 0
-    """Only for streamed data."""
-    skip_bad_images: bool = False
-    """Leave unreadable images out and count them."""
-    json: bool = False
-    """One JSON object on stdout."""
-
-    def __post_init__(self) -> None:
-        if self.batch < 1 or self.workers < -1:
-            raise UsageError(
-                f"batch {self.batch}, workers {self.workers}: expected batch 1 or more, workers -1 or more"
-            )
-
-
-def run(options: EvalOptions) -> None:
-    """`distill eval`: print top-1, top-5 and loss of a checkpoint."""
-    from .progress import progress_bar
-
-    found = checkpoints.load_any(options.checkpoint, options.model or None, key_values(options.model_args))
-    spec = options.data or found.lineage.get("data", {}).get("val_spec", "")
-    images = open_data(spec, options.split, options.num_classes)
-    require_same_classes(found.class_names, options.checkpoint, images.class_names, spec)
-    device = pick_device(options.device)
-    model = models.build(found.model, len(images.class_names), found.model_args)
-    checkpoints.load_weights(model, found)
-    preprocess = found.preprocess
-    if options.img_size:
-        preprocess = replace(preprocess, input_size=(3, options.img_size, options.img_size))
-    loader = eval_loader(images, preprocess, options.batch, options.workers, device)
-    with progress_bar("evaluating", len(images)) as advance:
-        result = evaluate(
-            model.to(device).to(memory_format=torch.channels_last),
-            loader,
-            device,
-            skip_bad=options.skip_bad_images,
-            after_batch=advance,
-        )
-    if options.json:
-        print(
-            json.dumps(
-                {
-                    "checkpoint": options.checkpoint,
-                    "data": spec,
-                    "model": found.model,
-                    "top1_percent": result.top1,
-                    "top5_percent": result.top5,
-                    "loss_nats": result.loss,
-                    "images": result.images,
-                    "skipped_images": result.skipped,
-                    "notes": found.notes,
-                }
-            )
-        )
-        return
-    for note in found.notes:
-        print(f"{options.checkpoint}: {note}")
-    if found.class_names is None:
-        print(f"{options.checkpoint}: carries no class names; their order is taken from {spec}")
-    skipped = f", {result.skipped} unreadable images skipped" if result.skipped else ""
-    print(
-        f"{options.checkpoint}: {found.model}  top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  "
-        f"loss {result.loss:.4f} nats  (n={result.images} {options.split} images of {spec}{skipped})"
-    )

@@ -4,7 +4,8 @@ belong together.
 In:  any timm model (or one of this project's) with `feature_info`; the size of its input; a choice of stages.
 Out: Outputs(logits, features), features (N, C, H, W) shallow to deep; pairs of stages, and lines that say
 what they are.
-Elsewhere: what is made of the maps (distill.losses), resizing and projecting them (distill.losses.feature).
+Elsewhere: what is made of the maps (distill.losses), resizing and projecting them
+(distill.losses.feature.base).
 
 Forward hooks read the outputs of the modules that `feature_info` names, so the logits are those of the
 model's own forward, to the bit. Where these modules give no map (HRNet, MViT, Twins, Hiera and a few more),

@@ -3,7 +3,7 @@ stderr.
 
 In:  counts and figures as they come.
 Out: nothing; stdout stays free for results.
-Elsewhere: what is kept of the figures (distill.trainer writes summary.csv and metrics.jsonl).
+Elsewhere: what is kept of the figures (distill.training.trainer writes summary.csv and metrics.jsonl).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 In:  a recipe's name or YAML file, and what the flags override.
 Out: a frozen `Recipe`; its YAML form, saved in the run folder as args.yaml.
-Elsewhere: what the settings do (distill.data, distill.trainer); flags (runtime.commands).
+Elsewhere: what the settings do (distill.data, distill.training.trainer); flags (runtime.cli.flags).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from runtime.commands import nearest
+from runtime.cli.nearest import nearest
 from runtime.errors import UsageError
 
 EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")

@@ -54,7 +54,7 @@ class Teacher:
         self.dtype = DTYPES[dtype]
         self.about = about or {}
         self.taps: Taps | None = None
-        """What also gives feature maps, where a loss asks for them (distill.objective sets it)."""
+        """What also gives feature maps, where a loss asks for them (distill.training.objective sets it)."""
         self.size = (
             None if preprocess.input_size == student_preprocess.input_size else preprocess.input_size[1:]
         )

@@ -1,8 +1,15 @@
-"""`python -m export onnx CKPT`: the same as `distill export onnx CKPT`."""
+"""`python -m export`, and the console script `export`: the front door with the first word typed already."""
 
 import sys
+from collections.abc import Sequence
 
-from .cli import main
+from runtime.cli import front_door
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command of this group and return its exit code."""
+    return front_door.main(argv, "export")
+
 
 if __name__ == "__main__":
-    sys.exit(main(prog="python -m export"))
+    sys.exit(main())

@@ -1,9 +1,9 @@
 """The flags that every int8 export has, with defaults, ranges and reasons; nothing heavy is imported, so that
 --help is quick.
 
-In:  flags (runtime.commands).
+In:  flags (runtime.cli.flags).
 Out: an `Int8Options`, checked as far as it can be without reading anything.
-Elsewhere: what the settings do (export.int8), the flags of one command (export.onnx_command).
+Elsewhere: what the settings do (export.int8.pipeline), the flags of one command (export.commands.onnx).
 """
 
 from __future__ import annotations

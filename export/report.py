@@ -2,7 +2,7 @@
 
 In:  the artifact's metadata, with the checks in it.
 Out: text on stdout.
-Elsewhere: the same as JSON (export.onnx_command), the numbers (export.verify).
+Elsewhere: the same as JSON (export.commands.onnx), the numbers (export.checks.verify).
 """
 
 from __future__ import annotations

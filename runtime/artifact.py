@@ -5,7 +5,7 @@ In:  a `Metadata` value at export; the string map of an ONNX file (`metadata_pro
      when loading; a whole file's bytes.
 Out: the map to store, or the `Metadata` read back; for a file of another origin, one whose fields say
      "unknown" (None). The bytes sealed, or whether their seal holds.
-Elsewhere: opening the model (runtime.backends), writing ONNX (export.graph).
+Elsewhere: opening the model (runtime.backends), writing ONNX (export.graph.from_torch).
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class Metadata:
     versions: dict[str, str] = field(default_factory=dict)
     """Packages that made it."""
     engine: dict[str, Any] | None = None
-    """Only for a plan, and read by runtime.plan: which TensorRT built it where, from which ONNX, its profiles
-    and layers."""
+    """Only for a plan, and read by runtime.backends.tensorrt.plan: which TensorRT built it where, from which
+    ONNX, its profiles and layers."""
 
     def to_map(self) -> dict[str, str]:
         """The entries to store in ONNX `metadata_props`."""
@@ -119,7 +119,7 @@ def sidecar_bytes(meta: Metadata) -> bytes:
 
 
 def read_sidecar(plan: str | Path) -> Metadata:
-    """The metadata beside a plan; whether it is this plan's is runtime.plan's question.
+    """The metadata beside a plan; whether it is this plan's is runtime.backends.tensorrt.plan's question.
 
     Raises ArtifactError when it is not there, damaged, changed since it was written, or of a newer schema.
     """

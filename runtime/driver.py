@@ -2,7 +2,8 @@
 
 In:  nothing; the driver's own library, where there is one.
 Out: `Driver`, or the reason why there is none. Nothing is allocated on a GPU, and no context is made.
-Elsewhere: memory and streams (runtime.cuda), everything else about the machine (runtime.env).
+Elsewhere: memory and streams (runtime.backends.tensorrt.cuda), everything else about the machine
+(runtime.env).
 """
 
 from __future__ import annotations

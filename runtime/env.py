@@ -2,7 +2,7 @@
 
 In:  nothing.
 Out: a plain dict (JSON values; None where not known).
-Elsewhere: measuring (bench), what is missing for what (runtime.env_command), the driver's own words
+Elsewhere: measuring (bench), what is missing for what (runtime.commands.env), the driver's own words
 (runtime.driver).
 """
 

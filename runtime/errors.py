@@ -3,7 +3,7 @@
 In:  nothing.
 Out: exception classes; each carries `exit_code`, and its message is one line: what was wrong, what was
 expected, how to fix it.
-Elsewhere: turning an exception into that line on stderr (runtime.commands).
+Elsewhere: turning an exception into that line on stderr (runtime.cli.flags).
 """
 
 

@@ -139,7 +139,7 @@ def _openvino(path: Path, given: _Settings) -> tuple[Any, Metadata]:
 
 
 def _tensorrt(path: Path, given: _Settings) -> tuple[Any, Metadata]:
-    from .backends.trt import TrtBackend
+    from .backends.tensorrt.backend import TrtBackend
 
     backend = TrtBackend(
         path,

@@ -12,8 +12,8 @@ from PIL import Image
 
 from distill import checkpoint as checkpoints
 from distill import models
+from distill.__main__ import main
 from distill.checkpoint import Checkpoint
-from distill.cli import main
 from runtime import files
 from runtime.preprocess import Preprocess
 

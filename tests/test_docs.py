@@ -152,7 +152,7 @@ def test_no_page_tells_anyone_to_type_the_shell_builtin(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_documented_flag_exists(page):
-    from runtime.commands import check_flags
+    from runtime.cli.flags import check_flags
 
     for line in commands(page, "bash|sh"):
         words = shlex.split(line, comments=True)[1:]
@@ -160,29 +160,11 @@ def test_every_documented_flag_exists(page):
         check_flags(options_of("train --qat" if "--qat" in words else name), words, f"distill {name}")
 
 
-OPTIONS = {
-    "train": "distill.train:TrainOptions",
-    "train --qat": "export.qat_command:QatOptions",
-    "demo": "distill.demo:DemoOptions",
-    "eval": "distill.evaluate:EvalOptions",
-    "erf": "distill.erf_command:ErfOptions",
-    "env": "runtime.env_command:EnvOptions",
-    "inspect": "export.inspect_command:InspectOptions",
-    "parity": "export.parity:ParityOptions",
-    "export onnx": "export.onnx_command:OnnxOptions",
-    "export trt": "export.trt_command:TrtOptions",
-    "export triton": "export.triton_command:TritonOptions",
-    "bench latency": "bench.latency:LatencyOptions",
-    "bench accuracy": "bench.accuracy:AccuracyOptions",
-    "bench table": "bench.table:TableOptions",
-}
-"""Command -> the dataclass of its flags."""
-
-
 def options_of(name: str) -> type:
-    assert name in OPTIONS, f"a page documents an unknown command: {name}"
-    module, _, options = OPTIONS[name].partition(":")
-    return getattr(importlib.import_module(module), options)
+    from runtime.cli.front_door import COMMANDS
+
+    assert name in COMMANDS, f"a page documents an unknown command: {name}"
+    return importlib.import_module(COMMANDS[name]).Options
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

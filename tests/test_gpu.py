@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import runtime
-from distill import cli
-from runtime import cuda
+from distill import __main__ as cli
+from runtime.backends.tensorrt import cuda
 from runtime.errors import MissingError
 
 pytestmark = pytest.mark.gpu

@@ -25,8 +25,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reas
 
 FORKER = """
 import json, os, sys
-import distill.train, distill.trainer
-from distill.cli import main
+import distill.training.job, distill.training.trainer
+from distill.__main__ import main
 for line in sys.stdin:
     request = json.loads(line)
     child = os.fork()

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from distill import __main__ as cli
 from distill import checkpoint as checkpoints
-from distill import cli, losses, models
-from distill import trainer as trainers
+from distill import losses, models
 from distill.recipe import Recipe
 from distill.teacher import Teacher
-from distill.trainer import Trainer
+from distill.training import trainer as trainers
+from distill.training.trainer import Trainer
 from runtime import load
 from runtime.images import ArraySet
 

@@ -7,6 +7,7 @@ tests/doubles.
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,8 @@ OURS = {
     "engine": {"engine", "device", "trt", "path", "input_name", "output_name", "image", "classes", "making"},
     "profile": {"min", "opt", "max"},
 }
-"""Attributes of our own objects of such a name (runtime.backends.trt_slots.Engine, export.engine.Profile)."""
+"""Attributes of our own objects of such a name (runtime.backends.tensorrt.slots.Engine,
+export.trt.build.Profile)."""
 
 
 @pytest.fixture(scope="module")
@@ -153,18 +155,19 @@ def modules_that_use_tensorrt() -> list[Path]:
         path
         for folder in ("export", "runtime", "bench")
         for path in sorted((ROOT / folder).rglob("*.py"))
-        if "trt." in path.read_text(encoding="utf-8") and used(path.read_text(encoding="utf-8"))
+        if re.search(r"(?<!export\.)(?<!from \.\.)\btrt\.", path.read_text(encoding="utf-8"))
+        and used(path.read_text(encoding="utf-8"))
     ]
 
 
 def test_the_modules_that_call_tensorrt_are_looked_at():
     names = {str(path.relative_to(ROOT)) for path in modules_that_use_tensorrt()}
     assert names >= {
-        "export/engine.py",
-        "export/engine_worker.py",
-        "runtime/plan.py",
-        "runtime/backends/trt.py",
-        "runtime/backends/trt_slots.py",
+        "export/trt/build.py",
+        "export/trt/worker.py",
+        "runtime/backends/tensorrt/plan.py",
+        "runtime/backends/tensorrt/backend.py",
+        "runtime/backends/tensorrt/slots.py",
     }
 
 
@@ -175,7 +178,11 @@ def test_every_name_is_in_every_version(path, known):
 
 @pytest.mark.parametrize(
     ("file", "at_least"),
-    [("export/engine.py", 30), ("runtime/backends/trt.py", 18), ("runtime/backends/trt_slots.py", 5)],
+    [
+        ("export/trt/build.py", 30),
+        ("runtime/backends/tensorrt/backend.py", 18),
+        ("runtime/backends/tensorrt/slots.py", 5),
+    ],
 )
 def test_names_are_really_found(file, at_least):
     assert len({name for _, name in used((ROOT / file).read_text(encoding="utf-8"))}) >= at_least

@@ -3,7 +3,8 @@
 In:  a name and the loss's own settings.
 Out: a callable (student Outputs, teacher Outputs, target) -> scalar tensor; warnings where a loss
 degenerates.
-Elsewhere: the formulas, one file per loss; how they are weighed against the labels (distill.trainer).
+Elsewhere: the formulas, one file per loss; how they are weighed against the labels
+(distill.training.trainer).
 """
 
 from __future__ import annotations
@@ -17,19 +18,20 @@ from typing import Any
 
 from torch import Tensor
 
-from runtime.commands import nearest
+from runtime.cli.nearest import nearest
 from runtime.errors import UsageError
 
-from . import binary_kl, deit, dist, dkd, feature, kl, lskd, mlkd, nkd, ofa, rkd
-from .at import AT
 from .base import Outputs, cross_entropy
-from .fd import FD
-from .feature import FeatureLoss
-from .fitnets import FitNets
-from .mgd import MGD
-from .ofa_stages import OFAStages
-from .reviewkd import ReviewKD
-from .srrl import SRRL
+from .feature import rkd
+from .feature.at import AT
+from .feature.base import FeatureLoss, one_image
+from .feature.fd import FD
+from .feature.fitnets import FitNets
+from .feature.mgd import MGD
+from .feature.ofa_stages import OFAStages
+from .feature.reviewkd import ReviewKD
+from .feature.srrl import SRRL
+from .logit import binary_kl, deit, dist, dkd, kl, lskd, mlkd, nkd, ofa
 
 LOGIT: dict[str, Callable[..., Tensor]] = {
     "kl": kl.loss,
@@ -66,11 +68,11 @@ DEGENERATE: dict[str, Callable[[int, int, Tensor | None, dict[str, Any]], list[s
     "lskd": lskd.degenerate,
     "lskd_dkd": lskd.degenerate,
     "mlkd": mlkd.degenerate,
-    "fitnets": feature.one_image,
+    "fitnets": one_image,
     "rkd": rkd.degenerate,
-    "reviewkd": feature.one_image,
-    "srrl": feature.one_image,
-    "ofa_stages": feature.one_image,
+    "reviewkd": one_image,
+    "srrl": one_image,
+    "ofa_stages": one_image,
 }
 """Where a loss has nothing to teach: (num_classes, batch, logits or None, settings) -> warnings; raises
 UsageError."""

@@ -4,7 +4,7 @@ In:  a network of any family, in training form.
 Out: the same function with fewer layers: parallel branches added into one kernel, batch norm folded into the
 layer before it.
 Elsewhere: the merge of one block (its `reparameterize`, in the file of its family), folding in an exported
-graph (export.graph).
+graph (export.graph.from_torch).
 """
 
 from __future__ import annotations

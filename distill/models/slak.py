@@ -6,7 +6,7 @@ Out: logits (N, num_classes). State-dict names are those of the published files 
 `checkpoint_filter_fn`).
 Elsewhere: timm's interface (staged.py), the large convolution (depthwise.py), merging a whole network
 (merge.py), what a published file shows about itself (convert.py), dynamic sparsity in training
-(distill.sparsity).
+(distill.training.sparsity).
 
 The same classes with 7 x 7 kernels are the students of Huang et al. 2023 (arXiv:2305.19412): a ConvNeXt with
 batch norm after every depthwise convolution.

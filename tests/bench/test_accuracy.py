@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import runtime
-from bench import accuracy, cli
+from bench import __main__ as cli
+from bench import accuracy
 from runtime import ArtifactError, DataError
 from runtime.images import ArraySet, open_images
 

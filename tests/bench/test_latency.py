@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import runtime
-from bench import cli, latency, subject
+from bench import __main__ as cli
+from bench import latency, subject
+from bench.commands import latency as command
 from bench.latency import LatencyOptions
 from runtime import DataError, MissingError, UsageError
 from runtime.images import open_images
@@ -254,7 +256,7 @@ def test_a_results_file_that_cannot_be_written_is_named_before_measuring(
 
 def test_what_was_measured_is_shown_though_the_disk_is_full_then(student, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
-        latency.files, "write_text", lambda *_: (_ for _ in ()).throw(MissingError("no space left"))
+        command.files, "write_text", lambda *_: (_ for _ in ()).throw(MissingError("no space left"))
     )
     argv = [
         "latency",

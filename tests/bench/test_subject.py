@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import runtime
-from bench import accuracy, cli, subject
+from bench import __main__ as cli
+from bench import accuracy, subject
 from bench.latency import LatencyOptions
 from bench.subject import EngineOptions
 from bench.table import TableOptions
@@ -163,8 +164,8 @@ def test_a_provider_that_is_not_here_exits_3(student, capsys):
 
 
 class PlanBackend:
-    """A backend as runtime.backends.trt offers it: device and engine of its own, no threads, a mean over the
-    image.
+    """A backend as runtime.backends.tensorrt.backend offers it: device and engine of its own, no threads, a
+    mean over the image.
     """
 
     engine, version, provider, device, threads = "tensorrt", "10.3.0.30", "TensorRT on A GPU", "cuda", None

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from bench import cli, table
+from bench import __main__ as cli
+from bench import table
 from bench.table import Row, Table, TableOptions
 from runtime import ArtifactError, UsageError
 

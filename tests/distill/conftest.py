@@ -11,7 +11,7 @@ from PIL import Image
 
 from distill import models
 from distill.recipe import Recipe
-from distill.trainer import Trainer
+from distill.training.trainer import Trainer
 from runtime.images import ArraySet
 
 HERE = Path(__file__).parent

@@ -10,8 +10,8 @@ from torch import nn
 
 from distill import checkpoint as checkpoints
 from distill import models
+from distill.__main__ import main
 from distill.checkpoint import Checkpoint
-from distill.cli import main
 from distill.data import Batch, eval_loader
 from distill.evaluate import evaluate, pick_device
 from runtime.errors import DataError, MissingError, UsageError

@@ -8,9 +8,12 @@ from dataclasses import fields, replace
 import pytest
 import yaml
 
-from distill import losses, train
+from distill import losses
 from distill import recipe as recipes
+from distill.commands.train import parse
 from distill.recipe import Recipe
+from distill.training import job
+from distill.training.options import TrainOptions
 from runtime.errors import UsageError
 
 
@@ -69,7 +72,7 @@ def test_a_recipe_comes_back_from_yaml_the_same(tmp_path):
 def test_the_plain_dict_of_a_recipe_comes_back_the_same():
     mine = Recipe(student_args=("width=0.5",), layer_decay=0.7)
     assert recipes.from_dict(recipes.to_dict(mine), "dict", Recipe()) == mine
-    assert train._as_recipe(train.TrainOptions(seed=3)) == Recipe(seed=3)
+    assert job._as_recipe(TrainOptions(seed=3)) == Recipe(seed=3)
 
 
 def test_keys_left_out_keep_the_base(tmp_path):
@@ -79,16 +82,14 @@ def test_keys_left_out_keep_the_base(tmp_path):
 
 
 def test_flags_override_the_recipe_and_the_recipe_the_defaults():
-    options = train.parse(
-        ["--recipe", "paper", "--lr-base", "1e-3", "--no-amp", "--mixup", "0", "--data", "d"]
-    )
+    options = parse(["--recipe", "paper", "--lr-base", "1e-3", "--no-amp", "--mixup", "0", "--data", "d"])
     assert (options.lr_base, options.amp, options.mixup) == (1e-3, False, 0.0)
     assert (options.cutmix, options.kd_loss, options.data) == (1.0, "nkd", "d")
 
 
 def test_flags_override_whatever_their_place():
-    assert train.parse(["--epochs", "3", "--recipe", "paper"]).epochs == 3
-    assert train.parse(["--epochs=3", "--recipe=paper", "-b", "64"]).batch == 64
+    assert parse(["--epochs", "3", "--recipe", "paper"]).epochs == 3
+    assert parse(["--epochs=3", "--recipe=paper", "-b", "64"]).batch == 64
 
 
 @pytest.mark.parametrize(
@@ -107,14 +108,14 @@ def test_flags_override_whatever_their_place():
 )
 def test_the_usual_other_names_of_flags_work(alias, name):
     value = {"data": "7", "output": "7", "recipe": "paper"}.get(name, "7")
-    assert str(getattr(train.parse([alias, value]), name)) == value
+    assert str(getattr(parse([alias, value]), name)) == value
 
 
 def test_every_setting_is_a_flag():
     for field in fields(Recipe):
         if isinstance(field.default, bool):
             flag = f"--{'no-' if field.default else ''}{field.name.replace('_', '-')}"
-            assert getattr(train.parse([flag]), field.name) is not field.default
+            assert getattr(parse([flag]), field.name) is not field.default
 
 
 def test_every_setting_is_explained():
@@ -145,7 +146,7 @@ def test_an_unknown_recipe_is_answered_with_the_nearest():
 
 def test_an_unknown_flag_is_answered_with_the_nearest():
     with pytest.raises(UsageError, match=r"unknown flag --weigth-decay; did you mean --weight-decay\?"):
-        train.parse(["--weigth-decay", "0.1"])
+        parse(["--weigth-decay", "0.1"])
 
 
 @pytest.mark.parametrize(

@@ -235,8 +235,8 @@ def fp32(tmp_path_factory):
 def int8(tmp_path_factory, images):
     """The same network as export quantizes it for engines that read Q/DQ as it stands."""
     pytest.importorskip("onnxslim")
-    from export import quantize, rules
-    from export.calibrate import calibrate
+    from export.int8 import quantize, rules
+    from export.int8.calibrate import calibrate
 
     model = convnet()
     plan = rules.plan(model, "tensorrt")

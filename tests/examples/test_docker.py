@@ -103,7 +103,7 @@ def test_the_extras_exist_and_none_of_them_compiles(steps, project):
 
 def test_every_package_folder_is_copied_and_nothing_else_reaches_the_image(steps, project):
     copied = {word for rest in rests(steps, "COPY") for word in rest.split()[:-1]}
-    packages = {name.split(".")[0] for name in project["tool"]["setuptools"]["packages"]}
+    packages = {name.rstrip("*") for name in project["tool"]["setuptools"]["packages"]["find"]["include"]}
     metadata = {"pyproject.toml", project["project"]["readme"], *project["project"]["license-files"]}
     assert copied == packages | metadata
     assert all((ROOT / name).exists() for name in copied)

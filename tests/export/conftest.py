@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from distill import checkpoint, models
-from export import graph
+from export.graph import from_torch
 from runtime.images import open_images
 from runtime.preprocess import Preprocess
 
@@ -79,7 +79,7 @@ def student_file(
 
 @pytest.fixture(scope="session")
 def student_onnx(student: torch.nn.Module):
-    return graph.to_onnx(graph.merge(student), SIZE)
+    return from_torch.to_onnx(from_torch.merge(student), SIZE)
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +96,7 @@ def repvgg() -> torch.nn.Module:
 
 @pytest.fixture(scope="session")
 def convnext_onnx():
-    return graph.to_onnx(graph.merge(_stirred(models.build("convnext_atto", 7))), (3, 64, 64))
+    return from_torch.to_onnx(from_torch.merge(_stirred(models.build("convnext_atto", 7))), (3, 64, 64))
 
 
 def _stirred(network: torch.nn.Module) -> torch.nn.Module:

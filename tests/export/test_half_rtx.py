@@ -11,8 +11,10 @@ import numpy as np
 import onnx
 import pytest
 
-from export import graph, half_graph, quantize, rewrite
-from export.calibrate import calibrate
+from export.fp16 import cast
+from export.graph import from_torch, rewrite
+from export.int8 import quantize
+from export.int8.calibrate import calibrate
 
 pytestmark = [
     pytest.mark.slow,
@@ -63,7 +65,7 @@ def build(made, folder):
 @pytest.fixture(params=["resnet20", "repvgg", "convnext"])
 def network(request):
     if request.param == "repvgg":
-        return graph.to_onnx(graph.merge(request.getfixturevalue("repvgg")), (3, 64, 64))
+        return from_torch.to_onnx(from_torch.merge(request.getfixturevalue("repvgg")), (3, 64, 64))
     return request.getfixturevalue({"resnet20": "student_onnx", "convnext": "convnext_onnx"}[request.param])
 
 
@@ -87,16 +89,16 @@ def some(made):
 
 def test_half_builds_with_and_without_kept_nodes(network, tmp_path):
     for keep in (set(), some(network)):
-        assert build(half_graph.to_half(network, keep), tmp_path)["types"] == ["DataType.FLOAT"] * 2
+        assert build(cast.to_half(network, keep), tmp_path)["types"] == ["DataType.FLOAT"] * 2
 
 
 def test_every_int8_convolution_is_recognised_with_half_around(network, tmp_path):
     plan, made = quantized(network)
     kinds = {node.name: node.op_type for node in made.graph.node}
     layers = {name for name in plan.layers if kinds[name] == "Conv"}
-    assert build(half_graph.to_half(made), tmp_path)["int8 in half"] == len(layers)
+    assert build(cast.to_half(made), tmp_path)["int8 in half"] == len(layers)
     keep = some(made) | set(sorted(layers)[::3])
     assert layers - keep
-    assert build(half_graph.to_half(made, keep), tmp_path)["int8 in half"] == len(
+    assert build(cast.to_half(made, keep), tmp_path)["int8 in half"] == len(
         layers - keep
     )  # the others have float32 scales

@@ -17,8 +17,9 @@ import torch
 from onnx import numpy_helper
 
 from distill import models
-from export import graph, quantize, rewrite
-from export.calibrate import calibrate
+from export.graph import from_torch, rewrite
+from export.int8 import quantize
+from export.int8.calibrate import calibrate
 
 FAMILIES = {  # name: (architecture, arguments, image side, layers that become int8)
     "cifar resnet": ("resnet20", {}, 32, 19),
@@ -77,7 +78,7 @@ def int8():
             name, arguments, side, _ = FAMILIES[family]
             torch.manual_seed(0)
             network = stirred(models.build(name, 7, arguments))
-            fp32 = rewrite.prepare(graph.to_onnx(graph.merge(network), (3, side, side)))
+            fp32 = rewrite.prepare(from_torch.to_onnx(from_torch.merge(network), (3, side, side)))
             plan = quantize.plan(fp32, "tensorrt")
             batch = np.random.default_rng(0).normal(size=(2, 3, side, side)).astype(np.float32)
             made[family] = (

@@ -11,7 +11,7 @@ import torch
 
 import runtime
 from distill import checkpoint, models
-from export import cli
+from export import __main__ as cli
 from runtime.images import open_images
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"

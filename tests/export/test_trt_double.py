@@ -19,8 +19,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from export import graph, quantize
-from export.calibrate import calibrate
+from export.graph import from_torch
+from export.int8 import quantize
+from export.int8.calibrate import calibrate
 from runtime.artifact import Metadata, read_sidecar, sidecar_of
 from runtime.images import open_images
 
@@ -45,7 +46,7 @@ def int8_bytes(student_onnx, digits_batch, preprocess):
     made = quantize.quantize(
         student_onnx, plan, calibrate(student_onnx, plan.tensors, [digits_batch], "minmax")
     )
-    return graph.write_metadata(
+    return from_torch.write_metadata(
         made,
         Metadata(
             precision="int8",

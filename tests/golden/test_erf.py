@@ -11,7 +11,8 @@ import pytest
 import timm
 import torch
 
-from distill import erf, models  # noqa: F401  (models registers the families)
+from distill import models  # noqa: F401  (models registers the families)
+from distill.erf import field
 
 
 def matrix(entry, arrays):
@@ -35,7 +36,7 @@ def matrix(entry, arrays):
 
 
 def check_ratios(score, arrays):
-    found = erf.from_score(score, thresholds=arrays["thresholds"].tolist()).reference
+    found = field.from_score(score, thresholds=arrays["thresholds"].tolist()).reference
     stored = zip(
         found.sides,
         found.ratios,
@@ -77,6 +78,6 @@ def test_score_and_area_ratios(erf_case, golden_content, read, ours, fill, noise
     name, arguments = ours(call)
     network = fill(timm.create_model(name, **arguments | classes), salt)
     images = (torch.from_numpy(noise((1, 3, size, size), salt, f"erf_input_{j}")) for j in range(count))
-    found = erf.measure(network, images, torch.device("cpu"))
+    found = field.measure(network, images, torch.device("cpu"))
     assert (found.images, found.skipped) == (count, 0)
     assert np.abs(found.score - arrays["score"]).max() <= 1e-4 * arrays["score"].max()

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from distill import losses
-from distill.losses import Outputs, reviewkd
+from distill.losses import Outputs
+from distill.losses.feature import reviewkd
 
 
 class Classifier(nn.Module):

@@ -1,5 +1,5 @@
-"""What both libraries under runtime.cuda must do: on a GPU, or in a process that finds the TEST DOUBLE of the
-CUDA driver.
+"""What both libraries under runtime.backends.tensorrt.cuda must do: on a GPU, or in a process that finds the
+TEST DOUBLE of the CUDA driver.
 
 In:  pycuda or cuda-python, and `double` where the driver is the test double, whose counts of what is alive
 are compared too.
@@ -18,7 +18,7 @@ import traceback
 
 import numpy as np
 
-from runtime import cuda
+from runtime.backends.tensorrt import cuda
 from runtime.errors import ArtifactError, MissingError, UsageError
 
 CALLS = 10_000

@@ -1,5 +1,5 @@
-"""What runtime.backends.trt must do, run in one process that finds the TEST DOUBLES of TensorRT and the CUDA
-driver.
+"""What runtime.backends.tensorrt.backend must do, run in one process that finds the TEST DOUBLES of TensorRT
+and the CUDA driver.
 
 In:  a folder.
 Out: on stdout a JSON object {case: None, or the traceback of its failure}.
@@ -21,7 +21,8 @@ import tiny_onnx as tiny
 from doubles import alive
 
 import runtime
-from runtime import artifact, cuda, plan
+from runtime import artifact
+from runtime.backends.tensorrt import cuda, plan
 from runtime.errors import ArtifactError, MissingError, UsageError
 
 
@@ -87,7 +88,7 @@ def in_threads(count, work):
 
 
 class OnGpu:
-    """An array as CuPy or torch would show it, in the memory of a `runtime.cuda.Device`."""
+    """An array as CuPy or torch would show it, in the memory of a `runtime.backends.tensorrt.cuda.Device`."""
 
     def __init__(self, device, values, stream=None, strides=None):
         self.device, self.shape = device, values.shape
@@ -340,7 +341,7 @@ def case_closing_frees_everything_and_later_calls_are_refused(place):
 
 
 def case_closing_waits_for_a_slot_that_is_lent(place):
-    from runtime.backends.trt_slots import Pool
+    from runtime.backends.tensorrt.slots import Pool
 
     pool, lent, back, closed = Pool(place, ["slot"]), threading.Event(), threading.Event(), threading.Event()
 

@@ -34,7 +34,7 @@ def python(code: str, *args: str) -> str:
 
 def test_runtime_predicts_with_torch_timm_and_onnx_blocked(student):
     code = (
-        BLOCK + "import runtime, runtime.backends.ort, runtime.commands, runtime.env, runtime.files,"
+        BLOCK + "import runtime, runtime.backends.ort, runtime.cli.flags, runtime.env, runtime.files,"
         " runtime.images, numpy\nprint(runtime.load(sys.argv[1]).classify(numpy.full((8, 8, 3), (255, 0,"
         " 0), numpy.uint8))[0][0].label)"
     )
@@ -80,6 +80,7 @@ def test_nobody_but_the_front_door_imports_bench(folder):
 def test_the_walk_sees_imports_inside_functions(tmp_path):
     path = tmp_path / "a.py"
     path.write_text(
-        "def f():\n    import torch.nn as nn\n    from export.graph import x\n    from . import distill\n"
+        "def f():\n    import torch.nn as nn\n    from export.graph.from_torch import x\n"
+        "    from . import distill\n"
     )
     assert imported(path) == {"torch", "export"}

@@ -230,7 +230,7 @@ def test_exported_as_plain_convolutions_with_the_same_logits(name, form, kernels
     for needed in ("onnx", "onnxscript", "onnxslim"):
         pytest.importorskip(needed)
     ort = pytest.importorskip("onnxruntime")
-    from export.graph import merge, to_onnx
+    from export.graph.from_torch import merge, to_onnx
 
     network, x = stirred(mini(name, depths=(1, 1), kernel_sizes=(9, 7), **form)), noise(3, 3, 32, 32)
     graph = to_onnx(merge(network), (3, 32, 32))

@@ -1,0 +1,1 @@
+"""One file per command that measures, named after what is typed."""

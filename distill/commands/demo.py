@@ -1,0 +1,170 @@
+"""`distill demo`: the whole way on handwritten digits, on a CPU, in minutes.
+
+In:  nothing but scikit-learn's bundled digits.
+Out: DIR/ with a large-kernel teacher, the same student with and without it, fp32 and int8 artifacts, and the
+table.
+Elsewhere: every step is a command a user could type; each one is printed before it runs.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from runtime.errors import Large2SmallError, UsageError
+
+SUMMARY = "run the whole pipeline on handwritten digits, in minutes on a CPU"
+DESCRIPTION = """1,797 digits, a teacher with 13 x 13 kernels, a student trained with and without it, fp32
+and int8 artifacts, and the table of accuracy against latency. Every step is printed as the command it is.
+
+example:
+  distill demo --output demo-run"""
+
+MARK = "this folder was written by distill demo"
+"""In DIR/README.txt: only such a folder is ever replaced."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of `distill demo`."""
+
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "demo-run"
+    """Folder for everything it makes."""
+    overwrite: bool = False
+    """Replace the folder of an earlier demo."""
+    seed: int = 0
+    """Of all three trainings."""
+    teacher_epochs: int = 16
+    """Passes of the teacher over the 1,352 training digits."""
+    epochs: int = 5
+    """Passes of student and control."""
+    iterations: int = 300
+    """Timed calls per artifact in the table."""
+
+
+def commands_of(options: Options) -> list[list[str]]:
+    """What the demo types, in order: arguments after `distill`."""
+    out = Path(options.output)
+    seed = ["--seed", str(options.seed)]
+    teacher, student = out / "teacher", out / "student"
+    files = {name: str(out / f"{name}.onnx") for name in ("teacher", "control", "student", "student.int8")}
+    return [
+        [
+            "train",
+            "--recipe",
+            "demo",
+            "--teacher",
+            "none",
+            "--student",
+            "convnext_atto",
+            "--student-args",
+            "kernel_sizes=13",
+            "depths=[1,1,2,1]",
+            "dims=[32,64,128,256]",
+            "patch_size=1",
+            "ls_init_value=1.0",
+            "norm_layer=batchnorm2d",
+            "conv_mlp=true",
+            "--epochs",
+            str(options.teacher_epochs),
+            "--lr",
+            "5e-3",
+            "--output",
+            str(teacher),
+            *seed,
+        ],
+        [
+            "train",
+            "--recipe",
+            "demo",
+            "--teacher-ckpt",
+            str(teacher / "best.pth"),
+            "--control",
+            "--epochs",
+            str(options.epochs),
+            "--output",
+            str(student),
+            *seed,
+        ],
+        ["export", "onnx", str(teacher / "best.pth"), "--output", files["teacher"]],
+        ["export", "onnx", str(student / "control" / "best.pth"), "--output", files["control"]],
+        ["export", "onnx", str(student / "best.pth"), "--output", files["student"]],
+        [
+            "export",
+            "onnx",
+            str(student / "best.pth"),
+            "--int8",
+            "--placement",
+            "cpu",
+            "--calib",
+            "digits",
+            "--output",
+            files["student.int8"],
+        ],
+        [
+            "bench",
+            "table",
+            files["student"],
+            files["student.int8"],
+            "--data",
+            "digits",
+            "--teacher",
+            files["teacher"],
+            "--control",
+            files["control"],
+            "--iterations",
+            str(options.iterations),
+            "--output",
+            str(out / "table"),
+        ],
+    ]
+
+
+def run(options: Options) -> None:
+    """Run every command; the first that fails ends the demo with its exit code."""
+    from runtime.cli.front_door import main
+
+    _prepare(Path(options.output), options.overwrite)
+    began = time.monotonic()
+    for arguments in commands_of(options):
+        _one(main, arguments)
+    print(
+        f"everything lies in {options.output}/ ({time.monotonic() - began:.0f} s). On your own images:"
+        " distill --help",
+        file=sys.stderr,
+    )
+
+
+def _one(main: Callable[[list[str]], int], arguments: list[str]) -> None:
+    print(f"\n$ distill {shlex.join(arguments)}", file=sys.stderr, flush=True)
+    code = main(arguments)
+    if code:
+        failure = Large2SmallError(f"the demo stopped at: distill {shlex.join(arguments)}")
+        failure.exit_code = code
+        raise failure
+
+
+def _prepare(folder: Path, overwrite: bool) -> None:
+    note = folder / "README.txt"
+    if folder.exists():
+        ours = note.is_file() and MARK in note.read_text(encoding="utf-8", errors="replace")
+        if not (overwrite and ours):
+            raise UsageError(
+                f"{folder} exists already"
+                + (
+                    ". Add --overwrite to replace it"
+                    if ours
+                    else " and was not made by the demo. Choose another --output"
+                )
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    note.write_text(f"{MARK}\n", encoding="utf-8")

@@ -1,0 +1,32 @@
+"""`distill erf`: the effective receptive fields of several networks on the same images.
+
+In:  an `ErfOptions`.
+Out: a table; in --output figures, erf.json and erf.npz.
+Elsewhere: measuring and drawing (distill.erf.report).
+"""
+
+from __future__ import annotations
+
+import json
+
+from ..erf.options import ErfOptions
+
+SUMMARY = "measure effective receptive fields: area ratios and heat maps"
+DESCRIPTION = """examples:
+  distill erf runs/student/best.pth --data DIR
+  distill erf teacher.pth runs/student/best.pth --labels teacher student --data DIR
+  distill erf slak_tiny.pth --model slak_tiny --data DIR --img-size 1024"""
+Options = ErfOptions
+
+
+def run(options: ErfOptions) -> None:
+    """`distill erf`: measure, write, print."""
+    from ..erf import report as reports
+
+    measured, report = reports.measure_and_write(options)
+    if options.json:
+        print(json.dumps(report))
+    else:
+        reports.show(
+            measured, options.output, f"{len(report['images'])} {options.split} images of {report['data']}"
+        )

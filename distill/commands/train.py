@@ -1,0 +1,65 @@
+"""`distill train`: from flags, files and recipes to the options of a run.
+
+In:  argv.
+Out: a run folder (distill.training.job).
+Elsewhere: what a run does (distill.training.job), settings of a training (distill.recipe), training as int8
+(export.commands.train_qat).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from runtime.cli import flags
+
+from .. import recipe as recipes
+from ..training import job
+from ..training.options import TrainOptions, run_folder, value_of, with_file
+
+SUMMARY = "train a student from a teacher, or plainly with --teacher none"
+DESCRIPTION = """examples:
+  distill train --teacher-ckpt teacher.pth --student resnet18 --data DIR --output runs/student
+  distill train --teacher slak_tiny --teacher-ckpt slak.pth --student convnext_tiny --data DIR --kd-loss nkd
+  distill train --recipe cifar10-cpu --teacher resnet56 --teacher-ckpt t.th --data npz:cifar10 --control
+  distill train --resume runs/student
+  distill train --qat --resume runs/student/best.pth   (for int8; more: distill train --qat --help)"""
+Options = TrainOptions
+
+
+def run(options: TrainOptions) -> None:
+    """Train student and, if asked, control; print what the teacher bought."""
+    job.run(options)
+
+
+def instead(argv: Sequence[str]) -> str | None:
+    """The command for training as int8, where these words ask for it or continue such a run."""
+    return "train --qat" if is_qat(argv) else None
+
+
+def parse(
+    argv: Sequence[str],
+    prog: str = "distill train",
+    base: TrainOptions | None = None,
+    command: Any = None,
+) -> TrainOptions:
+    """Flags over the resumed run's args.yaml, or over --recipe, or over `base`, whose class names
+    the flags; command: whose help it is.
+    """
+    base, command = base or TrainOptions(), command or sys.modules[__name__]
+    flags.check_flags(type(base), argv, prog)
+    saved = run_folder(value_of(argv, "--resume")) / "args.yaml" if value_of(argv, "--resume") else None
+    if saved is not None and saved.is_file():
+        base = with_file(base, str(saved))
+    for flag in ("--recipe", "--config", "-c"):
+        if value_of(argv, flag):
+            base = with_file(base, value_of(argv, flag))
+    return flags.parse(type(base), argv, prog, flags.description(command, prog), base)
+
+
+def is_qat(argv: Sequence[str]) -> bool:
+    """Does this command line ask for quantization-aware training, or continue such a run?"""
+    saved = run_folder(value_of(argv, "--resume")) / "args.yaml"
+    resumes = bool(value_of(argv, "--resume")) and saved.is_file()
+    return "--qat" in argv or (resumes and recipes.read(str(saved)).get("qat") is True)

@@ -1,0 +1,1 @@
+"""Losses of feature maps: one file per loss, each a module with its own learnable parts."""

@@ -1,0 +1,1 @@
+"""Losses of the logits: one file per loss, each a function (student, teacher, target) -> scalar."""

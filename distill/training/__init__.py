@@ -1,0 +1,1 @@
+"""Training: one run folder from flags to `best.pth`; the loop, its losses weighed together, sparsity."""

@@ -1,0 +1,70 @@
+"""The options of a training run: a recipe, and where the run goes.
+
+In:  flags and YAML files by name.
+Out: a `TrainOptions`.
+Elsewhere: the settings of the training itself (distill.recipe), from argv to here (distill.commands.train).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from .. import recipe as recipes
+from ..recipe import Recipe
+
+
+@dataclass(frozen=True)
+class TrainOptions(Recipe):
+    """Flags of `distill train`: a Recipe, and where the run goes."""
+
+    recipe: Annotated[str, tyro.conf.arg(aliases=["-c", "--config"])] = ""
+    """Start from a shipped recipe (paper, demo, cifar10-cpu, cifar10-teacher) or a YAML file; flags override
+    it."""
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
+    """Run folder; default: runs/STUDENT."""
+    resume: str = ""
+    """Continue this run folder (or its last.pth) bit for bit; its recipe is used. With --data, one without a
+    run is begun."""
+    overwrite: bool = False
+    """Replace an existing run folder."""
+    control: bool = False
+    """Afterwards train the same student for the same budget and seed without the teacher, into
+    RUN/control."""
+    erf: bool = False
+    """At the end measure how far teacher, control and student look (distill erf): RUN/erf, result.json and
+    metrics.jsonl."""
+    json: bool = False
+    """One JSON object with the result on stdout."""
+
+    def beside_recipe(self) -> dict[str, Any]:
+        """Settings that args.yaml keeps although they are not the recipe's, because a resumed run
+        needs them.
+        """
+        return {"control": self.control, "erf": self.erf}
+
+
+def run_folder(path: str) -> Path:
+    """The folder that --resume names: itself, or the one of its last.pth or best.pth."""
+    return Path(path).parent if path.endswith(".pth") else Path(path)
+
+
+def with_file(base: TrainOptions, name: str) -> TrainOptions:
+    """`base` with what a recipe or an args.yaml says. Raises UsageError naming the key that cannot be."""
+    values = recipes.read(name)
+    beside = {key: values.pop(key) for key in base.beside_recipe() if key in values}
+    return replace(recipes.from_dict(values, name, base), **recipes.typed(beside, type(base), name))
+
+
+def value_of(argv: Sequence[str], flag: str) -> str:
+    """The word after the first `flag`, or behind its `=`; empty when it is not there."""
+    for index, word in enumerate(argv):
+        if word == flag and index + 1 < len(argv):
+            return argv[index + 1]
+        if word.startswith(f"{flag}="):
+            return word.split("=", 1)[1]
+    return ""

@@ -1,0 +1,218 @@
+"""The command `distill train --qat`: from flags and a trained student to a run folder with its int8 graph
+trained.
+
+In:  argv: --resume with a checkpoint to start from, or with a run of this kind to continue.
+Out: a run folder as `distill train` makes it; args.yaml also says `qat: true` and how the graph is quantized.
+Elsewhere: the training (export.qat.trainer, distill.training.trainer), the rest of the command
+(distill.training.job).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from distill import checkpoint as checkpoints
+from distill import losses, recipe
+from distill.commands import train
+from distill.recipe import Recipe
+from distill.training import job
+from distill.training.objective import terms_of
+from distill.training.options import TrainOptions, value_of
+from runtime.cli import flags
+from runtime.errors import UsageError
+
+SUMMARY = "train a student as the int8 graph that export will write"
+DESCRIPTION = """Takes the student's own recipe from its checkpoint, with few epochs at a low learning rate;
+flags override.
+
+examples:
+  distill train --qat --teacher-ckpt teacher.pth --resume runs/student/best.pth
+  distill train --qat --resume runs/student/best.pth --data DIR --placement cpu
+  distill train --qat --student resnet20 --resume resnet20.th --teacher resnet56 --teacher-ckpt t.th
+  distill train --resume runs/student-qat   (continues an interrupted run)
+  distill export onnx --int8 runs/student-qat/best.pth"""
+
+FINE_TUNING: dict[str, Any] = {
+    "epochs": 3,
+    "opt": "adamw",
+    "lr": 5e-5,
+    "weight_decay": 0.0,
+    "sched": "cosine",
+    "warmup_epochs": 0.0,
+    "min_lr": 0.0,
+    "layer_decay": None,
+    "clip_grad": None,
+}
+"""What takes the place of the student's own optimizer and schedule. Adam's steps do not depend on the size of
+gradients, which differs by orders of magnitude between the weights of a student with outlier channels (SGD at
+1e-3 diverged on one)."""
+OFF: dict[str, Any] = {
+    "amp": False,
+    "compile": False,
+    "drop": 0.0,
+    "drop_path": 0.0,
+    "sparsity": 0.0,
+    "model_ema": False,
+}
+"""Settings of the student's training that do not apply to its graph."""
+
+
+@dataclass(frozen=True)
+class QatOptions(TrainOptions):
+    """Flags of `distill train --qat`: those of `distill train`, and how the graph is quantized."""
+
+    qat: bool = True
+    """Train the int8 graph of the student that --resume names (a checkpoint; or a run folder of this kind to
+    continue)."""
+    placement: Literal["tensorrt", "cpu"] = "tensorrt"
+    """Where Q/DQ stands: for NVIDIA's engines, or for integer CPU kernels; export with the same."""
+    calib_size: int = 512
+    """Training images that the first ranges come from, as many of each class as possible."""
+    calib_method: Literal["minmax", "percentile", "entropy", "mse"] = "mse"
+    """How the first ranges are chosen; training changes them."""
+    percentile: float = 99.999
+    """Share of |activation| kept inside the first range, percent, above 50 to 100."""
+    exclude: tuple[str, ...] = ()
+    """Layers to leave float: glob patterns on node names, such as 'layer1.*'."""
+    depthwise: Literal["auto", "int8", "float"] = "auto"
+    """Depthwise convolutions: auto is the placement's own choice."""
+    first_layer: Literal["auto", "int8", "float"] = "auto"
+    """The layer that reads the image."""
+    last_layer: Literal["auto", "int8", "float"] = "auto"
+    """The layer that makes the logits."""
+    opset: int = 19
+    """ONNX operator set of the graph; export with the same."""
+    train_size: int = 0
+    """Fine-tune on so many training images, as many of each class as possible; 0: on all."""
+
+    def beside_recipe(self) -> dict[str, Any]:
+        own = {field.name for field in fields(QatOptions)} - {field.name for field in fields(TrainOptions)}
+        return super().beside_recipe() | {name: getattr(self, name) for name in sorted(own)}
+
+
+Options = QatOptions
+
+
+def run(options: QatOptions) -> None:
+    """Train, print what it mended."""
+    require_possible(options)
+    from ..int8.pipeline import rules_of
+    from ..qat.trainer import QatSettings, QatTrainer
+
+    settings = QatSettings(
+        options.placement,
+        rules_of(options),
+        options.opset,
+        options.calib_size,
+        options.calib_method,
+        options.percentile,
+    )
+    job.run(options, partial(QatTrainer, settings, options.train_size, bool(options.resume)))
+
+
+def parse(argv: Sequence[str], prog: str = "distill train --qat") -> QatOptions:
+    """Flags over the recipe of the student that --resume names; a run of this kind is continued with its
+    args.yaml.
+    """
+    flags.check_flags(QatOptions, argv, prog)
+    named = value_of(argv, "--resume")
+    if any(word in ("-h", "--help") for word in argv) or is_run(named):
+        return train.parse(argv, prog, QatOptions(), sys.modules[__name__])
+    if not named:
+        raise UsageError("--qat fine-tunes a trained student. Name it: --resume runs/student/best.pth")
+    start = Path(named) / "best.pth" if Path(named).is_dir() else Path(named)
+    options = train.parse(_without(argv, "--resume"), prog, options_for(start, argv), sys.modules[__name__])
+    if options.student_ckpt != str(start):
+        raise UsageError(
+            f"--student-ckpt {options.student_ckpt}: with --qat the student is what --resume names ({start})"
+        )
+    return replace(options, output=options.output or default_output(start, options.student))
+
+
+def is_run(named: str) -> bool:
+    """Is this a run folder of quantization-aware training, or its last.pth?"""
+    folder = Path(named).parent if Path(named).name == "last.pth" else Path(named)
+    return (
+        bool(named)
+        and (folder / "args.yaml").is_file()
+        and recipe.read(str(folder / "args.yaml")).get("qat") is True
+    )
+
+
+def options_for(start: Path, argv: Sequence[str]) -> QatOptions:
+    """The recipe of the checkpoint's own training, as far as it suits fine-tuning."""
+    found = checkpoints.load_any(start, value_of(argv, "--student") or None, flag="--student")
+    if found.quantized is not None:
+        raise UsageError(
+            f"{start}: was trained with --qat already. Continue its run with --resume RUN, "
+            "or start from the fp32 student's own best.pth"
+        )
+    known = {field.name for field in fields(Recipe)}
+    values = {key: value for key, value in (found.lineage.get("recipe") or {}).items() if key in known}
+    values |= FINE_TUNING | OFF | {"student": found.model, "student_ckpt": str(start), "feature_loss": "none"}
+    values["losses"] = [
+        text for text in values.get("losses", ()) if text.partition(":")[0] not in losses.FEATURE
+    ]
+    if values.get("kd_loss") == "none" and not values["losses"]:
+        values["kd_loss"] = Recipe.kd_loss
+    if values.get("teacher") == "none":
+        values["teacher"] = "auto"
+    if found.class_names is not None:  # a checkpoint of this project
+        data = found.lineage.get("data") or {}
+        values |= {
+            "data": data.get("train_spec") or "",
+            "val_data": data.get("val_spec") or "",
+            "student_args": [f"{key}={json.dumps(value)}" for key, value in found.model_args.items()],
+            "img_size": found.preprocess.input_size[1],
+            "crop_pct": found.preprocess.crop_pct,
+        }
+    return recipe.from_dict(values, str(start), QatOptions())
+
+
+def require_possible(options: QatOptions) -> None:
+    """Raise UsageError for what cannot be had together with --qat, before anything is read."""
+    for name, off in OFF.items():
+        if name != "model_ema" and getattr(options, name) != off:
+            raise UsageError(
+                f"--{name.replace('_', '-')} does not go with --qat, which trains the exported fp32 graph. "
+                "Leave it out"
+            )
+    feature = [term.name for term in terms_of(options) if term.name in losses.FEATURE]
+    if feature:
+        raise UsageError(
+            f"loss {feature[0]}: compares feature maps, and the graph that --qat trains has no modules to"
+            " tap. Take a loss on logits: --kd-loss kl --feature-loss none"
+        )
+    if options.erf:
+        raise UsageError("--erf measures float networks. Leave it out with --qat")
+    for name, least in (("calib_size", 1), ("train_size", 0)):
+        if getattr(options, name) < least:
+            raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected {least} or more")
+    if not 19 <= options.opset <= 21:
+        raise UsageError(f"--opset {options.opset}: expected 19 to 21")
+    from ..int8.ranges import check_method
+
+    check_method(options.calib_method, options.percentile)
+
+
+def default_output(start: Path, student: str) -> str:
+    """runs/student/best.pth -> runs/student-qat; another file -> runs/STUDENT-qat."""
+    folder = (
+        start.resolve().parent if start.parent.name in ("", "..") else start.parent
+    )  # typed inside the folder
+    is_in_run = (folder / "args.yaml").is_file()
+    return str(folder.with_name(f"{folder.name}-qat")) if is_in_run else f"runs/{student}-qat"
+
+
+def _without(argv: Sequence[str], flag: str) -> list[str]:
+    """argv without the flag and its value."""
+    kept = [
+        word for index, word in enumerate(argv) if word != flag and (index == 0 or argv[index - 1] != flag)
+    ]
+    return [word for word in kept if not word.startswith(f"{flag}=")]

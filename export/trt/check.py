@@ -1,0 +1,183 @@
+"""The checks a plan must pass on a GPU before it is written: same decisions as its ONNX file, same rows for
+the same image.
+
+In:  a plan with its metadata beside it and the ONNX file it was built from; labelled images, or none.
+Out: the numbers, for the metadata; GateError when a check does not hold.
+Elsewhere: building (export.trt.process), the same checks for ONNX files (export.checks.verify).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime import Predictor, load
+from runtime.artifact import Metadata
+from runtime.errors import GateError
+
+from ..checks import verify
+
+FP32_TOLERANCE = 0.01
+"""Like verify's tolerances, for fp32 plans: TF32 keeps 10 bits of each factor (docs.nvidia.com, A100
+architecture), about 20 such steps at the logit scale."""
+
+AGREEMENT = 99.0
+"""Least share of images, percent, for which engine and ONNX file choose the same class."""
+
+ENOUGH = 100
+"""Images below which one flip alone would break AGREEMENT; then one image may differ."""
+
+AT_ONCE = 32
+"""Images the ONNX file is given at a time, at most."""
+
+NOISE = 64
+"""Images of noise when there are no labelled ones."""
+
+
+def check(
+    plan: Path,
+    onnx: Path,
+    meta: Metadata,
+    batches: Iterable[np.ndarray] | None,
+    labels: np.ndarray | None,
+    max_drop: float,
+    device: str = "cuda",
+) -> dict[str, Any]:
+    """Run plan and ONNX file on the same images and compare.
+
+    batches: preprocessed images (n, C, H, W) float32, or None for noise, on which no accuracy is measured;
+    labels (N,) of them. max_drop: points of top-1 the plan may lose against the fp32 student; what its ONNX
+    file lost is counted in.
+    """
+    with load(plan, device) as engine, load(onnx) as reference:
+        most = engine.largest_batch
+        parts = chunks(batches if batches is not None else [noise(engine.input_shape)], most)
+        some = next(parts)
+        found_by = [
+            (engine.logits_in_batches(part, most), reference.logits_in_batches(part, AT_ONCE))
+            for part in itertools.chain([some], parts)
+        ]
+        ours, theirs = (np.concatenate(each) for each in zip(*found_by, strict=True))
+        found = {
+            "provider": engine.provider,
+            "noise": labels is None,
+            **agreement(theirs, ours, meta.precision, labels is None),
+            "consistency": consistency(engine, some, tolerance(meta.precision)),
+        }
+    return found | (accuracy(theirs, ours, labels, meta, max_drop) if labels is not None else {})
+
+
+def chunks(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """The same images (n, C, H, W), `size` at a time, the last ones as they come; no more than
+    that is held.
+    """
+    held = np.empty(0)
+    for batch in batches:
+        held = np.concatenate([held, batch]) if len(held) else batch
+        while len(held) >= size:
+            yield held[:size]
+            held = held[size:]
+    if len(held):
+        yield held
+
+
+def tolerance(precision: str) -> float:
+    """Largest difference of logits as a share of their scale."""
+    return FP32_TOLERANCE if precision == "fp32" else verify.tolerance(precision)
+
+
+def agreement(reference: np.ndarray, logits: np.ndarray, precision: str, is_noise: bool) -> dict[str, Any]:
+    """How the engine's logits (N, K) compare with the ONNX file's; on noise, where classes are close, by size
+    alone.
+    """
+    if not np.isfinite(reference).all():
+        raise GateError(
+            "the ONNX file's own logits are not finite on these images, so no plan is written. Check its"
+            " network"
+        )
+    if not np.isfinite(logits).all():
+        raise GateError("the engine's logits are not finite, so no plan is written. Export without --fp16")
+    scale = max(1.0, float(np.abs(reference).max()))
+    same = reference.argmax(1) == logits.argmax(1)
+    spread = float(np.sqrt(np.mean((reference - logits) ** 2))) / scale
+    found = {
+        "images": len(same),
+        "agreement": 100 * float(same.mean()),
+        "max_abs": float(np.abs(reference - logits).max()),
+        "rms": spread,
+    }
+    differ = int((~same).sum())
+    if spread > tolerance(precision) or (
+        not is_noise and differ > max(1, (1 - AGREEMENT / 100) * max(len(same), ENOUGH))
+    ):
+        raise GateError(
+            f"the engine does not decide as its ONNX file: same class on {found['agreement']:.2f} % of"
+            f" {len(same)} images, logits differ by {spread:.3g} of their scale (root mean square, allowed"
+            f" {tolerance(precision):g}). No plan is written. Try another TensorRT version, or report the"
+            " architecture"
+        )
+    return found
+
+
+def consistency(engine: Predictor, images: np.ndarray, allowed: float) -> dict[str, Any]:
+    """Raise GateError where an image's logits depend on its neighbours, its place or the batch size.
+
+    row_spread: between the rows of a batch of one image again and again; batch_spread: between the smallest
+    batch and the largest, None for a plan of one batch size.
+    """
+    least, most = engine.fit(1), engine.largest_batch
+    some = np.resize(images, (most, *images.shape[1:]))
+    repeated = engine.logits(np.repeat(some[:1], most, axis=0))
+    row_spread, batch_spread = float(np.abs(repeated - repeated[:1]).max()), None
+    if least < most:
+        together, few = engine.logits(some), engine.logits_in_batches(some, least)
+        batch_spread = float(np.abs(together - few).max())
+    limit = allowed * max(1.0, float(np.abs(repeated).max()))
+    worst = float(np.max([row_spread, 0.0 if batch_spread is None else batch_spread]))  # nan where one is
+    if not worst <= limit:
+        raise GateError(
+            f"the same image gives logits that differ by {worst:.3g} at another place or batch size (allowed "
+            f"{limit:.3g}), so no plan is written. Report the architecture"
+        )
+    return {
+        "batch_sizes": [least, most],
+        "row_spread": row_spread,
+        "batch_spread": batch_spread,
+        "allowed": limit,
+    }
+
+
+def accuracy(
+    reference: np.ndarray, logits: np.ndarray, labels: np.ndarray, meta: Metadata, max_drop: float
+) -> dict[str, Any]:
+    """Top-1 of the engine and its ONNX file; GateError when the engine loses more than `max_drop` against the
+    fp32 student.
+    """
+    compared = verify.accuracy(reference, logits, labels)
+    recorded = meta.verification.get(meta.precision.partition("+")[0]) or {}
+    drop = compared.drop + recorded.get("drop", 0.0)
+    judged = not (meta.quantization or {}).get("not_for_accuracy")  # ranges of noise have no accuracy to keep
+    if judged and drop > max_drop:
+        raise GateError(
+            f"engine top-1 is {compared.int8_top1:.2f} %, {compared.drop:.2f} points below its ONNX file and"
+            f" {drop:.2f} below the fp32 student on {compared.images} images; at most {max_drop:g} allowed,"
+            " no plan is written. Allow more with --max-drop"
+        )
+    return {
+        "top1": compared.int8_top1,
+        "onnx_top1": compared.fp32_top1,
+        "drop": drop,
+        "right_to_wrong": compared.right_to_wrong,
+        "wrong_to_right": compared.wrong_to_right,
+        "mcnemar_p": compared.mcnemar_p,
+        "kl_nats": compared.kl_nats,
+    }
+
+
+def noise(shape: list[int | None]) -> np.ndarray:
+    """(NOISE, C, H, W) from a normal distribution, seed 0."""
+    return np.random.default_rng(0).standard_normal((NOISE, *shape[1:]), np.float32)

@@ -1,0 +1,1 @@
+"""TensorRT plans: reading, opening, device memory and CUDA graphs."""

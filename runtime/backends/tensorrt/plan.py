@@ -1,0 +1,346 @@
+"""Will this plan run here? Everything that can be known before TensorRT opens it, and TensorRT itself.
+
+In:  a .plan file with its metadata beside it; what this machine has.
+Out: the metadata, or one error that says which of version, GPU, system, driver or file is wrong; the TensorRT
+module and its log.
+Elsewhere: opening and running it (runtime.backends.tensorrt.backend), what lies beside it (runtime.artifact),
+     building it again (distill export trt --rebuild).
+
+A plan's head (NVIDIA's trtexec reads it the same way for --getPlanVersionOnly,
+samples/common/sampleEngines.cpp): four letters, and the version of the TensorRT that wrote it in bytes 24 to
+27.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import platform
+import re
+import threading
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from ... import files
+from ...artifact import Metadata, read_sidecar, sidecar_of
+from ...errors import ArtifactError, MissingError, UsageError
+
+MAGIC = {b"ftrt": "tensorrt", b"vtrt": "rtx"}
+VERSION_AT = slice(24, 28)
+MODULES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx_bindings"}
+FLAVORS = {module: flavor for flavor, module in MODULES.items()}
+PRODUCTS = {"tensorrt": "TensorRT", "rtx": "TensorRT for RTX"}
+
+RTX_CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
+"""GPUs that TensorRT for RTX names (docs.nvidia.com/deeplearning/tensorrt-rtx, support matrix); on others it
+is tried, and what it says is passed on."""
+
+KEPT = 40
+"""Lines of TensorRT's log that are kept for messages."""
+
+SHOWN = 3
+"""Of them, errors that a message ends with."""
+
+RECORDED = (
+    "flavor",
+    "version",
+    "plan_sha256",
+    "plan_bytes",
+    "platform",
+    "gpu",
+    "compute_capability",
+    "flags",
+    "onnx",
+)
+"""What the metadata beside a plan must say for these checks."""
+
+MEANINGS = (
+    (r"version tag|version of TensorRT|library version", "it was written by another TensorRT version"),
+    (
+        r"incompatible device|expecting compute|hardware-compatible engine",
+        "it was built for another kind of GPU",
+    ),
+    (r"platform specific tag", "it was built on another operating system or processor"),
+    (r"magic tag|empty memory buffer|checksum", "the file is damaged, or no plan"),
+    (
+        r"getEngineHostCodeAllowed",
+        "it brings a runtime of its own, which only runs when the metadata beside it says so",
+    ),
+    (
+        r"out of memory|OutOfMemory|insufficient memory|alloc",
+        "GPU memory does not suffice: give fewer contexts",
+    ),
+)
+"""What TensorRT's logger says -> what that means; the wordings are those of the library (strings in
+libnvinfer 10 and 11)."""
+
+LAYER_DUMP = "Layers:\n"
+"""How TensorRT for RTX begins the log message that lists the finished engine's layers."""
+
+
+class Header(NamedTuple):
+    """What a plan's first bytes say."""
+
+    flavor: str
+    """tensorrt or rtx."""
+    version: tuple[int, int, int, int] | None
+    """Of the TensorRT that wrote it; None when a version-compatible plan does not say."""
+
+
+def read_header(path: str | Path) -> Header:
+    """Raises ArtifactError for a file that is empty, too short or no plan."""
+    with open(path, "rb") as file:
+        head = file.read(VERSION_AT.stop)
+    if not head:
+        raise ArtifactError(f"{path}: empty. {_again(path)}")
+    flavor = MAGIC.get(head[:4])
+    if flavor is None:
+        raise ArtifactError(
+            f"{path}: not a TensorRT plan (it begins with {head[:4]!r}; expected b'ftrt' or b'vtrt'). "
+            f"{_again(path)}"
+        )
+    if len(head) < VERSION_AT.stop:
+        raise ArtifactError(f"{path}: cut short ({len(head)} bytes). {_again(path)}")
+    return Header(flavor, tuple(head[VERSION_AT]))  # type: ignore[arg-type]
+
+
+def preflight(path: str | Path, verify: bool = True) -> Metadata:
+    """The plan's metadata, after all checks that need neither TensorRT nor a GPU: the file, what lies beside
+    it, the system.
+
+    verify: with False a plan of another origin passes, with nothing beside it, and its bytes are not hashed.
+    Raises ArtifactError.
+    """
+    meta = require_whole(path, verify)
+    built, here = (meta.engine or {}).get("platform"), f"{platform.system()} {platform.machine()}"
+    if built not in (None, here):
+        raise ArtifactError(
+            f"{path}: built on {built}, this is {here}; plans do not move between systems. {rebuild(path)}"
+        )
+    return meta
+
+
+def require_whole(path: str | Path, verify: bool = True) -> Metadata:
+    """The plan's metadata, when both files are as they were written and belong together. Raises
+    ArtifactError.
+    """
+    path = Path(path)
+    header(path)
+    if not verify and not sidecar_of(path).exists():
+        return Metadata(precision="unknown")
+    meta = read_sidecar(path)
+    built = meta.engine or {}
+    missing = [key for key in RECORDED if key not in built]
+    if missing:
+        raise ArtifactError(
+            f"{sidecar_of(path)}: does not describe a plan (no {', '.join(missing)}). {_again(path)}"
+        )
+    size = path.stat().st_size
+    if size != built["plan_bytes"]:
+        what = "cut short" if size < built["plan_bytes"] else "longer than it was written"
+        raise ArtifactError(
+            f"{path}: {size:,} bytes, {sidecar_of(path).name} says {built['plan_bytes']:,}: {what}, or the "
+            f"metadata is of another plan. {_again(path)}"
+        )
+    if verify and files.sha256(path) != built["plan_sha256"]:
+        raise ArtifactError(
+            f"{path}: its SHA-256 is not the one in {sidecar_of(path).name}: changed since it was built, or"
+            f" the metadata is of another plan. {_again(path)}"
+        )
+    return meta
+
+
+def header(path: str | Path) -> Header:
+    """`read_header`, and for a version-compatible plan, which may begin with its own runtime, the flavor its
+    metadata says.
+    """
+    path = Path(path)
+    try:
+        return read_header(path)
+    except ArtifactError:
+        with contextlib.suppress(
+            ArtifactError, KeyError
+        ):  # what is wrong with the plan itself is the one to tell
+            built = read_sidecar(path).engine or {}
+            if path.stat().st_size and built["flags"]["version_compat"]:
+                return Header(built["flavor"], None)
+        raise
+
+
+def require_version(path: str | Path, meta: Metadata) -> ModuleType:
+    """The TensorRT module that the plan needs. Raises MissingError where it is not here, ArtifactError for
+    another version.
+
+    A plan runs on its own version to the build number; a version-compatible one on later ones too.
+    """
+    found = header(path)
+    trt = tensorrt_module(found.flavor)
+    compatible = bool(meta.engine and meta.engine["flags"]["version_compat"])
+    wrote = found.version or _numbers(meta.engine["version"] if meta.engine else "")
+    here = _numbers(str(trt.__version__))
+    parts = min(len(here), len(wrote))  # a module may leave the build number out
+    same, later = here[:parts] == wrote[:parts], here[:parts] > wrote[:parts]
+    if not same and not (compatible and later):
+        raise ArtifactError(
+            f"{path}: built by {PRODUCTS[found.flavor]} {'.'.join(map(str, wrote))}, here is"
+            f" {trt.__version__}; a plan runs on its own"
+            f" version{' or a later one' if compatible else ' only'}. {rebuild(path)}"
+        )
+    return trt
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:4])
+
+
+def require_gpu(path: str | Path, meta: Metadata, device: Any) -> None:
+    """Raise ArtifactError when the plan was built for another kind of GPU. device: a
+    runtime.backends.tensorrt.cuda.Device.
+
+    TensorRT for RTX makes its kernels on the user's GPU, so its plans fit any that it supports.
+    """
+    built = meta.engine
+    if built is None or built["flavor"] == "rtx" or built["compute_capability"] is None:
+        return
+    needs, has = _numbers(built["compute_capability"]), tuple(device.compute_capability)
+    level = built["flags"]["hardware_compat"]
+    fits = {"none": has == needs, "same_cc": has == needs, "ampere_plus": has >= (8, 0)}[level]
+    if not fits:
+        raise ArtifactError(
+            f"{path}: built for compute capability {built['compute_capability']} ({built['gpu']}),"
+            f" {device.name} has {'.'.join(map(str, has))}. {rebuild(path)}"
+        )
+
+
+def unsupported_gpu(flavor: str, device: Any) -> str:
+    """A sentence for a GPU that TensorRT for RTX does not name, else nothing."""
+    if flavor != "rtx" or tuple(device.compute_capability) in RTX_CAPABILITIES:
+        return ""
+    names = ", ".join(".".join(map(str, each)) for each in RTX_CAPABILITIES)
+    return (
+        f" TensorRT for RTX names GPUs of compute capability {names}; this one has "
+        f"{'.'.join(map(str, device.compute_capability))}."
+    )
+
+
+def explain(reason: str) -> str:
+    """TensorRT's own line, and what it means where that is known."""
+    meaning = next((words for pattern, words in MEANINGS if re.search(pattern, reason, re.IGNORECASE)), None)
+    return f"{meaning} ({reason})" if meaning else reason
+
+
+def gpu_index(device: str) -> int:
+    """'cuda' -> 0, 'cuda:1' -> 1. Raises UsageError for anything else: a plan runs on an NVIDIA GPU."""
+    kind, _, index = device.partition(":")
+    if kind != "cuda" or (index and not index.isdigit()):
+        raise UsageError(
+            f"device {device!r}: a plan runs on an NVIDIA GPU. Give cuda or cuda:INDEX, or the .onnx file"
+            " beside it for a CPU"
+        )
+    return int(index or 0)
+
+
+def tensorrt_module(flavor: str) -> ModuleType:
+    """TensorRT's Python module, or that of TensorRT for RTX. Raises MissingError naming the extra."""
+    try:
+        return importlib.import_module(MODULES[flavor])
+    except (ImportError, OSError) as error:  # OSError: a shared library did not load
+        extra = "rtx" if flavor == "rtx" else "tensorrt"
+        where = (
+            "" if flavor == "rtx" else " (on Jetson it comes with JetPack: use its system Python packages)"
+        )
+        raise MissingError(
+            f"this needs {PRODUCTS[flavor]}, which is not here ({' '.join(str(error).split())}). Install it: "
+            f'pip install "large2small[{extra}]"{where}'
+        ) from error
+
+
+def rebuild(path: str | Path) -> str:
+    """How to get a plan that fits."""
+    return f"Build it again here, from the .onnx file beside it: distill export trt --rebuild {path}"
+
+
+def _again(path: str | Path) -> str:
+    return f"Copy it again from its source, or build it again: distill export trt --rebuild {path}"
+
+
+class Log:
+    """The last warnings and errors of TensorRT, and the list of an engine's layers, which TensorRT for RTX
+    logs.
+    """
+
+    def __init__(self) -> None:
+        self.lines: deque[tuple[str, str]] = deque(maxlen=KEPT)
+        self.count = 0
+        """Lines ever added."""
+        self.layer_dump: str | None = None
+        self._adding = threading.Lock()
+
+    def add(self, severity: str, text: str) -> None:
+        if severity in ("INTERNAL_ERROR", "ERROR", "WARNING"):
+            with self._adding:
+                self.lines.append((severity, " ".join(text.split())))
+                self.count += 1
+        elif text.startswith(LAYER_DUMP):
+            self.layer_dump = text
+
+    def of(self, *severities: str, since: int = 0) -> list[str]:
+        """Different lines of these severities, oldest first; since: only those after `count` was that."""
+        with self._adding:
+            lines = list(self.lines)[-(self.count - since) :] if self.count > since else []
+        return list(dict.fromkeys(text for severity, text in lines if severity in severities))
+
+    def reason(self, since: int = 0) -> str:
+        """The last errors in one line."""
+        return (
+            "; ".join(self.of("INTERNAL_ERROR", "ERROR", since=since)[-SHOWN:]) or "TensorRT gave no reason"
+        )
+
+
+RECENT = Log()
+"""What TensorRT said last in this process; calls that must be fast note its `count` before and ask it only
+when they fail."""
+
+_LISTENING: list[Log] = [RECENT]
+_LOGGERS: dict[str, Any] = {}
+_CHANGING = threading.Lock()
+
+
+@contextlib.contextmanager
+def logged() -> Iterator[Log]:
+    """Everything TensorRT says while the block runs, in any thread: its calls only return None or False when
+    they fail.
+    """
+    log = Log()
+    with _CHANGING:
+        _LISTENING.append(log)
+    try:
+        yield log
+    finally:
+        with _CHANGING:
+            _LISTENING[:] = [each for each in _LISTENING if each is not log]
+
+
+def logger(trt: ModuleType) -> Any:
+    """The one logger of this process: TensorRT ignores every other, and keeps it for ever."""
+    with _CHANGING:
+        if trt.__name__ not in _LOGGERS:
+            _LOGGERS[trt.__name__] = _new_logger(trt)
+        return _LOGGERS[trt.__name__]
+
+
+def _new_logger(trt: ModuleType) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[name-defined, misc]
+        """TensorRT's callback; it may come from several threads."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            for log in tuple(_LISTENING):
+                log.add(severity.name, message)
+
+    return Logger()

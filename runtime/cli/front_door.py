@@ -1,0 +1,189 @@
+"""The front door: one table of commands, from which every help is made.
+
+A command is imported when it is called, and no other.
+
+In:  the words that were typed after `distill` (or after `export`, `bench`).
+Out: an exit code: 0 ok, 1 a check failed, 2 usage, 3 something needed is missing here, 4 the file is not
+     usable here, 70 a bug of ours, 130 interrupted.
+Elsewhere: each command (the module that the table names), its flags (runtime.cli.flags), errors as one line
+(runtime.cli.outcome).
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from ..errors import UsageError
+from . import outcome
+from .nearest import nearest
+
+COMMANDS = {
+    "train": "distill.commands.train",
+    "train --qat": "export.commands.train_qat",
+    "eval": "distill.commands.eval",
+    "erf": "distill.commands.erf",
+    "export onnx": "export.commands.onnx",
+    "export trt": "export.commands.trt",
+    "export triton": "export.commands.triton",
+    "parity": "export.commands.parity",
+    "inspect": "export.commands.inspect",
+    "env": "runtime.commands.env",
+    "bench latency": "bench.commands.latency",
+    "bench accuracy": "bench.commands.accuracy",
+    "bench table": "bench.commands.table",
+    "demo": "distill.commands.demo",
+}
+"""What is typed after `distill` -> the module that does it, a `Command`. In the order of the overview."""
+
+GROUPS = {
+    "": "Distills a large-kernel ConvNet into a small-kernel student, exports it with calibrated INT8,\n"
+    "and tabulates accuracy against latency.",
+    "export": "Makes an artifact from a checkpoint; it then runs without torch.\n\n"
+    "In a POSIX shell type `distill export ...` or `python -m export ...`: the word alone is a builtin of\n"
+    "the shell, which would take the rest as variable names and never start this program.",
+    "bench": "Measures artifacts, and names the conditions of every number.",
+}
+"""First word of a group of commands -> what the group is for; the empty word is the whole program."""
+
+EXAMPLES = {
+    "": (
+        "train --teacher-ckpt teacher.pth --student resnet18 --data photos --output runs/student",
+        "export onnx --int8 runs/student/best.pth",
+        "bench latency --engine runs/student/best.int8.onnx",
+    ),
+    "export": (
+        "export onnx best.pth",
+        "export onnx best.pth --int8 --calib data/train --data data/val",
+        "export trt --int8 best.pth",
+        "export triton best.int8.plan --repository models",
+    ),
+    "bench": (
+        "bench latency --engine student.onnx",
+        "bench accuracy --engine student.int8.onnx --data photos --reference student.onnx",
+        "bench table --data photos --teacher teacher.onnx student.onnx student.int8.onnx",
+    ),
+}
+"""Group -> lines to copy, without the word `distill`."""
+
+EXIT_CODES = """exit codes: 0 ok, 1 a check failed, 2 usage, 3 something needed is missing here,
+            4 the file is not usable here, 70 internal error, 130 interrupted"""
+HELP_FLAGS = ("-h", "--help")
+
+
+class Command(Protocol):
+    """What a command's module holds.
+
+    It may also hold `parse(argv, prog) -> Options`, where flags depend on a file that another flag names, and
+    `instead(argv) -> str | None`, the command of the table that these words ask for instead of this one.
+    """
+
+    SUMMARY: str
+    """One line for the overview: an imperative, without a full stop."""
+    DESCRIPTION: str
+    """What the help says below the summary: details and examples, with {prog} for the command itself."""
+    Options: type
+    """A frozen dataclass: its fields are the flags, with default, type and a docstring below each."""
+
+    def run(self, options: Any) -> int | None:
+        """Do it; the exit code, or None for 0. Failures are raised (runtime.errors)."""
+
+
+def main(argv: Sequence[str] | None = None, group: str = "") -> int:
+    """Run one command and return its exit code; group: the first word, where the program is called by it."""
+    typed = list(sys.argv[1:] if argv is None else argv)
+    words = [group, *typed] if group else typed
+    try:
+        return outcome.run(lambda: _dispatch(words), as_json="--json" in words)
+    except SystemExit as stop:  # --help of a command
+        return int(stop.code or 0)
+
+
+def _dispatch(words: list[str]) -> int | None:
+    if words[:1] in (["-V"], ["--version"]):
+        from importlib.metadata import version
+
+        print(version("large2small"))
+        return 0
+    words = _help_first(words)
+    group = words[0] if words and words[0] in GROUPS else ""
+    behind = words[1:] if group else words
+    if not behind or behind[0] in HELP_FLAGS:
+        print(overview(group))
+        if behind:
+            return 0
+        raise UsageError(f"no command given. See {_typed(group)} --help")
+    name, rest = _split(words)
+    if name is None:
+        asked = behind[0]
+        known = list(dict.fromkeys(command.removeprefix(f"{group} ").split()[0] for command in _names(group)))
+        raise UsageError(
+            f"no command {asked!r}{nearest(asked, known)} Commands: {', '.join(known)}. "
+            f"See {_typed(group)} --help"
+        )
+    return _run(name, rest)
+
+
+def _help_first(words: list[str]) -> list[str]:
+    """`help CMD` and `GROUP help CMD` as `CMD --help`."""
+    for place in (0, 1):
+        if words[place : place + 1] == ["help"] and (place == 0 or words[0] in GROUPS):
+            return [*words[:place], *words[place + 1 :], "--help"]
+    return words
+
+
+def _split(words: list[str]) -> tuple[str | None, list[str]]:
+    """(name of the command at the start of `words` or None, the words behind it)."""
+    for count in (2, 1):
+        name = " ".join(words[:count])
+        if name in COMMANDS and "--" not in name:
+            return name, words[count:]
+    return None, words
+
+
+def _run(name: str, words: list[str]) -> int | None:
+    command: Any = importlib.import_module(COMMANDS[name])
+    other = command.instead(words) if hasattr(command, "instead") else None
+    if other:
+        name, command = other, importlib.import_module(COMMANDS[other])
+    prog = _typed(name)
+    if hasattr(command, "parse"):
+        return command.run(command.parse(words, prog))
+    from . import flags
+
+    return command.run(flags.parse(command.Options, words, prog, flags.description(command, prog)))
+
+
+def overview(group: str = "") -> str:
+    """The help of the whole program or of one group: each command with its summary."""
+    names = _names(group)
+    shown = {name: name.removeprefix(f"{group} ") for name in names}
+    width = max(map(len, shown.values())) + 2
+    lines = [f"usage: {_typed(group)} COMMAND [options]", "", GROUPS[group], "", "commands:"]
+    lines += [f"  {shown[name]:{width}}{summary(COMMANDS[name])}" for name in names]
+    lines += ["", "examples:", *(f"  distill {line}" for line in EXAMPLES[group])]
+    return "\n".join([*lines, "", f"flags of a command: {_typed(group)} COMMAND --help", "", EXIT_CODES])
+
+
+def summary(module: str) -> str:
+    """The module's SUMMARY, read from its source: importing it would cost what the command needs."""
+    found = importlib.util.find_spec(module)
+    source = found.loader.get_source(module)  # type: ignore[union-attr]
+    for node in ast.parse(source).body:
+        names = [getattr(target, "id", None) for target in getattr(node, "targets", ())]
+        if names == ["SUMMARY"]:
+            return str(ast.literal_eval(node.value))  # type: ignore[attr-defined]
+    raise AttributeError(f"{module} has no SUMMARY")
+
+
+def _names(group: str) -> list[str]:
+    return [name for name in COMMANDS if not group or name.split()[0] == group]
+
+
+def _typed(name: str) -> str:
+    """What is typed for a command or a group."""
+    return f"distill {name}".rstrip()

@@ -1,0 +1,93 @@
+"""From what a command raises to one line on stderr and an exit code.
+
+In:  a function that runs a command.
+Out: the exit code; on failure one line on stderr, and with --json the same as an object on stdout.
+Elsewhere: the errors and their codes (runtime.errors).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from ..errors import Large2SmallError, MissingError
+
+INTERNAL_ERROR = 70
+"""Exit code of a bug of ours."""
+
+
+def run(command: Callable[[], int | None], as_json: bool = False) -> int:
+    """Run a command; every failure becomes one line on stderr (with as_json also an object on stdout) and an
+    exit code.
+    """
+    try:
+        return command() or 0
+    except Large2SmallError as error:
+        return _report(str(error), error.exit_code, as_json)
+    except KeyboardInterrupt:
+        return _report("interrupted", 130, as_json)
+    except BrokenPipeError:  # `distill ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except ImportError as error:
+        if os.environ.get("L2S_TRACEBACK"):
+            traceback.print_exc()
+        extra = _extra_for(error.name or "")
+        if extra:
+            missing = MissingError(
+                f'this command needs {error.name}. Install it: pip install "large2small[{extra}]"'
+            )
+            return _report(str(missing), missing.exit_code, as_json)
+        return _report(f"internal error: {error}", INTERNAL_ERROR, as_json)
+    except OSError as error:
+        if error.errno == 28:  # ENOSPC, raised outside of runtime.files
+            return _report(
+                f"no space left on the disk ({error}). Free space or choose another --output",
+                MissingError.exit_code,
+                as_json,
+            )
+        return _internal(error, as_json)
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's; torch itself is not imported here
+            return _report(
+                "out of GPU memory. Give a smaller --batch (in training with --grad-accum for the same step)",
+                MissingError.exit_code,
+                as_json,
+            )
+        return _internal(error, as_json)
+
+
+def _extra_for(module: str) -> str | None:
+    root = module.split(".")[0]
+    if root in ("torch", "timm", "torchvision", "yaml"):
+        return "train"
+    if root in ("onnx", "onnxscript", "onnxslim"):
+        return "export"
+    return {
+        "onnxruntime": "cpu",
+        "sklearn": "demo",
+        "tensorboard": "tensorboard",
+        "webdataset": "webdataset",
+    }.get(root)
+
+
+def _internal(error: BaseException, as_json: bool) -> int:
+    if os.environ.get("L2S_TRACEBACK"):
+        traceback.print_exc()
+    text = " ".join(str(error).split())
+    return _report(
+        f"internal error: {type(error).__name__}: {text[:500]}. "
+        "Set L2S_TRACEBACK=1 for the traceback and report it",
+        INTERNAL_ERROR,
+        as_json,
+    )
+
+
+def _report(message: str, code: int, as_json: bool) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": message, "exit_code": code}))
+    return code

@@ -1,0 +1,1 @@
+"""One file per command that needs the runtime alone, named after what is typed."""

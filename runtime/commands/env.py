@@ -1,0 +1,343 @@
+"""`distill env`: what this machine has, and for every thing one may want to do, whether it can be done here
+and what is missing.
+
+In:  nothing but the machine; every library is asked in a way that may fail.
+Out: a table, or with --json one object; exit code 0, whatever is missing.
+Elsewhere: the conditions written beside every number (runtime.env), the driver's own words (runtime.driver).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import platform
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .. import driver, env
+
+SUMMARY = "show what this machine has, and what is missing for what"
+DESCRIPTION = """examples:
+
+  distill env
+
+  distill env --json"""
+
+PIPE_WIDTH = 100
+"""Columns of output that goes to a file or a pipe, where rich would assume 80."""
+
+SHOWN_PACKAGES = (
+    *env.PACKAGES,
+    *env.ENGINE_PACKAGES,
+    "tensorrt_rtx_cu13_libs",
+    "onnxscript",
+    "onnxslim",
+    "large2small",
+)
+
+JETPACK = "JetPack's own packages: python3 -m venv --system-site-packages"
+"""Where a Jetson's TensorRT and driver are from."""
+
+NO_DRIVER = "NVIDIA's driver, which pip does not have"
+
+
+def _extra(name: str) -> str:
+    return f'pip install "large2small[{name}]"'
+
+
+FIXES = {
+    "torch": _extra("train"),
+    "timm": _extra("train"),
+    "yaml": _extra("train"),
+    "torch with CUDA": "a CUDA build, from pytorch.org",
+    "onnx": _extra("export"),
+    "onnxscript": _extra("export"),
+    "onnxslim": _extra("export"),
+    "sklearn": _extra("demo"),
+    "onnxruntime": _extra("cpu"),
+    "CUDAExecutionProvider": _extra("gpu"),
+    "TensorrtExecutionProvider": _extra("gpu"),
+    "openvino": _extra("openvino"),
+    "tensorrt": _extra("tensorrt"),
+    "tensorrt_rtx": _extra("rtx"),
+    "tensorrt or tensorrt_rtx": _extra("tensorrt"),
+    "pycuda or cuda-python": _extra("cuda-python"),
+    "cuda-python": _extra("cuda-python"),
+    "a GPU": NO_DRIVER,
+}
+"""What a capability needs -> how to get it. "or" is for needs with an alternative."""
+
+EXPORT = ("torch", "timm", "yaml", "onnx", "onnxscript", "onnxslim", "onnxruntime")
+
+CAPABILITIES: dict[str, tuple[str, ...]] = {
+    "train, eval": ("torch", "timm", "yaml"),
+    "train on a GPU": ("torch", "timm", "yaml", "torch with CUDA", "a GPU"),
+    "export onnx, --int8, --fp16": EXPORT,
+    "export trt CKPT": ("tensorrt", "a GPU", *EXPORT),
+    "export trt FILE.onnx": ("tensorrt", "a GPU", "onnx", "onnxruntime"),
+    "export trt --flavor rtx": ("tensorrt_rtx", "onnx"),
+    "export triton": ("onnx",),
+    "run .onnx": ("onnxruntime",),
+    "run .onnx --provider cuda": ("CUDAExecutionProvider", "a GPU"),
+    "run .onnx --provider tensorrt": ("TensorrtExecutionProvider", "tensorrt", "a GPU"),
+    "run .onnx on OpenVINO": ("openvino",),
+    "run .plan": ("tensorrt or tensorrt_rtx", "pycuda or cuda-python", "a GPU"),
+    "run .plan --cuda-graph": ("tensorrt or tensorrt_rtx", "cuda-python", "a GPU"),
+    "demo": (*EXPORT, "sklearn"),
+}
+"""What one may want to do -> what it needs, as named in FIXES."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of `distill env`."""
+
+    json: bool = False
+    """Print one JSON object and nothing else."""
+
+
+class Library(NamedTuple):
+    """A library that was asked: its version when it answers, or why it does not."""
+
+    version: str | None
+    error: str | None
+    details: list[str]
+    """Providers of ONNX Runtime, devices of OpenVINO."""
+
+
+class Capability(NamedTuple):
+    """Something one may want to do here."""
+
+    name: str
+    available: bool
+    missing: list[str]
+    install: list[str]
+    """What to do about it, in order."""
+
+
+def collect() -> dict[str, Any]:
+    """Everything, as JSON values; null where not known or not there."""
+    found = driver.find()
+    runtime = _ask("onnxruntime", lambda module: module.get_available_providers())
+    openvino = _ask("openvino", lambda module: module.Core().available_devices)
+    tensorrt, rtx = _ask("tensorrt"), _ask("tensorrt_rtx_bindings")
+    board = env.jetson()
+    here = _present(found, runtime, openvino, tensorrt, rtx)
+    return {
+        "system": {
+            "system": env.system(),
+            "python": platform.python_version(),
+            "memory_gib": env.memory_gib(),
+            "cores": env.usable_cores(),
+            "cpu": env.cpu_model(),
+            "cpu_features": env.cpu_features(),
+            "jetson": board,
+        },
+        "gpu": _gpu(found),
+        "tensorrt": tensorrt._asdict() | {"rtx": rtx._asdict()},
+        "onnxruntime": runtime._asdict(),
+        "openvino": openvino._asdict(),
+        "packages": env.versions(SHOWN_PACKAGES),
+        "capabilities": [
+            capability(name, needs, here, on_jetson=board is not None)._asdict()
+            for name, needs in CAPABILITIES.items()
+        ],
+    }
+
+
+def capability(
+    name: str, needs: Sequence[str], here: Mapping[str, bool], on_jetson: bool = False
+) -> Capability:
+    """Whether all needs are here, and otherwise what to do, each command once. "a or b" is met by either."""
+    missing = [need for need in needs if not any(here[each] for each in need.split(" or "))]
+    fixes = (
+        FIXES | {"tensorrt": JETPACK, "tensorrt or tensorrt_rtx": JETPACK, "a GPU": JETPACK}
+        if on_jetson
+        else FIXES
+    )
+    return Capability(name, not missing, missing, list(dict.fromkeys(fixes[need] for need in missing)))
+
+
+def _ask(module: str, details: Any = None) -> Library:
+    """Import a library and ask it. Whatever it raises is its answer: half-installed engines fail in many
+    ways.
+    """
+    if importlib.util.find_spec(module) is None:
+        return Library(None, "not installed", [])
+    try:
+        imported = importlib.import_module(module)
+        return Library(
+            str(imported.__version__).split("-")[0], None, list(details(imported)) if details else []
+        )
+    except Exception as error:
+        return Library(None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", [])
+
+
+def _present(
+    found: driver.Driver | str, runtime: Library, openvino: Library, tensorrt: Library, rtx: Library
+) -> dict[str, bool]:
+    """Every single need of FIXES -> whether it is here."""
+    here = {
+        name: importlib.util.find_spec(name) is not None
+        for name in ("torch", "timm", "yaml", "onnx", "onnxscript", "onnxslim", "sklearn", "pycuda")
+    }
+    return here | {
+        "torch with CUDA": _torch_cuda() is not None,
+        "onnxruntime": runtime.version is not None,
+        "CUDAExecutionProvider": "CUDAExecutionProvider" in runtime.details,
+        "TensorrtExecutionProvider": "TensorrtExecutionProvider" in runtime.details,
+        "openvino": openvino.version is not None,
+        "tensorrt": tensorrt.version is not None,
+        "tensorrt_rtx": rtx.version is not None,
+        "cuda-python": bool(env.versions(("cuda-bindings",))),
+        "a GPU": isinstance(found, driver.Driver) and bool(found.gpus),
+    }
+
+
+def _torch_cuda() -> str | None:
+    """The CUDA that torch was built for, from its version file: importing it would take seconds."""
+    spec = importlib.util.find_spec("torch")
+    try:
+        text = (Path(spec.origin).parent / "version.py").read_text() if spec and spec.origin else ""
+    except OSError:
+        return None
+    found = re.search(r"^cuda\b[^=]*=\s*'([\d.]+)'", text, re.MULTILINE)
+    return found[1] if found else None
+
+
+def _gpu(found: driver.Driver | str) -> dict[str, Any]:
+    """What the driver says, beside what nvidia-smi says."""
+    states, seen = env.gpu_states(), env.gpu()
+    known = isinstance(found, driver.Driver)
+    gpus = [asdict(gpu) for gpu in found.gpus] if known else []
+    listed = seen.splitlines() if seen else []
+    note = (
+        f"nvidia-smi lists {len(listed)} GPUs, CUDA {len(gpus)}"
+        if listed and len(listed) != len(gpus)
+        else None
+    )
+    return {
+        "cuda": found.cuda if known else None,
+        "error": None if known else found,
+        "gpus": gpus,
+        "nvidia_smi": listed,
+        "state": states,
+        "note": note,
+    }
+
+
+def to_rich(values: Mapping[str, Any]) -> Any:
+    """Two tables: what there is, and what can be done with it."""
+    from rich.console import Group
+
+    return Group(_machine_table(values), _capability_table(values["capabilities"]))
+
+
+def _machine_table(values: Mapping[str, Any]) -> Any:
+    made = _table("this machine", ("", False), ("", True))
+    for name, text in _machine_rows(values):
+        made.add_row(name, _text(text))
+    return made
+
+
+def _machine_rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    system, gpu = values["system"], values["gpu"]
+    features = (
+        "not known"
+        if system["cpu_features"] is None
+        else " ".join(system["cpu_features"]) or "none that matters"
+    )
+    rows = [
+        ("system", f"{system['system']}, Python {system['python']}"),
+        (
+            "CPU",
+            f"{system['cpu'] or 'unknown'}, {system['cores']} cores, {system['memory_gib'] or 'unknown'} GiB",
+        ),
+        ("CPU features", features),
+    ]
+    if system["jetson"]:
+        rows.append(
+            ("Jetson", ", ".join(f"{key} {value or 'unknown'}" for key, value in system["jetson"].items()))
+        )
+    rows += [
+        (
+            f"GPU {each['index']}",
+            (
+                f"{each['name']}, compute capability {each['compute_capability']}, "
+                f"{each['memory_bytes'] / 2**30:.1f} GiB"
+            ),
+        )
+        for each in gpu["gpus"]
+    ]
+    rows += [("driver", gpu["error"] or f"CUDA {gpu['cuda']}" + ("" if gpu["gpus"] else ", no GPU"))]
+    rows += [("nvidia-smi", line) for line in gpu["nvidia_smi"]]
+    if gpu["note"]:
+        rows.append(("", gpu["note"]))
+    for name, library in (
+        ("TensorRT", values["tensorrt"]),
+        ("TensorRT for RTX", values["tensorrt"]["rtx"]),
+        ("ONNX Runtime", values["onnxruntime"]),
+        ("OpenVINO", values["openvino"]),
+    ):
+        details = f": {', '.join(library['details'])}" if library["details"] else ""
+        rows.append((name, f"{library['version']}{details}" if library["version"] else library["error"]))
+    return [
+        *rows,
+        ("packages", ", ".join(f"{name} {version}" for name, version in values["packages"].items())),
+    ]
+
+
+def _capability_table(capabilities: Sequence[Mapping[str, Any]]) -> Any:
+    made = _table(
+        "what can be done here", ("to", True), ("", False), ("missing, and where it comes from", True)
+    )
+    for each in capabilities:
+        needs = [
+            ", ".join(each["missing"]),
+            *(f"  {fix}" for fix in each["install"]),
+        ]  # a command on a line of its own
+        made.add_row(
+            _text(each["name"]), "yes" if each["available"] else "no", _text("\n".join(needs).rstrip())
+        )
+    return made
+
+
+def _table(title: str, *columns: tuple[str, bool]) -> Any:
+    """Columns as (heading, whether it may be broken into lines)."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_header=any(heading for heading, _ in columns),
+    )
+    for heading, wraps in columns:
+        made.add_column(heading, no_wrap=not wraps, overflow="fold")
+    return made
+
+
+def _text(words: str) -> Any:
+    """Plain text: in markup, large2small[train] would lose its brackets."""
+    from rich.text import Text
+
+    return Text(words)
+
+
+def run(options: Options) -> None:
+    """Look, and print what was found."""
+    values = collect()
+    if options.json:
+        print(json.dumps(values, indent=2))
+        return
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False).print(to_rich(values))

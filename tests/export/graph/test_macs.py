@@ -1,0 +1,72 @@
+"""export.graph.macs: multiply-accumulates per layer, against hand-worked numbers and torch's own counter."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from export.graph import from_torch, macs
+
+
+def model(body, weights, images="float[batch, 8, 9, 9] images", logits="float[batch, d, e, f] logits"):
+    made = onnx.parser.parse_model(
+        f'<ir_version: 9, opset_import: ["" : 19]> g ({images}) => ({logits}) {{ {body} }}'
+    )
+    made.graph.initializer.extend(
+        numpy_helper.from_array(np.zeros(shape, np.float32), name) for name, shape in weights.items()
+    )
+    for node in made.graph.node:
+        node.name = node.output[0]
+    return made
+
+
+def test_convolutions_counted_by_hand():
+    made = model(
+        "a = Conv <strides = [2, 2], pads = [1, 1, 1, 1]> (images, wa)  b = Relu (a)"
+        "c = Conv <group = 16, kernel_shape = [5, 3]> (b, wc)  logits = Conv (c, wd)",
+        {"wa": (16, 8, 3, 3), "wc": (16, 1, 5, 3), "wd": (4, 16, 1, 1)},
+    )
+    assert macs.count(made) == {
+        "a": 5 * 5 * 16 * 8 * 9,  # 9 pixels at stride 2 with padding 1: 5
+        "c": 1 * 3 * 16 * 1 * 15,  # 5 x 3 kernel on 5 x 5 without padding: 1 x 3; each channel by itself
+        "logits": 1 * 3 * 4 * 16,
+    }
+
+
+def test_matrices_counted_by_hand():
+    body = (
+        "shape = Constant <value_ints = [0, 8, 81]> ()  rows = Reshape (images, shape)"
+        "t = Transpose <perm = [0, 2, 1]> (rows)  m = MatMul (t, wm)  axes = Constant <value_ints = [1]> ()"
+        "p = ReduceMean <keepdims = 0> (m, axes)"
+        "g = Gemm <transB = 1> (p, wg)  logits = Gemm (g, wh)"
+    )
+    made = model(body, {"wm": (8, 12), "wg": (5, 12), "wh": (5, 3)}, logits="float[batch, 3] logits")
+    assert macs.count(made) == {"m": 81 * 8 * 12, "g": 12 * 5, "logits": 5 * 3}
+
+
+def test_a_product_of_two_activations_is_no_layer():
+    made = model(
+        "t = Transpose <perm = [0, 1, 3, 2]> (images)  a = MatMul (images, t)  logits = Conv (a, w)",
+        {"w": (8, 8, 1, 1)},
+    )
+    assert macs.count(made) == {"logits": 81 * 64}
+
+
+def test_the_whole_network_equals_torchs_count(student, student_onnx):
+    _, expected = from_torch.count(from_torch.merge(student), (3, 32, 32))
+    assert sum(macs.count(student_onnx).values()) == expected
+
+
+def test_the_model_is_left_as_it_was(student_onnx):
+    before = student_onnx.SerializeToString(deterministic=True)
+    assert min(macs.count(student_onnx).values()) > 0
+    assert student_onnx.SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize("share", ["conv1", "layer3.2.conv2"])
+def test_layers_are_named_after_their_modules(student_onnx, share):
+    assert share in macs.count(student_onnx)
+
+
+def test_graph_without_layers_has_none():
+    assert macs.count(model("logits = Relu (images)", {})) == {}

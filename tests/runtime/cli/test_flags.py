@@ -1,0 +1,134 @@
+"""Flags from a dataclass, and every failure as one line with an exit code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+import tyro
+
+from runtime import UsageError
+from runtime.cli import flags
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of the test."""
+
+    engine: Path
+    """A file."""
+    batch: Annotated[int, tyro.conf.arg(aliases=["-b", "--batch-size"])] = 1
+    """Images."""
+    share: float = 0.5
+    """Of them."""
+    hint: Literal["latency", "throughput", "both"] | None = None
+    """One of three."""
+    img_size: str | None = None
+    """Pixels."""
+    json: bool = False
+    """JSON."""
+    seed: int = 0
+    """Of chance."""
+
+
+def parse(*argv: str) -> Options:
+    return flags.parse(Options, argv, "tool run")
+
+
+@pytest.mark.parametrize(
+    "argv", [("-b", "3"), ("--batch", "3"), ("--batch-size", "3"), ("--batch=3",), ("--batch_size=3",)]
+)
+def test_aliases_and_both_spellings_set_the_field(argv):
+    assert parse("--engine", "x", *argv) == Options(Path("x"), 3)
+
+
+def test_a_word_that_a_flag_before_it_swallowed_is_explained():
+    @dataclass(frozen=True)
+    class Several:
+        """Settings of the test."""
+
+        engine: tyro.conf.Positional[Path]
+        """A file."""
+        sizes: tuple[str, ...] = ()
+        """Numbers."""
+        seed: int = 0
+        """Of chance."""
+
+    assert flags.parse(Several, ["x", "--sizes", "1", "2"], "tool") == Several(Path("x"), ("1", "2"))
+    with pytest.raises(
+        UsageError, match=r"^Missing .* \(--sizes takes all words behind it: give it last\)\. See tool"
+    ):
+        flags.parse(Several, ["--sizes", "1", "x", "--seed", "3"], "tool")
+    with pytest.raises(UsageError, match=r"^Missing (?!.*all words)"):
+        flags.parse(Several, ["--seed", "3"], "tool")
+
+
+def test_flags_override_the_default_given():
+    assert flags.parse(Options, ["--batch", "5"], "tool", default=Options(Path("y"), 2, 0.25)) == Options(
+        Path("y"), 5, 0.25
+    )
+
+
+def test_a_switch_can_be_turned_on_and_off():
+    assert parse("--engine", "x", "--json").json
+    assert not parse("--engine", "x", "--no-json").json
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("--engin", "x"), "unknown flag --engin; did you mean --engine?"),
+        (("--engine", "x", "--batchsize=3"), "unknown flag --batchsize; did you mean --batch-size?"),
+        (("--qqqqqq",), "unknown flag --qqqqqq. "),
+    ],
+)
+def test_an_unknown_flag_names_the_nearest(argv, words):
+    with pytest.raises(UsageError) as found:
+        parse(*argv)
+    assert str(found.value).startswith(words)
+    assert str(found.value).endswith("See tool run --help")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ((), "--engine"),
+        (("--engine",), "--engine: its value is missing."),
+        (("--engine", "x", "--batch", "1.5"), "--batch 1.5: expected a whole number."),
+        (("--engine", "x", "--share", "half"), "--share half: expected a number."),
+        (("--engine", "x", "--share", "NaN"), "--share nan: expected a number."),
+        (("--engine", "x", "--seed", "-1"), "--seed -1: expected 0 or more."),
+        (("--engine", "x", "--hint", "speed"), "--hint speed: expected both, latency or throughput."),
+        (("--engine", "x", "--batch", "/a/long/path" * 9), "/a/long/path" * 9),
+        (("--engine", "x", "stray"), "stray"),
+    ],
+)
+def test_what_cannot_be_parsed_is_said_on_one_line(argv, words, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")  # a narrow terminal must not break the line
+    with pytest.raises(UsageError) as found:
+        parse(*argv)
+    assert words in str(found.value)
+    assert "\n" not in str(found.value)
+    assert str(found.value).endswith("See tool run --help")
+
+
+def test_help_has_every_flag_and_exits_0(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+    assert not stop.value.code
+    out = capsys.readouterr().out
+    for words in ("--engine", "--batch-size", "--img-size", "Pixels."):
+        assert words in out
+
+
+def test_the_terminals_width_is_as_before(monkeypatch):
+    import os
+
+    monkeypatch.setenv("COLUMNS", "77")
+    parse("--engine", "x")
+    assert os.environ["COLUMNS"] == "77"
+    monkeypatch.delenv("COLUMNS")
+    parse("--engine", "x")
+    assert "COLUMNS" not in os.environ

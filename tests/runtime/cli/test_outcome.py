@@ -1,0 +1,55 @@
+"""Every failure of a command is one line with an exit code."""
+
+from __future__ import annotations
+
+import errno
+import json
+
+import pytest
+
+from runtime import ArtifactError, DataError, GateError, MissingError, UsageError
+from runtime.cli import outcome
+
+
+def failing(error: BaseException):
+    def command():
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (GateError("g"), 1),
+        (UsageError("u"), 2),
+        (DataError("d"), 2),
+        (MissingError("m"), 3),
+        (ArtifactError("a"), 4),
+        (KeyboardInterrupt(), 130),
+        (OSError(errno.ENOSPC, "full"), 3),
+        (ModuleNotFoundError("no torch", name="torch"), 3),
+        (ValueError("two\nlines"), 70),
+        (OSError(errno.EIO, "i/o"), 70),
+    ],
+)
+def test_a_failure_is_one_line_on_stderr_and_its_exit_code(error, code, capsys):
+    assert outcome.run(failing(error)) == code
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert err.startswith("error: ")
+
+
+def test_a_missing_package_names_the_extra(capsys):
+    outcome.run(failing(ModuleNotFoundError("no", name="torch.nn")))
+    assert 'pip install "large2small[train]"' in capsys.readouterr().err
+
+
+def test_with_json_a_failure_is_one_object_on_stdout(capsys):
+    assert outcome.run(failing(ArtifactError("a.onnx: broken")), as_json=True) == 4
+    assert json.loads(capsys.readouterr().out) == {"error": "a.onnx: broken", "exit_code": 4}
+
+
+def test_a_command_that_returns_nothing_succeeds():
+    assert outcome.run(lambda: None) == 0
+    assert outcome.run(lambda: 1) == 1
