@@ -102,7 +102,7 @@ def test_the_commands_of_the_int8_pages_run_on_what_readme_and_guide_made(worksh
 @pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "data" / "cifar10").exists(), reason="CIFAR-10 is not part of the project")
 def test_the_commands_of_the_cifar10_page_run_on_a_few_of_its_images(tmp_path):
-    sys.path.insert(0, str(ROOT / "docs"))
+    sys.path.insert(0, str(ROOT / "measurements" / "data"))
     from cifar10_npz import tiles
 
     labels = np.load(SHARED / "data" / "cifar10" / "labels.npz")

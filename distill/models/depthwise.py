@@ -4,7 +4,7 @@ precision.
 In:  (N, C, H, W) of any floating type and memory format, kernels (C, 1, KH, KW).
 Out: (N, C, H, W), padded with KH // 2 and KW // 2 zeros on every side; gradients; in ONNX a plain `Conv`.
 Elsewhere: the networks (slak.py, replknet.py, unireplknet.py); how fast it is against nn.Conv2d
-(benchmarks/large_kernel.py).
+(measurements/large_kernel.py).
 
 On a CPU `torch.nn.Conv2d` takes, for most large kernels, a path without vector code: always in backward, and
 in forward on contiguous maps when the kernel is wide. Three ways around it, all from ordinary torch
@@ -44,7 +44,7 @@ NARROW = 13
 ones."""
 FORWARD_TAPS_PER_POINT, WEIGHT_TAPS_PER_POINT = 360, 160
 """Multiply-adds of the direct way that take as long as one point of the padded map by FFT, for the output and
-for the kernel's gradient. From `benchmarks/large_kernel.py --rule` on one core with AVX-512: about 30
+for the kernel's gradient. From `measurements/large_kernel.py --rule` on one core with AVX-512: about 30
 multiply-adds a nanosecond (half of that for the kernel's gradient) against 12 nanoseconds a point. Without
 oneDNN the direct way has no vector code, and FFT is preferred for every kernel that is not small."""
 

@@ -4,7 +4,7 @@ not pay.
 In:  two artifacts of the same network, as paths or as file contents.
 Out: int8 time / fp32 time; below 1 int8 is faster.
 Elsewhere: latency as users are shown it, with percentiles (bench.latency); against other quantizers
-(benchmarks/int8_speed.py).
+(measurements/int8_speed.py).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ Elsewhere: scales, and writing the pairs (export.int8.quantize); ranges (export.
 Sources: "doc" is NVIDIA's
 https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/quantized-types-explicit-quantization.html,
 "ModelOpt" is https://github.com/NVIDIA/Model-Optimizer, modelopt/onnx/quantization; "measured" is
-benchmarks/int8_speed.py.
+measurements/int8_speed.py.
 """
 
 from __future__ import annotations

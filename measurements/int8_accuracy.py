@@ -1,16 +1,15 @@
 """Accuracy of int8 beside ONNX Runtime's own quantizer: same fp32 graphs, same calibration images, same
 labelled images, one run.
 
-    python benchmarks/int8_accuracy.py --on DATA CHECKPOINT[:MODEL] ... [--on DATA CHECKPOINT ...] [--methods
-    percentile mse]
-                                       [--weights max mse bias equalize float]
+    python measurements/int8_accuracy.py --on DATA CHECKPOINT[:MODEL] ... [--on DATA CHECKPOINT ...]
+        [--methods percentile mse] [--weights max mse bias equalize float]
 
 DATA names labelled images with a training split to calibrate on and a validation split to measure on
 (npz:FOLDER, DIR, digits); MODEL is needed for weights without a description. The published CIFAR ResNets and
 MobileNetV2, prepared as docs/int8.md says:
 
-    python benchmarks/int8_accuracy.py --on npz:/tmp/cifar10 resnet20-12fca82f.th:resnet20
-        resnet56-4bfd9763.th:resnet56 \\ --on npz:/tmp/photographs /tmp/mobilenetv2.pth
+    python measurements/int8_accuracy.py --on npz:/tmp/cifar10 resnet20-12fca82f.th:resnet20
+        resnet56-4bfd9763.th:resnet56 --on npz:/tmp/photographs /tmp/mobilenetv2.pth
 
 Ours is what `export onnx --int8` makes (export.int8.pipeline) at its default settings, in both placements,
 before any layer is rolled back. ONNX Runtime's is `quantize_static` at the best settings that TensorRT would

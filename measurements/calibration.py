@@ -1,7 +1,7 @@
 """Calibration of a ResNet-50 at 224 pixels: time and memory per image, against the calibrators of
 onnxruntime.quantization.
 
-    python benchmarks/calibration.py [--images 1000] [--timed 24] [--rounds 3] [--data DIR] [--only entropy]
+    python measurements/calibration.py [--images 1000] [--timed 24] [--rounds 3] [--data DIR] [--only entropy]
     [--json]
 
 Same fp32 graph, same images, same tensors (inputs and outputs of every Conv and Gemm). Every measurement is a

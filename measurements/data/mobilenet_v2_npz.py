@@ -1,7 +1,7 @@
 """Turn the MobileNetV2 weights of a TensorFlow Lite file, stored as int8 and scale, into a checkpoint for
 timm's mobilenetv2_100.
 
-    python docs/mobilenet_v2_npz.py SOURCE.npz OUTPUT.pth
+    python measurements/data/mobilenet_v2_npz.py SOURCE.npz OUTPUT.pth
 
 In:  SOURCE.npz with NAME.weight_int8 (O, I, h, w), NAME.scale (O,) and NAME.bias (O,) of every layer, in the
      order of the forward pass, batch norm folded in.

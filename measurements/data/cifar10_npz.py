@@ -1,6 +1,6 @@
 """Turn CIFAR-10 tile sheets into the arrays that `--data npz:FOLDER` reads.
 
-    python docs/cifar10_npz.py SHEETS FOLDER
+    python measurements/data/cifar10_npz.py SHEETS FOLDER
 
 In:  SHEETS, a folder with train_{0..4}.webp, test.webp (lossless sheets, 100 tiles of 32 x 32 a row) and
      labels.npz (y_train, y_test, class_names).

@@ -1,6 +1,6 @@
 """Everything that a machine with an NVIDIA GPU can show, in one run, as one JSON file and a table.
 
-    python benchmarks/gpu.py [--output docs/results/NAME] [--only STEP ...] [--minutes 25]
+    python measurements/gpu.py [--output docs/results/NAME] [--only STEP ...] [--minutes 25]
 
 Steps: environment, tests (those marked gpu), cuda (both libraries: bandwidth, 10,000 round trips without a
 leak), onnxruntime (CUDA and TensorRT providers), tensorrt and rtx (plans of ResNet-50 in every precision:
@@ -166,7 +166,7 @@ def exercise(device: cuda.Device) -> dict[str, Any]:
 
 
 def onnx_files(folder: Path) -> dict[str, Path]:
-    """ResNet-50 in every precision, made once by the same code as benchmarks/engines.py."""
+    """ResNet-50 in every precision, made once by the same code as measurements/engines.py."""
     sys.path.insert(0, str(Path(__file__).parent))
     import engines
 

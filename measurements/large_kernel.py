@@ -1,6 +1,6 @@
 """Large depthwise convolutions and a whole SLaK-T on the CPU, against torch.nn.Conv2d.
 
-    python benchmarks/large_kernel.py [--batch 4] [--rounds 3] [--img-size 224] [--skip-network]
+    python measurements/large_kernel.py [--batch 4] [--rounds 3] [--img-size 224] [--skip-network]
     [--skip-layers] [--rule]
 
 Every round runs each contender once, in turn, in one process; printed are medians, and the median of the

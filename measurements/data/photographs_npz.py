@@ -1,6 +1,6 @@
 """Turn labelled ImageNet photographs into the arrays that `--data npz:FOLDER` reads.
 
-    python docs/photographs_npz.py SOURCE FOLDER
+    python measurements/data/photographs_npz.py SOURCE FOLDER
 
 In:  SOURCE, a folder with images/*.jpg and labels.csv (file, class_index, source). Pictures of source nips17
      are not from ImageNet's training set, those of source imagenet_train are.

@@ -1,7 +1,7 @@
 """Make a CIFAR ResNet that loses accuracy in int8 out of one that does not, without changing what it computes
 in float.
 
-    python docs/fragile_student.py PUBLISHED MADE [FACTOR]
+    python measurements/data/fragile_student.py PUBLISHED MADE [FACTOR]
 
 In:  PUBLISHED, a CIFAR ResNet (resnet20-12fca82f.th of github.com/akamaster/pytorch_resnet_cifar10); FACTOR,
      a power of two.

@@ -1,7 +1,7 @@
 """Speed of int8 on this CPU: our placements beside ONNX Runtime's own quantizer and, where installed,
 OpenVINO and NNCF.
 
-    python benchmarks/int8_speed.py [--models resnet50 ...] [--batch 1] [--threads 1] [--rounds 200]
+    python measurements/int8_speed.py [--models resnet50 ...] [--batch 1] [--threads 1] [--rounds 200]
     [--seconds 30] [--json]
 
 Each network becomes an fp32 ONNX file by export.graph.from_torch, with stirred weights: how long an engine

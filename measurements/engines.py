@@ -1,8 +1,8 @@
 """Every network and precision through `distill export trt`: does the plan build, how long does it take, what
 runs in int8?
 
-    python benchmarks/engines.py [--models resnet20 resnet50 ...] [--precisions fp32 int8 ...] [--flavor rtx]
-    [--json]
+    python measurements/engines.py [--models resnet20 resnet50 ...] [--precisions fp32 int8 ...]
+    [--flavor rtx] [--json]
 
 Needs TensorRT (on a GPU) or TensorRT for RTX (anywhere): pip install "large2small[tensorrt]" or
 "large2small[rtx]". Each network becomes an fp32 ONNX file by export.graph.from_torch, with stirred weights

@@ -1,6 +1,6 @@
 """What the trainer costs: one distillation step of `distill train` against a hand-written torch loop.
 
-    python benchmarks/kd_step.py [--batch 128] [--rounds 15]
+    python measurements/kd_step.py [--batch 128] [--rounds 15]
 
 Same teacher (ResNet-56), student (ResNet-20), KL loss, SGD and batch; both step once per round, in turn, in
 one process. Prints the median of each and the median of the ratios, which the noise of a busy machine moves

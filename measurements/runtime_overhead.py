@@ -5,7 +5,7 @@ needs onnx).
 Out: medians of both, interleaved in one process, and their difference; for 1 thread and for all usable cores.
 Elsewhere: the target, at most 25 us more at batch 1.
 
-    python benchmarks/runtime_overhead.py [MODEL.onnx] [--calls 5000]
+    python measurements/runtime_overhead.py [MODEL.onnx] [--calls 5000]
 """
 
 from __future__ import annotations

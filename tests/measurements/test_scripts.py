@@ -1,4 +1,4 @@
-"""Every script under benchmarks/ and docs/ runs from a command line, on small input made here.
+"""Every script under measurements/ runs from a command line, on small input made here.
 
 How fast or good something is depends on the machine and is not asserted; asserted is that what a script
 prints agrees with itself and with what it was given.
@@ -23,7 +23,7 @@ from distill import checkpoint, models
 from runtime.images import open_images
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = sorted([*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "docs").glob("*.py")])
+SCRIPTS = sorted((ROOT / "measurements").rglob("*.py"))
 slow = pytest.mark.slow
 
 
@@ -115,7 +115,7 @@ def one_conv(tmp_path_factory):
 
 
 def test_runtime_overhead_adds_up_and_its_exit_code_is_the_verdict():
-    done = run("benchmarks/runtime_overhead.py", "--calls", 20, codes=(0, 1))
+    done = run("measurements/runtime_overhead.py", "--calls", 20, codes=(0, 1))
     rows = re.findall(r"logits p50 ([\d.]+)  bare p50 ([\d.]+)  overhead ([+-][\d.]+) us", done.stdout)
     assert len(rows) == 2
     for logits, bare, more in rows:
@@ -126,13 +126,13 @@ def test_runtime_overhead_adds_up_and_its_exit_code_is_the_verdict():
 
 
 def test_runtime_overhead_measures_the_file_it_is_given(one_conv):
-    done = run("benchmarks/runtime_overhead.py", one_conv, "--calls", 5, codes=(0, 1))
+    done = run("measurements/runtime_overhead.py", one_conv, "--calls", 5, codes=(0, 1))
     assert done.stdout.startswith("one_conv.onnx  batch 1  1 threads")
 
 
 @slow
 def test_a_training_step_is_timed_beside_a_plain_loop():
-    out = run("benchmarks/kd_step.py", "--batch", 8, "--rounds", 2).stdout
+    out = run("measurements/kd_step.py", "--batch", 8, "--rounds", 2).stdout
     assert re.search(r"^large2small +median +[\d.]+ ms.*\nhand-written +median +[\d.]+ ms", out)
     assert re.search(r"ratio  median [\d.]+  \(batch 8, n=2 rounds", out)
 
@@ -140,7 +140,7 @@ def test_a_training_step_is_timed_beside_a_plain_loop():
 @slow
 def test_every_calibrator_sees_the_same_tensors(one_conv):
     words = ("--model", one_conv, "--side", 8, "--timed", 16, "--images", 20, "--rounds", 1, "--json")
-    found = json.loads(run("benchmarks/calibration.py", *words).stdout)
+    found = json.loads(run("measurements/calibration.py", *words).stdout)
     assert [row["calibrator"] for row in found["rows"][:3]] == [
         f"onnxruntime {method}" for method in ("minmax", "percentile", "entropy")
     ]
@@ -153,14 +153,14 @@ def test_every_calibrator_sees_the_same_tensors(one_conv):
 
 
 def test_calibration_on_too_few_images_is_refused():
-    done = run("benchmarks/calibration.py", "--timed", 8, codes=(2,))
+    done = run("measurements/calibration.py", "--timed", 8, codes=(2,))
     assert "--timed 8: expected 16 or more" in done.stderr
 
 
 @slow
 def test_int8_is_timed_against_onnx_runtimes_own():
     words = ("--models", "resnet20", "--rounds", 3, "--seconds", 1, "--json")
-    found = json.loads(run("benchmarks/int8_speed.py", *words).stdout)["models"]["resnet20"]
+    found = json.loads(run("measurements/int8_speed.py", *words).stdout)["models"]["resnet20"]
     assert found["rounds"] == 3
     assert {"fp32", "ours cpu", "ours tensorrt", "ORT u8s8", "ORT s8s8"} <= set(found["contenders"])
     assert found["contenders"]["fp32"]["ratio_to_fp32"] == 1
@@ -170,7 +170,9 @@ def test_int8_is_timed_against_onnx_runtimes_own():
 @slow
 def test_int8_accuracy_is_counted_beside_onnx_runtimes_own(striped, weights):
     words = ("--methods", "minmax", "--placements", "cpu", "--calib-size", 16, "--images", 16, "--json")
-    done = run("benchmarks/int8_accuracy.py", *words, "--on", striped, weights, weights.with_name("none.pth"))
+    done = run(
+        "measurements/int8_accuracy.py", *words, "--on", striped, weights, weights.with_name("none.pth")
+    )
     found = json.loads(done.stdout)
     assert list(found["skipped"]) == [str(weights.with_name("none.pth"))]
     result = found["models"][str(weights)]
@@ -189,7 +191,7 @@ def test_int8_accuracy_is_counted_beside_onnx_runtimes_own(striped, weights):
 @slow
 def test_large_kernels_are_timed_and_compute_the_same():
     out = run(
-        "benchmarks/large_kernel.py", "--batch", 1, "--rounds", 1, "--img-size", 32, "--skip-layers"
+        "measurements/large_kernel.py", "--batch", 1, "--rounds", 1, "--img-size", 32, "--skip-layers"
     ).stdout
     assert "slak_tiny, 32 pixels, batch 1, fp32" in out
     errors = [float(cell) for cell in re.findall(r"(\de[+-]\d+) │$", out, flags=re.MULTILINE)]
@@ -198,7 +200,7 @@ def test_large_kernels_are_timed_and_compute_the_same():
 
 @slow
 def test_large_kernel_layers_are_timed_and_compute_the_same():
-    out = run("benchmarks/large_kernel.py", "--batch", 1, "--rounds", 1, "--skip-network").stdout
+    out = run("measurements/large_kernel.py", "--batch", 1, "--rounds", 1, "--skip-network").stdout
     rows = [line.split("│")[1:-1] for line in out.splitlines() if "fwd" in line]
     assert len(rows) == 26  # 13 layers, forward and with backward
     assert all(float(row[10]) < 1e-4 for row in rows if row[3].strip() == "fwd")
@@ -208,7 +210,7 @@ def test_large_kernel_layers_are_timed_and_compute_the_same():
 def test_plans_are_built_where_a_builder_is():
     pytest.importorskip("tensorrt_rtx_bindings")
     words = ("--models", "resnet20", "--precisions", "int8", "--flavor", "rtx", "--json")
-    rows = json.loads(run("benchmarks/engines.py", *words).stdout)["engines"]
+    rows = json.loads(run("measurements/engines.py", *words).stdout)["engines"]
     assert [(row["precision"], row["batch"]) for row in rows] == [("int8", "static"), ("int8", "dynamic")]
     assert all(row["error"] is None and row["seconds"] > 0 and row["plan_mb"] > 0 for row in rows)
 
@@ -222,7 +224,7 @@ def test_without_a_builder_every_plan_says_why_not():
     if tensorrt:
         pytest.skip("TensorRT is installed here")
     words = ("--models", "resnet20", "--precisions", "fp32", "--flavor", "tensorrt")
-    done = run("benchmarks/engines.py", *words, codes=(1,))
+    done = run("measurements/engines.py", *words, codes=(1,))
     assert "TensorRT" in done.stdout.split("convolutions")[1]
 
 
@@ -230,7 +232,7 @@ def test_without_a_builder_every_plan_says_why_not():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU these steps take half an hour")
 def test_without_a_gpu_every_step_says_why_not(tmp_path):
     steps = ("cuda", "onnxruntime", "tensorrt", "rtx", "training")
-    done = run("benchmarks/gpu.py", "--output", tmp_path / "here", "--only", "environment", *steps)
+    done = run("measurements/gpu.py", "--output", tmp_path / "here", "--only", "environment", *steps)
     found = json.loads((tmp_path / "here.json").read_text())["steps"]
     assert found["environment"]["status"] == "ok" and found["environment"]["env"]
     for step in steps:
@@ -251,7 +253,7 @@ def test_tile_sheets_become_arrays(tmp_path):
         Image.fromarray(np.concatenate(rows, axis=0)).save(sheets / f"{name}.webp", lossless=True)
     names = np.array(["ant", "bee"])
     np.savez(sheets / "labels.npz", y_train=np.arange(30) % 2, y_test=np.arange(6) % 2, class_names=names)
-    run("docs/cifar10_npz.py", sheets, tmp_path / "out")
+    run("measurements/data/cifar10_npz.py", sheets, tmp_path / "out")
     train, val = (open_images(f"npz:{tmp_path / 'out'}", split) for split in ("train", "val"))
     assert (len(train), len(val), train.class_names) == (30, 6, ["ant", "bee"])
     assert np.array_equal(train.x, tiles[:5].reshape(30, 32, 32, 3))
@@ -270,7 +272,7 @@ def test_photographs_become_arrays_of_their_middle(tmp_path):
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    run("docs/photographs_npz.py", tmp_path, tmp_path / "out")
+    run("measurements/data/photographs_npz.py", tmp_path, tmp_path / "out")
     train, val = (open_images(f"npz:{tmp_path / 'out'}", split) for split in ("train", "val"))
     assert train.labels.tolist() == [0, 200] and val.labels.tolist() == [100]
     assert train.x.shape == (2, 288, 288, 3) and len(val.class_names) == 1000
@@ -289,7 +291,7 @@ def test_int8_steps_and_scales_become_a_mobilenet(tmp_path):
         arrays[f"{number}.scale"] = random.uniform(0.5, 1.5, shape[0]).astype(np.float32) / 500
         arrays[f"{number}.bias"] = random.normal(size=shape[0]).astype(np.float32) / 10
     np.savez(tmp_path / "lite.npz", **arrays)
-    run("docs/mobilenet_v2_npz.py", tmp_path / "lite.npz", tmp_path / "made.pth")
+    run("measurements/data/mobilenet_v2_npz.py", tmp_path / "lite.npz", tmp_path / "made.pth")
     found = checkpoint.load_any(str(tmp_path / "made.pth"))
     assert len(found.class_names) == 1000 and found.preprocess.mean == (0.5, 0.5, 0.5)
     checkpoint.load_weights(network, found)
@@ -312,7 +314,7 @@ def test_the_fragile_student_computes_the_same_in_float(tmp_path):
             module.running_mean.uniform_(-0.2, 0.2), module.running_var.uniform_(0.5, 2.0)
     state = {f"module.{key}": value for key, value in published.state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "published.th")
-    run("docs/fragile_student.py", tmp_path / "published.th", tmp_path / "made.pth", 64)
+    run("measurements/data/fragile_student.py", tmp_path / "published.th", tmp_path / "made.pth", 64)
     fragile = models.build("resnet20", 10).eval()
     fragile.load_state_dict(torch.load(tmp_path / "made.pth", weights_only=True))
     norms = [
