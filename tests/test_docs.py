@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import outside
 import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-SHARED = ROOT.parent / "shared"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
 FASTER = {
     "train": ["--img-size", "32", "--epochs", "1", "--batch", "8"],
@@ -100,22 +100,23 @@ def test_the_commands_of_the_int8_pages_run_on_what_readme_and_guide_made(worksh
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (SHARED / "data" / "cifar10").exists(), reason="CIFAR-10 is not part of the project")
+@outside.needs("data", "cifar10")
+@outside.needs("data", "weights")
 def test_the_commands_of_the_cifar10_page_run_on_a_few_of_its_images(tmp_path):
     sys.path.insert(0, str(ROOT / "measurements" / "data"))
     from cifar10_npz import tiles
 
-    labels = np.load(SHARED / "data" / "cifar10" / "labels.npz")
+    labels = np.load(outside.path("data") / "cifar10" / "labels.npz")
     (tmp_path / "cifar10").mkdir()
     for split, sheet, count in (("train", "train_0", 600), ("test", "test", 300)):
-        x = tiles(SHARED / "data" / "cifar10" / f"{sheet}.webp")[:count]
+        x = tiles(outside.path("data") / "cifar10" / f"{sheet}.webp")[:count]
         np.savez(
             tmp_path / "cifar10" / f"{split}.npz",
             x=x,
             y=labels[f"y_{split}"][:count],
             class_names=labels["class_names"],
         )
-    for file in (SHARED / "data" / "weights").glob("*.th"):
+    for file in (outside.path("data") / "weights").glob("*.th"):
         (tmp_path / file.name).symlink_to(file)
     lines = commands(ROOT / "docs" / "cifar10.md")
     assert len(lines) >= 4

@@ -1,8 +1,8 @@
 """Every TensorRT name and call in the code exists in all of TensorRT 10.3 to 11.4, or is asked for with
 hasattr first.
 
-The names are NVIDIA's, as facts: the full listing beside the checkout where it lies, else the copy in
-tests/doubles.
+The names are NVIDIA's, as facts: the full listing among the data outside the repository where that is, else
+the copy in tests/doubles.
 """
 
 import ast
@@ -10,12 +10,13 @@ import json
 import re
 from pathlib import Path
 
+import outside
 import pytest
 import tensorrt_surface
 
 ROOT = Path(__file__).parents[1]
 DOUBLES = ROOT / "tests" / "doubles"
-LISTING = ROOT.parent / "shared" / "tensorrt_api"
+LISTING = outside.path("tensorrt_api")
 VERSIONS = ("10.3", "10.7", "10.9", "10.13", "10.16", "11.0", "11.4")
 
 MADE = {
@@ -215,6 +216,5 @@ def test_name_asked_for_first_is_fine(known):
 
 
 def test_the_copy_in_the_tests_is_what_the_listing_says():
-    if not LISTING.exists():
-        pytest.skip("the full listing of TensorRT's names is not beside this checkout")
-    assert tensorrt_surface.condense(LISTING) == json.loads((DOUBLES / "tensorrt_surface.json").read_text())
+    listing = outside.needed("tensorrt_api")
+    assert tensorrt_surface.condense(listing) == json.loads((DOUBLES / "tensorrt_surface.json").read_text())

@@ -5,6 +5,7 @@ functions.
 from pathlib import Path
 
 import numpy as np
+import outside
 import pytest
 import torch
 from PIL import Image
@@ -15,7 +16,6 @@ from distill.training.trainer import Trainer
 from runtime.images import ArraySet
 
 HERE = Path(__file__).parent
-SHARED = HERE.parents[2] / "shared"
 NAMES = ["ant", "bee", "cat", "dog"]
 
 
@@ -31,9 +31,7 @@ def one_thread():
 @pytest.fixture(scope="session")
 def shared():
     """The folder with real data and published weights; what needs it is skipped without it."""
-    if not SHARED.is_dir():
-        pytest.skip("no shared data beside the repository")
-    return SHARED
+    return outside.needed()
 
 
 def made_pixels(count: int, size: int = 16, classes: int = 4, seed: int = 0):

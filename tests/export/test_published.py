@@ -1,11 +1,12 @@
-"""The published CIFAR-10 ResNet-20 through the whole export, on real images; skipped where the shared data is
-not.
+"""The published CIFAR-10 ResNet-20 through the whole export, on real images; skipped where the data
+outside the repository is not there.
 """
 
 import json
 from pathlib import Path
 
 import numpy as np
+import outside
 import pytest
 import torch
 
@@ -14,12 +15,13 @@ from distill import checkpoint, models
 from export import __main__ as cli
 from runtime.images import open_images
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+SHARED = outside.path("data")
 WEIGHTS = SHARED / "weights" / "resnet20-12fca82f.th"
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not WEIGHTS.exists(), reason="needs the shared CIFAR-10 data and weights"),
+    outside.needs("data", "weights", WEIGHTS.name),
+    outside.needs("data", "cifar10"),
 ]
 
 

@@ -1,10 +1,10 @@
 """Numbers of the original implementations, and a walk over every case of the folder's cases.json.
 
-`GOLDEN_DIR` names the folder (default: shared/golden beside the repository; where that is not, the small copy
-in tests/golden/data, which has the same form). A test that asks for `logit_case`, `feature_case`,
-`state_dict_case`, `forward_case` or `erf_case` runs once for every entry of that section; a section that the
-folder does not have is skipped. `fill` and `noise` are the deterministic weights and inputs that the golden
-README describes.
+The folder is `golden` in the data outside the repository (tests/helpers/outside.py); where that is not there,
+the small copy in tests/golden/data, which has the same form. `GOLDEN_DIR` puts another folder of that form in
+its place. A test that asks for `logit_case`, `feature_case`, `state_dict_case`, `forward_case` or `erf_case`
+runs once for every entry of that section; a section that the folder does not have is skipped. `fill` and
+`noise` are the deterministic weights and inputs that the golden README describes.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import outside
 import pytest
 
 HERE = Path(__file__).parent
-BESIDE = Path(__file__).parents[2].parent / "shared" / "golden"
 SECTIONS = {
     "logit_case": "logit_cases",
     "feature_case": "feature_cases",
@@ -34,7 +34,8 @@ SECTIONS = {
 def folder() -> Path:
     if os.environ.get("GOLDEN_DIR"):
         return Path(os.environ["GOLDEN_DIR"])
-    return BESIDE if BESIDE.is_dir() else HERE / "data"
+    beside = outside.path("golden")
+    return beside if beside.is_dir() else HERE / "data"
 
 
 def content() -> dict[str, Any]:

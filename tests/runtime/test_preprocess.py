@@ -3,16 +3,15 @@
 import io
 import itertools
 import threading
-from pathlib import Path
 
 import numpy as np
+import outside
 import pytest
 from PIL import Image
 
 from runtime import DataError, Preprocess, UsageError
 
-SAMPLES = Path(__file__).parents[2].parent / "shared" / "data" / "imagenet_samples" / "images"
-
+SAMPLES = ("data", "imagenet_samples", "images")
 SIZES = ((3, 224, 224), (3, 32, 32), (3, 299, 299), (3, 160, 224), (3, 225, 97), (3, 384, 384))
 CROPS = (0.875, 1.0, 0.95, 0.9, 1.1)
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming")
@@ -80,9 +79,9 @@ GENERATED = {
 @pytest.fixture(scope="module")
 def photographs() -> dict[str, bytes]:
     """Real JPEGs of different shapes where they are; the generated ones otherwise."""
-    if not SAMPLES.is_dir():
+    if not outside.path(*SAMPLES).is_dir():
         return GENERATED
-    files = sorted(SAMPLES.glob("*.jpg"))
+    files = sorted(outside.path(*SAMPLES).glob("*.jpg"))
     return {file.name: file.read_bytes() for file in files[:: len(files) // 6]}
 
 
@@ -109,10 +108,8 @@ def test_equals_timms_transform_bit_for_bit_on_odd_images(name, mode, size):
 
 def test_every_photograph_equals_timms_default_transform():
     pytest.importorskip("timm")
-    if not SAMPLES.is_dir():
-        pytest.skip("the photographs are not here")
     spec = Preprocess()
-    for file in sorted(SAMPLES.glob("*.jpg"))[::40]:
+    for file in sorted(outside.needed(*SAMPLES).glob("*.jpg"))[::40]:
         data = file.read_bytes()
         np.testing.assert_array_equal(spec(data), timms(spec, data), err_msg=file.name)
 

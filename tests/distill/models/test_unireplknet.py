@@ -5,6 +5,7 @@ timm's habits.
 import json
 from itertools import product
 
+import outside
 import pytest
 import timm
 import torch
@@ -54,15 +55,9 @@ def test_the_number_of_parameters_is_that_of_the_original(size, monkeypatch):
 
 
 @pytest.mark.parametrize("form", ["train", "merged", "deploy"])
-def test_the_smallest_has_the_keys_of_the_original_in_order(shared, form):
-    file = (
-        shared
-        / "golden"
-        / "state_dicts"
-        / ("unireplknet_a.json" if form == "train" else f"unireplknet_a_{form}.json")
-    )
-    if not file.is_file():
-        pytest.skip(f"{file.name} is not in the shared folder")
+def test_the_smallest_has_the_keys_of_the_original_in_order(form):
+    name = "unireplknet_a.json" if form == "train" else f"unireplknet_a_{form}.json"
+    file = outside.needed("golden", "state_dicts", name)
     network = timm.create_model("unireplknet_a", deploy=form == "deploy")
     if form == "merged":
         for block in network.modules():
