@@ -1,12 +1,18 @@
-# Two commands from nothing: `make demo` and `make test`. Both set up .venv first.
+# Two commands from nothing: `make demo` and `make test`. Both set up .venv first; `make help` lists the rest.
 PYTHON ?= python3
 BIN := .venv/bin
 # Test files run side by side, each with one thread per library: twice as fast as one file after the other on two cores.
 JOBS ?= 2
+# What `make test` and `make quick` run: a test file or folder instead of all of them.
+T ?=
 
-.PHONY: demo test lint clean setup
+.PHONY: help setup demo test quick lint clean
 
-setup: .venv/.installed
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo 'make test T=PATH   run the tests of one file or folder, without the lint'
+
+setup: .venv/.installed ## make .venv and install the project with everything its tests need
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "large2small needs Python 3.10 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 demo")'
@@ -15,15 +21,18 @@ setup: .venv/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-demo: setup
+demo: setup ## run the whole pipeline on handwritten digits and print the table (minutes)
 	$(BIN)/distill demo --output demo-run --overwrite
 
-test: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+test: setup $(if $(T),,lint) ## lint, then run all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(T)
 
-lint: setup
+quick: setup ## run the tests that are not marked slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow' $(T)
+
+lint: setup ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-clean:
+clean: ## remove .venv, builds and the demo's folder
 	rm -rf .venv build *.egg-info demo-run
