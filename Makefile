@@ -33,6 +33,7 @@ quick: setup ## run the tests that are not marked slow
 lint: setup ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean: ## remove .venv, builds and the demo's folder
 	rm -rf .venv build *.egg-info demo-run

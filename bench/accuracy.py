@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from runtime import ArtifactError, DataError, Predictor, UsageError, env
+from runtime import ArtifactError, DataError, Predictor, Preprocess, UsageError, env
 from runtime.artifact import require_same_classes
 from runtime.images import ImageSet, open_images
 
@@ -102,20 +102,18 @@ def evaluate(
     preprocessing is unknown, the classes are others than the data's, or logits are not finite; DataError
     naming an unreadable image, unless skip_bad, and when no image is readable.
     """
-    subject.require_preprocess(predictor)
+    preprocess = subject.require_preprocess(predictor)
     require_same_classes(predictor.class_names, str(predictor.path), images.class_names, images.name)
     at_once, chosen = predictor.fit(batch), spread(len(images), limit)
     logits, kept, skipped = [], [], []
     with ThreadPoolExecutor(workers or env.usable_cores()) as pool:
         for some in np.array_split(chosen, range(at_once, len(chosen), at_once)):
-            pixels = list(pool.map(lambda index: _pixels(predictor, images, int(index), skip_bad), some))
+            pixels = list(pool.map(lambda index: _pixels(preprocess, images, int(index), skip_bad), some))
             good = [p for p in pixels if p is not None]
             skipped += [images.item_name(int(i)) for i, p in zip(some, pixels, strict=True) if p is None]
             kept += [int(i) for i, p in zip(some, pixels, strict=True) if p is not None]
             if good:
-                logits.append(
-                    predictor.logits_in_batches(predictor.preprocess.normalize(np.stack(good)), at_once)
-                )
+                logits.append(predictor.logits_in_batches(preprocess.normalize(np.stack(good)), at_once))
                 _check(logits[-1], predictor, images, kept[-len(good) :])
             if progress:
                 progress(len(some))
@@ -147,7 +145,8 @@ def ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """
     own = np.take_along_axis(logits, labels[:, None], axis=1)
     lower_class = np.arange(logits.shape[1]) < labels[:, None]
-    return np.sum((logits > own) | ((logits == own) & lower_class), axis=1)
+    places: np.ndarray = np.sum((logits > own) | ((logits == own) & lower_class), axis=1)
+    return places
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -241,9 +240,9 @@ def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None] | None
         yield lambda done: bar.advance(task, done)
 
 
-def _pixels(predictor: Predictor, images: ImageSet, index: int, skip_bad: bool) -> np.ndarray | None:
+def _pixels(preprocess: Preprocess, images: ImageSet, index: int, skip_bad: bool) -> np.ndarray | None:
     try:
-        return predictor.preprocess.pixels(images.image(index))
+        return preprocess.pixels(images.image(index))
     except DataError:
         if skip_bad:
             return None

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 import runtime
-from runtime import ArtifactError, Predictor, UsageError, env
+from runtime import ArtifactError, Predictor, Preprocess, UsageError, env
 from runtime.images import FolderSet, ImageSet
 from runtime.predictor import READ_BY
 from runtime.preprocess import open_rgb
@@ -238,13 +238,14 @@ def make_calls(
     return calls
 
 
-def require_preprocess(predictor: Predictor) -> None:
-    """Raise ArtifactError when the artifact cannot be fed images."""
+def require_preprocess(predictor: Predictor) -> Preprocess:
+    """How images become its input. Raises ArtifactError when the artifact cannot be fed images."""
     if predictor.preprocess is None:
         raise ArtifactError(
             f"{predictor.path}: does not say how images are preprocessed, so accuracy cannot be measured. "
             "Export it with distill export onnx"
         )
+    return predictor.preprocess
 
 
 def _image_groups(

@@ -321,7 +321,7 @@ def to_rich(table: Table, width: int = report.PIPE_WIDTH) -> Any:
     """For a terminal of so many columns, with names of ordinary length; below 100 as two tables, so that no
     figure is cut.
     """
-    parts = [("accuracy against latency", COLUMNS)]
+    parts: list[tuple[str, Sequence[Column]]] = [("accuracy against latency", COLUMNS)]
     if width < report.PIPE_WIDTH:
         parts = [("accuracy and size", QUALITY), ("latency", SPEED)]
     made = []

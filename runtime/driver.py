@@ -76,5 +76,6 @@ def _call(cuda: ctypes.CDLL, function: str, *arguments: object) -> None:
     if status:
         text = ctypes.c_char_p()
         named = getattr(cuda, "cuGetErrorName", None)
-        known = named is not None and named(status, ctypes.byref(text)) == 0 and text.value is not None
-        raise OSError(f"{function}: {text.value.decode() if known else f'error {status}'}")
+        known = named is not None and named(status, ctypes.byref(text)) == 0
+        said = text.value.decode() if known and text.value is not None else f"error {status}"
+        raise OSError(f"{function}: {said}")

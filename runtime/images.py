@@ -112,7 +112,7 @@ class ArraySet(ImageSet):
         return open_rgb(self.x[index])
 
     def item_bytes(self, index: int) -> bytes:
-        return self.x[index].tobytes()
+        return np.asarray(self.x[index]).tobytes()
 
     def fingerprint(self) -> str:
         """SHA-256 over class names, labels and pixels."""
@@ -129,6 +129,7 @@ def open_images(spec: str, split: str) -> ImageSet:
     meaning (SPLIT_FOLDERS) is used as it is. Raises DataError when it is missing, empty, or has fewer than
     two classes.
     """
+    images: ImageSet
     if spec == "digits":
         images = _digits(split)
     elif spec.startswith("npz:"):

@@ -25,7 +25,7 @@ class Prediction(NamedTuple):
     """One guess: the class's name and index, and its softmax probability (0 to 1)."""
 
     label: str
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a guess
     probability: float
 
 
@@ -224,15 +224,15 @@ class Predictor:
     @property
     def largest_batch(self) -> int | None:
         """Most images in one call; None: no limit."""
-        sizes = [most for _, most in self.batch_sizes]
-        return None if None in sizes else max(sizes)
+        sizes = [most for _, most in self.batch_sizes if most is not None]
+        return max(sizes) if len(sizes) == len(self.batch_sizes) else None
 
     def fit(self, count: int) -> int:
         """How many images to give for `count`: the smallest batch that holds them, or the largest there is
         when none does.
         """
         holding = [max(count, least) for least, most in self.batch_sizes if most is None or count <= most]
-        return min(holding) if holding else self.largest_batch
+        return min(holding) if holding else max(most for _, most in self.batch_sizes if most is not None)
 
     def logits_in_batches(self, images: np.ndarray, size: int = 64) -> np.ndarray:
         """Raw scores (N, K) float32 of any number of preprocessed images (N, C, H, W) float32, N of 1 or

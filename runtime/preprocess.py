@@ -91,7 +91,9 @@ class Preprocess:
         """
         scaled = np.moveaxis(pixels, -1, -3).astype(np.float32, order="C") / np.float32(255)
         shape = (3, 1, 1)
-        return (scaled - np.reshape(np.float32(self.mean), shape)) / np.reshape(np.float32(self.std), shape)
+        mean, std = (np.asarray(each, np.float32).reshape(shape) for each in (self.mean, self.std))
+        normalized: np.ndarray = (scaled - mean) / std
+        return normalized
 
     def batch(self, images: Iterable[Image]) -> np.ndarray:
         """(N, C, H, W) float32 of N images."""
@@ -188,7 +190,8 @@ def _resized_size(size: tuple[int, int], target: tuple[int, int], crop_mode: str
 def _crop(image: Any, spec: Preprocess) -> Any:
     height, width = spec.input_size[1:]
     if image.width < width or image.height < height:
-        fill = tuple(round(255 * v) for v in spec.mean) if spec.crop_mode == "border" else (0, 0, 0)
+        red, green, blue = (round(255 * v) for v in spec.mean) if spec.crop_mode == "border" else (0, 0, 0)
+        fill = (red, green, blue)
         image = _pad(image, height, width, fill)
     top = round((image.height - height) / 2)
     left = round((image.width - width) / 2)

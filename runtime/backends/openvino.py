@@ -64,9 +64,10 @@ class OpenVinoBackend:
         except queue.Empty:
             request = self._compiled.create_infer_request()
         try:
-            logits = request.infer({0: batch}, share_inputs=True, share_outputs=True)[0]
+            logits: np.ndarray = request.infer({0: batch}, share_inputs=True, share_outputs=True)[0]
             if out is None:
-                return logits.copy()  # the request's own memory, which the next call writes
+                kept: np.ndarray = logits.copy()  # the request's own memory, which the next call writes
+                return kept
             require_out(out, logits.shape)
             out[...] = logits
             return out
@@ -138,7 +139,7 @@ def _reason(error: RuntimeError) -> str:
 
 def _precision(compiled: Any, plugin: str, path: Path) -> str:
     """f32, as the compiled model reports it; raises MissingError when the plugin chose another one."""
-    precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    precision: str = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if precision != "f32":
         raise MissingError(
             f"{path}: OpenVINO's {plugin} computes in {precision}, not in f32. Choose another --device"

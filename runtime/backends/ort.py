@@ -85,7 +85,7 @@ class OrtBackend:
 
     def run(self, batch: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """(N, C, H, W) float32 -> first output, (N, K) float32; copied to `out` when given."""
-        logits = self.session.run(self._output_names, {self.input_name: batch})[0]
+        logits: np.ndarray = self.session.run(self._output_names, {self.input_name: batch})[0]
         if out is None:
             return logits
         require_out(out, logits.shape)
@@ -94,7 +94,7 @@ class OrtBackend:
 
     def metadata_map(self) -> Mapping[str, str]:
         """The file's `metadata_props`."""
-        return self.session.get_modelmeta().custom_metadata_map
+        return dict(self.session.get_modelmeta().custom_metadata_map)
 
 
 def require_out(out: object, shape: tuple[int, ...]) -> None:

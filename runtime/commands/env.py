@@ -213,8 +213,8 @@ def _torch_cuda() -> str | None:
 def _gpu(found: driver.Driver | str) -> dict[str, Any]:
     """What the driver says, beside what nvidia-smi says."""
     states, seen = env.gpu_states(), env.gpu()
-    known = isinstance(found, driver.Driver)
-    gpus = [asdict(gpu) for gpu in found.gpus] if known else []
+    known = found if isinstance(found, driver.Driver) else None
+    gpus = [asdict(gpu) for gpu in known.gpus] if known else []
     listed = seen.splitlines() if seen else []
     note = (
         f"nvidia-smi lists {len(listed)} GPUs, CUDA {len(gpus)}"
@@ -222,7 +222,7 @@ def _gpu(found: driver.Driver | str) -> dict[str, Any]:
         else None
     )
     return {
-        "cuda": found.cuda if known else None,
+        "cuda": known.cuda if known else None,
         "error": None if known else found,
         "gpus": gpus,
         "nvidia_smi": listed,

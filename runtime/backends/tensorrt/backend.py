@@ -68,7 +68,9 @@ class TrtBackend:
         )  # also at the interpreter's exit, while the driver is still there
         try:
             plan.require_gpu(self.path, self.metadata, gpu)
-            self._profiles = held.open(self.path, trt, self.metadata, contexts, cuda_graph)
+            self._image, self._classes, self._profiles = held.open(
+                self.path, trt, self.metadata, contexts, cuda_graph
+            )
         except BaseException as error:
             with gpu.active():
                 forget_variables(error)
@@ -79,7 +81,6 @@ class TrtBackend:
             f"{'.'.join(map(str, gpu.compute_capability))}, driver {gpu.driver_version}, {gpu.library}"
             f"{', CUDA graphs' if cuda_graph else ''})"
         )
-        self._image, self._classes = held.opened.image, held.opened.classes
         sizes = {size for each in self._profiles for size in (each.min, each.max)}
         self.batch_sizes = [(each.min, each.max) for each in self._profiles]
         self.input_shape: list[int | None] = [sizes.pop() if len(sizes) == 1 else None, *self._image]
@@ -135,10 +136,10 @@ class TrtBackend:
 
     def _here(self, array: Any, name: str) -> DeviceArray:
         found, here = cuda.device_array(array), self._held.device.index
-        if found.index not in (None, here):
+        if found.gpu not in (None, here):
             raise UsageError(
-                f"{name} lies on cuda:{found.index}; the plan is open on cuda:{here}. Copy it there, or open "
-                f'the plan with device="cuda:{found.index}"'
+                f"{name} lies on cuda:{found.gpu}; the plan is open on cuda:{here}. Copy it there, or open "
+                f'the plan with device="cuda:{found.gpu}"'
             )
         return found
 
@@ -160,25 +161,28 @@ class _Held:
     """All that must be freed, without a reference to the backend, which may be gone when it is."""
 
     def __init__(self, device: Device) -> None:
-        self.device, self.runtime, self.opened, self.pool = device, None, None, Pool(Path(), [])
+        self.device, self.pool = device, Pool(Path(), [])
+        self.runtime: Any = None
+        self.opened: Engine | None = None
 
     def open(
         self, path: Path, trt: ModuleType, meta: Metadata, contexts: int, cuda_graph: bool
-    ) -> list[Sizes]:
-        """Raises what TensorRT says; `close` is due then too. Returns the profiles."""
+    ) -> tuple[tuple[int, int, int], int, list[Sizes]]:
+        """(image (C, H, W), classes, profiles). Raises what TensorRT says; `close` is due then too."""
         with self.device.active(), contextlib.ExitStack() as undo:
             self.runtime = trt.Runtime(plan.logger(trt))
             engine = _deserialize(path, trt, self.runtime, meta, self.device)
             _refit(path, trt, engine, meta)
-            self.opened, profiles = _checked(path, trt, engine, self.device)
+            opened, profiles = _checked(path, trt, engine, self.device)
+            self.opened = opened
             slots: list[Slot] = []
             for _ in range(contexts):
-                slots.append(Slot(self.opened, cuda_graph))
+                slots.append(Slot(opened, cuda_graph))
                 undo.callback(slots[-1].close)
             slots[0].prepare(profiles[0])  # what it cannot do, or has no memory for, is said now
             undo.pop_all()
         self.pool = Pool(path, slots)
-        return profiles
+        return opened.image, opened.classes, profiles
 
     def close(self) -> None:
         """Wait for running calls; free contexts and graphs, buffers, streams, engine, runtime, device, in

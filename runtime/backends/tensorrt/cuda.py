@@ -140,7 +140,8 @@ def open_device(index: int = 0, library: str | None = None) -> Device:
         except ImportError as error:
             reasons.append(f"{name}: {' '.join(str(error).split())}")
             continue
-        return importlib.import_module(ours).open_device(index)
+        device: Device = importlib.import_module(ours).open_device(index)
+        return device
     raise MissingError(
         f"no CUDA library can be used here ({'; '.join(reasons)}). A GPU needs NVIDIA's driver and "
         'pip install "large2small[tensorrt]" (pycuda) or "large2small[cuda-python]"'
@@ -188,8 +189,8 @@ class DeviceArray(NamedTuple):
     """Handle of the stream that may still be writing it; None when nothing needs to be waited for."""
     owner: Any
     """Keeps the memory alive."""
-    index: int | None = None
-    """Of the GPU, where the array says it; the interface does not."""
+    gpu: int | None = None
+    """Index of the GPU, where the array says it; the interface does not."""
 
 
 DEFAULT_STREAM = 1

@@ -104,7 +104,8 @@ def read_header(path: str | Path) -> Header:
         )
     if len(head) < VERSION_AT.stop:
         raise ArtifactError(f"{path}: cut short ({len(head)} bytes). {_again(path)}")
-    return Header(flavor, tuple(head[VERSION_AT]))  # type: ignore[arg-type]
+    major, minor, patch, build = head[VERSION_AT]
+    return Header(flavor, (major, minor, patch, build))
 
 
 def preflight(path: str | Path, verify: bool = True) -> Metadata:
@@ -333,7 +334,7 @@ def logger(trt: ModuleType) -> Any:
 
 
 def _new_logger(trt: ModuleType) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[name-defined, misc]
+    class Logger(trt.ILogger):  # type: ignore[name-defined, misc]  # a class of a module found at run time
         """TensorRT's callback; it may come from several threads."""
 
         def __init__(self) -> None:

@@ -36,7 +36,7 @@ context's memory."""
 class Sizes(NamedTuple):
     """Batch sizes of an optimization profile, and its place in the plan."""
 
-    index: int
+    profile: int
     min: int
     max: int
 
@@ -130,7 +130,7 @@ class Slot:
 
     def _run(self, sizes: Sizes, source: np.ndarray | DeviceArray, target: np.ndarray | DeviceArray) -> None:
         count, stream, device = source.shape[0], self._stream, self._engine.device
-        context, buffers = self._context(sizes, count), self._buffers[sizes.index]
+        context, buffers = self._context(sizes, count), self._buffers[sizes.profile]
         nbytes_in, nbytes_out = (
             4 * count * values for values in (buffers.image_values, self._engine.classes)
         )
@@ -169,14 +169,14 @@ class Slot:
             self._engine.device.wait_for(self._stream, array.stream)
 
     def _context(self, sizes: Sizes, count: int) -> _Context:
-        if sizes.index not in self._buffers:
-            self._buffers[sizes.index] = _Buffers(self._engine, sizes.max)
-        key = (sizes.index, count if self._cuda_graph else None)
+        if sizes.profile not in self._buffers:
+            self._buffers[sizes.profile] = _Buffers(self._engine, sizes.max)
+        key = (sizes.profile, count if self._cuda_graph else None)
         if key not in self._contexts:
             if self._cuda_graph and len(self._contexts) >= KEPT_GRAPHS:
                 self._contexts.popitem(last=False)[1].close()
             self._contexts[key] = _Context(
-                self._engine, sizes, self._stream, self._buffers[sizes.index], self._cuda_graph
+                self._engine, sizes, self._stream, self._buffers[sizes.profile], self._cuda_graph
             )
         self._contexts.move_to_end(key)
         return self._contexts[key]
@@ -216,9 +216,9 @@ class _Context:
         self._count: int | None = None
         with engine.making:
             self._context = self._said("make an execution context", engine.engine.create_execution_context)
-        if sizes.index != 0:  # a new one is on profile 0
+        if sizes.profile != 0:  # a new one is on profile 0
             self._said(
-                "choose a profile", self._context.set_optimization_profile_async, sizes.index, stream.handle
+                "choose a profile", self._context.set_optimization_profile_async, sizes.profile, stream.handle
             )
             stream.synchronize()
         for name, memory in ((engine.input_name, buffers.input), (engine.output_name, buffers.output)):

@@ -84,9 +84,9 @@ def test_contract_on_a_gpu(on_a_gpu, case):
 def opened(compiled, index=0, library=None, **settings):
     """(exit code, what `open_device` says) in a process of its own."""
     code = (
-        "import os, sys\nfrom runtime import cuda\nsys.setdlopenflags(os.RTLD_LAZY)\nfrom runtime.errors"
-        f" import Large2SmallError\ntry: cuda.open_device({index}, {library!r}).close()\nexcept"
-        " Large2SmallError as e: print(type(e).__name__, e)"
+        "import os, sys\nfrom runtime.backends.tensorrt import cuda\nsys.setdlopenflags(os.RTLD_LAZY)\n"
+        f"from runtime.errors import Large2SmallError\ntry: cuda.open_device({index}, {library!r}).close()\n"
+        "except Large2SmallError as e: print(type(e).__name__, e)"
     )
     ran = subprocess.run(
         [sys.executable, "-c", code],
@@ -211,7 +211,7 @@ def test_dlpack(dtype):
     shown = Capsule(array)
     found = cuda.device_array(shown)
     assert (found.address, found.shape, found.dtype) == (array.ctypes.data, (2, 3, 4), np.dtype(dtype))
-    assert shown.asked == [found.stream] == [cuda.DEFAULT_STREAM] and found.index == 0
+    assert shown.asked == [found.stream] == [cuda.DEFAULT_STREAM] and found.gpu == 0
 
 
 class Both(Capsule):
