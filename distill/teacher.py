@@ -8,6 +8,7 @@ Elsewhere: where its weights come from (distill.checkpoint), what is made of its
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -29,6 +30,26 @@ from .recipe import Recipe, key_values
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a teacher comes from and how it computes; kept in the lineage of every student."""
+
+    model: str
+    """Architecture."""
+    file: str | None
+    """None: weights that timm publishes."""
+    sha256: str | None
+    converted: list[str] | None
+    """What was changed to read a foreign file."""
+    merged: str
+    """Whether its branches were merged, as a line to read."""
+    dtype: str
+    """fp32, fp16 or bf16."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
 class Teacher:
     """`teacher(images)` -> Outputs. The same image the student sees, resized and normalized again for the
     teacher.
@@ -43,7 +64,7 @@ class Teacher:
         dtype: str = "fp32",
         channels_last: bool = True,
         compile: bool = False,
-        about: dict[str, Any] | None = None,
+        origin: Origin | None = None,
     ) -> None:
         self.model = model.to(device).eval().requires_grad_(False)
         if channels_last:
@@ -52,7 +73,7 @@ class Teacher:
         self.preprocess = preprocess
         self.device = device
         self.dtype = DTYPES[dtype]
-        self.about = about or {}
+        self.origin = origin or Origin(type(model).__name__, None, None, None, "not merged", dtype)
         self.taps: Taps | None = None
         """What also gives feature maps, where a loss asks for them (distill.training.objective sets it)."""
         self.size = (
@@ -105,13 +126,8 @@ def load(
         require_same_classes(found.class_names, f"teacher {recipe.teacher_ckpt}", class_names, "data")
         model = models.build(found.model, len(class_names), found.model_args)
         checkpoints.load_weights(model, found)
-        about = {
-            "model": found.model,
-            "file": str(recipe.teacher_ckpt),
-            "sha256": files.sha256(recipe.teacher_ckpt),
-            "converted": found.notes,
-        }
-        preprocess = found.preprocess
+        name, file, sha256 = found.model, str(recipe.teacher_ckpt), files.sha256(recipe.teacher_ckpt)
+        preprocess, converted = found.preprocess, found.notes
     else:
         model = models.build(name, len(class_names), model_args, pretrained=True)
         preprocess = models.preprocess_of(name, model_args.get("img_size", 0))
@@ -122,8 +138,8 @@ def load(
                 f" has {len(class_names)}. Train it on your data first (--teacher none), then give"
                 " --teacher-ckpt"
             )
-        about = {"model": name, "file": None, "sha256": None, "converted": None}
-    model, about["merged"] = _merge(model, preprocess)
+        file = sha256 = converted = None
+    model, merged = _merge(model, preprocess)
     dtype = (
         (recipe.amp_dtype if recipe.amp else "fp32")
         if recipe.teacher_dtype == "auto"
@@ -137,7 +153,7 @@ def load(
         dtype,
         recipe.channels_last,
         recipe.compile,
-        about | {"dtype": dtype},
+        Origin(name, file, sha256, converted, merged, dtype),
     )
 
 

@@ -23,6 +23,7 @@ from distill import models
 from distill.data import Batch
 from distill.recipe import Recipe
 from distill.teacher import Teacher
+from distill.training.task import Task
 from distill.training.trainer import Trainer
 from runtime.env import fingerprint
 from runtime.images import ArraySet
@@ -86,7 +87,7 @@ def main() -> None:
     spec = models.preprocess_of("resnet20")
     with tempfile.TemporaryDirectory() as folder:
         teacher = Teacher(teacher_net, spec, spec, device)
-        trainer = Trainer(recipe, Path(folder), images, images, teacher, device, spec, "student", {})
+        trainer = Trainer(Task("student", recipe, Path(folder), images, images, spec, device, teacher))
         ours = trainer.step
         theirs = hand_written(student, teacher_net, options.batch)
         x = torch.randn(options.batch, 3, 32, 32)

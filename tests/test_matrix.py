@@ -14,6 +14,7 @@ from distill import losses, models
 from distill.recipe import Recipe
 from distill.teacher import Teacher
 from distill.training import trainer as trainers
+from distill.training.task import Task
 from distill.training.trainer import Trainer
 from runtime import load
 from runtime.images import ArraySet
@@ -110,10 +111,10 @@ def test_two_steps(networks, images, tmp_path, monkeypatch, teacher, student, lo
     )
     spec, its_spec = models.preprocess_of(name, SIZE), models.preprocess_of(TEACHERS[teacher][0], SIZE)
     its = Teacher(networks(teacher), its_spec, spec, torch.device("cpu"))
-    mine = Trainer(recipe, tmp_path, images, images, its, torch.device("cpu"), spec, "student", {})
+    mine = Trainer(Task("student", recipe, tmp_path, images, images, spec, torch.device("cpu"), its))
     before = {key: value.clone() for key, value in mine.model.state_dict().items()}
     mine.fit()
-    assert mine.updates == 2 and np.isfinite(mine.history[0]["train_loss"])
+    assert mine.updates == 2 and np.isfinite(mine.history[0].train_loss)
     after = mine.model.state_dict()
     assert all(value.isfinite().all() for value in after.values())
     assert any(

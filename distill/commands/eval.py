@@ -62,11 +62,12 @@ def run(options: Options) -> None:
     """`distill eval`: print top-1, top-5 and loss of a checkpoint."""
     import torch
 
+    from runtime.terminal import progress_bar
+
     from .. import checkpoint as checkpoints
     from .. import models
     from ..data import eval_loader, open_data
     from ..evaluate import evaluate, pick_device
-    from ..progress import progress_bar
     from ..recipe import key_values
 
     found = checkpoints.load_any(options.checkpoint, options.model or None, key_values(options.model_args))

@@ -15,7 +15,6 @@ from typing import Any
 from runtime.cli import flags
 
 from .. import recipe as recipes
-from ..training import job
 from ..training.options import TrainOptions, run_folder, value_of, with_file
 
 SUMMARY = "train a student from a teacher, or plainly with --teacher none"
@@ -29,7 +28,9 @@ Options = TrainOptions
 
 
 def run(options: TrainOptions) -> None:
-    """Train student and, if asked, control; print what the teacher bought."""
+    """Train student and, if asked, control; print the result."""
+    from ..training import job
+
     job.run(options)
 
 

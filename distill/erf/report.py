@@ -24,6 +24,7 @@ import torch
 from runtime import files
 from runtime.errors import ArtifactError, GateError, UsageError
 from runtime.images import ImageSet
+from runtime.terminal import progress_bar
 
 from .. import checkpoint as checkpoints
 from .. import models
@@ -47,6 +48,18 @@ class Measured:
     """Of its PNG and of its array in erf.npz."""
     checkpoint: Checkpoint
     result: field.Erf
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its entry in erf.json and result.json."""
+        found = self.checkpoint
+        about = {
+            "label": self.label,
+            "name": self.name,
+            "file": found.path,
+            "role": found.role,
+            "model": found.model,
+        }
+        return about | self.result.to_dict()
 
 
 def measure_and_write(options: ErfOptions) -> tuple[list[Measured], dict[str, Any]]:
@@ -73,7 +86,7 @@ def measure_and_write(options: ErfOptions) -> tuple[list[Measured], dict[str, An
         "split": options.split,
         "seed": options.seed,
         "images": _item_names(images, chosen),
-        "networks": [_entry(each) for each in measured],
+        "networks": [each.to_dict() for each in measured],
     }
     write(options.output, measured, report)
     return measured, report
@@ -82,8 +95,6 @@ def measure_and_write(options: ErfOptions) -> tuple[list[Measured], dict[str, An
 def _measure(
     found: Checkpoint, images: ImageSet, chosen: Sequence[int], options: ErfOptions, device: torch.device
 ) -> field.Erf:
-    from ..progress import progress_bar
-
     classes = found.num_classes or _classes_of(found) or options.num_classes or len(images.class_names)
     model = models.build(found.model, classes, found.model_args)
     checkpoints.load_weights(model, found)
@@ -197,18 +208,6 @@ def column(each: Measured) -> heatmap.Column:
             ),
         ],
     )
-
-
-def _entry(each: Measured) -> dict[str, Any]:
-    found = each.checkpoint
-    about = {
-        "label": each.label,
-        "name": each.name,
-        "file": found.path,
-        "role": found.role,
-        "model": found.model,
-    }
-    return about | each.result.to_dict()
 
 
 def _item_names(images: ImageSet, chosen: Sequence[int]) -> list[str]:

@@ -25,6 +25,7 @@ from ..features import Stage, Taps, choose, describe, match
 from ..losses import Outputs
 from ..recipe import Recipe, key_values
 from ..teacher import Teacher
+from .task import Task
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,13 @@ class Objective:
 
     def __init__(
         self,
-        recipe: Recipe,
+        task: Task,
         model: nn.Module,
         forward: Callable[[Tensor], Tensor],
         teacher: Teacher,
-        input_size: Sequence[int],
-        num_classes: int,
-        device: torch.device,
     ) -> None:
+        """forward: `model`, compiled or not."""
+        recipe, input_size = task.recipe, task.preprocess.input_size
         self.terms = terms_of(recipe)
         self.notes: list[str] = []
         """Lines to show before training."""
@@ -101,11 +101,13 @@ class Objective:
             taps.use(ours)
             if teacher.taps:
                 teacher.taps.use(theirs)
-        noise = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0)).to(device)
+        noise = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0)).to(task.device)
         self._prepare(model, teacher, noise)
         logits = _first_logits(model, noise)
         for term in self.terms:
-            self.notes += losses.check(term.name, num_classes, recipe.batch, logits, **term.settings)
+            self.notes += losses.check(
+                term.name, len(task.class_names), recipe.batch, logits, **term.settings
+            )
         for name, loss in zip(self.names, self.losses, strict=True):
             if isinstance(loss, nn.Module):
                 self.notes += [f"{name}: {line}" for line in loss.notes(recipe.batch)]

@@ -21,7 +21,6 @@ from distill import checkpoint as checkpoints
 from distill import losses, recipe
 from distill.commands import train
 from distill.recipe import Recipe
-from distill.training import job
 from distill.training.objective import terms_of
 from distill.training.options import TrainOptions, value_of
 from runtime.cli import flags
@@ -102,6 +101,8 @@ Options = QatOptions
 def run(options: QatOptions) -> None:
     """Train, print what it mended."""
     require_possible(options)
+    from distill.training import job
+
     from ..int8.pipeline import rules_of
     from ..qat.trainer import QatSettings, QatTrainer
 

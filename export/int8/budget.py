@@ -33,8 +33,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text  # a plain str would be read as markup, and layer names may hold brackets
 
-from distill.progress import console
 from runtime.errors import GateError
+from runtime.terminal import console
 
 from ..checks.verify import Accuracy, flips, mean_kl
 from ..graph import macs

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,11 +24,11 @@ from torch import Tensor, nn
 
 from distill.checkpoint import Checkpoint, load
 from distill.evaluate import evaluate
-from distill.recipe import Recipe
-from distill.training.trainer import Trainer
+from distill.training.records import EpochRecord
+from distill.training.task import Task
+from distill.training.trainer import Details, Trainer
 from runtime import files
 from runtime.errors import ArtifactError, UsageError
-from runtime.images import ImageSet
 
 from ..checks import samples
 from ..graph import from_torch
@@ -64,40 +63,33 @@ class QatSettings:
 
 
 class QatTrainer(Trainer):
-    """Trains the student's quantized ONNX graph instead of the student; the other arguments are Trainer's.
+    """Trains the student's quantized ONNX graph instead of the student.
 
     train_size: fine-tune on so many training images, stratified; 0: all. Starting ranges are calibrated on
     the training images, or come from RUN/last.pth where that exists and `resumes`.
     """
 
-    def __init__(
-        self,
-        settings: QatSettings,
-        train_size: int,
-        resumes: bool,
-        recipe: Recipe,
-        folder: Path,
-        train: ImageSet,
-        *others: Any,
-    ) -> None:
-        if not len(train.labels):
+    def __init__(self, settings: QatSettings, train_size: int, resumes: bool, task: Task) -> None:
+        if not len(task.train.labels):
             raise UsageError(
-                f"{train.name}: a stream cannot be sampled for calibration. Give an image folder: --data DIR"
+                f"{task.train.name}: a stream cannot be sampled for calibration. Give an image folder: --data"
+                " DIR"
             )
         self.settings, self.resumes = settings, resumes
-        self.calibration_images, self.calibration_seed = train, recipe.seed
+        self.calibration_images, recipe = task.train, task.recipe
         self.before: dict[str, float] = {}
         """Accuracy of the fp32 student and of the untrained int8 graph on the validation images."""
         if train_size:
-            train = samples.Subset(train, samples.choose(train.labels, train_size, recipe.seed))
-        super().__init__(recipe, folder, train, *others)
+            chosen = samples.choose(task.train.labels, train_size, recipe.seed)
+            task = replace(task, train=samples.Subset(task.train, chosen))
+        super().__init__(task)
         started_from = {"file": recipe.student_ckpt, "sha256": files.sha256(recipe.student_ckpt)}
         self.lineage = self.lineage | {"student": started_from}
 
-    def _network(self, student: nn.Module) -> TorchGraph:
-        self.student = student.eval()
+    def network_of(self, student: nn.Module) -> TorchGraph:
+        self.fp32_student = student.eval()
         self.fp32 = from_torch.to_onnx(
-            from_torch.merge(student), self.preprocess.input_size, self.settings.opset
+            from_torch.merge(student), self.task.preprocess.input_size, self.settings.opset
         )
         self.plan = plan(self.fp32, self.settings.placement, self.settings.rules)
         self.ranges = self._ranges()
@@ -107,15 +99,15 @@ class QatTrainer(Trainer):
 
     def _ranges(self) -> dict[str, Range]:
         """A range per tensor to start from."""
-        last = self.folder / "last.pth"
+        last = self.task.folder / "last.pth"
         if self.resumes and last.is_file():
             entry = require_entry(load(last))
             if set(entry["ranges"]) == set(self.plan.tensors):  # otherwise `resume` will say what differs
                 return {tensor: Range(*limits) for tensor, limits in entry["ranges"].items()}
         images, settings = self.calibration_images, self.settings
-        chosen = samples.choose(images.labels, settings.calib_size, self.calibration_seed)
+        chosen = samples.choose(images.labels, settings.calib_size, self.recipe.seed)
         batches = (
-            batch for batch, _ in samples.batches(images, chosen, self.preprocess, about="calibrating")
+            batch for batch, _ in samples.batches(images, chosen, self.task.preprocess, about="calibrating")
         )
         return calibrate(
             self.fp32,
@@ -126,7 +118,7 @@ class QatTrainer(Trainer):
             unsigned=PLACEMENTS[settings.placement].unsigned,
         )
 
-    def fit(self) -> dict[str, Any]:
+    def fit(self) -> EpochRecord:
         """As Trainer.fit, having measured what this training is to mend."""
         if not self.before:
             found = {
@@ -137,21 +129,29 @@ class QatTrainer(Trainer):
                     channels_last=self.recipe.channels_last,
                     skip_bad=self.recipe.skip_bad_images,
                 )
-                for name, network in (("fp32", self.student.to(self.device)), ("int8", self.model))
+                for name, network in (("fp32", self.fp32_student.to(self.device)), ("int8", self.model))
             }
             self.before = {
                 f"{name}_{key}": getattr(accuracy, key)
                 for name, accuracy in found.items()
                 for key in ("top1", "top5", "loss")
             }
-        self.more = {
-            "fp32_top1_percent": self.before["fp32_top1"],
-            "untrained_int8_top1_percent": self.before["int8_top1"],
-            "placement": self.settings.placement,
-        }
         return super().fit()
 
-    def _checkpoint(self, weights: dict[str, Tensor], metrics: dict[str, Any]) -> Checkpoint:
+    def details(self) -> Details:
+        """What this training mended."""
+        fp32, untrained = self.before["fp32_top1"], self.before["int8_top1"]
+        return Details(
+            {
+                "fp32_top1_percent": fp32,
+                "untrained_int8_top1_percent": untrained,
+                "placement": self.settings.placement,
+            },
+            f" as int8; the fp32 student has {fp32:.2f} %, and {untrained:.2f} % when quantized without this"
+            " training",
+        )
+
+    def checkpoint_of(self, weights: Mapping[str, Tensor], metrics: dict[str, Any]) -> Checkpoint:
         """The fp32 student, and beside it the trained graph; `top1` is the student's, `int8_top1` the
         graph's.
         """
@@ -167,7 +167,7 @@ class QatTrainer(Trainer):
                 "untrained_int8_top1": self.before["int8_top1"],
                 **kept,
             }
-        found = super()._checkpoint(self.student.state_dict(), metrics)
+        found = super().checkpoint_of(self.fp32_student.state_dict(), metrics)
         scales = scales_of(self.model, weights)
         scales |= {tensor: scales[first] for tensor, first in self.shared.items()}
         zeros = {grid.tensor: grid.zero for grid in grids_of(self.model).values()}
@@ -184,7 +184,7 @@ class QatTrainer(Trainer):
         }
         return found
 
-    def _restore(self, last: Checkpoint) -> None:
+    def restore(self, last: Checkpoint) -> None:
         entry = require_entry(last)
         then, now = entry["settings"], plain(self.settings)
         for key in now:
@@ -193,7 +193,7 @@ class QatTrainer(Trainer):
                     f"the run to resume has {key} {then.get(key)!r}, asked for is {now[key]!r}. A resumed run"
                     " keeps its quantization; start another one with a new --output"
                 )
-        if entry["fp32_sha256"] != weights_sha256(self.student.state_dict()):
+        if entry["fp32_sha256"] != weights_sha256(self.fp32_student.state_dict()):
             raise UsageError(
                 f"{self.recipe.student_ckpt}: is not the student that the run began with. Put it back, "
                 "or start another run with a new --output"

@@ -22,9 +22,9 @@ from typing import IO, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from distill.progress import console
 from runtime import errors
 from runtime.errors import MissingError
+from runtime.terminal import console
 
 from .build import Settings
 

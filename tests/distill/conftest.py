@@ -12,6 +12,7 @@ from PIL import Image
 
 from distill import models
 from distill.recipe import Recipe
+from distill.training.task import Task
 from distill.training.trainer import Trainer
 from runtime.images import ArraySet
 
@@ -128,15 +129,16 @@ def trainer(tmp_path, images, recipe):
         mine = recipe(**settings)
         preprocess = models.preprocess_of(mine.student, mine.img_size)
         return Trainer(
-            mine,
-            place,
-            train or images(32),
-            val or images(16, seed=1),
-            teacher,
-            torch.device("cpu"),
-            preprocess,
-            role,
-            {},
+            Task(
+                role,
+                mine,
+                place,
+                train or images(32),
+                val or images(16, seed=1),
+                preprocess,
+                torch.device("cpu"),
+                teacher,
+            )
         )
 
     return make

@@ -72,7 +72,7 @@ def test_a_recipe_comes_back_from_yaml_the_same(tmp_path):
 def test_the_plain_dict_of_a_recipe_comes_back_the_same():
     mine = Recipe(student_args=("width=0.5",), layer_decay=0.7)
     assert recipes.from_dict(recipes.to_dict(mine), "dict", Recipe()) == mine
-    assert job._as_recipe(TrainOptions(seed=3)) == Recipe(seed=3)
+    assert job.recipe_of(TrainOptions(seed=3)) == Recipe(seed=3)
 
 
 def test_keys_left_out_keep_the_base(tmp_path):

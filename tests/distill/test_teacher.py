@@ -143,14 +143,14 @@ def test_is_built_from_what_its_file_says(file):
     assert torch.allclose(found.model(images), plain(images), atol=1e-5)
     assert found.preprocess == HALVES
     with open(path, "rb") as content:
-        assert found.about["sha256"] == hashlib.sha256(content.read()).hexdigest()
-    assert (found.about["model"], found.about["file"], found.about["dtype"]) == ("resnet20", path, "fp32")
+        assert found.origin.sha256 == hashlib.sha256(content.read()).hexdigest()
+    assert (found.origin.model, found.origin.file, found.origin.dtype) == ("resnet20", path, "fp32")
 
 
 def test_its_batch_norms_are_merged_and_it_says_so(file):
     found = load(file())
     assert not any(isinstance(module, nn.BatchNorm2d) for module in found.model.modules())
-    assert found.about["merged"].startswith("merged for inference, largest difference")
+    assert found.origin.merged.startswith("merged for inference, largest difference")
 
 
 def test_a_teacher_that_merges_into_another_network_stays_as_it_is(file, monkeypatch):
@@ -162,7 +162,7 @@ def test_a_teacher_that_merges_into_another_network_stays_as_it_is(file, monkeyp
     monkeypatch.setattr(teachers, "reparameterize", wrong)
     found = load(file())
     assert any(isinstance(module, nn.BatchNorm2d) for module in found.model.modules())
-    assert found.about["merged"].startswith("not merged: merged CifarResNet is not the same network")
+    assert found.origin.merged.startswith("not merged: merged CifarResNet is not the same network")
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_teacher_that_merges_into_another_network_stays_as_it_is(file, monkeyp
     ],
 )
 def test_its_precision_is_the_students_unless_given(file, settings, expected):
-    assert load(file(), **settings).about["dtype"] == expected
+    assert load(file(), **settings).origin.dtype == expected
 
 
 def test_another_class_order_is_refused_with_the_first_difference(file):
@@ -199,7 +199,7 @@ def test_foreign_weights_need_the_architectures_name(tmp_path):
     with pytest.raises(UsageError, match="which architecture") as caught:
         load(str(tmp_path / "w.pth"))
     assert "--teacher" in str(caught.value)
-    assert load(str(tmp_path / "w.pth"), teacher="resnet20").about["file"] == str(tmp_path / "w.pth")
+    assert load(str(tmp_path / "w.pth"), teacher="resnet20").origin.file == str(tmp_path / "w.pth")
 
 
 def test_foreign_weights_of_another_number_of_classes_are_refused(tmp_path):

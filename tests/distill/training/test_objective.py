@@ -100,7 +100,7 @@ def test_the_total_is_the_weighted_sum_and_each_loss_is_recorded(trainer, teache
     assert found.each[0].item() == pytest.approx(
         4 * F.kl_div(q, p, log_target=True, reduction="batchmean").item(), rel=1e-4
     )
-    record = mine.fit()
+    record = mine.fit().to_dict()
     assert {"train_kl_loss", "train_at_loss", "train_kl_2_loss"} <= set(record)
     weighted = 0.25 * record["train_kl_loss"] + 3 * record["train_at_loss"] + 0.5 * record["train_kl_2_loss"]
     assert record["train_distill_loss"] == pytest.approx(weighted)
@@ -140,7 +140,7 @@ def test_projectors_learn_with_the_student_and_stay_out_of_its_files(trainer, te
     }
     assert learned and all(not torch.equal(before[name], after[name]) for name in learned)
     same_weights(mine.teacher.model.state_dict(), frozen)
-    best, last = (checkpoints.load(mine.folder / f"{name}.pth") for name in ("best", "last"))
+    best, last = (checkpoints.load(mine.task.folder / f"{name}.pth") for name in ("best", "last"))
     assert set(best.state_dict) == set(last.state_dict) == set(mine.model.state_dict()) and best.state is None
     same_weights(last.state["projectors"], after)
 
@@ -163,7 +163,7 @@ def test_a_resumed_run_continues_its_projectors(trainer, teacher, same_weights):
         first.step_in_epoch += 1
     first.save()
     second = trainer("parts", teacher=teacher(), **settings)
-    second.resume(second.folder / "last.pth")
+    second.resume(second.task.folder / "last.pth")
     second.fit()
     same_weights(second.model.state_dict(), whole.model.state_dict())
     same_weights(second.objective.state_dict(), whole.objective.state_dict())

@@ -19,6 +19,7 @@ from distill.commands.train import parse
 from distill.data import TrainLoader
 from distill.training import job
 from distill.training import trainer as trainers
+from distill.training.state import random_state, set_random_state
 from runtime.errors import DataError, GateError, Interrupted, UsageError
 
 TIMINGS = {"train_images_per_s", "teacher_share_of_step", "train_seconds"}
@@ -29,7 +30,9 @@ def weights(trainer):
 
 
 def without_timings(history):
-    return [{key: value for key, value in record.items() if key not in TIMINGS} for record in history]
+    return [
+        {key: value for key, value in record.to_dict().items() if key not in TIMINGS} for record in history
+    ]
 
 
 # one step
@@ -155,7 +158,7 @@ def test_half_precision_keeps_weights_in_float32_and_learns(trainer):
     mine.fit()
     assert all(p.dtype == torch.float32 for p in mine.model.parameters())
     assert not torch.equal(before["linear.weight"], mine.model.state_dict()["linear.weight"])
-    assert mine.history[0]["train_loss"] > 0
+    assert mine.history[0].train_loss > 0
 
 
 def test_dropout_and_drop_path_reach_the_network(trainer):
@@ -190,7 +193,7 @@ def test_learns_what_can_be_learned(trainer, images):
         scale=(1.0, 1.0),
         ratio=(1.0, 1.0),
     )
-    assert mine.fit()["val_top1_percent"] > 60  # four classes: chance is 25 %
+    assert mine.fit().val_top1_percent > 60  # four classes: chance is 25 %
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(trainer, same_weights):
@@ -204,12 +207,12 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(trainer, same
 def test_every_epoch_has_one_line_in_both_records(trainer, teacher):
     mine = trainer(teacher=teacher(), epochs=2)
     best = mine.fit()
-    lines = [json.loads(line) for line in (mine.folder / "metrics.jsonl").read_text().splitlines()]
-    with open(mine.folder / "summary.csv", newline="") as file:
+    lines = [json.loads(line) for line in (mine.task.folder / "metrics.jsonl").read_text().splitlines()]
+    with open(mine.task.folder / "summary.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [line["epoch"] for line in lines] == [1, 2] == [int(row["epoch"]) for row in rows]
     assert [line["step"] for line in lines] == [4, 8]
-    assert best in lines
+    assert best.to_dict() in lines
     for line in lines:
         assert 0 < line["teacher_share_of_step"] < 1
         assert line["train_loss"] == pytest.approx(line["train_distill_loss"] + line["train_task_loss"])
@@ -228,7 +231,7 @@ def test_the_mean_loss_of_an_epoch_is_over_all_its_batches(trainer):
 
     mine.losses = watched
     mine.fit()
-    assert mine.history[0]["train_loss"] == pytest.approx(sum(seen) / len(seen))
+    assert mine.history[0].train_loss == pytest.approx(sum(seen) / len(seen))
 
 
 def test_best_is_the_first_epoch_with_the_highest_accuracy(trainer, same_weights, monkeypatch):
@@ -242,11 +245,11 @@ def test_best_is_the_first_epoch_with_the_highest_accuracy(trainer, same_weights
         return Accuracy(next(scores), 100.0, 1.0, 16, 0, torch.zeros(16))
 
     mine.validate = validate
-    assert mine.fit()["epoch"] == 2
-    best = checkpoints.load(mine.folder / "best.pth")
+    assert mine.fit().epoch == 2
+    best = checkpoints.load(mine.task.folder / "best.pth")
     same_weights(best.state_dict, kept[1])
     assert (best.metrics["top1"], best.metrics["epoch"]) == (75.0, 2)
-    same_weights(checkpoints.load(mine.folder / "last.pth").state_dict, kept[3])
+    same_weights(checkpoints.load(mine.task.folder / "last.pth").state_dict, kept[3])
 
 
 def test_the_average_of_the_weights_is_validated_and_saved_as_best(trainer, images, same_weights):
@@ -263,12 +266,12 @@ def test_the_average_of_the_weights_is_validated_and_saved_as_best(trainer, imag
 
     mine.step = step
     mine.fit()
-    best = checkpoints.load(mine.folder / "best.pth")
+    best = checkpoints.load(mine.task.folder / "best.pth")
     assert best.metrics["weights"] == "ema"
     for name, value in average.items():
         assert torch.allclose(best.state_dict[name], value, atol=1e-6), name
     assert not torch.equal(best.state_dict["conv1.weight"], weights(mine)["conv1.weight"])
-    same_weights(checkpoints.load(mine.folder / "last.pth").state_dict, weights(mine))
+    same_weights(checkpoints.load(mine.task.folder / "last.pth").state_dict, weights(mine))
     model = models.build("resnet20", 4, {"width": 0.25})
     checkpoints.load_weights(model, best)
     logits = model.eval()(torch.from_numpy(best.preprocess.batch(list(val.x))))
@@ -278,7 +281,7 @@ def test_the_average_of_the_weights_is_validated_and_saved_as_best(trainer, imag
 def test_best_holds_what_is_needed_to_use_it(trainer):
     mine = trainer()
     mine.fit()
-    best = checkpoints.load(mine.folder / "best.pth")
+    best = checkpoints.load(mine.task.folder / "best.pth")
     assert best.class_names == ["ant", "bee", "cat", "dog"]
     assert best.model == "resnet20" and best.model_args == {"width": 0.25}
     assert best.preprocess == models.preprocess_of("resnet20", 16)
@@ -288,7 +291,7 @@ def test_best_holds_what_is_needed_to_use_it(trainer):
 def test_weights_to_start_from_are_taken(trainer, same_weights):
     first = trainer("a")
     first.fit()
-    same_weights(weights(trainer("b", student_ckpt=str(first.folder / "last.pth"))), weights(first))
+    same_weights(weights(trainer("b", student_ckpt=str(first.task.folder / "last.pth"))), weights(first))
 
 
 # a loss that is no number
@@ -309,7 +312,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(trainer, bad
     mine.losses = poisoned
     with pytest.raises(GateError, match=rf"loss is {bad} at step 3 \(epoch 2"):
         mine.fit()
-    last = checkpoints.load(mine.folder / "last.pth")
+    last = checkpoints.load(mine.task.folder / "last.pth")
     assert last.state["updates"] == 2
     assert all(torch.isfinite(value).all() for value in last.state_dict.values())
 
@@ -335,7 +338,7 @@ def stop_after(trainer, step):
     def watched(batches):
         plain(batches)
         if trainer.updates == step:
-            trainer._stop_signal = signal.SIGTERM
+            trainer.stop.received = signal.SIGTERM
 
     trainer.step = watched
 
@@ -378,23 +381,23 @@ def test_a_run_stopped_at_random_steps_ends_with_the_same_bits(
     folder = "stopped"
     for step in sorted(random.Random(workers).sample(range(1, 12), 3)):
         run = trainer(folder, teacher=teacher(), **EVERYTHING)
-        if (run.folder / "last.pth").exists():
-            run.resume(run.folder / "last.pth")
+        if (run.task.folder / "last.pth").exists():
+            run.resume(run.task.folder / "last.pth")
         stop_after(run, step)
         with pytest.raises(
             Interrupted, match=rf"SIGTERM after step {step}\. Continue: distill train --resume"
         ):
             run.fit()
-        assert checkpoints.load(run.folder / "last.pth").state["updates"] == step
+        assert checkpoints.load(run.task.folder / "last.pth").state["updates"] == step
         random.random(), np.random.rand(3), torch.rand(5)  # a new process would not have these states either
     run = trainer(folder, teacher=teacher(), **EVERYTHING | {"workers": workers, "checkpoint_minutes": 0.0})
-    run.resume(run.folder / "last.pth")
+    run.resume(run.task.folder / "last.pth")
     best = run.fit()
     same_weights(weights(run), weights(whole))
     same_weights(run.ema.module.state_dict(), whole.ema.module.state_dict())
     same_weights(
-        checkpoints.load(run.folder / "best.pth").state_dict,
-        checkpoints.load(whole.folder / "best.pth").state_dict,
+        checkpoints.load(run.task.folder / "best.pth").state_dict,
+        checkpoints.load(whole.task.folder / "best.pth").state_dict,
     )
     assert without_timings(run.history) == without_timings(whole.history)
     assert without_timings([best]) == without_timings([whole.best])
@@ -402,7 +405,7 @@ def test_a_run_stopped_at_random_steps_ends_with_the_same_bits(
     assert ours["param_groups"] == theirs["param_groups"]
     for index, state in theirs["state"].items():
         assert all(torch.equal(state[key], ours["state"][index][key]) for key in state)
-    assert len((run.folder / "metrics.jsonl").read_text().splitlines()) == 3
+    assert len((run.task.folder / "metrics.jsonl").read_text().splitlines()) == 3
 
 
 def test_a_run_stopped_during_validation_ends_with_the_same_bits(trainer, teacher, whole, same_weights):
@@ -410,14 +413,14 @@ def test_a_run_stopped_during_validation_ends_with_the_same_bits(trainer, teache
     plain = run.validate
 
     def validate():
-        run._stop_signal = signal.SIGINT
+        run.stop.received = signal.SIGINT
         return plain()
 
     run.validate = validate
     with pytest.raises(Interrupted, match="SIGINT after step 4"):
         run.fit()
     again = trainer("stopped", teacher=teacher(), **EVERYTHING)
-    again.resume(run.folder / "last.pth")
+    again.resume(run.task.folder / "last.pth")
     assert (again.epoch, again.step_in_epoch, again.history) == (0, 4, [])
     again.fit()
     same_weights(weights(again), weights(whole))
@@ -428,7 +431,7 @@ def test_a_finished_run_resumes_to_its_end(trainer, same_weights):
     run = trainer()
     best = run.fit()
     again = trainer()
-    again.resume(run.folder / "last.pth")
+    again.resume(run.task.folder / "last.pth")
     assert again.fit() == best
     same_weights(weights(again), weights(run))
 
@@ -439,7 +442,7 @@ def test_the_state_is_saved_after_every_step_with_0_minutes(trainer):
 
     def save():
         plain()
-        saved.append(checkpoints.load(mine.folder / "last.pth").state["updates"])
+        saved.append(checkpoints.load(mine.task.folder / "last.pth").state["updates"])
 
     mine.save = save
     mine.fit()
@@ -473,20 +476,20 @@ def test_a_changed_recipe_is_refused_by_name(trainer, setting, value):
     with pytest.raises(
         UsageError, match=f"--{setting.replace('_', '-')} is {value!r}, the run to resume has"
     ):
-        trainer(**{setting: value}).resume(run.folder / "last.pth")
+        trainer(**{setting: value}).resume(run.task.folder / "last.pth")
 
 
 def test_settings_that_change_no_weight_may_change(trainer):
     run = trainer()
     run.save()
-    trainer(eval_batch=4, checkpoint_minutes=1.0, tensorboard=True).resume(run.folder / "last.pth")
+    trainer(eval_batch=4, checkpoint_minutes=1.0, tensorboard=True).resume(run.task.folder / "last.pth")
 
 
 def test_weights_alone_cannot_be_resumed(trainer):
     run = trainer()
     run.fit()
     with pytest.raises(UsageError, match=r"holds weights only\. Resume from the run's last\.pth"):
-        trainer().resume(run.folder / "best.pth")
+        trainer().resume(run.task.folder / "best.pth")
 
 
 @pytest.mark.parametrize(
@@ -502,16 +505,16 @@ def test_other_images_under_the_same_name_are_not_resumed(trainer, images, key, 
     again = trainer()
     again.lineage = {"data": {key: "b" * 64}}
     with pytest.raises(UsageError, match=words):
-        again.resume(run.folder / "last.pth")
+        again.resume(run.task.folder / "last.pth")
 
 
 def test_random_states_come_back_through_a_file(tmp_path):
     random.seed(1), np.random.seed(2), torch.manual_seed(3)
     np.random.randn(1)  # leaves a second Gaussian in the cache
-    torch.save(trainers.random_state(torch.device("cpu")), tmp_path / "r.pth")
+    torch.save(random_state(torch.device("cpu")), tmp_path / "r.pth")
     expected = random.random(), random.gauss(0, 1), np.random.randn(2).tolist(), torch.rand(2).tolist()
     random.seed(9), np.random.seed(9), torch.manual_seed(9)
-    trainers.set_random_state(torch.load(tmp_path / "r.pth", weights_only=True), torch.device("cpu"))
+    set_random_state(torch.load(tmp_path / "r.pth", weights_only=True), torch.device("cpu"))
     assert expected == (
         random.random(),
         random.gauss(0, 1),
@@ -542,7 +545,7 @@ def test_an_unreadable_image_stops_the_run_which_can_go_on_once_it_is_repaired(
     good = tree(per_class=8, folder="good")
     file.write_bytes((good / "train" / "bee" / "3.png").read_bytes())
     again = trainer("run", **settings)
-    again.resume(run.folder / "last.pth")
+    again.resume(run.task.folder / "last.pth")
     assert again.updates == 5
     again.fit()
     never = trainer("never", **settings)
@@ -561,7 +564,7 @@ def test_skipped_images_are_counted_every_epoch(trainer, broken):
         skip_bad_images=True,
     )
     run.fit()
-    assert [record["bad_images"] for record in run.history] == [1, 1]
+    assert [record.bad_images for record in run.history] == [1, 1]
     assert run.updates == 4
 
 
@@ -576,10 +579,10 @@ def test_the_control_starts_from_the_same_weights_and_sees_the_same_batches(
     class Watched(trainers.Trainer):
         def __init__(self, *args):
             super().__init__(*args)
-            made[self.role] = {"start": weights(self), "seen": [], "teacher": self.teacher}
+            made[self.task.role] = {"start": weights(self), "seen": [], "teacher": self.teacher}
 
         def losses(self, images, labels):
-            made[self.role]["seen"].append((images.clone(), labels.clone()))
+            made[self.task.role]["seen"].append((images.clone(), labels.clone()))
             return super().losses(images, labels)
 
     teacher = models.build("resnet20", 4, {"width": 0.25})
@@ -629,7 +632,7 @@ def test_the_control_starts_from_the_same_weights_and_sees_the_same_batches(
 
 def test_loader_and_trainer_agree_on_the_steps_of_an_epoch(trainer, images, recipe):
     mine = trainer(train=images(44), grad_accum=2)
-    assert len(TrainLoader(images(44), recipe(), mine.preprocess, mine.device)) == 5
+    assert len(TrainLoader(images(44), recipe(), mine.task.preprocess, mine.device)) == 5
     assert mine.steps_per_epoch == 2
     mine.fit()
     assert mine.updates == 2

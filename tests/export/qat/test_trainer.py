@@ -267,7 +267,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(workspace, monkeypatch):
             raise Interrupted("stopped")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_check_stop", stop)
+        patch.setattr(Trainer, "check_stop", stop)
         assert train_as_int8(workspace, "cut", *more) == 130
     assert checkpoint.load(workspace / "cut/last.pth").state["updates"] == 3
     assert main(["train", "--resume", str(workspace / "cut")]) == 0

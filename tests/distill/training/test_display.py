@@ -5,21 +5,22 @@ import io
 import pytest
 from rich.console import Console
 
-from distill import progress
-from distill.progress import TrainingDisplay, progress_bar
+from distill.training import display as displays
+from distill.training.display import TrainingDisplay
+from runtime import terminal as terminals
 
 
 @pytest.fixture
 def terminal(monkeypatch):
     """A terminal of 120 columns that remembers what was written."""
     screen = Console(file=io.StringIO(), force_terminal=True, width=120)
-    monkeypatch.setattr(progress, "console", lambda: screen)
+    monkeypatch.setattr(terminals, "console", lambda: screen)
     return screen.file
 
 
 def test_plain_lines_come_seldom_and_say_all(capsys, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(displays.time, "monotonic", lambda: now[0])
     with TrainingDisplay("student", epochs=2, steps_per_epoch=100, steps_done=0) as display:
         for step in range(1, 51):
             now[0] = float(step)
@@ -35,7 +36,7 @@ def test_plain_lines_come_seldom_and_say_all(capsys, monkeypatch):
 
 def test_the_time_left_of_a_resumed_run_counts_its_own_steps(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(displays.time, "monotonic", lambda: now[0])
     display = TrainingDisplay("student", epochs=2, steps_per_epoch=100, steps_done=100)
     now[0] = 30.0
     assert display._left(110) == "0:04:30"  # ten steps in 30 s, 90 are left
@@ -59,15 +60,3 @@ def test_a_terminal_gets_bars_with_the_figures(terminal):
         "a line that stays",
     ):
         assert words in shown, words
-
-
-def test_a_bar_is_silent_without_a_terminal(capsys):
-    with progress_bar("evaluating", 10) as advance:
-        advance(5)
-    assert capsys.readouterr() == ("", "")
-
-
-def test_a_bar_on_a_terminal_moves(terminal):
-    with progress_bar("evaluating", 10) as advance:
-        advance(4)
-    assert "evaluating" in terminal.getvalue()

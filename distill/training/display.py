@@ -1,19 +1,15 @@
-"""What a person sees while something runs: a live display on a terminal, plain lines otherwise; always on
-stderr.
+"""What a person sees while a student is trained: live bars on a terminal, plain lines otherwise; on stderr.
 
 In:  counts and figures as they come.
 Out: nothing; stdout stays free for results.
-Elsewhere: what is kept of the figures (distill.training.trainer writes summary.csv and metrics.jsonl).
+Elsewhere: what is kept of the figures (distill.training.records), bars of other work (runtime.terminal).
 """
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -23,32 +19,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from runtime import terminal
+
 PLAIN_EVERY_S = 20.0
 """Seconds between plain lines."""
-
-
-def console() -> Console:
-    """Rich's console on stderr."""
-    return Console(stderr=True)
-
-
-@contextlib.contextmanager
-def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yield advance(done so far). A bar on a terminal, silence elsewhere."""
-    screen = console()
-    if not screen.is_terminal:
-        yield lambda done: None
-        return
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=screen,
-        transient=True,
-    ) as bars:
-        task = bars.add_task(what, total=total)
-        yield lambda done: bars.update(task, completed=done)
 
 
 class TrainingDisplay:
@@ -58,7 +32,7 @@ class TrainingDisplay:
         self.name, self.epochs, self.steps = name, epochs, steps_per_epoch
         self.first = steps_done
         self.began = self.last_line = time.monotonic()
-        screen = console()
+        screen = terminal.console()
         self.bars: Progress | None = None
         if screen.is_terminal:
             self.bars = Progress(

@@ -1,0 +1,94 @@
+"""The run folder: where a training writes, what may be replaced, and what can be resumed.
+
+In:  a `TrainOptions`.
+Out: RUN, or UsageError before anything is read or written; paths that do not depend on the current folder.
+Elsewhere: what is in the folder (distill.training.records, distill.training.state, distill.checkpoint).
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from runtime import files
+from runtime.errors import UsageError
+
+from .options import TrainOptions, run_folder
+
+
+def choose_folder(options: TrainOptions) -> Path:
+    """RUN: the one to resume, or a new one. Raises UsageError where it cannot be resumed, holds another run,
+    or holds the weights that this run starts from.
+    """
+    return _resumed(options) if options.resume else _new(options)
+
+
+def _resumed(options: TrainOptions) -> Path:
+    folder = run_folder(options.resume)
+    is_new = not (
+        Path(options.resume).is_file() or options.resume.endswith(".pth") or any(folder.glob("*.pth"))
+    )
+    if not (folder / "args.yaml").is_file() and not (
+        options.data and is_new
+    ):  # a script may always say --resume
+        raise UsageError(
+            f"{options.resume}: no run to resume (no args.yaml). Give the folder that --output named; to"
+            " start from weights give --student-ckpt, or --qat --resume FILE to train them as int8"
+        )
+    for place in (folder, folder / "control"):
+        files.remove_leftovers(place)
+        if (place / "metrics.jsonl").exists() and not (place / "last.pth").exists():
+            raise UsageError(
+                f"{place / 'last.pth'} is gone, so the run cannot go on bit for bit. Put it back, or"
+                f" start another run from its best weights: --student-ckpt {place / 'best.pth'} --output"
+                " OTHER"
+            )
+    return folder
+
+
+def _new(options: TrainOptions) -> Path:
+    if not options.data:
+        raise UsageError(
+            "no data given. Expected --data DIR (with train/ and val/), npz:FILE, digits or torch/NAME:DIR"
+        )
+    folder = Path(options.output or f"runs/{options.student}")
+    if (folder / "args.yaml").exists() and not options.overwrite:
+        raise UsageError(
+            f"{folder} holds a run already. Continue it: --resume {folder}; replace it: --overwrite; "
+            "or choose another --output"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: is a file. Choose another --output")
+    written = {
+        (place / name).resolve()
+        for place in (folder, folder / "control")
+        for name in ("best.pth", "last.pth")
+    }
+    for flag in ("teacher_ckpt", "student_ckpt"):
+        given = getattr(options, flag)
+        if given and Path(given).resolve() in written:
+            raise UsageError(
+                f"--{flag.replace('_', '-')} {given} would be overwritten by this run. Choose another"
+                " --output"
+            )
+    return folder
+
+
+def remove_old_run(folder: Path) -> None:
+    """Remove what a run wrote, for --overwrite; other files stay."""
+    for place in (folder, folder / "control"):
+        for name in ("last.pth", "best.pth", "summary.csv", "metrics.jsonl", "result.json"):
+            (place / name).unlink(missing_ok=True)
+        for events in place.glob("events.out.tfevents.*"):  # TensorBoard would draw both runs as one
+            events.unlink()
+    shutil.rmtree(folder / "erf", ignore_errors=True)
+
+
+def absolute(spec: str) -> str:
+    """Paths made absolute, so that a resumed run, eval and export find the files from another folder."""
+    if not spec or spec == "digits":
+        return spec
+    if Path(spec).exists():
+        return str(Path(spec).absolute())
+    kind, _, path = spec.partition(":")  # npz:FILE, torch/NAME:DIR
+    return f"{kind}:{Path(path).absolute()}" if path and (kind == "npz" or Path(path).exists()) else spec

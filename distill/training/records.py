@@ -1,0 +1,191 @@
+"""The figures of a training: summed over an epoch, recorded per epoch, written as tables.
+
+In:  losses and times, step by step.
+Out: an `EpochRecord` per epoch; RUN/summary.csv, RUN/metrics.jsonl and TensorBoard's events.
+Elsewhere: what a person sees meanwhile (distill.training.display).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from runtime import files
+
+
+class StepLosses(NamedTuple):
+    """What one batch gave: scalars on the device."""
+
+    total: Tensor
+    distill: Tensor
+    """Weighted sum of the distillation losses; its share of `total`."""
+    task: Tensor
+    """Cross-entropy, nats per image, without its weight."""
+    each: list[Tensor]
+    """The distillation losses, without their weights."""
+
+    def detached(self) -> StepLosses:
+        """The same numbers without the graph that made them."""
+        return StepLosses(
+            self.total.detach(), self.distill.detach(), self.task.detach(), [x.detach() for x in self.each]
+        )
+
+
+@dataclass
+class Tally:
+    """Sums over the optimizer steps of one epoch."""
+
+    steps: int = 0
+    loss: float = 0.0
+    distill_loss: float = 0.0
+    task_loss: float = 0.0
+    each: list[float] = field(default_factory=list)
+    """Every distillation loss by itself, without its weight."""
+    images: int = 0
+    seconds: float = 0.0
+    teacher_seconds: float = 0.0
+    bad_images: int = 0
+
+    @property
+    def images_per_s(self) -> float:
+        return self.images / self.seconds if self.seconds else 0.0
+
+    @property
+    def teacher_share(self) -> float | None:
+        """Share of the time that the teacher took, 0 to 1; None where there is none."""
+        return self.teacher_seconds / self.seconds if self.teacher_seconds and self.seconds else None
+
+    def add(self, loss: float, distill_loss: float, task_loss: float, each: Sequence[float]) -> None:
+        """One optimizer step more."""
+        self.steps += 1
+        self.loss += loss
+        self.distill_loss += distill_loss
+        self.task_loss += task_loss
+        self.each = [a + b for a, b in zip(self.each or [0.0] * len(each), each, strict=True)]
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One row of summary.csv, one line of metrics.jsonl: an epoch's means, then its validation."""
+
+    epoch: int
+    """From 1."""
+    step: int
+    """Optimizer steps since the beginning."""
+    lr: float
+    """The largest learning rate of any layer."""
+    train_loss: float
+    train_distill_loss: float | None
+    """Weighted sum of the distillation losses; None without a teacher."""
+    train_task_loss: float
+    """Cross-entropy, nats per image."""
+    train_each_loss: Mapping[str, float]
+    """Every distillation loss without its weight; the column of `kl` is train_kl_loss."""
+    val_top1_percent: float
+    val_top5_percent: float
+    val_loss_nats: float
+    val_images: int
+    val_teacher_agreement_percent: float | None
+    train_images_per_s: float
+    teacher_share_of_step: float | None
+    train_seconds: float
+    bad_images: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The columns in their order, every distillation loss in one of its own."""
+        values: dict[str, Any] = {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name == "train_each_loss":
+                values |= {f"train_{name}_loss": loss for name, loss in value.items()}
+            else:
+                values[each.name] = value
+        return values
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> EpochRecord:
+        """Read what `to_dict` gave, also of a run folder of an earlier version."""
+        known = {each.name for each in fields(EpochRecord)}
+        losses = {
+            key.removeprefix("train_").removesuffix("_loss"): value
+            for key, value in values.items()
+            if key not in known
+        }
+        own = {key: value for key, value in values.items() if key in known}
+        return EpochRecord(**own, train_each_loss=losses)
+
+
+class Stopwatch:
+    """Seconds spent inside `with`; on a GPU by events, so that nothing waits."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.seconds = self.began = 0.0
+        self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def __enter__(self) -> None:
+        if self.cuda:
+            pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            pair[0].record()
+            self.events.append(pair)
+        else:
+            self.began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        if self.cuda:
+            self.events[-1][1].record()
+        else:
+            self.seconds += time.perf_counter() - self.began
+
+    def take(self) -> float:
+        """Seconds since the last call."""
+        for begin, end in self.events:
+            end.synchronize()
+            self.seconds += begin.elapsed_time(end) / 1000
+        self.events.clear()
+        taken, self.seconds = self.seconds, 0.0
+        return taken
+
+
+def write_records(folder: Path, history: Sequence[EpochRecord]) -> None:
+    """summary.csv and metrics.jsonl from the whole history, so that a resumed run leaves no line twice."""
+    if not history:
+        return
+    rows = [record.to_dict() for record in history]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_text(folder / "summary.csv", text.getvalue())
+    files.write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_events(folder: Path, record: EpochRecord) -> None:
+    """The same for TensorBoard."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+        for key, value in record.to_dict().items():
+            if isinstance(value, (int, float)) and key not in ("epoch", "step"):
+                writer.add_scalar(key, value, record.step)
+
+
+def epoch_line(role: str, record: EpochRecord, epochs: int, best_top1: float) -> str:
+    """What a person reads at the end of an epoch."""
+    share, bad = record.teacher_share_of_step, record.bad_images
+    return (
+        f"{role}: epoch {record.epoch}/{epochs}  loss {record.train_loss:.4f}"
+        f"  top-1 {record.val_top1_percent:.2f} %  (best {best_top1:.2f} %)"
+        f"  {record.train_images_per_s:,.0f} images/s"
+        + (f"  teacher {share:.0%} of the step" if share is not None else "")
+        + (f"  {bad} unreadable images left out" if bad else "")
+    )

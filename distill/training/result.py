@@ -1,0 +1,142 @@
+"""What a run found: result.json, and the lines a person reads at the end.
+
+In:  the best epoch of student and control, the teacher's accuracy, receptive fields.
+Out: a `RunResult`: as plain values (`to_dict`) and as sentences (`summary`).
+Elsewhere: the epochs one by one (distill.training.records).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..erf.field import Squares
+from ..erf.report import Measured
+from ..teacher import Origin
+
+
+@dataclass(frozen=True)
+class RoleResult:
+    """The best epoch of one training."""
+
+    checkpoint: str
+    """Path of its best.pth."""
+    top1_percent: float
+    epoch: int
+    loss_nats: float
+    images: int
+    """Validation images."""
+    teacher_agreement_percent: float | None
+    """Share of the validation images for which it predicts the teacher's class; None without a teacher."""
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """What else result.json says about it."""
+    words: str = ""
+    """What else the summary says about it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        values = asdict(self)
+        del values["words"]
+        return values | values.pop("more")
+
+
+@dataclass(frozen=True)
+class TeacherResult:
+    """Which teacher it was, and its own accuracy on its own preprocessing."""
+
+    origin: Origin
+    top1_percent: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.origin.to_dict() | {"top1_percent": self.top1_percent}
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A student, and beside it what it is to be compared with."""
+
+    run: str
+    """The run folder."""
+    student: str
+    """Architecture."""
+    best: RoleResult
+    teacher: TeacherResult | None = None
+    control: RoleResult | None = None
+    erf: Sequence[Measured] = ()
+    """Effective receptive fields of teacher, control and student."""
+
+    @property
+    def gain_points(self) -> float | None:
+        """What the student has over the control, in points of top-1."""
+        return self.best.top1_percent - self.control.top1_percent if self.control else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """result.json."""
+        values = {
+            "run": self.run,
+            "student": self.student,
+            "teacher": self.teacher.to_dict() if self.teacher else None,
+            "control": self.control.to_dict() if self.control else None,
+            "best": self.best.to_dict(),
+        }
+        if self.control:
+            values["gain_points"] = self.gain_points
+        if self.erf:
+            values["erf"] = [network.to_dict() for network in self.erf]
+        return values
+
+    def summary(self) -> str:
+        """A few lines for a person."""
+        lines = [self._best_line()]
+        if self.control and self.gain_points is not None:
+            lines += [
+                f"{self.control.checkpoint}: top-1 {self.control.top1_percent:.2f} %; this is the control,"
+                " trained the same way without the teacher",
+                _gain_sentence(self.gain_points),
+            ]
+        if self.best.teacher_agreement_percent is not None:
+            beside = self.control.teacher_agreement_percent if self.control else None
+            lines.append(
+                f"student and teacher predict the same class on {self.best.teacher_agreement_percent:.2f} %"
+                " of the validation images"
+                + (f"; control and teacher on {beside:.2f} %" if beside is not None else "")
+            )
+        for network in self.erf:
+            lines.append(
+                f"receptive field of the {network.label}: {_areas(network, network.result.reference)}"
+                f" (the published measure); {_areas(network, network.result.scale_free)} (the measure that"
+                " does not depend on the size of the scores)"
+            )
+        if self.erf:
+            lines.append(f"figures are in {Path(self.run) / 'erf'}")
+        return "\n".join(lines)
+
+    def _best_line(self) -> str:
+        best = self.best
+        line = (
+            f"{best.checkpoint}: top-1 {best.top1_percent:.2f} % after epoch {best.epoch} (n={best.images})"
+        )
+        teacher = f"; the teacher has {self.teacher.top1_percent:.2f} %" if self.teacher else ""
+        return line + best.words + teacher
+
+
+def _gain_sentence(points: float) -> str:
+    """What the teacher was good for, with the caveat that one run cannot show more."""
+    if abs(points) < 0.005:
+        found = "the student is as accurate with the teacher as without it"
+    else:
+        found = (
+            f"the student is {abs(points):.2f} points {'more' if points > 0 else 'less'} accurate with the"
+            " teacher than without it"
+        )
+    return f"{found} (measured with one seed)"
+
+
+def _areas(network: Measured, squares: Squares) -> str:
+    """`20 % of the score in 1.2 % of the image` and so on."""
+    shares = [
+        f"{100 * share:g} % in " + ("more than was tried" if ratio is None else f"{100 * ratio:.1f} %")
+        for share, ratio in zip(network.result.thresholds, squares.ratios, strict=True)
+    ]
+    return f"share of the score in share of the image area {', '.join(shares)}"

@@ -1,0 +1,78 @@
+"""What one training is given, all together: a student's budget, images, teacher and folder.
+
+In:  a recipe, labelled images, a teacher or None.
+Out: a `Task`; `lineage_of`, the record of where its checkpoints come from.
+Elsewhere: who makes tasks (distill.training.job), what is built from one (distill.training.parts), the
+training itself (distill.training.trainer).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runtime.env import versions
+from runtime.images import ImageSet
+from runtime.preprocess import Preprocess
+
+from .. import recipe as recipes
+from ..recipe import Recipe
+from ..teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training and validation images of the same classes, and the specs that find them again."""
+
+    train: ImageSet
+    val: ImageSet
+    train_spec: str
+    val_spec: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training: one student, one budget, one seed."""
+
+    role: str
+    """student (with a teacher), control (the same without it) or plain."""
+    recipe: Recipe
+    folder: Path
+    """Where best.pth, last.pth and the records are written."""
+    train: ImageSet
+    val: ImageSet
+    preprocess: Preprocess
+    """The student's."""
+    device: torch.device
+    teacher: Teacher | None = None
+    lineage: dict[str, Any] = field(default_factory=dict)
+    """What every checkpoint says about its origin; see `lineage_of`."""
+    teacher_classes: Tensor | None = None
+    """(validation images,) what the teacher predicts; a control has them too, to compare with."""
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.train.class_names
+
+
+def lineage_of(recipe: Recipe, data: Splits, teacher: Teacher | None) -> dict[str, Any]:
+    """Where a checkpoint comes from: data with fingerprints, teacher with SHA-256, recipe and versions. Reads
+    every image once.
+    """
+    return {
+        "data": {
+            "train_spec": data.train_spec,
+            "val_spec": data.val_spec,
+            "train_images": len(data.train),
+            "val_images": len(data.val),
+            "train_sha256": data.train.fingerprint(),
+            "val_sha256": data.val.fingerprint(),
+        },
+        "teacher": teacher.origin.to_dict() if teacher else None,
+        "recipe": recipes.to_dict(recipe),
+        "versions": versions(),
+    }
