@@ -116,18 +116,19 @@ def optimizer_and_schedule(
         for decay, matrices in ((r.weight_decay, True), (0.0, False)):
             if group := [p for p in projectors if (p.ndim > 1) == matrices]:
                 optimizer.add_param_group({"params": group, "weight_decay": decay})
-        schedule, _ = create_scheduler_v2(
-            optimizer,
-            sched=r.sched,
-            num_epochs=r.epochs,
-            warmup_epochs=min(r.warmup_epochs, r.epochs - 1e-6),
-            warmup_lr=r.warmup_lr,
-            min_lr=r.min_lr,
-            step_on_epochs=False,
-            updates_per_epoch=steps_per_epoch,
-            decay_milestones=[r.epochs // 2, r.epochs * 3 // 4],
-            **({"decay_epochs": max(1, r.epochs // 3)} if r.sched == "step" else {}),
-        )
+        settings: dict[str, Any] = {
+            "sched": r.sched,
+            "num_epochs": r.epochs,
+            "warmup_epochs": min(r.warmup_epochs, r.epochs - 1e-6),
+            "warmup_lr": r.warmup_lr,
+            "min_lr": r.min_lr,
+            "step_on_epochs": False,
+            "updates_per_epoch": steps_per_epoch,
+            "decay_milestones": [r.epochs // 2, r.epochs * 3 // 4],
+        }
+        if r.sched == "step":
+            settings["decay_epochs"] = max(1, r.epochs // 3)
+        schedule, _ = create_scheduler_v2(optimizer, **settings)
     except (ValueError, AssertionError, RuntimeError, KeyError) as error:
         raise UsageError(
             f"optimizer {r.opt!r} with schedule {r.sched!r}: {' '.join(str(error).split())[:200]}"

@@ -73,7 +73,7 @@ class RunResult:
 
     def to_dict(self) -> dict[str, Any]:
         """result.json."""
-        values = {
+        values: dict[str, Any] = {
             "run": self.run,
             "student": self.student,
             "teacher": self.teacher.to_dict() if self.teacher else None,

@@ -103,11 +103,11 @@ def random_state(device: torch.device) -> dict[str, Any]:
     """State of python's, numpy's and torch's generators, as values `weights_only` loading accepts; of GPUs
     that of `device`.
     """
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
     return {
         "python": random.getstate(),
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
         "cuda": cuda,
     }
