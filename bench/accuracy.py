@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import tyro
 
 from runtime import ArtifactError, DataError, Predictor, Preprocess, UsageError, env
 from runtime.artifact import require_same_classes
+from runtime.cli.settings import Flag
 from runtime.images import ImageSet, open_images
 
 from . import report, subject
@@ -31,26 +31,26 @@ NAMED = 20
 
 @dataclass(frozen=True)
 class AccuracyOptions(subject.EngineOptions):
-    """Settings of `bench accuracy`."""
+    """Evaluation."""
 
     engine: Path
     """Artifact to evaluate: an .onnx file, or a .plan file with its .plan.json beside it."""
-    data: str
-    """Labelled images: folder, npz:FILE or digits."""
+    data: Annotated[str, Flag("DATA")]
+    """Labelled images: DIR, npz:FILE or digits."""
     split: Literal["train", "val"] = "val"
-    """Which part of --data."""
+    """Part of --data to read."""
     reference: Path | None = None
-    """Another artifact to compare with, such as the teacher or the fp32 student."""
-    batch: Annotated[int, tyro.conf.arg(aliases=["-b", "--batch-size"])] = 64
+    """Artifact to compare with, such as the teacher or the fp32 student."""
+    batch: Annotated[int, Flag("N", aliases=("-b", "--batch-size"))] = 64
     """Images per call, 1 or more; a file that does not take so many gets what it takes."""
     limit: int | None = None
-    """Evaluate only this many images, spread evenly over the set, 1 or more."""
+    """Largest number of images to evaluate, spread evenly over the set, 1 or more."""
     skip_bad_images: bool = False
     """Leave out and count images that cannot be read, instead of stopping at the first."""
-    workers: Annotated[int | None, tyro.conf.arg(aliases=["-j"])] = None
-    """Threads that decode images, 1 or more; None is all usable cores."""
+    workers: Annotated[int | None, Flag("N", aliases=("-j",))] = None
+    """Threads that decode images, 1 or more; by default all usable cores."""
     json: bool = False
-    """Print the report as one JSON object and nothing else."""
+    """Print the result as one JSON object and nothing else."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "limit", "workers"):

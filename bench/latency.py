@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import tyro
 
 from runtime import UsageError, env
+from runtime.cli.settings import Flag
 from runtime.images import open_images
 
 from . import report, stats, subject
@@ -30,35 +30,35 @@ go first."""
 
 @dataclass(frozen=True)
 class LatencyOptions(subject.EngineOptions):
-    """Settings of `bench latency`."""
+    """Measurement."""
 
     engine: Path
     """Artifact to measure: an .onnx file, or a .plan file with its .plan.json beside it."""
-    batch: Annotated[int, tyro.conf.arg(aliases=["-b", "--batch-size"])] = 1
+    batch: Annotated[int, Flag("N", aliases=("-b", "--batch-size"), common=True)] = 1
     """Images per call, 1 or more."""
-    warmup: int = 50
+    warmup: Annotated[int, Flag("N", common=True)] = 50
     """Untimed calls before the first timed one, 0 or more."""
-    iterations: int = 500
+    iterations: Annotated[int, Flag("N", common=True)] = 500
     """Timed calls, 1 or more."""
-    duration: float | None = None
-    """Seconds to measure for, instead of --iterations; at least one call."""
-    percentiles: str = "50,90,95,99"
+    duration: Annotated[float | None, Flag("SECONDS", common=True)] = None
+    """Time to measure for, instead of --iterations; at least one call."""
+    percentiles: Annotated[str, Flag("P,P,..")] = "50,90,95,99"
     """Percentiles to report, 0 to 100, with commas between."""
-    boundary: Literal["compute", "end-to-end", "both"] = "both"
-    """What is timed. compute: a preprocessed batch in memory to logits; end-to-end: encoded images to the
-    top-5 classes."""
-    data: str | None = None
-    """Real images to feed (folder, npz:FILE, digits); without it synthetic ones are made."""
+    boundary: Annotated[Literal["compute", "end-to-end", "both"], Flag(common=True)] = "both"
+    """Part that is timed: compute, a preprocessed batch in memory to logits; end-to-end, encoded images to
+    the top-5 classes."""
+    data: Annotated[str | None, Flag("DATA", common=True)] = None
+    """Real images to feed (DIR, npz:FILE, digits); without it synthetic ones are made."""
     split: Literal["train", "val"] = "val"
-    """Which part of --data."""
-    img_size: str | None = None
-    """Pixels, SIZE or HEIGHTxWIDTH, for a file that takes any image size."""
+    """Part of --data to read."""
+    img_size: Annotated[str | None, Flag("PIXELS", common=True)] = None
+    """Side of the input, or HEIGHTxWIDTH, for a file that takes any image size."""
     seed: int = 0
-    """Seed of synthetic input and of the choice of images."""
-    results_file: Path | None = None
-    """Write the report there as JSON, with every single duration."""
-    json: bool = False
-    """Print the report as one JSON object and nothing else."""
+    """Seed for synthetic input and for choosing images."""
+    results_file: Annotated[Path | None, Flag("FILE", common=True)] = None
+    """File to write the report to, as JSON with every single duration."""
+    json: Annotated[bool, Flag(common=True)] = False
+    """Print the result as one JSON object and nothing else."""
     overwrite: bool = False
     """Replace an existing --results-file."""
 

@@ -19,12 +19,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 import runtime
 from runtime import ArtifactError, Predictor, Preprocess, UsageError, env
+from runtime.cli.settings import Flag
 from runtime.images import FolderSet, ImageSet
 from runtime.predictor import READ_BY
 from runtime.preprocess import open_rgb
@@ -54,23 +55,24 @@ class Calls:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """On what the artifacts run. A flag is for the engines that read it, and an error when none of the files
-    runs on one.
+    """Engine: what the artifacts run on. A flag is for the engines that read it, and an error when none of
+    the files runs on one.
     """
 
-    engine_backend: Literal["onnxruntime", "openvino", "tensorrt"] | None = None
-    """Engine; by default onnxruntime for .onnx files and tensorrt for .plan files, which run on nothing
-    else."""
+    engine_backend: Annotated[Literal["onnxruntime", "openvino", "tensorrt"] | None, Flag(common=True)] = None
+    """Engine to run on; by default onnxruntime for .onnx files and tensorrt for .plan files, which run on
+    nothing else."""
     provider: Literal["cpu", "cuda", "tensorrt"] | None = None
     """ONNX Runtime's execution provider; by default that of --device."""
-    device: str | None = None
-    """cpu, cuda or cuda:INDEX, for OpenVINO cpu, gpu or npu; by default cpu for .onnx and cuda for .plan."""
-    threads: int | None = None
-    """CPU threads of the engine; None is all usable cores."""
+    device: Annotated[str | None, Flag("DEVICE", common=True)] = None
+    """Device: cpu, cuda or cuda:INDEX, for OpenVINO cpu, gpu or npu; by default cpu for .onnx and cuda for
+    .plan."""
+    threads: Annotated[int | None, Flag("N", common=True)] = None
+    """CPU threads of the engine; by default all usable cores."""
     hint: Literal["latency", "throughput"] | None = None
-    """What OpenVINO is tuned for; latency when not given."""
+    """Goal that OpenVINO is tuned for; latency when not given."""
     contexts: int | None = None
-    """Calls on a plan that may run at once, 1 or more; 1 when not given."""
+    """Number of calls on a plan that may run at once, 1 or more; 1 when not given."""
     cuda_graph: bool = False
     """Replay a plan's launches as a CUDA graph."""
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import tyro
 
 from runtime import Predictor, UsageError, env, files
+from runtime.cli.settings import Flag
 from runtime.images import ImageSet, open_images
 
 from . import accuracy, latency, report, stats, subject
@@ -34,36 +34,35 @@ ENGINE_KEYS = ("engine", "backend", "provider", "device", "threads", "hint", "co
 
 @dataclass(frozen=True)
 class TableOptions(subject.EngineOptions):
-    """Settings of `bench table`."""
+    """Table: what is compared, and how."""
 
-    students: tyro.conf.Positional[tuple[Path, ...]]
-    """Artifacts to compare with the teacher, one or more .onnx or .plan files, all before or all after the
-    flags."""
-    data: str
-    """Labelled images: folder, npz:FILE or digits."""
-    teacher: Path
-    """The artifact that everything is compared with."""
-    control: Path | None = None
-    """The student trained for the same budget without the teacher."""
+    students: Annotated[tuple[Path, ...], Flag("FILE", positional=True)]
+    """Artifacts to compare with the teacher, one or more .onnx or .plan files."""
+    data: Annotated[str, Flag("DATA", common=True)]
+    """Labelled images: DIR, npz:FILE or digits."""
+    teacher: Annotated[Path, Flag("FILE", common=True)]
+    """Artifact that everything is compared with."""
+    control: Annotated[Path | None, Flag("FILE", common=True)] = None
+    """Artifact of the student trained for the same budget without the teacher."""
     split: Literal["train", "val"] = "val"
-    """Which part of --data."""
-    batch: Annotated[int, tyro.conf.arg(aliases=["-b", "--batch-size"])] = 1
+    """Part of --data to read."""
+    batch: Annotated[int, Flag("N", aliases=("-b", "--batch-size"), common=True)] = 1
     """Images per timed call, 1 or more; accuracy is measured in batches of 64."""
     warmup: int = 20
     """Untimed calls of each artifact before the first timed one, 0 or more."""
-    iterations: int = 200
+    iterations: Annotated[int, Flag("N", common=True)] = 200
     """Timed calls of each artifact, 1 or more."""
     limit: int | None = None
-    """Accuracy on this many images only, spread evenly over the set, 1 or more."""
+    """Largest number of images for accuracy, spread evenly over the set, 1 or more."""
     skip_bad_images: bool = False
     """Leave out and count images that cannot be read, instead of stopping at the first."""
     seed: int = 0
-    """Seed of the choice of timed images."""
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """Write PREFIX.md, PREFIX.csv and PREFIX.json."""
-    json: bool = False
+    """Seed for choosing the timed images."""
+    output: Annotated[Path | None, Flag("PREFIX", aliases=("-o",), common=True)] = None
+    """Start of the names of the files to write: PREFIX.md, PREFIX.csv and PREFIX.json."""
+    json: Annotated[bool, Flag(common=True)] = False
     """Print the table as one JSON object and nothing else."""
-    overwrite: bool = False
+    overwrite: Annotated[bool, Flag(common=True)] = False
     """Replace existing files of --output."""
 
     def __post_init__(self) -> None:

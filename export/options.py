@@ -12,60 +12,61 @@ import sys
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
-import tyro
-
+from runtime.cli.settings import Flag
 from runtime.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Int8Options:
-    """Flags of everything that writes int8; defaults are what measured best on the networks of
+    """Int8: calibration and what stays float. Defaults are what measured best on the networks of
     docs/int8.md.
     """
 
-    calib: str | None = None
-    """Training images for calibration (DIR, npz:FILE, digits); the checkpoint's own when not given. random:
+    calib: Annotated[str | None, Flag("DATA", common=True)] = None
+    """Training images for calibration (DIR, npz:FILE, digits); by default those the checkpoint names. random:
     noise, for speed tests only; the artifact is then marked "not for accuracy" and its accuracy is not held
     to --max-drop."""
-    calib_size: int = 512
+    calib_size: Annotated[int, Flag("N", common=True)] = 512
     """Number of calibration images, as many of each class as possible."""
-    calib_method: Literal["auto", "minmax", "percentile", "entropy", "mse"] = "mse"
-    """How a range is chosen: minmax keeps every value, percentile cuts the rarest large ones, entropy loses
-    least information, mse makes the smallest squared error; auto tries all four and keeps the best on
-    held-back calibration images."""
-    percentile: float = 99.999
+    calib_method: Annotated[Literal["auto", "minmax", "percentile", "entropy", "mse"], Flag(common=True)] = (
+        "mse"
+    )
+    """Choice of a range: minmax keeps every value, percentile cuts the rarest large ones, entropy loses least
+    information, mse makes the smallest squared error; auto tries all four and keeps the one with the best
+    accuracy on calibration images set aside for it."""
+    percentile: Annotated[float, Flag("PERCENT")] = 99.999
     """Share of |activation| kept inside the int8 range by the percentile method, percent, above 50 to 100."""
     calib_draws: int = 1
-    """Repeat with so many different draws of calibration images and report the spread of accuracy; the first
-    draw is written."""
-    calib_cache: Annotated[str, tyro.conf.arg(metavar="DIR|none")] = ""
+    """Number of draws of calibration images to export with, to report the spread of accuracy; the first one
+    is written."""
+    calib_cache: Annotated[str, Flag("DIR|none")] = ""
     """Folder of calibration statistics kept for the next export of the same weights on the same images, by
     default ~/.cache/large2small/calibration; none: keep nothing."""
-    max_drop: float = 1.0
-    """Largest loss of top-1 against the fp32 student on --data, points. Layers go back to float until it
-    holds; if it cannot, nothing is written."""
+    max_drop: Annotated[float, Flag("POINTS", common=True)] = 1.0
+    """Largest loss of top-1 against the fp32 student on --data, percentage points. Layers go back to float
+    until it holds; if it cannot, nothing is written."""
     accuracy_size: int = 5000
-    """At most so many labelled images for that check, stratified."""
-    exclude: tuple[str, ...] = ()
+    """Largest number of labelled images for the check of --max-drop, the same share of each class."""
+    exclude: Annotated[tuple[str, ...], Flag("PATTERN", common=True)] = ()
     """Layers to leave float: glob patterns on node names, such as 'layer1.*'."""
     depthwise: Literal["auto", "int8", "fp16", "fp32"] = "auto"
     """Precision of depthwise convolutions: auto is the placement's own choice; fp16 needs --fp16."""
     first_layer: Literal["auto", "int8", "float"] = "auto"
     """Precision of the layer that reads the image: auto is the placement's own choice."""
     last_layer: Literal["auto", "int8", "float"] = "auto"
-    """Precision of the layer that makes the logits: the same."""
+    """Precision of the layer that makes the logits (same choices as --first-layer)."""
     weight_scales: Literal["max", "mse"] = "max"
     """Scale of each output channel of a weight: its largest value, or the one with the smallest squared
     error."""
     equalize: bool = False
-    """Cross-layer equalization before calibration: for networks whose channels differ much in range, such as
-    depthwise ones."""
+    """Equalize channels across layers before calibration: for networks whose channels differ much in range,
+    such as depthwise ones."""
     bias_correction: bool = False
     """Take the mean error that rounded weights make in every channel back out of the bias; reads the images
     twice more."""
     sensitivity: bool = False
-    """Measure every layer's damage even when the budget holds at once; written to NAME.sensitivity.json and
-    .md."""
+    """Measure every layer's damage even when --max-drop holds at once, and write it to NAME.sensitivity.json
+    and .md."""
 
 
 def flag(name: str) -> str:

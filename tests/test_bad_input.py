@@ -474,7 +474,7 @@ CASES = {
     "eval of a negative size": (
         evaluate(Place.checkpoint, Place.images, "--img-size", "-1"),
         2,
-        ["expected (3, height, width)"],
+        ["--img-size -1: expected 0 or more"],
     ),
 }
 

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
+from runtime.cli.settings import Flag
 from runtime.errors import Large2SmallError, UsageError
 
 SUMMARY = "run the whole pipeline on handwritten digits, in minutes on a CPU"
@@ -36,17 +35,17 @@ MARK = "this folder was written by distill demo"
 class Options:
     """Flags of `distill demo`."""
 
-    output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "demo-run"
-    """Folder for everything it makes."""
+    output: Annotated[str, Flag("DIR", aliases=("-o",))] = "demo-run"
+    """Folder for everything the demo makes."""
     overwrite: bool = False
     """Replace the folder of an earlier demo."""
     seed: int = 0
-    """Of all three trainings."""
-    teacher_epochs: int = 16
+    """Seed for all three trainings."""
+    teacher_epochs: Annotated[int, Flag("N", least=1)] = 16
     """Passes of the teacher over the 1,352 training digits."""
-    epochs: int = 5
-    """Passes of student and control."""
-    iterations: int = 300
+    epochs: Annotated[int, Flag("N", least=1)] = 5
+    """Passes of student and control over them."""
+    iterations: Annotated[int, Flag("N", least=1)] = 300
     """Timed calls per artifact in the table."""
 
 

@@ -11,10 +11,9 @@ import json
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-import tyro
-
 from runtime.artifact import require_same_classes
-from runtime.errors import UsageError
+from runtime.cli import settings
+from runtime.cli.settings import Flag
 
 SUMMARY = "measure top-1, top-5 and loss of a checkpoint"
 DESCRIPTION = """example:
@@ -25,37 +24,34 @@ DESCRIPTION = """example:
 class Options:
     """Flags of `distill eval`."""
 
-    checkpoint: tyro.conf.Positional[str]
-    """best.pth, or a file of timm, torchvision or the authors (then with --model)."""
-    data: Annotated[str, tyro.conf.arg(aliases=["--data-dir"])] = ""
-    """Labelled images: a folder, npz:FILE, digits, torch/NAME:DIR; default: those the checkpoint was
+    checkpoint: Annotated[str, Flag("CKPT", positional=True)]
+    """Checkpoint to evaluate: best.pth, or a file of timm, torchvision or the authors (then with --model)."""
+    data: Annotated[str, Flag("DATA", aliases=("--data-dir",))] = ""
+    """Labelled images: a folder, npz:FILE, digits, torch/NAME:DIR; by default those the checkpoint was
     validated with."""
     split: Literal["val", "train"] = "val"
-    """val or train, where the data has both."""
+    """Part of --data to read, where the data has both."""
     model: str = ""
     """Architecture of a foreign file, for example resnet20."""
-    model_args: tuple[str, ...] = ()
-    """Its arguments, KEY=VALUE."""
-    img_size: Annotated[int, tyro.conf.arg(aliases=["--imgsz"])] = 0
-    """Input side in pixels; 0: the checkpoint's."""
-    batch: Annotated[int, tyro.conf.arg(aliases=["-b", "--batch-size"])] = 256
+    model_args: Annotated[tuple[str, ...], Flag("KEY=VALUE")] = ()
+    """Arguments of the architecture of a foreign file."""
+    img_size: Annotated[int, Flag("PIXELS", aliases=("--imgsz",), least=0)] = 0
+    """Side of the input; 0: the checkpoint's."""
+    batch: Annotated[int, Flag("N", aliases=("-b", "--batch-size"), least=1)] = 256
     """Images per forward pass."""
-    workers: Annotated[int, tyro.conf.arg(aliases=["-j"])] = -1
-    """Reading processes; -1: up to 8 with a GPU, none on a CPU."""
-    device: str = "auto"
-    """cpu, cuda, cuda:INDEX or auto."""
-    num_classes: int = 0
-    """Only for streamed data."""
+    workers: Annotated[int, Flag("N", aliases=("-j",), least=-1)] = -1
+    """Processes that read images; -1: up to 8 with a GPU, none on a CPU."""
+    device: Annotated[str, Flag("DEVICE")] = "auto"
+    """Device: cpu, cuda, cuda:INDEX; auto: cuda where there is one."""
+    num_classes: Annotated[int, Flag("N", least=0)] = 0
+    """Number of classes; only needed for streamed data."""
     skip_bad_images: bool = False
     """Leave unreadable images out and count them."""
     json: bool = False
-    """One JSON object on stdout."""
+    """Print the result as one JSON object and nothing else."""
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or self.workers < -1:
-            raise UsageError(
-                f"batch {self.batch}, workers {self.workers}: expected batch 1 or more, workers -1 or more"
-            )
+        settings.check(self)
 
 
 def run(options: Options) -> None:

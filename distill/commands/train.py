@@ -23,7 +23,7 @@ DESCRIPTION = """examples:
   distill train --teacher slak_tiny --teacher-ckpt slak.pth --student convnext_tiny --data DIR --kd-loss nkd
   distill train --recipe cifar10-cpu --teacher resnet56 --teacher-ckpt t.th --data npz:cifar10 --control
   distill train --resume runs/student
-  distill train --qat --resume runs/student/best.pth   (for int8; more: distill train --qat --help)"""
+  distill train --qat --resume runs/student/best.pth   (as int8: distill train --qat --help)"""
 Options = TrainOptions
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
+from runtime.cli import settings
+from runtime.cli.settings import Flag
 from runtime.errors import UsageError
 
 
@@ -20,41 +20,41 @@ from runtime.errors import UsageError
 class ErfOptions:
     """Flags of `distill erf`."""
 
-    checkpoints: tyro.conf.Positional[tuple[str, ...]]
-    """best.pth of this project, or files of timm, torchvision or the authors (then with --model); drawn in
-    this order."""
-    data: Annotated[str, tyro.conf.arg(aliases=["--data-dir"])] = ""
-    """Images: a folder, npz:FILE, digits, torch/NAME:DIR; default: those the first checkpoint was validated
-    with."""
+    checkpoints: Annotated[tuple[str, ...], Flag("CKPT", positional=True)]
+    """Checkpoints to measure, drawn in this order: best.pth of this project, or files of timm, torchvision or
+    the authors (then with --model)."""
+    data: Annotated[str, Flag("DATA", aliases=("--data-dir",))] = ""
+    """Images to average over: a folder, npz:FILE, digits, torch/NAME:DIR; by default those the first
+    checkpoint was validated with."""
     split: Literal["val", "train"] = "val"
-    """val or train, where the data has both."""
+    """Part of --data to read, where the data has both."""
     labels: tuple[str, ...] = ()
-    """Names in tables and figures, one per checkpoint; default: its role, or its file's name."""
+    """Names in tables and figures, one per checkpoint; by default its role, or its file's name."""
     model: tuple[str, ...] = ()
     """Architectures, one per checkpoint; auto for a file of this project, which says it itself."""
-    model_args: tuple[str, ...] = ()
-    """Arguments of the architecture of foreign files, KEY=VALUE."""
-    num_classes: int = 0
+    model_args: Annotated[tuple[str, ...], Flag("KEY=VALUE")] = ()
+    """Arguments of the architecture of foreign files."""
+    num_classes: Annotated[int, Flag("N", least=0)] = 0
     """Number of classes of foreign files whose classifier does not show it; 0: that of the data."""
-    img_size: Annotated[int, tyro.conf.arg(aliases=["--imgsz"])] = 0
-    """Whole images are resized to squares of this side, pixels; 0: each network's own input size. The papers
-    take 1024."""
-    num_images: int = 50
+    img_size: Annotated[int, Flag("PIXELS", aliases=("--imgsz",), least=0)] = 0
+    """Side of the squares that whole images are resized to; 0: each network's own input size. The papers take
+    1024."""
+    num_images: Annotated[int, Flag("N", least=1)] = 50
     """Images to average over, 1 or more."""
-    batch: Annotated[int, tyro.conf.arg(aliases=["-b", "--batch-size"])] = 8
+    batch: Annotated[int, Flag("N", aliases=("-b", "--batch-size"), least=1)] = 8
     """Images per pass, 1 or more."""
     seed: int = 0
-    """Of the choice of images."""
-    device: str = "auto"
-    """cpu, cuda, cuda:INDEX or auto."""
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("erf")
+    """Seed for choosing images."""
+    device: Annotated[str, Flag("DEVICE")] = "auto"
+    """Device: cpu, cuda, cuda:INDEX; auto: cuda where there is one."""
+    output: Annotated[Path, Flag("DIR", aliases=("-o",))] = Path("erf")
     """Folder for erf.png, one PNG per network, erf.json and erf.npz."""
     overwrite: bool = False
-    """Replace existing files there."""
+    """Replace existing files in --output."""
     skip_bad_images: bool = False
     """Leave unreadable images out and count them."""
     json: bool = False
-    """One JSON object on stdout."""
+    """Print the result as one JSON object and nothing else."""
 
     def __post_init__(self) -> None:
         given = len(self.checkpoints)
@@ -62,18 +62,7 @@ class ErfOptions:
             raise UsageError(
                 "no checkpoint given. Expected one or more files before the flags, for example best.pth"
             )
-        if (
-            self.num_images < 1
-            or self.batch < 1
-            or self.img_size < 0
-            or self.num_classes < 0
-            or self.seed < 0
-        ):
-            raise UsageError(
-                f"num-images {self.num_images}, batch {self.batch}, img-size {self.img_size}, num-classes"
-                f" {self.num_classes}, seed {self.seed}: expected images and batch 1 or more, the others 0 or"
-                " more"
-            )
+        settings.check(self)
         for flag, words in (("labels", self.labels), ("model", self.model)):
             if words and len(words) != given:
                 raise UsageError(

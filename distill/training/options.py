@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
+from runtime.cli.settings import Flag
 
 from .. import recipe as recipes
 from ..recipe import Recipe
@@ -20,26 +20,26 @@ from ..recipe import Recipe
 
 @dataclass(frozen=True)
 class TrainOptions(Recipe):
-    """Flags of `distill train`: a Recipe, and where the run goes."""
+    """Run: where it goes, and what is done afterwards."""
 
-    recipe: Annotated[str, tyro.conf.arg(aliases=["-c", "--config"])] = ""
-    """Start from a shipped recipe (paper, demo, cifar10-cpu, cifar10-teacher) or a YAML file; flags override
-    it."""
-    output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = ""
-    """Run folder; default: runs/STUDENT."""
-    resume: str = ""
-    """Continue this run folder (or its last.pth) bit for bit; its recipe is used. With --data, one without a
+    recipe: Annotated[str, Flag("FILE|NAME", aliases=("-c", "--config"), common=True)] = ""
+    """Recipe to start from: a shipped one (paper, demo, cifar10-cpu, cifar10-teacher) or a YAML file; flags
+    override it."""
+    output: Annotated[str, Flag("DIR", aliases=("-o",), common=True)] = ""
+    """Folder of the run; by default runs/STUDENT."""
+    resume: Annotated[str, Flag("DIR", common=True)] = ""
+    """Run folder (or its last.pth) to continue bit for bit; its recipe is used. With --data, one without a
     run is begun."""
-    overwrite: bool = False
+    overwrite: Annotated[bool, Flag(common=True)] = False
     """Replace an existing run folder."""
-    control: bool = False
-    """Afterwards train the same student for the same budget and seed without the teacher, into
+    control: Annotated[bool, Flag(common=True)] = False
+    """Train the same student afterwards for the same budget and seed without the teacher, into
     RUN/control."""
     erf: bool = False
-    """At the end measure how far teacher, control and student look (distill erf): RUN/erf, result.json and
-    metrics.jsonl."""
+    """Measure at the end how far teacher, control and student look (distill erf), into RUN/erf, result.json
+    and metrics.jsonl."""
     json: bool = False
-    """One JSON object with the result on stdout."""
+    """Print the result as one JSON object and nothing else."""
 
     def beside_recipe(self) -> dict[str, Any]:
         """Settings that args.yaml keeps although they are not the recipe's, because a resumed run

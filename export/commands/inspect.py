@@ -18,10 +18,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
-
 from runtime import env, files
 from runtime.artifact import Metadata, check_file, read_map, read_sidecar
+from runtime.cli.settings import Flag
 from runtime.errors import ArtifactError, Large2SmallError, UsageError
 
 from ..inspection import lineage
@@ -51,22 +50,22 @@ SHOWN = 8
 class Options:
     """Flags of `distill inspect`."""
 
-    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
-    """An .onnx file, a .plan file or a checkpoint."""
-    checkpoint: Path | None = None
-    """The checkpoint it was exported from; beside the file under its recorded name when not given."""
-    teacher: Path | None = None
-    """The teacher's checkpoint."""
-    student: Path | None = None
-    """The checkpoint that a quantization-aware training began with."""
+    file: Annotated[Path, Flag("FILE", positional=True)]
+    """File to inspect: an .onnx file, a .plan file or a checkpoint."""
+    checkpoint: Annotated[Path | None, Flag("CKPT")] = None
+    """Checkpoint that the file was exported from; by default the file of the recorded name beside it."""
+    teacher: Annotated[Path | None, Flag("CKPT")] = None
+    """Checkpoint of the teacher."""
+    student: Annotated[Path | None, Flag("CKPT")] = None
+    """Checkpoint that a quantization-aware training began with."""
     fp32: Path | None = None
-    """The fp32 .onnx file of an int8 or fp16 one; NAME.onnx beside it when not given."""
-    data: str | None = None
+    """File in fp32 that an int8 or fp16 one was made from; by default NAME.onnx beside it."""
+    data: Annotated[str | None, Flag("DATA")] = None
     """Labelled images of validation and evaluation: DIR, npz:FILE, digits."""
-    calib: str | None = None
-    """Training images, of which some calibrated."""
+    calib: Annotated[str | None, Flag("DATA")] = None
+    """Training images, some of which were used for calibration."""
     json: bool = False
-    """One JSON object on stdout."""
+    """Print the result as one JSON object and nothing else."""
 
 
 def run(options: Options) -> int:

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-import tyro
 
 from runtime import env, files
 from runtime.artifact import Metadata, require_same_classes
+from runtime.cli.settings import Flag
 from runtime.errors import DataError, UsageError
 from runtime.images import ImageSet
 
@@ -38,62 +38,57 @@ SUMMARY = "write a checkpoint as a verified ONNX file, with --int8 quantized"
 DESCRIPTION = """Branches are merged, and the file is compared with torch on real images before it is written.
 
 examples:
-
   {prog} best.pth
-
   {prog} best.pth --int8 --calib data/train --data data/val
-
   {prog} best.pth --int8 --calib-method auto --max-drop 0.3
-
   {prog} best.pth --int8 --placement tensorrt
-
   {prog} resnet20.th --model resnet20 --data data/val"""
 
 
 @dataclass(frozen=True)
 class FileOptions:
-    """From which checkpoint to which file, and in which precision."""
+    """File: from which checkpoint, to where, in which precision."""
 
-    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CKPT")]
-    """A checkpoint of this project, or weights of another one together with --model."""
-    int8: bool = False
-    """Quantize, calibrated on --calib."""
-    fp16: bool = False
-    """Compute in fp16 what is not int8, with fp32 inputs and outputs; layers that overflow in half stay
+    checkpoint: Annotated[Path, Flag("CKPT", positional=True)]
+    """Checkpoint of this project, or weights of another one together with --model."""
+    int8: Annotated[bool, Flag(common=True)] = False
+    """Quantize to int8, calibrated on --calib."""
+    fp16: Annotated[bool, Flag(common=True)] = False
+    """Compute in fp16 what is not int8, with fp32 inputs and outputs; layers that overflow in fp16 stay
     fp32."""
-    data: str | None = None
-    """Labelled images to verify on (DIR, npz:FILE, digits); the checkpoint's own validation images when not
-    given."""
-    model: str | None = None
+    data: Annotated[str | None, Flag("DATA", common=True)] = None
+    """Labelled images to verify on (DIR, npz:FILE, digits); by default the checkpoint's own validation
+    images."""
+    model: Annotated[str | None, Flag("NAME", common=True)] = None
     """Architecture of foreign weights, as timm spells it."""
-    model_args: tuple[str, ...] = ()
-    """Arguments of that architecture as KEY=VALUE, for example width=0.5 or dims=[16,32]."""
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """File to write; beside the checkpoint as NAME.onnx, NAME.int8.onnx or NAME.fp16.onnx when not given."""
-    overwrite: bool = False
+    model_args: Annotated[tuple[str, ...], Flag("KEY=VALUE")] = ()
+    """Arguments of the architecture of foreign weights, for example width=0.5 or dims=[16,32]."""
+    output: Annotated[Path | None, Flag("FILE", aliases=("-o",), common=True)] = None
+    """File to write; by default NAME.onnx, NAME.int8.onnx or NAME.fp16.onnx beside the checkpoint."""
+    overwrite: Annotated[bool, Flag(common=True)] = False
     """Replace the output when it exists."""
-    img_size: int | None = None
-    """Height and width of the input in pixels; the checkpoint's own when not given."""
-    opset: int = 19
+    img_size: Annotated[int | None, Flag("PIXELS", common=True)] = None
+    """Height and width of the input; by default the checkpoint's own."""
+    opset: Annotated[int, Flag("N", common=True)] = 19
     """ONNX operator set; int8 and fp16 need 19 or later."""
     verify_size: int = 256
-    """Real images on which ONNX is compared with torch."""
-    atol: float = 1e-4
+    """Number of real images on which ONNX is compared with torch."""
+    atol: Annotated[float, Flag("SHARE")] = 1e-4
     """Largest logit difference between torch and ONNX, as a share of the largest logit (at least 1)."""
     seed: int = 0
-    """Of the choice of images."""
-    json: bool = False
-    """Print the result as one JSON object."""
+    """Seed for choosing images."""
+    json: Annotated[bool, Flag(common=True)] = False
+    """Print the result as one JSON object and nothing else."""
 
 
 @dataclass(frozen=True)
 class OnnxOptions(Int8Options, FileOptions):
-    """What to export and how; the help shows the flags of FileOptions first."""
+    """Target. The help shows the flags of FileOptions first."""
 
-    placement: Literal["auto", "cpu", "tensorrt"] = "auto"
-    """Where Q/DQ stands: cpu for ONNX Runtime's and OpenVINO's integer kernels (uint8 activations, outputs
-    too), tensorrt for NVIDIA's engines, which refuse the former. auto is what a checkpoint was trained for
-    (distill train --qat), else cpu, and with --fp16 tensorrt."""
+    placement: Annotated[Literal["auto", "cpu", "tensorrt"], Flag(common=True)] = "auto"
+    """Engine that Q/DQ nodes are placed for: cpu for the integer kernels of ONNX Runtime and OpenVINO (uint8
+    activations, outputs too), tensorrt for NVIDIA's engines, which refuse the former. auto is what a
+    checkpoint was trained for (distill train --qat), else cpu, and with --fp16 tensorrt."""
 
     @property
     def precision(self) -> str:

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import tyro
 
 from runtime import files
 from runtime.artifact import first_class_difference
+from runtime.cli.settings import Flag
 from runtime.errors import ArtifactError, GateError, UsageError
 from runtime.images import FolderSet, ImageSet
 from runtime.predictor import Predictor, load
@@ -57,28 +57,28 @@ BATCH = 16
 class Options:
     """Flags of `distill parity`."""
 
-    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CKPT")]
-    """A checkpoint of this project, or weights of another one together with --model."""
-    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
-    """The artifact made from it: an .onnx file, or a .plan file where its GPU is."""
-    data: str | None = None
-    """Labelled images (DIR, npz:FILE, digits); the checkpoint's own validation images when not given."""
+    checkpoint: Annotated[Path, Flag("CKPT", positional=True)]
+    """Checkpoint of this project, or weights of another one together with --model."""
+    file: Annotated[Path, Flag("FILE", positional=True)]
+    """Artifact made from the checkpoint: an .onnx file, or a .plan file where its GPU is."""
+    data: Annotated[str | None, Flag("DATA")] = None
+    """Labelled images (DIR, npz:FILE, digits); by default the checkpoint's own validation images."""
     size: int = 256
     """Number of images, as many of each class as possible; 0: all."""
     model: str | None = None
     """Architecture of foreign weights, as timm spells it."""
-    model_args: tuple[str, ...] = ()
-    """Arguments of that architecture as KEY=VALUE."""
-    img_size: int | None = None
+    model_args: Annotated[tuple[str, ...], Flag("KEY=VALUE")] = ()
+    """Arguments of the architecture of foreign weights."""
+    img_size: Annotated[int | None, Flag("PIXELS")] = None
     """Height and width in pixels, when the file was exported with another size than the checkpoint's."""
-    atol: float = 1e-4
+    atol: Annotated[float, Flag("SHARE")] = 1e-4
     """Largest logit difference of an fp32 file, as a share of the largest logit (at least 1)."""
-    min_agreement: float = 95.0
+    min_agreement: Annotated[float, Flag("PERCENT")] = 95.0
     """Share of images on which an int8 or fp16 file must choose the checkpoint's class, percent."""
     seed: int = 0
-    """Of the choice of images."""
+    """Seed for choosing images."""
     json: bool = False
-    """One JSON object on stdout."""
+    """Print the result as one JSON object and nothing else."""
 
     def __post_init__(self) -> None:
         if self.size < 0 or not self.atol > 0 or not 0 <= self.min_agreement <= 100:

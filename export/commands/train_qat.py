@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from distill import checkpoint as checkpoints
 from distill import losses, recipe
@@ -24,6 +24,7 @@ from distill.recipe import Recipe
 from distill.training.objective import terms_of
 from distill.training.options import TrainOptions, value_of
 from runtime.cli import flags
+from runtime.cli.settings import Flag
 from runtime.errors import UsageError
 
 SUMMARY = "train a student as the int8 graph that export will write"
@@ -64,31 +65,31 @@ OFF: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class QatOptions(TrainOptions):
-    """Flags of `distill train --qat`: those of `distill train`, and how the graph is quantized."""
+    """Int8: how the trained graph is quantized."""
 
-    qat: bool = True
+    qat: Annotated[bool, Flag(common=True)] = True
     """Train the int8 graph of the student that --resume names (a checkpoint; or a run folder of this kind to
     continue)."""
-    placement: Literal["tensorrt", "cpu"] = "tensorrt"
-    """Where Q/DQ stands: for NVIDIA's engines, or for integer CPU kernels; export with the same."""
-    calib_size: int = 512
+    placement: Annotated[Literal["tensorrt", "cpu"], Flag(common=True)] = "tensorrt"
+    """Engine that Q/DQ nodes are placed for: NVIDIA's, or integer CPU kernels; export with the same."""
+    calib_size: Annotated[int, Flag("N", common=True)] = 512
     """Training images that the first ranges come from, as many of each class as possible."""
     calib_method: Literal["minmax", "percentile", "entropy", "mse"] = "mse"
-    """How the first ranges are chosen; training changes them."""
-    percentile: float = 99.999
+    """Choice of the first ranges, which training changes."""
+    percentile: Annotated[float, Flag("PERCENT")] = 99.999
     """Share of |activation| kept inside the first range, percent, above 50 to 100."""
-    exclude: tuple[str, ...] = ()
+    exclude: Annotated[tuple[str, ...], Flag("PATTERN")] = ()
     """Layers to leave float: glob patterns on node names, such as 'layer1.*'."""
     depthwise: Literal["auto", "int8", "float"] = "auto"
-    """Depthwise convolutions: auto is the placement's own choice."""
+    """Precision of depthwise convolutions: auto is the placement's own choice."""
     first_layer: Literal["auto", "int8", "float"] = "auto"
-    """The layer that reads the image."""
+    """Precision of the layer that reads the image: auto is the placement's own choice."""
     last_layer: Literal["auto", "int8", "float"] = "auto"
-    """The layer that makes the logits."""
+    """Precision of the layer that makes the logits (same choices as --first-layer)."""
     opset: int = 19
     """ONNX operator set of the graph; export with the same."""
-    train_size: int = 0
-    """Fine-tune on so many training images, as many of each class as possible; 0: on all."""
+    train_size: Annotated[int, Flag("N", common=True)] = 0
+    """Number of training images to fine-tune on, as many of each class as possible; 0: all."""
 
     def beside_recipe(self) -> dict[str, Any]:
         own = {field.name for field in fields(QatOptions)} - {field.name for field in fields(TrainOptions)}

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-
 from runtime import files
 from runtime.artifact import Metadata, check_file, read_map, read_sidecar
+from runtime.cli.settings import Flag
 from runtime.errors import ArtifactError, UsageError
 
 from ..options import note
@@ -31,9 +30,7 @@ SUMMARY = "put an artifact into a model repository of Triton Inference Server"
 DESCRIPTION = """The input is a preprocessed float batch; how to make it stands in the config's parameters.
 
 examples:
-
   {prog} student.plan --repository models
-
   {prog} student.onnx --repository models --name pets --device cpu --max-batch 16 --preferred 4,8"""
 
 
@@ -41,29 +38,29 @@ examples:
 class Options:
     """What to serve and how."""
 
-    artifact: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="ARTIFACT")]
-    """A .plan built by TensorRT, with its .plan.json beside it, or an .onnx file."""
-    repository: Path
-    """The repository's folder; made when it is not there."""
+    artifact: Annotated[Path, Flag("ARTIFACT", positional=True)]
+    """Artifact to serve: a .plan built by TensorRT, with its .plan.json beside it, or an .onnx file."""
+    repository: Annotated[Path, Flag("DIR")]
+    """Folder of the model repository; made when it does not exist."""
     name: str | None = None
-    """The model's name for clients; the file's name without its ending when not given."""
+    """Name of the model for clients; by default the file's name without its ending."""
     version: int = 1
-    """1 or more; Triton serves the highest one it finds."""
+    """Version to write, 1 or more; Triton serves the highest one it finds."""
     max_batch: int | None = None
-    """Most images in one call; a plan's own limit, or 8, when not given. Not for a file of fixed batch
-    size."""
-    max_delay_us: int | None = None
-    """Microseconds a request waits for others to share a call with, 0 or more; 500 when not given."""
-    preferred: str | None = None
-    """Batch sizes to wait for, with commas between; those a plan was tuned for when not given."""
+    """Largest number of images in one call; by default a plan's own limit, or 8. Not for a file of fixed
+    batch size."""
+    max_delay_us: Annotated[int | None, Flag("MICROSECONDS")] = None
+    """Time a request waits for others to share a call with, 0 or more; 500 when not given."""
+    preferred: Annotated[str | None, Flag("N,N,..")] = None
+    """Batch sizes to wait for, with commas between; by default those a plan was tuned for."""
     instances: int = 1
-    """Copies that run at once (on each GPU), 1 or more."""
+    """Copies of the model that run at once (on each GPU), 1 or more."""
     device: Literal["gpu", "cpu"] | None = None
-    """gpu for .plan and cpu for .onnx when not given."""
+    """Device that Triton runs the model on; by default gpu for .plan and cpu for .onnx."""
     overwrite: bool = False
     """Replace the model's config and this version of it; other versions stay."""
     json: bool = False
-    """Print the result as one JSON object."""
+    """Print the result as one JSON object and nothing else."""
 
 
 def run(options: Options) -> None:

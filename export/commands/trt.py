@@ -22,8 +22,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-
 from runtime import driver, env, files
 from runtime.artifact import (
     Metadata,
@@ -35,6 +33,7 @@ from runtime.artifact import (
 )
 from runtime.backends.tensorrt import plan
 from runtime.cli import flags
+from runtime.cli.settings import Flag
 from runtime.errors import ArtifactError, GateError, MissingError, UsageError
 from runtime.images import ImageSet, open_images
 
@@ -51,36 +50,33 @@ DESCRIPTION = """The ONNX file stays beside the plan.
 TensorRT builds where the NVIDIA GPU is; --flavor rtx (TensorRT for RTX) builds anywhere.
 
 examples:
-
   {prog} --int8 --fp16 best.pth
-
   {prog} --int8 best.pth --dynamic 1,8,32 --workspace 2GiB
-
   {prog} student.int8.onnx --flavor rtx
-
   {prog} --rebuild student.plan --data data/val"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """How TensorRT builds."""
+    """TensorRT: how the plan is built."""
 
     flavor: Literal["auto", "tensorrt", "rtx"] = "auto"
-    """tensorrt, or rtx: TensorRT for RTX, which builds without a GPU; auto takes the one that is installed,
-    tensorrt first."""
-    batch: Annotated[int | None, tyro.conf.arg(aliases=["-b", "--batch-size"])] = None
+    """Builder: tensorrt, or rtx, which is TensorRT for RTX and builds without a GPU; auto takes the one that
+    is installed, tensorrt first."""
+    batch: Annotated[int | None, Flag("N", aliases=("-b", "--batch-size"), common=True)] = None
     """Images per call of a plan of one size; 1 when neither this nor --dynamic is given."""
-    dynamic: tuple[str, ...] = ()
-    """Batch sizes MIN,OPT,MAX, tuned for OPT; several after the flag make so many profiles: 1,1,1 4,8,32."""
-    workspace: str | None = None
-    """Scratch memory a layer may use, such as 512MiB or 4GiB; the whole device when not given."""
+    dynamic: Annotated[tuple[str, ...], Flag("MIN,OPT,MAX", common=True)] = ()
+    """Batch sizes that one plan takes, tuned for OPT; several triples make as many profiles: 1,1,1 4,8,32."""
+    workspace: Annotated[str | None, Flag("SIZE")] = None
+    """Scratch memory that a layer may use, such as 512MiB or 4GiB; by default the whole device."""
     opt_level: int = 3
-    """0 builds fastest, 5 looks longest for fast kernels."""
-    timing_cache: Annotated[str, tyro.conf.arg(metavar="DIR|none")] = ""
+    """Effort of the builder: 0 builds fastest, 5 looks longest for fast kernels."""
+    timing_cache: Annotated[str, Flag("DIR|none")] = ""
     """Folder of kernel timings kept for the next build on this GPU, by default
     ~/.cache/large2small/timing."""
     hardware_compat: Literal["none", "ampere_plus", "same_cc"] = "none"
-    """Other GPUs the plan must run on: any from Ampere on, or any of the same compute capability. Slower."""
+    """Other GPUs the plan must run on: any from Ampere on, or any of the same compute capability. Slower than
+    a plan for this GPU alone."""
     version_compat: bool = False
     """Let later TensorRT versions run the plan."""
     strip_weights: bool = False
@@ -89,19 +85,19 @@ class EngineOptions:
     """Use 2:4 sparse kernels where the weights allow it."""
     tf32: bool = True
     """Let fp32 layers multiply in TF32."""
-    rebuild: bool = False
-    """The file is a plan: build it again for this machine, from the ONNX file beside it, with the settings it
-    was built with."""
+    rebuild: Annotated[bool, Flag(common=True)] = False
+    """Build the given plan again for this machine, from the ONNX file beside it, with the settings it was
+    built with."""
 
 
 @dataclass(frozen=True)
 class TrtOptions(Int8Options, EngineOptions, FileOptions):
-    """What to build and how; the help shows the flags of FileOptions first."""
+    """Plan. The help shows the flags of FileOptions first."""
 
-    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CKPT_OR_ONNX")]
-    """A checkpoint (with --int8, --fp16 as for export onnx), an .onnx file, or with --rebuild a plan."""
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """Plan to write; beside the source as NAME.plan, NAME.int8.plan or NAME.int8.fp16.plan when not given."""
+    checkpoint: Annotated[Path, Flag("CKPT_OR_ONNX", positional=True)]
+    """Checkpoint (with --int8, --fp16 as for export onnx), an .onnx file, or with --rebuild a plan."""
+    output: Annotated[Path | None, Flag("FILE", aliases=("-o",), common=True)] = None
+    """Plan to write; by default NAME.plan, NAME.int8.plan or NAME.int8.fp16.plan beside the source."""
 
     @property
     def from_onnx(self) -> bool:

@@ -1,23 +1,22 @@
 """From a command line to an options dataclass.
 
-In:  a frozen dataclass whose fields are the flags (default, type, docstring below each), and argv.
-Out: an instance; or exit 2 with one line that names the nearest flag.
-Elsewhere: which command it is (runtime.cli.front_door), errors as one line (runtime.cli.outcome).
+In:  a frozen dataclass whose fields are the flags (runtime.cli.settings), and argv.
+Out: an instance; or exit 2 with one line that says what was expected, or names the nearest flag.
+Elsewhere: which command it is (runtime.cli.front_door), the help (runtime.cli.help), other words for a flag
+(runtime.cli.nearest), errors as one line (runtime.cli.outcome).
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import math
-import os
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections import deque
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import UsageError
-from .nearest import nearest
+from . import help as pages
+from .nearest import nearest_flag
+from .settings import Setting, explanation, settings_of, shown
 
 T = TypeVar("T")
 
@@ -27,33 +26,26 @@ def parse(
 ) -> T:
     """An instance of the dataclass `options` from `argv`; flags override `default`.
 
-    `--help` prints and exits 0. Raises UsageError with one line for anything that cannot be parsed.
+    `--help` and `--help-all` print and exit 0. Raises UsageError with one line for what cannot be read.
     """
-    import tyro
-
+    settings = settings_of(options)
     check_flags(options, argv, prog)
-    complaint = io.StringIO()
-    wide = os.environ.get("COLUMNS")
-    asks_help = any(word in ("-h", "--help") for word in argv)
+    if any(word in pages.HELP_FLAGS for word in argv):
+        whole = pages.HELP_ALL in argv
+        print(pages.page(settings, prog, description, default, whole))
+        raise SystemExit(0)
     try:
-        if asks_help:
-            return tyro.cli(options, prog=prog, description=description, args=list(argv), default=default)
-        os.environ["COLUMNS"] = "1000"  # so that the complaint is not broken into lines
-        with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(complaint):
-            found = tyro.cli(options, prog=prog, description=description, args=list(argv), default=default)
-        refuse_impossible(found, prog)
-        return found
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        reason = _unboxed(complaint.getvalue())
-        if reason.startswith("Missing") and (greedy := _several(options) & set(argv)):
-            reason += f" ({', '.join(sorted(greedy))} takes all words behind it: give it last)"
-        raise UsageError(f"{reason}. See {prog} --help") from None
-    finally:
-        os.environ.pop("COLUMNS", None)
-        if wide is not None:
-            os.environ["COLUMNS"] = wide
+        given, loose = _sort(settings, argv)
+        given |= _place(settings, loose, given)
+        values = {
+            setting.name: _read(setting, given[setting.name]) for setting in settings if setting.name in given
+        }
+        if default is not None:
+            values = {setting.name: getattr(default, setting.name) for setting in settings} | values
+        _require(settings, values, argv)
+    except UsageError as error:
+        raise UsageError(f"{error}. See {prog} --help") from None
+    return options(**values)
 
 
 def description(command: Any, prog: str) -> str:
@@ -64,80 +56,113 @@ def description(command: Any, prog: str) -> str:
 
 def check_flags(options: type, argv: Sequence[str], prog: str) -> None:
     """Raise UsageError naming the nearest flag for the first `--word` that `options` does not have."""
-    names = [field.name.replace("_", "-") for field in fields(options)]
-    known = {f"--{name}" for name in names} | {f"--no-{name}" for name in names} | {"--help", "--"}
-    known |= {alias for field in fields(options) for alias in _aliases(options, field.name)}
+    settings = settings_of(options)
+    known = set(_by_word(settings)) | set(pages.HELP_FLAGS)
     for word in argv:
-        flag = word.split("=", 1)[0]
-        if flag.startswith("--") and flag.replace("_", "-") not in known:
-            raise UsageError(f"unknown flag {flag}{nearest(flag, known)} See {prog} --help")
+        if word == "--":
+            return
+        typed = word.split("=", 1)[0]
+        if typed.startswith("--") and _dashed(typed) not in known:
+            raise UsageError(f"unknown flag {typed}{nearest_flag(typed, settings)} See {prog} --help")
 
 
-def refuse_impossible(options: Any, prog: str) -> None:
-    """Raise UsageError for what no command can use: a NaN, with which no comparison holds, so that no check
-    of a value would find it; a seed below 0, which numpy refuses.
-    """
-    for field in fields(options):
-        value = getattr(options, field.name)
-        if isinstance(value, float) and math.isnan(value):
-            raise UsageError(f"--{field.name.replace('_', '-')} nan: expected a number. See {prog} --help")
-        if field.name == "seed" and value < 0:
-            raise UsageError(f"--seed {value}: expected 0 or more. See {prog} --help")
+def _by_word(settings: Iterable[Setting]) -> dict[str, Setting]:
+    found = {word: setting for setting in settings for word in setting.words}
+    return found | {setting.negated: setting for setting in settings if setting.negated and setting.words}
 
 
-def _several(options: type) -> set[str]:
-    """The flags that take any number of words."""
-    import typing
-
-    hints = typing.get_type_hints(options)
-    return {
-        f"--{field.name.replace('_', '-')}" for field in fields(options) if ", ...]" in str(hints[field.name])
-    }
+def _dashed(flag: str) -> str:
+    """--batch_size as --batch-size."""
+    return f"--{flag[2:].replace('_', '-')}"
 
 
-def _aliases(options: type, name: str) -> list[str]:
-    import typing
+def _sort(settings: Sequence[Setting], argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """({setting: words typed for it, or a switch's state}, words that no flag took)."""
+    known = _by_word(settings)
+    words, given, loose = deque(argv), {}, []
+    while words:
+        word = words.popleft()
+        if word == "--":
+            loose += words
+            break
+        typed, equals, value = word.partition("=")
+        typed = _dashed(typed) if typed.startswith("--") else typed
+        if typed not in known:
+            loose.append(word)
+            continue
+        setting = known[typed]
+        if setting.kind is bool:
+            if equals:
+                raise UsageError(
+                    f"{typed}: takes no value, found {value!r}. Give {typed} or {setting.negated}"
+                )
+            given[setting.name] = typed != setting.negated
+            continue
+        taken = [value] if equals else []
+        while words and len(taken) != setting.count and words[0].split("=", 1)[0] not in known:
+            if words[0].startswith("--") and words[0] != "--":  # --batch_size is a flag, too
+                break
+            if words[0] == "--":
+                break
+            taken.append(words.popleft())
+        if setting.count is not None and len(taken) < setting.count:
+            raise UsageError(_missing_value(typed, setting, taken))
+        given[setting.name] = taken
+    return given, loose
 
-    hint = typing.get_type_hints(options, include_extras=True)[name]
-    found = []
-    for extra in getattr(hint, "__metadata__", ()):
-        found += [alias for alias in getattr(extra, "aliases", None) or () if alias.startswith("--")]
+
+def _missing_value(typed: str, setting: Setting, taken: list[str]) -> str:
+    if setting.count == 1:
+        return f"{typed}: its value is missing. Expected {setting.metavar}"
+    return f"{typed} {' '.join(taken)}: expected {setting.count} values, {setting.metavar}"
+
+
+def _place(settings: Sequence[Setting], loose: list[str], given: dict[str, Any]) -> dict[str, list[str]]:
+    """The words without a flag, handed to the positional settings in turn."""
+    placed, rest = {}, loose
+    for setting in settings:
+        if setting.flag.positional and (rest or setting.count is None):
+            count = len(rest) if setting.count is None else setting.count
+            placed[setting.name], rest = rest[:count], rest[count:]
+    if rest:
+        missing = next((s for s in settings if s.required and s.words and s.name not in given), None)
+        instead = f"; did you mean {missing.words[0]} {rest[0]}?" if missing else ""
+        raise UsageError(f"{rest[0]}: no flag takes this word{instead}".rstrip("?"))
+    return placed
+
+
+def _read(setting: Setting, typed: Any) -> Any:
+    if setting.kind is bool:
+        return typed
+    if setting.optional and typed == ["None"]:  # takes back what a recipe says
+        return None
+    values = tuple(_value(setting, word) for word in typed)
+    found = values[0] if setting.count == 1 else values
+    if expected := setting.problem(found):
+        raise UsageError(f"{setting.label} {shown(found)}: expected {expected}")
     return found
 
 
-def _unboxed(text: str) -> str:
-    """The first block of sentences in tyro's complaint, on one line; its title and its help text are left
-    out.
-    """
-    lines = [
-        line.strip(" │|") for line in text.splitlines() if line.strip() and not line.startswith(("╭", "╰"))
-    ]
-    blocks: list[list[str]] = [[]]
-    for line in lines:
-        if re.fullmatch(r"[─-]+", line):
-            blocks.append([])
-        else:
-            blocks[-1].append(line)
-    if "╭" not in text and len(blocks) > 1:  # without box characters the title is a block of its own
-        blocks.pop(0)
-    said = re.sub(r"\s+", " ", " ".join(blocks[0])).strip().rstrip(".") or "the command line cannot be read"
-    for pattern, rewrite in _PLAINER.items():
-        said = re.sub(pattern, rewrite, said, flags=re.IGNORECASE)
-    return said
+def _value(setting: Setting, word: str) -> Any:
+    if setting.choices and word not in setting.choices:
+        *first, last = sorted(setting.choices)
+        raise UsageError(
+            f"{setting.label} {word}: expected {', '.join(first)}{' or ' if first else ''}{last}"
+        )
+    if setting.kind in (int, float):
+        try:
+            return setting.kind(word)
+        except ValueError:
+            expected = "a whole number" if setting.kind is int else "a number"
+            raise UsageError(f"{setting.label} {word}: expected {expected}") from None
+    return Path(word) if setting.kind is Path else word
 
 
-def _choices(found: re.Match[str]) -> str:
-    """None, by which tyro means the flag left out, is nothing to type; its order changes from run to run."""
-    known = sorted({*re.findall("'([^']*)'", found[3])} - {"None"})
-    return f"{found[2]} {found[1]}: expected {' or '.join(filter(None, (', '.join(known[:-1]), known[-1])))}"
-
-
-_PLAINER: dict[str, str | Callable[[re.Match[str]], str]] = {
-    r"invalid choice '(.*)' for argument '(-[^']*)'\. Expected one of \((.*?)\)": _choices,
-    r"Error parsing (-\S+): invalid literal for int\(\) with base 10: '(.*)'": (
-        r"\1 \2: expected a whole number"
-    ),
-    r"Error parsing (-\S+): could not convert string to float: '(.*)'": r"\1 \2: expected a number",
-    r"Missing value for argument '(-[^']*)'\. Expected 1 values": r"\1: its value is missing",
-}
-"""Tyro's sentences (1.0) in ours; another version's, if not found here, are shown as they are."""
+def _require(settings: Sequence[Setting], values: dict[str, Any], argv: Sequence[str]) -> None:
+    for setting in settings:
+        if setting.required and setting.name not in values:
+            greedy = sorted({w for s in settings if s.count is None for w in s.words} & set(argv))
+            swallowed = f" ({', '.join(greedy)} takes all words behind it: give it last)" if greedy else ""
+            about = explanation(setting).split(". ")[0].rstrip(".")
+            label = setting.label if setting.flag.positional else f"{setting.label} {setting.metavar}"
+            raise UsageError(f"Missing {label}: {about}{swallowed}")

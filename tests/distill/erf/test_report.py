@@ -304,7 +304,7 @@ def test_an_unreadable_image_can_be_left_out(save, broken, out, capsys):
     ("argv", "words"),
     [
         ([], "no checkpoint given"),
-        (["x.pth", "--num-images", "0"], "expected images and batch 1 or more"),
+        (["x.pth", "--num-images", "0"], "--num-images 0: expected 1 or more"),
         (["x.pth", "--labels", "a", "b"], "--labels has 2 words for 1 checkpoints"),
         (["none.pth"], "none.pth: no such checkpoint"),
         (["x.pth", "--image-size", "3"], "did you mean --img-size?"),

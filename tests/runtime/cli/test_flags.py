@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-import tyro
 
 from runtime import UsageError
 from runtime.cli import flags
+from runtime.cli.settings import Flag
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Options:
 
     engine: Path
     """A file."""
-    batch: Annotated[int, tyro.conf.arg(aliases=["-b", "--batch-size"])] = 1
+    batch: Annotated[int, Flag(aliases=("-b", "--batch-size"))] = 1
     """Images."""
     share: float = 0.5
     """Of them."""
@@ -49,7 +49,7 @@ def test_a_word_that_a_flag_before_it_swallowed_is_explained():
     class Several:
         """Settings of the test."""
 
-        engine: tyro.conf.Positional[Path]
+        engine: Annotated[Path, Flag(positional=True)]
         """A file."""
         sizes: tuple[str, ...] = ()
         """Numbers."""

@@ -19,7 +19,7 @@ ALL = {need for needs in CAPABILITIES.values() for each in needs for need in eac
 
 BARE = """
 import importlib.metadata, importlib.util, sys
-known = ("numpy", "PIL", "rich", "tyro", "large2small")
+known = ("numpy", "PIL", "rich", "large2small")
 find, version = importlib.util.find_spec, importlib.metadata.version
 def absent(name):
     raise importlib.metadata.PackageNotFoundError(name)
@@ -55,7 +55,7 @@ def test_an_unknown_flag_suggests_the_nearest(capsys):
 
 
 def test_it_runs_where_nothing_is_installed():
-    """As on a board with only numpy, pillow, rich and tyro."""
+    """As on a board with only numpy, pillow and rich."""
     done = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     values = json.loads(done.stdout)

@@ -48,7 +48,7 @@ def test_help_of_train_explains_every_setting(capsys):
 
     from distill.training.options import TrainOptions
 
-    assert cli.main(["train", "--help"]) == 0
+    assert cli.main(["train", "--help-all"]) == 0
     out = capsys.readouterr().out
     assert [
         f.name

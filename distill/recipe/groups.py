@@ -1,0 +1,300 @@
+"""Every training setting once, with default, unit and range; in groups, as the help shows them.
+
+In:  nothing.
+Out: one dataclass per group; a field is a flag (`kd_loss` is --kd-loss) and a YAML key.
+Elsewhere: all groups together (distill.recipe.whole), YAML (distill.recipe.reader), ranges and metavars
+(runtime.cli.settings), what the settings do (distill.data, distill.training).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Annotated, Literal
+
+from runtime.cli import settings
+from runtime.cli.settings import Flag
+from runtime.errors import UsageError
+
+
+class Group:
+    """What all groups do when they are made: lists of YAML become tuples, and each value is checked."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # type: ignore[arg-type]
+            if isinstance(getattr(self, field.name), list):
+                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
+        settings.check(self)
+        for part in reversed(type(self).__mro__):
+            if "check" in vars(part):
+                vars(part)["check"](self)
+
+    def need(self, condition: bool, name: str, expected: str) -> None:
+        """Raise UsageError naming the setting, its value and what was expected, unless `condition` holds."""
+        if not condition:
+            raise UsageError(f"{name.replace('_', '-')} {getattr(self, name)!r}: expected {expected}")
+
+
+@dataclass(frozen=True)
+class Data(Group):
+    """Data: the labelled images"""
+
+    data: Annotated[str, Flag("DATA", aliases=("--data-dir",), common=True)] = ""
+    """Training images: a folder (with train/ and val/, one sub-folder per class), a .tar, npz:FILE, digits,
+    or a name timm reads with its folder after a colon (torch/cifar10:DIR, hfds/NAME, wds/NAME:DIR,
+    tfds/NAME:DIR)."""
+    val_data: Annotated[str, Flag("DATA", common=True)] = ""
+    """Validation images when --data does not hold them, in the forms that --data takes."""
+    img_size: Annotated[int, Flag("PIXELS", aliases=("--imgsz",), common=True, least=0)] = 0
+    """Side of the student's input; 0 takes what the student's architecture declares."""
+    crop_pct: Annotated[float, Flag("SHARE", least=0, most=1)] = 0.0
+    """Share of the resized side that validation crops, 0 to 1; 0 takes what the architecture declares (1
+    with --crop-padding)."""
+    num_classes: Annotated[int, Flag("N", least=0)] = 0
+    """Number of classes; only needed for streamed data (wds, hfids, tfds), whose classes have no names."""
+    skip_bad_images: bool = False
+    """Leave unreadable images out (training takes the next one instead) and count them; otherwise the first
+    one stops the run."""
+    workers: Annotated[int, Flag("N", aliases=("-j",), least=-1)] = -1
+    """Processes that read and augment images; -1: up to 8 with a GPU, none on a CPU."""
+
+
+@dataclass(frozen=True)
+class Networks(Group):
+    """Networks: the student and its teacher"""
+
+    student: Annotated[str, Flag("NAME", common=True)] = "resnet18"
+    """Architecture to train: any timm model, or one of this project's own (resnet20, ...)."""
+    student_args: Annotated[tuple[str, ...], Flag("KEY=VALUE")] = ()
+    """Arguments of the student's architecture, for example width=0.5 or dims=[16,32]."""
+    student_ckpt: Annotated[str, Flag("CKPT", common=True)] = ""
+    """Weights to start from instead of fresh ones."""
+    teacher: Annotated[str, Flag("NAME", common=True)] = "auto"
+    """Teacher's architecture; auto: what --teacher-ckpt says, and without one no teacher; none: labels
+    alone."""
+    teacher_ckpt: Annotated[str, Flag("CKPT", common=True)] = ""
+    """Teacher's weights: a best.pth of this project, or a file of timm, torchvision or the authors."""
+    teacher_args: Annotated[tuple[str, ...], Flag("KEY=VALUE")] = ()
+    """Arguments of the teacher's architecture."""
+    teacher_dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    """Precision the teacher computes in; auto: the student's --amp-dtype with --amp, else fp32."""
+
+    def check(self) -> None:
+        """Refuse a teacher's file beside `teacher none`."""
+        self.need(
+            self.teacher != "none" or not self.teacher_ckpt,
+            "teacher",
+            "a name or auto, because --teacher-ckpt is given",
+        )
+
+
+@dataclass(frozen=True)
+class Distillation(Group):
+    """Distillation: what the student learns from its teacher and from the labels"""
+
+    kd_loss: Annotated[
+        Literal[
+            "kl",
+            "nkd",
+            "dkd",
+            "dist",
+            "lskd",
+            "lskd_dkd",
+            "mlkd",
+            "ofa",
+            "binary_kl",
+            "deit_soft",
+            "deit_hard",
+            "none",
+        ],
+        Flag(common=True),
+    ] = "kl"
+    """Distillation loss on the logits (kl is Hinton's); none: only --feature-loss."""
+    kd_temperature: Annotated[float | None, Flag("T", common=True, above=0)] = None
+    """Temperature that softens both networks' classes, above 0; by default the loss's own (kl 4, nkd 1).
+    Losses without one ignore it."""
+    kd_gamma: Annotated[float | None, Flag("WEIGHT", least=0)] = None
+    """Weight of NKD's other classes, DIST's columns or MLKD's classes, 0 or more; by default the loss's own.
+    Other losses ignore it."""
+    kd_args: Annotated[tuple[str, ...], Flag("KEY=VALUE")] = ()
+    """Any other setting of --kd-loss, for example alpha=1 beta=8 (dkd) or mixed_labels=both (nkd, dkd,
+    ofa)."""
+    distill_loss_weight: Annotated[float, Flag("WEIGHT", common=True, least=0)] = 1.0
+    """Weight of --kd-loss, 0 or more."""
+    feature_loss: Annotated[
+        Literal["none", "fitnets", "at", "rkd", "reviewkd", "fd", "mgd", "srrl", "ofa_stages"],
+        Flag(common=True),
+    ] = "none"
+    """Distillation loss on feature maps, beside --kd-loss."""
+    feature_weight: Annotated[float, Flag("WEIGHT", least=0)] = 1.0
+    """Weight of --feature-loss, 0 or more. Scales differ much between losses: see `distill.losses` for what
+    their papers used."""
+    feature_stages: Annotated[str, Flag("STAGES")] = ""
+    """Stages that --feature-loss compares: last, all, or pairs STUDENT:TEACHER as in 2:3,4:4; by default what
+    the loss's paper does."""
+    feature_args: Annotated[tuple[str, ...], Flag("KEY=VALUE")] = ()
+    """Settings of --feature-loss, for example target_norm=map (fd)."""
+    losses: Annotated[tuple[str, ...], Flag("NAME:KEY=VALUE,..")] = ()
+    """Several losses at once, in place of the flags above, with weight (1) and stages among the keys, for
+    example nkd:temperature=1 fd:weight=0.5,stages=last. In YAML a list of mappings with name, weight and
+    settings will do."""
+    task_loss_weight: Annotated[float, Flag("WEIGHT", common=True, least=0)] = 1.0
+    """Weight of the cross-entropy with the labels beside a teacher, 0 or more; without a teacher it is 1."""
+    smoothing: Annotated[float, Flag("SHARE", least=0, below=1)] = 0.0
+    """Label smoothing, 0 to below 1."""
+
+    def check(self) -> None:
+        """Refuse losses that contradict each other."""
+        self.need(
+            not self.losses or self.feature_loss == "none",
+            "feature_loss",
+            "none beside --losses: name it there",
+        )
+        self.need(
+            self.kd_loss != "none" or self.feature_loss != "none" or bool(self.losses),
+            "kd_loss",
+            "a loss, because there is no --feature-loss",
+        )
+
+
+@dataclass(frozen=True)
+class Length(Group):
+    """Length and batch: how many images, and how many at once"""
+
+    epochs: Annotated[int, Flag("N", common=True, least=1)] = 100
+    """Passes over the training images."""
+    batch: Annotated[int, Flag("N", aliases=("-b", "--batch-size"), common=True, least=1)] = 128
+    """Images per forward pass."""
+    grad_accum: Annotated[int, Flag("N", aliases=("--grad-accum-steps",), least=1)] = 1
+    """Forward passes per optimizer step."""
+    eval_batch: Annotated[int, Flag("N", least=1)] = 256
+    """Images per forward pass in validation."""
+
+
+@dataclass(frozen=True)
+class Optimizer(Group):
+    """Optimizer and schedule"""
+
+    opt: Annotated[str, Flag("NAME", common=True)] = "adamw"
+    """Optimizer, by timm's name: adamw, sgd (with Nesterov momentum), lamb, ..."""
+    lr: Annotated[float | None, Flag("RATE", common=True, above=0)] = None
+    """Peak learning rate; by default --lr-base scaled to the batch."""
+    lr_base: Annotated[float, Flag("RATE", above=0)] = 1e-3
+    """Learning rate at --lr-base-size images per step, scaled linearly."""
+    lr_base_size: Annotated[int, Flag("N", least=1)] = 256
+    """Images per step that --lr-base is meant for."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: Annotated[float, Flag("X", common=True, least=0)] = 0.05
+    """Weight decay, which biases and norms are spared."""
+    layer_decay: Annotated[float | None, Flag("SHARE", above=0, most=1)] = None
+    """Learning rate of each layer group relative to the next, above 0, at most 1; by default all equal."""
+    clip_grad: Annotated[float | None, Flag("NORM", above=0)] = None
+    """Largest norm of all gradients together; by default no clipping."""
+    sched: Annotated[str, Flag("NAME")] = "cosine"
+    """Schedule, by timm's name: cosine, poly, tanh; step (every third of the run) or multistep (at half and
+    three quarters)."""
+    warmup_epochs: Annotated[float, Flag("X", least=0)] = 5.0
+    """Epochs of linear warm-up."""
+    warmup_lr: Annotated[float, Flag("RATE", least=0)] = 1e-6
+    """Learning rate the warm-up starts from."""
+    min_lr: Annotated[float, Flag("RATE", least=0)] = 1e-6
+    """Learning rate the schedule ends at."""
+
+
+@dataclass(frozen=True)
+class Augmentation(Group):
+    """Augmentation"""
+
+    scale: Annotated[tuple[float, float], Flag("SHARE")] = (0.08, 1.0)
+    """Smallest and largest share of the image area that a random crop keeps."""
+    ratio: Annotated[tuple[float, float], Flag("RATIO")] = (0.75, 1.3333333333333333)
+    """Smallest and largest aspect ratio of a random crop."""
+    crop_padding: Annotated[int, Flag("PIXELS", least=0)] = 0
+    """Pixels to pad by before cropping at random, the usual for small images; 0: crop by --scale and
+    --ratio instead."""
+    hflip: Annotated[float, Flag("PROBABILITY", least=0, most=1)] = 0.5
+    """Probability of a horizontal flip."""
+    color_jitter: Annotated[float, Flag("STRENGTH", least=0)] = 0.0
+    """Strength of brightness, contrast and saturation changes; unused with --aa."""
+    aa: Annotated[str, Flag("POLICY")] = ""
+    """Auto-augment policy in timm's words, for example rand-m9-mstd0.5-inc1."""
+    train_interpolation: Literal["random", "bilinear", "bicubic"] = "bicubic"
+    """Filter of the random resize."""
+    reprob: Annotated[float, Flag("PROBABILITY", least=0, most=1)] = 0.0
+    """Probability of random erasing."""
+    remode: Literal["const", "rand", "pixel"] = "pixel"
+    """Filling of an erased area: one constant, one random color, or random pixels."""
+    mixup: Annotated[float, Flag("ALPHA", least=0)] = 0.0
+    """Alpha of Mixup; 0 is off."""
+    cutmix: Annotated[float, Flag("ALPHA", least=0)] = 0.0
+    """Alpha of CutMix; 0 is off."""
+    mixup_prob: Annotated[float, Flag("SHARE", least=0, most=1)] = 1.0
+    """Share of batches that are mixed."""
+    mixup_switch_prob: Annotated[float, Flag("SHARE", least=0, most=1)] = 0.5
+    """Share of the mixed batches that CutMix takes when both are on."""
+
+    def check(self) -> None:
+        """Refuse intervals that are upside down or outside of their range."""
+        self.need(
+            0 < self.scale[0] <= self.scale[1] <= 1,
+            "scale",
+            "two shares above 0, at most 1, the smaller first",
+        )
+        self.need(0 < self.ratio[0] <= self.ratio[1], "ratio", "two ratios above 0, the smaller first")
+
+
+@dataclass(frozen=True)
+class Regularization(Group):
+    """Regularization"""
+
+    drop: Annotated[float, Flag("PROBABILITY", least=0, most=1)] = 0.0
+    """Dropout before the classifier."""
+    drop_path: Annotated[float, Flag("PROBABILITY", least=0, most=1)] = 0.0
+    """Stochastic depth of the last block."""
+    model_ema: bool = False
+    """Keep an exponential moving average of the weights; it is validated and saved as best.pth."""
+    model_ema_decay: Annotated[float, Flag("SHARE", least=0, most=1)] = 0.9998
+    """Decay of the moving average per step."""
+    model_ema_warmup: bool = True
+    """Let the decay of the moving average grow from 0 in early steps."""
+
+
+@dataclass(frozen=True)
+class Sparsity(Group):
+    """Dynamic sparsity, as SLaK's teachers are trained"""
+
+    sparsity: Annotated[float, Flag("SHARE", least=0, below=1)] = 0.0
+    """Share of the weights that stays 0 while training, 0 (off) to below 1; which ones changes now and then.
+    SLaK takes 0.4."""
+    sparse_update_every: Annotated[int, Flag("STEPS", least=1)] = 2000
+    """Optimizer steps between changes (SLaK-T 2000; S and B 100)."""
+    sparse_prune_rate: Annotated[float, Flag("SHARE", least=0, most=1)] = 0.5
+    """Share of a layer's weights exchanged at the first change, 0 to 1; falls along a cosine to 0.005 (S and
+    B begin at 0.3)."""
+    sparse_growth: Literal["random", "gradient"] = "random"
+    """Choice of new weights: by chance, or where the gradient is largest (RigL)."""
+    sparse_only_large: bool = False
+    """Mask large depthwise kernels alone."""
+
+
+@dataclass(frozen=True)
+class Machine(Group):
+    """Machine: where and in which precision it computes"""
+
+    device: Annotated[str, Flag("DEVICE", common=True)] = "auto"
+    """Device: cpu, cuda, cuda:INDEX; auto: cuda where there is one."""
+    amp: Annotated[bool, Flag(common=True)] = False
+    """Train the student in mixed precision."""
+    amp_dtype: Literal["bf16", "fp16"] = "bf16"
+    """Type of mixed precision; fp16 scales the loss."""
+    channels_last: bool = True
+    """Keep images and weights in the memory format NHWC."""
+    compile: bool = False
+    """Compile student and teacher with torch.compile."""
+    seed: Annotated[int, Flag("N", common=True, least=0)] = 0
+    """Seed for initial weights, data order and augmentation. A run repeats itself on the same machine and
+    versions."""
+    checkpoint_minutes: Annotated[float, Flag("MINUTES", least=0)] = 5.0
+    """Longest time between two writes of last.pth, which is also written after every epoch."""
+    tensorboard: bool = False
+    """Write TensorBoard events to the run folder, too."""

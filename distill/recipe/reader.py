@@ -1,0 +1,174 @@
+"""Recipes from YAML and to YAML.
+
+In:  the name of a shipped recipe (the .yaml files beside this one), a YAML file, or a dict.
+Out: a `Recipe`, every value of the declared type; text.
+Elsewhere: the settings and their ranges (distill.recipe.groups), the flags (runtime.cli.flags).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import typing
+from dataclasses import asdict, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from runtime.cli.nearest import nearest
+from runtime.errors import UsageError
+
+from .whole import Recipe
+
+EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+
+
+def named() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    return sorted(
+        file.name.removesuffix(".yaml")
+        for file in resources.files("distill.recipe").iterdir()
+        if file.name.endswith(".yaml")
+    )
+
+
+def load(name_or_file: str, base: Recipe | None = None) -> Recipe:
+    """A shipped recipe by name, or a YAML file; keys it leaves out keep the value of `base`.
+
+    Raises UsageError for an unknown name, an unknown key (nearest suggested) or a value of the wrong type.
+    """
+    return from_dict(read(name_or_file), name_or_file, base or Recipe())
+
+
+def read(name_or_file: str) -> dict[str, Any]:
+    """The keys and values of a shipped recipe or a YAML file, unchecked. Raises UsageError when there are
+    none to read.
+    """
+    import yaml
+
+    try:
+        if name_or_file in named():
+            text = (
+                resources.files("distill.recipe").joinpath(f"{name_or_file}.yaml").read_text(encoding="utf-8")
+            )
+        elif Path(name_or_file).is_file():
+            text = Path(name_or_file).read_text(encoding="utf-8")
+        else:
+            raise UsageError(
+                f"no recipe {name_or_file!r}{nearest(name_or_file, set(named()))} "
+                f"Shipped: {', '.join(named())}; or give a YAML file"
+            )
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{name_or_file}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{name_or_file}: expected lines of `key: value`")
+    return values
+
+
+def from_dict(values: dict[str, Any], name: str, base: Recipe) -> Recipe:
+    """`base` with `values` put in; types are checked, 1 is taken for 1.0 and 1e-3 (YAML: text) for
+    a number.
+    """
+    return replace(base, **typed(values, Recipe, name))
+
+
+def typed(values: dict[str, Any], kind: type, name: str) -> dict[str, Any]:
+    """`values` as the fields of the dataclass `kind` declare them. Raises UsageError naming the key."""
+    hints = typing.get_type_hints(kind)
+    checked = {}
+    for key, value in values.items():
+        plain = str(key).replace("-", "_")
+        if plain not in hints:
+            raise UsageError(f"{name}: unknown key {key!r}{nearest(plain, set(hints))}")
+        if plain == "losses" and isinstance(value, list):
+            value = [_loss_as_text(entry, f"{name}: {key}") for entry in value]
+        checked[plain] = _typed(value, hints[plain], f"{name}: {key}")
+    return checked
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """All settings as YAML, in the order of the dataclass."""
+    return yaml_lines({f.name: getattr(recipe, f.name) for f in fields(Recipe)})
+
+
+def yaml_lines(values: dict[str, Any]) -> str:
+    """`key: value` lines; tuples as lists."""
+    import yaml
+
+    return yaml.safe_dump(
+        {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}, sort_keys=False
+    )
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Plain values, tuples as lists."""
+    names = {f.name for f in fields(Recipe)}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(recipe).items() if k in names}
+
+
+def key_values(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """KEY=VALUE pairs as a dict; values are read as YAML (numbers, lists, true), and 1e-3 as the number it
+    is.
+
+    Raises UsageError without `=`.
+    """
+    import yaml
+
+    result = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"{pair!r}: expected KEY=VALUE, for example width=0.5")
+        try:
+            result[key] = _with_exponents(yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise UsageError(
+                f"{pair!r}: the value cannot be read ({' '.join(str(error).split())})"
+            ) from error
+    return result
+
+
+def _with_exponents(value: Any) -> Any:
+    """Numbers as 1e-3, which YAML 1.1 takes for words because they have no point, or no sign behind the e."""
+    if isinstance(value, list):
+        return [_with_exponents(item) for item in value]
+    return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
+
+
+def _loss_as_text(entry: Any, where: str) -> Any:
+    """{name: fd, weight: 0.5} -> fd:weight=0.5, the form that the flag has; text stays as it is."""
+    if not isinstance(entry, dict):
+        return entry
+    if not isinstance(entry.get("name"), str):
+        raise UsageError(
+            f"{where} has an entry {entry!r}; expected a name in it, as in {{name: fd, weight: 0.5}}"
+        )
+    settings = ",".join(f"{key}={json.dumps(value)}" for key, value in entry.items() if key != "name")
+    return entry["name"] + (f":{settings}" if settings else "")
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    options = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        if value in options:
+            return value
+        raise UsageError(f"{where} is {value!r}; expected one of {', '.join(map(str, options))}")
+    if type(None) in options:
+        return None if value is None else _typed(value, options[0], where)
+    if typing.get_origin(hint) is tuple:
+        if isinstance(value, (list, tuple)) and (options[-1] is Ellipsis or len(value) == len(options)):
+            return tuple(_typed(v, options[0], where) for v in value)
+        raise UsageError(f"{where} is {value!r}; expected a list")
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            raise UsageError(f"{where} is {value!r}; expected a number") from None
+    if hint is str and value is None:
+        return ""
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise UsageError(
+            f"{where} is {value!r}; expected {'true or false' if hint is bool else hint.__name__}"
+        )
+    return value

@@ -1,1 +1,0 @@
-"""Named recipes, one YAML file each; read by distill.recipe."""

@@ -1,0 +1,208 @@
+"""The fields of an options dataclass as settings: type, default, unit, range and explanation of each.
+
+In:  a frozen dataclass; beside a field's type there may be a `Flag`, below it stands its docstring.
+Out: a list of `Setting`; `check` refuses values out of range, whoever made the instance.
+Elsewhere: argv to an instance (runtime.cli.flags), the help that shows them (runtime.cli.help).
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import itertools
+import math
+import textwrap
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Union
+
+from ..errors import UsageError
+
+LARGEST = 2**63 - 1
+"""Whole numbers beyond it do not fit the 64 bits that every library here counts in."""
+METAVARS = {int: "N", float: "X", Path: "FILE", str: "NAME", bool: ""}
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How a field is typed and which values it takes: `epochs: Annotated[int, Flag("N", least=1)] = 100`."""
+
+    metavar: str = ""
+    """Word for its value in the help; by default after the type."""
+    aliases: tuple[str, ...] = ()
+    """Other flags that set it, with their dashes."""
+    common: bool = False
+    """Shown by --help of a command with many flags; --help-all shows all."""
+    positional: bool = False
+    """Typed without a flag."""
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def allows(self, value: float) -> bool:
+        """Is the number finite, and in the range? NaN is in none."""
+        return (
+            math.isfinite(value)
+            and abs(value) <= (LARGEST if isinstance(value, int) else math.inf)
+            and (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    @property
+    def range(self) -> str:
+        """The range in words, empty where every finite number will do."""
+        low = "" if self.least is None else f"{self.least:g}"
+        if low and self.most is not None:
+            return f"{low} to {self.most:g}"
+        if low and self.below is not None:
+            return f"{low} to below {self.below:g}"
+        if low:
+            return f"{low} or more"
+        words = [
+            f"{word} {bound:g}"
+            for word, bound in (("above", self.above), ("at most", self.most), ("below", self.below))
+            if bound is not None
+        ]
+        return ", ".join(words)
+
+
+EVERYWHERE = {"seed": Flag("N", least=0)}
+"""Fields that mean the same in every command; numpy takes no seed below 0."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field of an options dataclass."""
+
+    name: str
+    kind: type
+    """Type of one value: str, int, float, bool or Path."""
+    choices: tuple[str, ...]
+    """The only words it takes; empty: any."""
+    optional: bool
+    """May be None, which is what it is when not given."""
+    count: int | None
+    """Values it takes: 1, a fixed number above it, or None for any number."""
+    default: Any
+    """dataclasses.MISSING where it has to be given."""
+    flag: Flag
+    owner: type
+    """The class that declares it."""
+
+    @property
+    def words(self) -> list[str]:
+        """What may be typed for it, the usual form first; empty for a positional."""
+        if self.flag.positional:
+            return []
+        return [f"--{self.name.replace('_', '-')}", *self.flag.aliases]
+
+    @property
+    def negated(self) -> str | None:
+        """The flag that turns it off, where it is a switch."""
+        return f"--no-{self.name.replace('_', '-')}" if self.kind is bool else None
+
+    @property
+    def metavar(self) -> str:
+        """The word for its value: {a,b}, N, DIR ..."""
+        if self.choices:
+            return f"{{{','.join(self.choices)}}}"
+        named = self.flag.metavar or (self.name.upper() if self.flag.positional else METAVARS[self.kind])
+        if self.count is None:
+            return f"{named} ..."
+        return named if " " in named else " ".join([named] * self.count)
+
+    @property
+    def label(self) -> str:
+        """How a sentence names it: --epochs, or CKPT."""
+        return self.metavar.removesuffix(" ...") if self.flag.positional else self.words[0]
+
+    @property
+    def required(self) -> bool:
+        """Has it no default?"""
+        return self.default is MISSING
+
+    def problem(self, value: Any) -> str:
+        """What was expected instead of a number out of range; empty when the value will do."""
+        for number in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                continue
+            if not self.flag.allows(number):
+                if isinstance(number, int) and abs(number) > LARGEST and not self.flag.most:
+                    return f"a whole number of at most {LARGEST}"
+                return self.flag.range or ("a number" if math.isnan(number) else "a finite number")
+        return ""
+
+
+@functools.cache
+def settings_of(options: type) -> tuple[Setting, ...]:
+    """The settings of a dataclass, in the order of its fields."""
+    hints = typing.get_type_hints(options, include_extras=True)
+    return tuple(_setting(field.name, hints[field.name], field.default, options) for field in fields(options))
+
+
+def check(options: Any) -> None:
+    """Raise UsageError naming the first setting that is out of its range, or not finite."""
+    for setting in settings_of(type(options)):
+        value = getattr(options, setting.name)
+        if expected := setting.problem(value):
+            raise UsageError(f"{setting.name.replace('_', '-')} {shown(value)}: expected {expected}")
+
+
+def shown(value: Any) -> str:
+    """A value as it is typed: words with spaces between for a tuple."""
+    if isinstance(value, (tuple, list)):
+        return " ".join(map(str, value))
+    return str(value)
+
+
+def explanation(setting: Setting) -> str:
+    """The docstring below the field, on one line."""
+    return _explanations(setting.owner).get(setting.name, "")
+
+
+def _setting(name: str, hint: Any, default: Any, options: type) -> Setting:
+    flag = EVERYWHERE.get(name, Flag())
+    if hasattr(hint, "__metadata__"):
+        flag = next((extra for extra in hint.__metadata__ if isinstance(extra, Flag)), flag)
+        hint = hint.__origin__
+    parts, optional, count = typing.get_args(hint), False, 1
+    if typing.get_origin(hint) in (Union, types.UnionType) and type(None) in parts:
+        optional = True
+        hint = next(part for part in parts if part is not type(None))
+        parts = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        hint = parts[0]
+        count = None if parts[-1] is Ellipsis else len(parts)
+    choices: tuple[str, ...] = ()
+    if typing.get_origin(hint) is Literal:
+        choices, hint = typing.get_args(hint), str
+    if hint not in METAVARS:
+        raise TypeError(f"{options.__name__}.{name}: no flag can be made of a field of type {hint}")
+    owner = next(c for c in options.__mro__ if name in vars(c).get("__annotations__", {}))
+    return Setting(name, hint, choices, optional, count, default, flag, owner)
+
+
+@functools.cache
+def _explanations(owner: type) -> dict[str, str]:
+    body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body  # type: ignore[attr-defined]
+    return dict(_documented(body))
+
+
+def _documented(body: list[ast.stmt]) -> Iterator[tuple[str, str]]:
+    """(field, docstring below it) for every field that has one."""
+    for statement, below in itertools.pairwise(body):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and isinstance(below, ast.Expr)
+            and isinstance(below.value, ast.Constant)
+            and isinstance(below.value.value, str)
+        ):
+            yield statement.target.id, " ".join(below.value.value.split())
