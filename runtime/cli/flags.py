@@ -28,8 +28,9 @@ def parse(
 
     `--help` and `--help-all` print and exit 0. Raises UsageError with one line for what cannot be read.
     """
-    settings = settings_of(options)
-    check_flags(options, argv, prog)
+    kind: type = options
+    settings = settings_of(kind)
+    check_flags(kind, argv, prog)
     if any(word in pages.HELP_FLAGS for word in argv):
         whole = pages.HELP_ALL in argv
         print(pages.page(settings, prog, description, default, whole))
@@ -79,7 +80,8 @@ def _dashed(flag: str) -> str:
 def _sort(settings: Sequence[Setting], argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """({setting: words typed for it, or a switch's state}, words that no flag took)."""
     known = _by_word(settings)
-    words, given, loose = deque(argv), {}, []
+    words, loose = deque(argv), list[str]()
+    given: dict[str, Any] = {}
     while words:
         word = words.popleft()
         if word == "--":

@@ -152,10 +152,13 @@ def _run(name: str, words: list[str]) -> int | None:
         name, command = other, importlib.import_module(COMMANDS[other])
     prog = _typed(name)
     if hasattr(command, "parse"):
-        return command.run(command.parse(words, prog))
-    from . import flags
+        options = command.parse(words, prog)
+    else:
+        from . import flags
 
-    return command.run(flags.parse(command.Options, words, prog, flags.description(command, prog)))
+        options = flags.parse(command.Options, words, prog, flags.description(command, prog))
+    code: int | None = command.run(options)
+    return code
 
 
 def overview(group: str = "") -> str:
@@ -176,7 +179,7 @@ def summary(module: str) -> str:
     for node in ast.parse(source).body:
         names = [getattr(target, "id", None) for target in getattr(node, "targets", ())]
         if names == ["SUMMARY"]:
-            return str(ast.literal_eval(node.value))  # type: ignore[attr-defined]
+            return str(ast.literal_eval(node.value))
     raise AttributeError(f"{module} has no SUMMARY")
 
 

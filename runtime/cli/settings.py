@@ -147,9 +147,10 @@ def settings_of(options: type) -> tuple[Setting, ...]:
     return tuple(_setting(field.name, hints[field.name], field.default, options) for field in fields(options))
 
 
-def check(options: Any) -> None:
+def check(options: object) -> None:
     """Raise UsageError naming the first setting that is out of its range, or not finite."""
-    for setting in settings_of(type(options)):
+    kind: type = type(options)
+    for setting in settings_of(kind):
         value = getattr(options, setting.name)
         if expected := setting.problem(value):
             raise UsageError(f"{setting.name.replace('_', '-')} {shown(value)}: expected {expected}")
@@ -172,7 +173,8 @@ def _setting(name: str, hint: Any, default: Any, options: type) -> Setting:
     if hasattr(hint, "__metadata__"):
         flag = next((extra for extra in hint.__metadata__ if isinstance(extra, Flag)), flag)
         hint = hint.__origin__
-    parts, optional, count = typing.get_args(hint), False, 1
+    parts, optional = typing.get_args(hint), False
+    count: int | None = 1
     if typing.get_origin(hint) in (Union, types.UnionType) and type(None) in parts:
         optional = True
         hint = next(part for part in parts if part is not type(None))
