@@ -23,7 +23,7 @@ from runtime.preprocess import Preprocess
 from . import checkpoint as checkpoints
 from . import models
 from .features import Taps
-from .losses import Outputs
+from .losses.base import Outputs
 from .models.merge import reparameterize, require_equal
 from .recipe import Recipe, key_values
 

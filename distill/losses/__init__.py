@@ -4,83 +4,63 @@ In:  a name and the loss's own settings.
 Out: a callable (student Outputs, teacher Outputs, target) -> scalar tensor; warnings where a loss
 degenerates.
 Elsewhere: the formulas, one file per loss; how they are weighed against the labels
-(distill.training.trainer).
+(distill.training.objective).
+
+The two tables are all that names a loss: flags, recipes, tests and messages read them. They hold strings, so
+that a help text needs no torch.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import math
 import typing
 from collections.abc import Callable
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from runtime.cli.nearest import nearest
 from runtime.errors import UsageError
 
-from .base import Outputs, cross_entropy
-from .feature import rkd
-from .feature.at import AT
-from .feature.base import FeatureLoss, one_image
-from .feature.fd import FD
-from .feature.fitnets import FitNets
-from .feature.mgd import MGD
-from .feature.ofa_stages import OFAStages
-from .feature.reviewkd import ReviewKD
-from .feature.srrl import SRRL
-from .logit import binary_kl, deit, dist, dkd, kl, lskd, mlkd, nkd, ofa
+if TYPE_CHECKING:
+    from torch import Tensor
 
-LOGIT: dict[str, Callable[..., Tensor]] = {
-    "kl": kl.loss,
-    "nkd": nkd.loss,
-    "dkd": dkd.loss,
-    "dist": dist.loss,
-    "lskd": lskd.loss,
-    "lskd_dkd": lskd.dkd_loss,
-    "mlkd": mlkd.loss,
-    "ofa": ofa.loss,
-    "binary_kl": binary_kl.loss,
-    "deit_soft": deit.soft,
-    "deit_hard": deit.hard,
-}
-"""Losses of the logits: functions (student, teacher, target, *, settings) -> scalar."""
+    from .base import Outputs
 
-FEATURE: dict[str, type[FeatureLoss]] = {
-    "fitnets": FitNets,
-    "at": AT,
-    "rkd": rkd.RKD,
-    "reviewkd": ReviewKD,
-    "fd": FD,
-    "mgd": MGD,
-    "srrl": SRRL,
-    "ofa_stages": OFAStages,
+LOGIT = {
+    "kl": "kl:loss",
+    "nkd": "nkd:loss",
+    "dkd": "dkd:loss",
+    "dist": "dist:loss",
+    "lskd": "lskd:loss",
+    "lskd_dkd": "lskd:dkd_loss",
+    "mlkd": "mlkd:loss",
+    "ofa": "ofa:loss",
+    "binary_kl": "binary_kl:loss",
+    "deit_soft": "deit:soft",
+    "deit_hard": "deit:hard",
 }
-"""Losses of feature maps: called with their settings (keyword only), they give a module (student, teacher,
-target) -> scalar."""
+"""Losses of the logits, each a function (student, teacher, target, *, settings) -> scalar:
+{name: FILE:FUNCTION in distill/losses/logit}."""
 
-DEGENERATE: dict[str, Callable[[int, int, Tensor | None, dict[str, Any]], list[str]]] = {
-    "nkd": nkd.degenerate,
-    "dkd": dkd.degenerate,
-    "dist": dist.degenerate,
-    "lskd": lskd.degenerate,
-    "lskd_dkd": lskd.degenerate,
-    "mlkd": mlkd.degenerate,
-    "fitnets": one_image,
-    "rkd": rkd.degenerate,
-    "reviewkd": one_image,
-    "srrl": one_image,
-    "ofa_stages": one_image,
+FEATURE = {
+    "fitnets": "fitnets:FitNets",
+    "at": "at:AT",
+    "rkd": "rkd:RKD",
+    "reviewkd": "reviewkd:ReviewKD",
+    "fd": "fd:FD",
+    "mgd": "mgd:MGD",
+    "srrl": "srrl:SRRL",
+    "ofa_stages": "ofa_stages:OFAStages",
 }
-"""Where a loss has nothing to teach: (num_classes, batch, logits or None, settings) -> warnings; raises
-UsageError."""
+"""Losses of feature maps, each a `FeatureLoss`: called with its settings (keyword only), it gives a module
+(student, teacher, target) -> scalar. {name: FILE:CLASS in distill/losses/feature}."""
 
 POSITIVE = {"temperature", "temperatures", "eps"}
 """Settings that must be above 0; other numbers are 0 or more."""
 
-__all__ = ["DEGENERATE", "FEATURE", "LOGIT", "Outputs", "check", "create", "cross_entropy", "settings_of"]
+__all__ = ["FEATURE", "LOGIT", "create", "settings_of", "warnings_of"]
 
 
 def settings_of(name: str) -> dict[str, Any]:
@@ -99,11 +79,11 @@ def create(name: str, **settings: Any) -> Callable[[Outputs, Outputs, Tensor], T
     return functools.partial(found, **checked) if name in LOGIT else found(**checked)
 
 
-def check(
+def warnings_of(
     name: str, num_classes: int, batch: int, logits: Tensor | None = None, **settings: Any
 ) -> list[str]:
     """To be called once before training: one line for everything in which loss `name` degenerates, and what
-    to use instead.
+    to use instead. The loss's file says it, in a function `degenerate(num_classes, batch, logits, settings)`.
 
     batch is images per forward pass; logits (N, K), when given, are the student's on a first batch, before
     training. Raises UsageError when training with the loss would be meaningless.
@@ -113,20 +93,28 @@ def check(
         raise UsageError(
             f"{name} with {num_classes} class: there is nothing to tell apart. Expected 2 or more classes"
         )
-    return DEGENERATE[name](num_classes, batch, logits, full) if name in DEGENERATE else []
+    found = getattr(_module(name), "degenerate", None)
+    return found(num_classes, batch, logits, full) if found else []
 
 
-def _find(name: str) -> Callable[..., Any]:
+def _module(name: str) -> Any:
+    """The file of loss `name`. Raises UsageError for an unknown name."""
     known = LOGIT | FEATURE
     if name not in known:
         raise UsageError(f"no loss called {name!r}{nearest(name, set(known))} Known: {', '.join(known)}")
-    return known[name]
+    folder = "logit" if name in LOGIT else "feature"
+    return importlib.import_module(f".{folder}.{known[name].partition(':')[0]}", __name__)
+
+
+def _find(name: str) -> Callable[..., Any]:
+    module = _module(name)
+    return getattr(module, (LOGIT | FEATURE)[name].partition(":")[2])
 
 
 def _checked(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     """The settings in their declared types. Raises UsageError."""
     known, found = settings_of(name), _find(name)
-    hints = typing.get_type_hints(found.__init__ if isinstance(found, type) else found)
+    hints = typing.get_type_hints(vars(found)["__init__"] if isinstance(found, type) else found)
     for key in settings:
         if key not in known:
             has = f"It has: {', '.join(known)}" if known else "It has none"

@@ -4,7 +4,7 @@ a mixed label.
 In:  student and teacher `Outputs`, target as class indices (N,) or soft labels (N, K).
 Out: checked logits in float32 or wider, the teacher's without gradient; one class per image, or two with
 their weights.
-Elsewhere: the formulas (one file per loss beside this one); the mixing itself (distill.training.trainer).
+Elsewhere: the formulas (one file per loss beside this one); the mixing itself (distill.training.parts).
 
 The rule for mixed labels (mixup, cutmix): a loss that needs one class takes the largest entry of the mixed
 label, the lower index on a tie, as the reference codes do (`mixed_labels="argmax"`). With

@@ -22,7 +22,7 @@ from runtime.errors import UsageError
 
 from .. import losses
 from ..features import Stage, Taps, choose, describe, match
-from ..losses import Outputs
+from ..losses.base import Outputs
 from ..recipe import Recipe, key_values
 from ..teacher import Teacher
 from .task import Task
@@ -105,7 +105,7 @@ class Objective:
         self._prepare(model, teacher, noise)
         logits = _first_logits(model, noise)
         for term in self.terms:
-            self.notes += losses.check(
+            self.notes += losses.warnings_of(
                 term.name, len(task.class_names), recipe.batch, logits, **term.settings
             )
         for name, loss in zip(self.names, self.losses, strict=True):

@@ -26,7 +26,7 @@ from runtime.errors import DataError, GateError, Interrupted
 from .. import checkpoint as checkpoints
 from ..data import Batch, TrainLoader, eval_loader
 from ..evaluate import Accuracy, agreement, evaluate, require_readable
-from ..losses import Outputs
+from ..losses.base import Outputs
 from . import parts, state
 from .display import TrainingDisplay
 from .objective import Objective

@@ -12,7 +12,7 @@ from torch import nn
 
 from distill import losses, models
 from distill.features import Stage, Taps, choose, describe, match
-from distill.losses import Outputs
+from distill.losses.base import Outputs
 from runtime.errors import UsageError
 
 TINY_SWIN = {

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from distill import losses
-from distill.losses import Outputs
+from distill.losses.base import Outputs
 from distill.losses.feature import reviewkd
 
 

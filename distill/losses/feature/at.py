@@ -3,7 +3,7 @@
 In:  matched maps of any channels and sizes; nothing is learned.
 Out: squared difference of unit attention maps, averaged over positions and images, summed over the pairs; no
 unit.
-Elsewhere: matching (distill.features), the weight beside other losses (distill.training.trainer; the
+Elsewhere: matching (distill.features), the weight beside other losses (distill.training.objective; the
 reference uses 1000).
 """
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from runtime.errors import UsageError
 
 from ..base import Outputs
-from .base import FeatureLoss, resize
+from .base import FeatureLoss, resize, total
 
 
 class AT(FeatureLoss):
@@ -35,7 +35,7 @@ class AT(FeatureLoss):
         self.p = p
 
     def compute(self, s: list[Tensor], t: list[Tensor], teacher: Outputs, target: Tensor) -> Tensor:
-        return sum(self._pair(a, b) for a, b in zip(s, t, strict=True))
+        return total(self._pair(a, b) for a, b in zip(s, t, strict=True))
 
     def _pair(self, a: Tensor, b: Tensor) -> Tensor:
         size = [min(sides) for sides in zip(a.shape[2:], b.shape[2:], strict=True)]

@@ -15,8 +15,10 @@ teacher's size, unless a loss says otherwise.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -132,8 +134,13 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(x.shape[2:]) == tuple(size):
         return x
     if size[0] <= x.shape[2] and size[1] <= x.shape[3]:
-        return F.adaptive_avg_pool2d(x, tuple(size))
+        return F.adaptive_avg_pool2d(x, (size[0], size[1]))
     return F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
+
+
+def total(values: Iterable[Tensor]) -> Tensor:
+    """The sum of one value or more."""
+    return functools.reduce(operator.add, values)
 
 
 def mse(x: Tensor, y: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ parameters.
 In:  matched maps or tokens.
 Out: smooth-L1 or squared difference, averaged over elements, summed over the pairs; in units of the
 normalized target.
-Elsewhere: matching (distill.features), the weight beside other losses (distill.training.trainer; the paper
+Elsewhere: matching (distill.features), the weight beside other losses (distill.training.objective; the paper
 distils with this loss alone).
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..base import Outputs
-from .base import FeatureLoss, require_equal_shapes, resize
+from .base import FeatureLoss, require_equal_shapes, resize, total
 
 EPS = 1e-5
 
@@ -56,7 +56,7 @@ class FD(FeatureLoss):
         )
 
     def compute(self, s: list[Tensor], t: list[Tensor], teacher: Outputs, target: Tensor) -> Tensor:
-        return sum(
+        return total(
             self._pair(project(resize(a, b.shape[2:])), self.normalize(b))
             for a, b, project in zip(s, t, self.projectors, strict=True)
         )

@@ -2,8 +2,8 @@
 
 In:  matched maps; the regressor's kind follows from their two sizes.
 Out: mean squared difference, in squared units of the teacher's features, summed over the pairs.
-Elsewhere: matching (distill.features), the weight beside other losses (distill.training.trainer; the paper's
-successors use 100).
+Elsewhere: matching (distill.features), the weight beside other losses (distill.training.objective; the
+paper's successors use 100).
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from runtime.errors import UsageError
 
 from ..base import Outputs
-from .base import ConvNorm, FeatureLoss, Relu, mse, rectified, resize
+from .base import ConvNorm, FeatureLoss, Relu, mse, one_image, rectified, resize, total
 
 Regressor = Literal["auto", "same", "down", "up", "shrink", "resize"]
 LARGEST_KERNEL = 7
 """Above it, pixels, a convolution without padding is no longer a sensible way to shrink a map."""
+
+degenerate = one_image
 
 
 class FitNets(FeatureLoss):
@@ -49,7 +51,7 @@ class FitNets(FeatureLoss):
         )
 
     def compute(self, s: list[Tensor], t: list[Tensor], teacher: Outputs, target: Tensor) -> Tensor:
-        return sum(
+        return total(
             mse(regress(resize(a, b.shape[2:]) if kind == "resize" else a), b)
             for a, b, regress, kind in zip(s, t, self.regressors, self.kinds, strict=True)
         )
@@ -77,7 +79,7 @@ def convolution(kind: Regressor, a: Tensor, b: Tensor) -> nn.Module:
     if kind == "up":
         return nn.ConvTranspose2d(*channels, 4, stride=2, padding=1)
     if kind == "shrink":
-        kernel = tuple(1 + x - y for x, y in zip(a.shape[2:], b.shape[2:], strict=True))
+        kernel = (1 + a.shape[2] - b.shape[2], 1 + a.shape[3] - b.shape[3])
         if min(kernel) < 1:
             raise UsageError(
                 f"regressor shrink: a map {tuple(a.shape[2:])} cannot shrink to {tuple(b.shape[2:])}. Use"

@@ -4,8 +4,8 @@ restores the teacher's.
 In:  matched maps.
 Out: alpha_mgd times the sum of squared differences over an image, averaged over images, summed over the
 pairs.
-Elsewhere: matching (distill.features), the weight beside other losses (distill.training.trainer; alpha_mgd is
-the paper's, for 1).
+Elsewhere: matching (distill.features), the weight beside other losses (distill.training.objective; alpha_mgd
+is the paper's, for 1).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from runtime.errors import UsageError
 
 from ..base import Outputs
-from .base import FeatureLoss, require_equal_shapes, resize
+from .base import FeatureLoss, require_equal_shapes, resize, total
 
 
 class MGD(FeatureLoss):
@@ -46,13 +46,13 @@ class MGD(FeatureLoss):
         )
 
     def compute(self, s: list[Tensor], t: list[Tensor], teacher: Outputs, target: Tensor) -> Tensor:
-        total = 0.0
+        differences = []
         for a, b, align, generate in zip(s, t, self.align, self.generators, strict=True):
             aligned = align(resize(a, b.shape[2:]))
             restored = generate(aligned * self.draw_mask(aligned))
             require_equal_shapes(restored, b)
-            total = total + (restored - b).square().sum() / len(b)
-        return self.alpha_mgd * total
+            differences.append((restored - b).square().sum() / len(b))
+        return self.alpha_mgd * total(differences)
 
     def draw_mask(self, x: Tensor) -> Tensor:
         """(N, C, 1, 1) of zeros and ones for maps x (N, C, H, W)."""

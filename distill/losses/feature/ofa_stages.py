@@ -3,18 +3,21 @@
 In:  the student's maps; the teacher's logits, none of its maps, so a teacher of any family will do.
 Out: nats per image, summed over the stages.
 Elsewhere: the loss itself (distill.losses.logit.ofa, also used alone on the student's own logits), the choice
-     (distill.features), the weight beside other losses (distill.training.trainer; the paper uses 1).
+     (distill.features), the weight beside other losses (distill.training.objective; the paper uses 1).
 """
 
 from __future__ import annotations
 
+import functools
 import math
 
 from torch import Tensor, nn
 
 from ..base import MixedLabels, Outputs
 from ..logit import ofa
-from .base import ConvNorm, FeatureLoss
+from .base import ConvNorm, FeatureLoss, one_image, total
+
+degenerate = one_image
 
 
 class OFAStages(FeatureLoss):
@@ -33,7 +36,7 @@ class OFAStages(FeatureLoss):
         self, *, temperature: float = 1.0, eps: float = 1.0, mixed_labels: MixedLabels = "argmax"
     ) -> None:
         super().__init__()
-        self.settings = {"temperature": temperature, "eps": eps, "mixed_labels": mixed_labels}
+        self.loss = functools.partial(ofa.loss, temperature=temperature, eps=eps, mixed_labels=mixed_labels)
 
     def build(
         self, s: list[Tensor], t: list[Tensor], teacher: Outputs, teacher_model: nn.Module | None
@@ -41,8 +44,8 @@ class OFAStages(FeatureLoss):
         self.branches = nn.ModuleList(branch(a, s[-1], teacher.logits.shape[1]) for a in s)
 
     def compute(self, s: list[Tensor], t: list[Tensor], teacher: Outputs, target: Tensor) -> Tensor:
-        return sum(
-            ofa.loss(Outputs(project(a)), teacher, target, **self.settings)
+        return total(
+            self.loss(Outputs(project(a)), teacher, target)
             for a, project in zip(s, self.branches, strict=True)
         )
 

@@ -2,7 +2,7 @@
 
 In:  matched maps of all stages, shallow to deep.
 Out: hierarchical context loss, in squared units of the teacher's features, summed over the stages.
-Elsewhere: matching (distill.features), the weight beside other losses (distill.training.trainer; the paper
+Elsewhere: matching (distill.features), the weight beside other losses (distill.training.objective; the paper
      uses 1 for ImageNet, raised from 0 over the first epochs).
 """
 
@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..base import Outputs
-from .base import ConvNorm, FeatureLoss, mse
+from .base import ConvNorm, FeatureLoss, mse, one_image, total
 
 LEVELS = (4, 2, 1)
 """Sizes, in positions, at which maps are compared beside their own."""
+
+degenerate = one_image
 
 
 class ReviewKD(FeatureLoss):
@@ -65,16 +67,18 @@ class Fusion(nn.Module):
 
     def __init__(self, inputs: int, mid: int, outputs: int, fused: bool) -> None:
         super().__init__()
-        self.reduce = ConvNorm(nn.Conv2d(inputs, mid, 1, bias=False), mid)
-        self.expand = ConvNorm(nn.Conv2d(mid, outputs, 3, padding=1, bias=False), outputs)
+        reduce = nn.Conv2d(inputs, mid, 1, bias=False)
+        self.reduce = ConvNorm(reduce, mid)
+        expand = nn.Conv2d(mid, outputs, 3, padding=1, bias=False)
+        self.expand = ConvNorm(expand, outputs)
         self.attention = nn.Conv2d(2 * mid, 2, 1) if fused else None
-        for conv in (self.reduce.conv, self.expand.conv):
-            nn.init.kaiming_uniform_(conv.weight, a=1)
+        for convolution in (reduce, expand):
+            nn.init.kaiming_uniform_(convolution.weight, a=1)
 
     def forward(self, x: Tensor, residual: Tensor | None, size: Sequence[int]) -> tuple[Tensor, Tensor]:
         """(map for the teacher's channels, map for the next stage up), both of `size` (H, W)."""
         x = self.reduce(x)
-        if self.attention is not None:
+        if self.attention is not None and residual is not None:
             residual = F.interpolate(residual, x.shape[2:], mode="nearest")
             share = self.attention(torch.cat([x, residual], dim=1)).sigmoid()
             x = x * share[:, :1] + residual * share[:, 1:]
@@ -88,12 +92,12 @@ def hcl(student: Sequence[Tensor], teacher: Sequence[Tensor], levels: Sequence[i
     to each of `levels` that is smaller than the map (weights 1/2, 1/4, 1/8 in turn), divided by the sum of
     the weights used.
     """
-    total = 0.0
+    stages = []
     for s, t in zip(student, teacher, strict=True):
         terms, weights = [mse(s, t)], [1.0]
         for level in levels:
             if level < min(s.shape[2:]):
                 terms.append(F.mse_loss(F.adaptive_avg_pool2d(s, level), F.adaptive_avg_pool2d(t, level)))
                 weights.append(weights[-1] / 2)
-        total = total + sum(w * term for w, term in zip(weights, terms, strict=True)) / sum(weights)
-    return total
+        stages.append(total(w * term for w, term in zip(weights, terms, strict=True)) / sum(weights))
+    return total(stages)

@@ -4,8 +4,8 @@ student.
 In:  the last matched pair, averaged over positions to one vector per image; nothing is learned.
 Out: smooth-L1 of relative distances and of cosines, each averaged over the batch's pairs or triplets,
 weighted; no unit.
-Elsewhere: the weight beside other losses (distill.training.trainer; the defaults here are the paper's, for a
-weight of 1).
+Elsewhere: the weight beside other losses (distill.training.objective; the defaults here are the paper's, for
+a weight of 1).
 """
 
 from __future__ import annotations

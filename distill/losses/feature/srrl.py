@@ -3,7 +3,7 @@
 In:  the last matched pair; the teacher's model, whose frozen head is used.
 Out: squared difference of spatial means plus squared difference of logits, each averaged over elements and
 weighted.
-Elsewhere: matching (distill.features), the weight beside other losses (distill.training.trainer; the paper
+Elsewhere: matching (distill.features), the weight beside other losses (distill.training.objective; the paper
 uses 1).
 """
 
@@ -18,10 +18,12 @@ from torch.nn import functional as F
 from runtime.errors import UsageError
 
 from ..base import Outputs, widen
-from .base import ConvNorm, FeatureLoss, Relu, as_map, rectified
+from .base import ConvNorm, FeatureLoss, Relu, as_map, one_image, rectified
 
 Head = Callable[[Tensor], Tensor]
 """Maps (N, C, H, W) to logits (N, K)."""
+
+degenerate = one_image
 
 
 class SRRL(FeatureLoss):

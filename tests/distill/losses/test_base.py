@@ -6,7 +6,8 @@ import pytest
 import torch
 from timm.data.mixup import mixup_target
 
-from distill.losses import Outputs, base
+from distill.losses import base
+from distill.losses.base import Outputs
 from runtime.errors import UsageError
 
 

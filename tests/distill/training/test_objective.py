@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from distill import checkpoint as checkpoints
 from distill import models
-from distill.losses import Outputs
+from distill.losses.base import Outputs
 from distill.teacher import Teacher
 from distill.training import objective as objectives
 from distill.training.objective import Term, terms_of

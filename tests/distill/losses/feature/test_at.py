@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distill import losses
-from distill.losses import Outputs
+from distill.losses.base import Outputs
 
 
 def value(student, teacher, **settings):

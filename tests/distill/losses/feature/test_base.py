@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from distill import losses
-from distill.losses import Outputs
+from distill.losses.base import Outputs
 from distill.losses.feature import base
 from runtime.errors import UsageError
 
@@ -147,8 +147,8 @@ def test_batch_norm_of_one_image_at_one_position_is_refused(name):
 
 @pytest.mark.parametrize("name", ["fitnets", "reviewkd", "srrl", "ofa_stages"])
 def test_batch_1_is_warned_of_at_the_start(name):
-    assert "batch 1" in losses.check(name, 10, 1)[0]
-    assert losses.check(name, 10, 2) == []
+    assert "batch 1" in losses.warnings_of(name, 10, 1)[0]
+    assert losses.warnings_of(name, 10, 2) == []
 
 
 @pytest.mark.parametrize("name", LEARNING)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distill import losses
-from distill.losses import Outputs
+from distill.losses.base import Outputs
 from runtime.errors import UsageError
 
 T = torch.tensor([[3.0, 1.0], [8.0, 2.0]], dtype=torch.float64).view(

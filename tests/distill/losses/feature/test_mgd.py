@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distill import losses
-from distill.losses import Outputs
+from distill.losses.base import Outputs
 
 
 def outputs(*maps):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distill import losses
-from distill.losses import Outputs
+from distill.losses.base import Outputs
 from distill.losses.feature.base import ConvNorm
 
 TARGET = torch.tensor([0, 2, 1])

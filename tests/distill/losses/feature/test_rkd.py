@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distill import losses
-from distill.losses import Outputs
+from distill.losses.base import Outputs
 from runtime.errors import UsageError
 
 
@@ -101,7 +101,7 @@ def test_near_images_far_from_the_origin_keep_their_distances_in_float32():
 @pytest.mark.parametrize("batch", [1, 2])
 def test_fewer_than_three_images_are_refused_at_the_start_and_in_a_step(batch):
     with pytest.raises(UsageError, match=f"batch {batch}: .* 3 or more"):
-        losses.check("rkd", 10, batch)
+        losses.warnings_of("rkd", 10, batch)
     with pytest.raises(UsageError, match="3 or more"):
         run(torch.randn(batch, 4), torch.randn(batch, 4))
 

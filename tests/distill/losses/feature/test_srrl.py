@@ -7,7 +7,7 @@ from torch import nn
 
 from distill import losses, models
 from distill.features import Taps
-from distill.losses import Outputs
+from distill.losses.base import Outputs
 from distill.losses.feature import srrl
 from runtime.errors import UsageError
 

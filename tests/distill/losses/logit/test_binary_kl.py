@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from distill.losses import Outputs
+from distill import losses
+from distill.losses.base import Outputs
 from distill.losses.logit import binary_kl
 
 
@@ -34,3 +35,7 @@ def test_images_and_classes_are_averaged():
 def test_a_sure_student_pays_the_size_of_its_logit():
     student, teacher = torch.tensor([[1e4, -1e4]]), torch.tensor([[-50.0, 50.0]])
     assert binary_kl.loss(Outputs(student), Outputs(teacher), None).item() == pytest.approx(1e4)
+
+
+def test_the_defaults_are_those_of_the_reference():
+    assert losses.settings_of("binary_kl") == {}

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from distill.losses import Outputs, cross_entropy
+from distill import losses
+from distill.losses.base import Outputs, cross_entropy
 from distill.losses.logit import deit
 
 TEACHER = torch.tensor([[0.0, 2 * math.log(3)], [0.0, 0.0]])  # at temperature 2: 1/4, 3/4 and 1/2, 1/2
@@ -44,3 +45,8 @@ def test_half_labels_and_half_teacher_is_deits_objective():
     both = 0.5 * deit.hard(Outputs(STUDENT), Outputs(TEACHER), labels) + 0.5 * cross_entropy(STUDENT, labels)
     by_hand = 0.5 * (math.log(2) + math.log(5 / 4)) / 2 + 0.5 * (math.log(2) + math.log(5)) / 2
     assert both.item() == pytest.approx(by_hand)
+
+
+def test_the_defaults_are_those_of_the_reference():
+    assert losses.settings_of("deit_soft") == {"temperature": 1.0}
+    assert losses.settings_of("deit_hard") == {}

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from distill.losses import Outputs
+from distill import losses
+from distill.losses.base import Outputs
 from distill.losses.logit import dist
 
 
@@ -67,3 +68,7 @@ def test_a_class_nobody_predicts_has_no_correlation_and_no_nan():
     student[:, 0] = teacher[:, 0] = torch.tensor([1.0, 2.0, 3.0, 4.0])
     assert value(student, teacher, beta=0.0) == pytest.approx(1 - 2 / 3, rel=1e-4)
     assert math.isfinite(value(student, -teacher))
+
+
+def test_the_defaults_are_those_of_the_reference():
+    assert losses.settings_of("dist") == {"temperature": 1.0, "beta": 1.0, "gamma": 1.0, "eps": 1e-8}

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from distill.losses import Outputs
+from distill import losses
+from distill.losses.base import Outputs
 from distill.losses.logit import dkd, kl
 
 TEACHER = torch.tensor([[1 / 2, 1 / 3, 1 / 6]]).log()
@@ -90,3 +91,12 @@ def test_the_batch_is_averaged():
     target = torch.tensor([5, 0, 3, 3])
     each = [value(student[i : i + 1], teacher[i : i + 1], target[i : i + 1]) for i in range(4)]
     assert value(student, teacher, target) == pytest.approx(sum(each) / 4, rel=1e-5)
+
+
+def test_the_defaults_are_those_of_the_reference():
+    assert losses.settings_of("dkd") == {
+        "temperature": 4.0,
+        "alpha": 1.0,
+        "beta": 8.0,
+        "mixed_labels": "argmax",
+    }

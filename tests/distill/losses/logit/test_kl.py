@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from distill.losses import Outputs
+from distill import losses
+from distill.losses.base import Outputs
 from distill.losses.logit import kl
 
 
@@ -71,3 +72,7 @@ def test_half_precision_logits_are_computed_in_float32(dtype):
     assert value.item() == pytest.approx(
         value_and_grad(student.double(), teacher.double())[0].item(), rel=1e-5
     )
+
+
+def test_the_defaults_are_those_of_the_reference():
+    assert losses.settings_of("kl") == {"temperature": 4.0}

@@ -6,7 +6,8 @@ import statistics
 import pytest
 import torch
 
-from distill.losses import Outputs
+from distill import losses
+from distill.losses.base import Outputs
 from distill.losses.logit import dkd, kl, lskd
 
 LABEL = torch.tensor([0])
@@ -78,3 +79,14 @@ def test_a_large_common_offset_does_not_cost_the_z_scores():
     student, teacher = torch.tensor([[1.0, 2.0, 4.0, 9.0]]), torch.tensor([[3.0, 1.0, 0.0, 2.0]])
     plain = value_and_grad(student, teacher)[0]
     assert value_and_grad(student + 2.0**13, teacher - 2.0**13)[0] == pytest.approx(plain, rel=1e-5)
+
+
+def test_the_defaults_are_those_of_the_reference():
+    assert losses.settings_of("lskd") == {"temperature": 2.0, "eps": 1e-7}
+    assert losses.settings_of("lskd_dkd") == {
+        "temperature": 2.0,
+        "alpha": 1.0,
+        "beta": 8.0,
+        "eps": 1e-7,
+        "mixed_labels": "argmax",
+    }

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distill.losses import Outputs
+from distill import losses
+from distill.losses.base import Outputs
 from distill.losses.logit import kl, mlkd
 
 
@@ -91,3 +92,12 @@ def test_memory_does_not_grow_with_the_square_of_the_larger_side(shape):
     with Largest() as largest:
         assert value(student, teacher, temperatures=(1.0,)) > 0
     assert largest.numel == 600
+
+
+def test_the_defaults_are_those_of_the_reference():
+    assert losses.settings_of("mlkd") == {
+        "temperatures": (4.0, 2.0, 3.0, 5.0, 6.0),
+        "alpha": 1.0,
+        "beta": 1.0,
+        "gamma": 1.0,
+    }

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from distill.losses import Outputs
+from distill import losses
+from distill.losses.base import Outputs
 from distill.losses.logit import nkd
 
 
@@ -101,3 +102,7 @@ def test_one_image_costs_its_share_of_the_batch():
         value_and_grad(student[i : i + 1], teacher[i : i + 1], target[i : i + 1])[0].item() for i in range(4)
     ]
     assert value_and_grad(student, teacher, target)[0].item() == pytest.approx(sum(each) / 4, rel=1e-6)
+
+
+def test_the_defaults_are_those_of_the_reference():
+    assert losses.settings_of("nkd") == {"temperature": 1.0, "gamma": 1.5, "mixed_labels": "argmax"}

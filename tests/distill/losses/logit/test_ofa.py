@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from distill.losses import Outputs
+from distill import losses
+from distill.losses.base import Outputs
 from distill.losses.logit import ofa
 
 TEACHER = torch.tensor([[1 / 2, 1 / 3, 1 / 6]]).log()
@@ -51,3 +52,7 @@ def test_the_batch_is_averaged():
     target = torch.tensor([5, 0, 3, 3])
     each = [value(student[i : i + 1], teacher[i : i + 1], target[i : i + 1], eps=1.5) for i in range(4)]
     assert value(student, teacher, target, eps=1.5) == pytest.approx(sum(each) / 4, rel=1e-5)
+
+
+def test_the_defaults_are_those_of_the_reference():
+    assert losses.settings_of("ofa") == {"temperature": 1.0, "eps": 1.0, "mixed_labels": "argmax"}
