@@ -11,7 +11,7 @@ MobileNetV2, prepared as docs/int8.md says:
     python measurements/int8_accuracy.py --on npz:/tmp/cifar10 resnet20-12fca82f.th:resnet20
         resnet56-4bfd9763.th:resnet56 --on npz:/tmp/photographs /tmp/mobilenetv2.pth
 
-Ours is what `export onnx --int8` makes (export.int8.pipeline) at its default settings, in both placements,
+Ours is what `export onnx --int8` makes (export.int8.quantizer) at its default settings, in both placements,
 before any layer is rolled back. ONNX Runtime's is `quantize_static` at the best settings that TensorRT would
 read: Q/DQ on the inputs of Conv and Gemm, weights per channel, activations int8 and symmetric, bias float;
 MinMax and Entropy calibration. Every graph runs on its CPU engine. Agreement and KL (fp32 || int8, nats per
@@ -45,7 +45,8 @@ from rich.table import Table
 from distill import checkpoint, models
 from export.checks import samples, verify
 from export.graph import from_torch
-from export.int8.pipeline import Calibrated, Calibration
+from export.int8.images import CalibrationImages
+from export.int8.quantizer import Calibrated
 from export.options import Int8Options
 from runtime.backends.ort import OrtBackend
 from runtime.env import fingerprint
@@ -154,7 +155,7 @@ def measure(file: str, data: str, options: argparse.Namespace) -> dict[str, Any]
     reference, labels = logits_of(fp32), val.labels[chosen]
     rows, right = [], []
     for tool, method, make in contenders(
-        fp32, Calibration(found.preprocess, train, used, seed=options.seed), options
+        fp32, CalibrationImages(found.preprocess, train, used, seed=options.seed), options
     ):
         with Peak() as peak:
             int8 = make()
@@ -208,7 +209,7 @@ def compare(rows: list[dict[str, Any]], right: list[np.ndarray]) -> None:
 
 
 def contenders(
-    fp32: ModelProto, calibration: Calibration, options: argparse.Namespace
+    fp32: ModelProto, calibration: CalibrationImages, options: argparse.Namespace
 ) -> Iterator[tuple[str, str, Callable[[], ModelProto]]]:
     """(tool, method, what makes the int8 graph) of everything that is compared."""
     for placement in options.placements:
@@ -223,7 +224,9 @@ def contenders(
         yield "ONNX Runtime", method, lambda m=method: by_onnxruntime(fp32, calibration, m)
 
 
-def ours(fp32: ModelProto, calibration: Calibration, placement: str, method: str, weights: str) -> ModelProto:
+def ours(
+    fp32: ModelProto, calibration: CalibrationImages, placement: str, method: str, weights: str
+) -> ModelProto:
     """As the export makes it, without its cache: seconds are those of a first export."""
     settings = Int8Options(calib_method=method, calib_cache="none", **WEIGHTS[weights])
     made, int8 = Calibrated(fp32, placement, settings, calibration).build()
@@ -243,7 +246,7 @@ def with_float_weights(int8: ModelProto, fp32: ModelProto, layers: Collection[st
     return int8
 
 
-def by_onnxruntime(fp32: ModelProto, calibration: Calibration, method: str) -> ModelProto:
+def by_onnxruntime(fp32: ModelProto, calibration: CalibrationImages, method: str) -> ModelProto:
     """`quantize_static` with Q/DQ on the inputs of Conv and Gemm only, symmetric int8, per channel, float
     bias.
     """

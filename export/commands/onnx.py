@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from distill.checkpoint import Checkpoint
 
     from ..int8.budget import Outcome
-    from ..int8.pipeline import Calibration
+    from ..int8.images import CalibrationImages
 
 PACKAGES = (*env.PACKAGES, "onnxscript", "onnxslim", "large2small")
 
@@ -246,29 +246,29 @@ def placement_of(options: OnnxOptions, checkpoint: Checkpoint) -> str:
     if options.placement != "auto":
         return options.placement
     if checkpoint.quantized is not None:
-        from ..qat import trainer
+        from ..qat import trained
 
-        return trainer.placement_of(checkpoint)
+        return trained.placement_of(checkpoint)
     return "tensorrt" if options.fp16 else "cpu"
 
 
 def open_calibration(
     options: OnnxOptions, checkpoint: Checkpoint, held_out: ImageSet
-) -> Callable[[int], Calibration]:
+) -> Callable[[int], CalibrationImages]:
     """A function from a seed to calibration images, none of which is in held_out."""
-    from ..int8 import pipeline
+    from ..int8 import images as calibration_images
 
     if options.calib == "random":
         note(
             '--calib random: ranges of noise; the artifact is marked "not for accuracy" and not held to'
             " --max-drop"
         )
-        return lambda seed: pipeline.choose_calibration(options, None, checkpoint.preprocess, held_out, seed)
+        return lambda seed: calibration_images.choose(options, None, checkpoint.preprocess, held_out, seed)
     images = open_or_say(
         options.calib or recorded(checkpoint, "train_spec"), "train", "--calib", options.calib is None
     )
     require_same_classes(checkpoint.class_names, str(options.checkpoint), images.class_names, images.name)
-    return lambda seed: pipeline.choose_calibration(options, images, checkpoint.preprocess, held_out, seed)
+    return lambda seed: calibration_images.choose(options, images, checkpoint.preprocess, held_out, seed)
 
 
 def open_or_say(spec: str | None, split: str, flag: str, is_recorded: bool) -> ImageSet:

@@ -104,8 +104,9 @@ def run(options: QatOptions) -> None:
     require_possible(options)
     from distill.training import job
 
-    from ..int8.pipeline import rules_of
-    from ..qat.trainer import QatSettings, QatTrainer
+    from ..int8.rules import rules_of
+    from ..qat.trained import QatSettings
+    from ..qat.trainer import QatTrainer
 
     settings = QatSettings(
         options.placement,

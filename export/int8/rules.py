@@ -15,7 +15,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from onnx import ModelProto, NodeProto
 
@@ -95,6 +95,30 @@ class Rules:
     """Quantize the layer that makes the logits?"""
     exclude: tuple[str, ...] = ()
     """Layers to leave float: glob patterns on node names."""
+
+
+class LayerFlags(Protocol):
+    """The flags by which a user chooses layers: of an int8 export, and of `distill train --qat`."""
+
+    @property
+    def depthwise(self) -> str: ...
+    @property
+    def first_layer(self) -> str: ...
+    @property
+    def last_layer(self) -> str: ...
+    @property
+    def exclude(self) -> tuple[str, ...]: ...
+
+
+def rules_of(flags: LayerFlags) -> Rules:
+    """What the flags say; the placement decides what they leave open."""
+    layer = {"auto": None, "int8": True, "float": False}
+    return Rules(
+        depthwise={"auto": None, "int8": "int8"}.get(flags.depthwise, "float"),
+        exclude=flags.exclude,
+        first=layer[flags.first_layer],
+        classifier=layer[flags.last_layer],
+    )
 
 
 @dataclass

@@ -29,8 +29,11 @@ from ..graph import from_torch
 from ..graph.view import attribute
 from ..int8 import pipeline
 from ..int8.budget import Outcome
-from ..int8.pipeline import Calibrated, Calibration, Quantizer, Trained
-from ..qat import trainer
+from ..int8.images import CalibrationImages
+from ..int8.quantizer import Calibrated, Quantizer
+from ..options import note
+from ..qat import trained
+from ..qat.quantizer import TrainedQuantizer
 
 GATE_OFF = 100.0
 """--max-drop from which no accuracy is asked for: no network can lose more points."""
@@ -52,7 +55,7 @@ def make(
     meta: Metadata,
     student: Any,
     checkpoint: Checkpoint,
-    draw: Callable[[int], Calibration],
+    draw: Callable[[int], CalibrationImages],
     held_out: ImageSet,
     options: Any,
     folder: Path,
@@ -127,7 +130,7 @@ class Halving:
     prove it.
     """
 
-    def __init__(self, model: ModelProto, calibration: Calibration, options: Any) -> None:
+    def __init__(self, model: ModelProto, calibration: CalibrationImages, options: Any) -> None:
         self.batches = calibration.batches
         self.keep = overflow.overflowing(model, calibration.batches("looking for what overflows in fp16"))
         if options.depthwise == "fp32":
@@ -149,15 +152,15 @@ class Halving:
 
 
 def quantizer_of(
-    model: ModelProto, checkpoint: Checkpoint, options: Any, calibration: Calibration
+    model: ModelProto, checkpoint: Checkpoint, options: Any, calibration: CalibrationImages
 ) -> Quantizer:
     """By calibration, or for a checkpoint of `distill train --qat` with the weights and scales
     trained there.
     """
     if checkpoint.quantized is None:
         return Calibrated(model, options.placement, options, calibration)
-    pipeline.note(
+    note(
         f"{options.checkpoint}: holds weights and scales trained as int8; they are used, the images rank"
         " layers only"
     )
-    return Trained(trainer.trained(checkpoint, model, options.placement))
+    return TrainedQuantizer(trained.trained_graph(checkpoint, model, options.placement))

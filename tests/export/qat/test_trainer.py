@@ -1,5 +1,5 @@
-"""export.qat.trainer and `distill train --qat`: what is exported is what was trained, from the command line
-to the int8 graph.
+"""export.qat.trainer, export.qat.trained and `distill train --qat`: what is exported is what was trained,
+from the command line to the int8 graph.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from distill.commands.train import is_qat
 from distill.training.trainer import Trainer
 from export.commands import train_qat
 from export.graph import from_torch
-from export.qat import trainer
+from export.qat import trained
 from runtime.errors import ArtifactError, Interrupted, UsageError
 from runtime.preprocess import Preprocess
 
@@ -136,7 +136,7 @@ def initializers(model):
 
 def test_exported_scales_are_the_trained_ones_to_the_bit(run, fp32, workspace):
     placement, best = run
-    int8 = trainer.to_quantized(best, fp32)
+    int8 = trained.trained_graph(best, fp32).quantized()
     found, state = initializers(int8), best.quantized["state"]
     activations = {
         node.input[0]: node.input[1:3] for node in int8.graph.node if node.op_type == "QuantizeLinear"
@@ -156,7 +156,7 @@ def test_exported_scales_are_the_trained_ones_to_the_bit(run, fp32, workspace):
 def test_exported_weights_are_the_trained_ones_in_steps_of_their_trained_scales(run, fp32):
     _, best = run
     found, state, before = (
-        initializers(trainer.to_quantized(best, fp32)),
+        initializers(trained.trained_graph(best, fp32).quantized()),
         best.quantized["state"],
         initializers(fp32),
     )
@@ -178,7 +178,9 @@ def test_the_exported_graph_has_the_accuracy_that_training_reported(run, fp32, w
     settings.graph_optimization_level = (
         ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     )  # these change the order of sums
-    session = ort.InferenceSession(trainer.to_quantized(best, fp32).SerializeToString(), settings)
+    session = ort.InferenceSession(
+        trained.trained_graph(best, fp32).quantized().SerializeToString(), settings
+    )
     data = np.load(workspace / "set" / "val.npz")
     from PIL import Image
 
@@ -208,19 +210,19 @@ def test_another_placement_graph_or_student_is_refused(run, fp32, workspace):
     placement, best = run
     other = {"tensorrt": "cpu", "cpu": "tensorrt"}[placement]
     with pytest.raises(UsageError, match=f"was trained for --placement {placement}, not {other}"):
-        trainer.trained(best, fp32, other)
+        trained.trained_graph(best, fp32, other)
     network = models.build("resnet20", 4, {"width": 0.5})
     with pytest.raises(
         ArtifactError, match=r"not the one that was trained\. It was trained at opset 19: give --opset 19"
     ):
-        trainer.trained(
+        trained.trained_graph(
             dataclasses.replace(best, quantized=best.quantized | {"layers": best.quantized["layers"][1:]}),
             from_torch.to_onnx(from_torch.merge(network.eval()), SIZE, 20),
         )
     with pytest.raises(ArtifactError, match="belong to another fp32 student"):
-        trainer.trained(dataclasses.replace(best, state_dict=network.state_dict()), fp32)
+        trained.trained_graph(dataclasses.replace(best, state_dict=network.state_dict()), fp32)
     with pytest.raises(ArtifactError, match="was not trained as an int8 graph"):
-        trainer.trained(checkpoint.load(workspace / "runs/student/best.pth"), fp32)
+        trained.trained_graph(checkpoint.load(workspace / "runs/student/best.pth"), fp32)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +249,7 @@ def test_settings_of_a_calibration_are_refused_for_what_was_trained(run, tmp_pat
 
 def test_layers_may_go_back_to_float_and_keep_their_trained_weights(run, fp32):
     _, best = run
-    parts = trainer.trained(best, fp32)
+    parts = trained.trained_graph(best, fp32)
     weights = initializers(parts.model)
     assert all(
         (weights[f"{layer}.weight"] == best.quantized["state"][f"{layer}.weight"].numpy()).all()

@@ -1,0 +1,213 @@
+"""What quantization-aware training learned, as its checkpoint keeps it, and the int8 graph that follows
+from it.
+
+In:  a checkpoint of `distill train --qat` (its entry `quantized`); the fp32 graph of the student in it.
+Out: `Learned`, that entry with its fields checked; `TrainedGraph`, the parts that export.int8.quantize takes.
+Elsewhere: the training that writes it (export.qat.trainer), layers that go back to float
+(export.qat.quantizer).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, numpy_helper
+from torch import Tensor
+
+from distill.checkpoint import Checkpoint
+from runtime.errors import ArtifactError, UsageError
+
+from ..graph.view import View, channel_axis
+from ..int8.quantize import LARGEST, PLACEMENTS, Int8Weight, Plan, Rules, plan, quantize
+from ..int8.ranges import Range
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class QatSettings:
+    """How the graph is quantized before it is trained; none of it may change when a run is resumed."""
+
+    placement: str
+    rules: Rules
+    opset: int
+    calib_size: int
+    calib_method: str
+    percentile: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As dicts and lists, which a checkpoint may hold."""
+        rules = {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self.rules).items()
+        }
+        return asdict(self) | {"rules": rules}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> QatSettings:
+        """The inverse. Raises KeyError or TypeError for what `to_dict` did not write."""
+        rules = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values["rules"].items()
+        }
+        return cls(**{**values, "rules": Rules(**rules)})
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The entry `quantized` of a checkpoint."""
+
+    settings: QatSettings
+    layers: list[str]
+    """Names of the int8 layers, in the graph's order."""
+    ranges: dict[str, list[float]]
+    """[low, high] that training started from, by tensor."""
+    zero_points: dict[str, int]
+    state: dict[str, Tensor]
+    """The trained graph's state_dict: float weights and biases, starts and changes of the scales."""
+    scales: dict[str, Tensor]
+    """float32, () for an activation, (channels,) for a weight."""
+    fp32_sha256: str
+    """`weights_sha256` of the fp32 student in the same file."""
+    before: dict[str, float]
+    """Accuracy of the fp32 student and of the untrained int8 graph: fp32_top1, int8_top1, ..., percent."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For Checkpoint.quantized."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {"schema": SCHEMA, **own, "settings": self.settings.to_dict()}
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Learned:
+        """The entry of a checkpoint. Raises ArtifactError when there is none, when it is of another
+        version, or when it is damaged.
+        """
+        entry = checkpoint.quantized
+        if entry is None:
+            raise ArtifactError(
+                f"{checkpoint.path}: was not trained as an int8 graph. Train it: distill train --qat --resume"
+                " FILE"
+            )
+        if entry.get("schema") != SCHEMA:
+            raise ArtifactError(
+                f"{checkpoint.path}: quantized weights of schema {entry.get('schema')}; this version reads"
+                f" {SCHEMA}. Install the large2small that wrote it"
+            )
+        try:
+            known = {field.name: entry[field.name] for field in fields(cls)}
+            return cls(**known | {"settings": QatSettings.from_dict(entry["settings"])})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(
+                f"{checkpoint.path}: its entry 'quantized' is damaged ({type(error).__name__}: {error})."
+                " Train again: distill train --qat"
+            ) from error
+
+
+def placement_of(checkpoint: Checkpoint) -> str:
+    """What the checkpoint was trained for. Raises ArtifactError as `Learned.of` does."""
+    return Learned.of(checkpoint).settings.placement
+
+
+@dataclass(frozen=True)
+class TrainedGraph:
+    """What export.int8.quantize needs to write the trained graph; also with some layers left float, which
+    keep trained weights.
+    """
+
+    model: ModelProto
+    """The fp32 graph with the trained float weights and biases."""
+    plan: Plan
+    ranges: dict[str, Range]
+    """Such that export.int8.quantize gets the trained scales and zero points."""
+    rules: Rules
+    weights: dict[str, Int8Weight]
+
+    def quantized(self) -> ModelProto:
+        """The graph that was evaluated in training."""
+        return quantize(self.model, self.plan, self.ranges, self.rules, self.weights)
+
+
+def trained_graph(checkpoint: Checkpoint, fp32: ModelProto, placement: str | None = None) -> TrainedGraph:
+    """The parts of the graph that `distill train --qat` trained. fp32: export.graph.from_torch.to_onnx of the
+    checkpoint's student.
+
+    Raises UsageError when `placement` is not the one it was trained for, ArtifactError when the checkpoint is
+    damaged or this graph is not the one it was trained as (another opset or exporter).
+    """
+    learned = Learned.of(checkpoint)
+    settings = learned.settings
+    if placement not in (None, settings.placement):
+        raise UsageError(
+            f"{checkpoint.path}: was trained for --placement {settings.placement}, not {placement}, which"
+            f" quantizes other tensors. Give --placement {settings.placement}, or train again with"
+            f" --placement {placement}"
+        )
+    if learned.fp32_sha256 != weights_sha256(checkpoint.state_dict):
+        raise ArtifactError(
+            f"{checkpoint.path}: its int8 weights belong to another fp32 student than the one in the file. "
+            "Take best.pth as training wrote it"
+        )
+    made = plan(fp32, settings.placement, settings.rules)
+    if made.layers != learned.layers or set(made.tensors) != set(learned.ranges):
+        raise ArtifactError(_another_graph(checkpoint, settings.opset, fp32))
+    model = with_weights(fp32, learned.state)
+    scales = {tensor: values.numpy() for tensor, values in learned.scales.items()}
+    view, unsigned = View(model), PLACEMENTS[settings.placement].unsigned
+    ranges = {
+        tensor: range_of(float(scales[tensor]), learned.zero_points[tensor], unsigned)
+        for tensor in made.tensors
+    }
+    weights = {layer: on_grid(layer, scales, view) for layer in made.layers}
+    return TrainedGraph(model, made, ranges, settings.rules, weights)
+
+
+def _another_graph(checkpoint: Checkpoint, trained_at: int, fp32: ModelProto) -> str:
+    """The line for a graph that is not the trained one: the usual reason is the opset."""
+    opset = next(each.version for each in fp32.opset_import if not each.domain)
+    advice = (
+        f"It was trained at opset {trained_at}: give --opset {trained_at}"
+        if opset != trained_at
+        else "Export with the versions in its lineage, or train again with these"
+    )
+    found = f"the graph of this export (opset {opset}) is not the one that was trained"
+    return f"{checkpoint.path}: {found}. {advice}"
+
+
+def with_weights(fp32: ModelProto, state: Mapping[str, Tensor]) -> ModelProto:
+    """A copy of the graph whose initializers have the values in `state`, where that has them."""
+    result = ModelProto()
+    result.CopyFrom(fp32)
+    for tensor in result.graph.initializer:
+        if tensor.name in state:
+            tensor.CopyFrom(numpy_helper.from_array(state[tensor.name].numpy(), tensor.name))
+    return result
+
+
+def on_grid(layer: str, scales: Mapping[str, np.ndarray], view: View) -> Int8Weight:
+    """A layer's float weight in steps of its trained scales, rounded as in training."""
+    node = view.nodes[layer]
+    weight, mine = view.constant(node.input[1]), scales[node.input[1]]
+    axis = channel_axis(node)
+    steps = np.rint(weight / mine.reshape([-1 if i == axis else 1 for i in range(weight.ndim)]))
+    return Int8Weight(np.clip(steps, -LARGEST, LARGEST).astype(np.int8), mine)
+
+
+def range_of(scale: float, zero: int, unsigned: bool) -> Range:
+    """The range to which export.int8.quantize gives this scale and zero point; exact, products of a float32
+    and a byte fit float64.
+    """
+    return (
+        Range(-zero * scale, (255 - zero) * scale) if unsigned else Range(-LARGEST * scale, LARGEST * scale)
+    )
+
+
+def weights_sha256(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names and bytes of a state dict."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
