@@ -77,7 +77,11 @@ def _order(labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def batches(
-    images: ImageSet, indices: Sequence[int], preprocess: Preprocess, size: int | None = None, about: str = ""
+    images: ImageSet,
+    indices: Sequence[int] | np.ndarray,
+    preprocess: Preprocess,
+    size: int | None = None,
+    about: str = "",
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Preprocessed (n, C, H, W) float32 and labels (n,) of the chosen images, `size` at a time, one batch in
     memory.
@@ -101,7 +105,7 @@ def progress(steps: Sequence[int], about: str) -> Iterator[int]:
             advance(done)
 
 
-def listing(images: ImageSet, indices: Sequence[int]) -> list[list[str]]:
+def listing(images: ImageSet, indices: Sequence[int] | np.ndarray) -> list[list[str]]:
     """[name, SHA-256] of the chosen images; names start at the data set's own folder, not at the root of this
     disk.
     """
@@ -112,7 +116,7 @@ def listing(images: ImageSet, indices: Sequence[int]) -> list[list[str]]:
     ]
 
 
-def content(images: ImageSet, indices: Sequence[int]) -> str:
+def content(images: ImageSet, indices: Sequence[int] | np.ndarray) -> str:
     """SHA-256 over the names, labels and bytes of the chosen images, in their order."""
     digest = hashlib.sha256()
     for index in map(int, indices):
@@ -129,7 +133,7 @@ def judged_on(images: ImageSet, size: int, seed: int) -> dict[str, Any]:
     return {"images": len(chosen), "seed": seed, "sha256": content(images, chosen)}
 
 
-def require_apart(calibration: ImageSet, indices: Sequence[int], held_out: ImageSet) -> None:
+def require_apart(calibration: ImageSet, indices: Sequence[int] | np.ndarray, held_out: ImageSet) -> None:
     """Raise UsageError naming an image that is in both: accuracy on it would be flattered.
 
     All of held_out is compared with the chosen calibration images, by content.

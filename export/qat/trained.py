@@ -50,7 +50,7 @@ class QatSettings:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> QatSettings:
         """The inverse. Raises KeyError or TypeError for what `to_dict` did not write."""
-        rules = {
+        rules: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values["rules"].items()
         }
         return cls(**{**values, "rules": Rules(**rules)})
@@ -107,8 +107,14 @@ class Learned:
 
 
 def placement_of(checkpoint: Checkpoint) -> str:
-    """What the checkpoint was trained for. Raises ArtifactError as `Learned.of` does."""
-    return Learned.of(checkpoint).settings.placement
+    """What the checkpoint was trained for. Raises ArtifactError when it does not say."""
+    try:
+        return str((checkpoint.quantized or {})["settings"]["placement"])
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{checkpoint.path}: its entry 'quantized' is damaged (no {error}). Train again: distill train"
+            " --qat"
+        ) from error
 
 
 @dataclass(frozen=True)
