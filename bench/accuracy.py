@@ -30,7 +30,7 @@ NAMED = 20
 
 
 @dataclass(frozen=True)
-class AccuracyOptions(subject.EngineOptions):
+class AccuracyOptions(subject.RunOptions):
     """Evaluation."""
 
     engine: Path

@@ -29,7 +29,7 @@ go first."""
 
 
 @dataclass(frozen=True)
-class LatencyOptions(subject.EngineOptions):
+class LatencyOptions(subject.RunOptions):
     """Measurement."""
 
     engine: Path

@@ -1,6 +1,6 @@
 """The artifact under measurement: open it, say what it is, and make the two calls that are timed.
 
-In:  a path and `EngineOptions`; the images to feed it (real ones, or synthetic ones made here).
+In:  a path and `RunOptions`; the images to feed it (real ones, or synthetic ones made here).
 Out: a `Predictor`; its description; `Calls`, one argument-free function per timing boundary.
 Elsewhere: the clock (bench.latency). Only what an application has is used: `runtime.load` and the Predictor's
 public methods.
@@ -16,18 +16,18 @@ import io
 import itertools
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
 import runtime
 from runtime import ArtifactError, Predictor, Preprocess, UsageError, env
+from runtime.backends import Engine, Settings, registry
 from runtime.cli.settings import Flag
 from runtime.images import FolderSet, ImageSet
-from runtime.predictor import READ_BY
 from runtime.preprocess import open_rgb
 
 BOUNDARIES = ("compute", "end_to_end")
@@ -53,13 +53,19 @@ class Calls:
     """Boundary -> why it cannot be timed."""
 
 
+if TYPE_CHECKING:
+    EngineName = str
+else:
+    EngineName = Literal[registry.names()]  # the choices of the flag; a new engine is one of them
+
+
 @dataclass(frozen=True, kw_only=True)
-class EngineOptions:
+class RunOptions:
     """Engine: what the artifacts run on. A flag is for the engines that read it, and an error when none of
     the files runs on one.
     """
 
-    engine_backend: Annotated[Literal["onnxruntime", "openvino", "tensorrt"] | None, Flag(common=True)] = None
+    engine_backend: Annotated[EngineName | None, Flag(common=True)] = None
     """Engine to run on; by default onnxruntime for .onnx files and tensorrt for .plan files, which run on
     nothing else."""
     provider: Literal["cpu", "cuda", "tensorrt"] | None = None
@@ -76,57 +82,66 @@ class EngineOptions:
     cuda_graph: bool = False
     """Replay a plan's launches as a CUDA graph."""
 
-    def backend(self, path: Path) -> str:
-        """The engine that a file runs on."""
-        return "tensorrt" if path.suffix == ".plan" else self.engine_backend or "onnxruntime"
+    def backend(self, path: Path) -> Engine:
+        """The engine that a file runs on: the one asked for, where there is a choice."""
+        able = registry.opening(path)
+        if len(able) == 1:
+            return able[0]
+        known = registry.engines()
+        return known[self.engine_backend] if self.engine_backend else (able or list(known.values()))[0]
 
     def require_read(self, paths: Sequence[Path]) -> None:
         """Raise UsageError for a flag that the engine of none of the files reads, and for an engine that
         cannot open one.
         """
-        used = {self.backend(path) for path in paths}
-        if self.engine_backend == "tensorrt":
-            other = next((path for path in paths if path.suffix != ".plan"), None)
-            if other:
-                raise UsageError(
-                    f"--engine-backend tensorrt: {other} is no plan. Build one: distill export trt {other}"
-                )
-        elif self.engine_backend and self.engine_backend not in used:
-            raise UsageError(
-                f"--engine-backend {self.engine_backend}: {paths[0]} is a plan, which runs on TensorRT only."
-                " Give its .onnx file, or leave --engine-backend out"
-            )
-        for flag, engines in READ_BY.items():
+        used = {path: self.backend(path) for path in paths}
+        if self.engine_backend:
+            self._require_used(registry.engines()[self.engine_backend], used)
+        for flag in registry.SETTINGS:
             value = getattr(self, flag)
-            if value is not None and value is not False and not used.intersection(engines):
-                raise UsageError(
-                    f"--{flag.replace('_', '-')} is read by {' and '.join(engines)} only, and {paths[0].name}"
-                    f" runs on {self.backend(paths[0])}. Leave it out"
-                )
+            if value is None or value is False or any(flag in engine.reads for engine in used.values()):
+                continue
+            raise UsageError(
+                f"--{flag.replace('_', '-')} is read by {' and '.join(registry.readers(flag))} only, and"
+                f" {paths[0].name} runs on {used[paths[0]].name}. Leave it out"
+            )
         if self.contexts is not None and self.contexts < 1:
             raise UsageError(f"--contexts {self.contexts}: expected 1 or more")
 
+    @staticmethod
+    def _require_used(asked: Engine, used: Mapping[Path, Engine]) -> None:
+        for path, engine in used.items():
+            if engine == asked and registry.opening(path) and path.suffix not in asked.suffixes:
+                raise UsageError(
+                    f"--engine-backend {asked.name}: {path} is not {asked.file}. "
+                    f"{asked.make.format(path=path)}"
+                )
+        if asked not in used.values():
+            path, engine = next(iter(used.items()))
+            raise UsageError(
+                f"--engine-backend {asked.name}: {path} is {engine.file}, which runs on {engine.title} only."
+                f" Give {asked.file}, or leave --engine-backend out"
+            )
 
-def open_artifact(path: Path, on: EngineOptions) -> Predictor:
+
+def open_artifact(path: Path, on: RunOptions) -> Predictor:
     """`runtime.load`, whose warning about unknown fields is left to `describe`, which says the same in the
     result.
     """
-    backend = on.backend(path)
+    engine = on.backend(path)
     settings: dict[str, Any] = {
-        flag: getattr(on, flag)
-        for flag, engines in READ_BY.items()
-        if backend in engines and getattr(on, flag) is not None
+        flag: getattr(on, flag) for flag in engine.reads if getattr(on, flag) is not None
     }
     device = "cuda" if on.device is None and settings.get("provider") in ("cuda", "tensorrt") else on.device
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return runtime.load(path, device, backend=backend, **settings)
+        return runtime.load(path, device, backend=engine.name, **settings)
 
 
-def describe(predictor: Predictor, on: EngineOptions) -> dict[str, Any]:
+def describe(predictor: Predictor, on: RunOptions) -> dict[str, Any]:
     """Which file ran, on which engine, provider and device: as reported by the engine, not as asked for."""
     metadata = predictor.metadata
-    backend = on.backend(predictor.path)
+    reads = on.backend(predictor.path).reads
     return {
         "file": str(predictor.path),
         "model": metadata.model,
@@ -137,9 +152,9 @@ def describe(predictor: Predictor, on: EngineOptions) -> dict[str, Any]:
         "provider": predictor.provider,
         "device": predictor.device,
         "threads": predictor.threads or (env.usable_cores() if predictor.device == "cpu" else None),
-        "hint": on.hint or "latency" if backend == "openvino" else None,
-        "contexts": on.contexts or 1 if backend == "tensorrt" else None,
-        "cuda_graph": on.cuda_graph if backend == "tensorrt" else None,
+        "hint": on.hint or Settings.hint if "hint" in reads else None,
+        "contexts": on.contexts or Settings.contexts if "contexts" in reads else None,
+        "cuda_graph": on.cuda_graph if "cuda_graph" in reads else None,
         "unknown": predictor.unknown,
     }
 

@@ -33,7 +33,7 @@ ENGINE_KEYS = ("engine", "backend", "provider", "device", "threads", "hint", "co
 
 
 @dataclass(frozen=True)
-class TableOptions(subject.EngineOptions):
+class TableOptions(subject.RunOptions):
     """Table: what is compared, and how."""
 
     students: Annotated[tuple[Path, ...], Flag("FILE", positional=True)]

@@ -87,7 +87,7 @@ def overhead(path: Path, threads: int | None, calls: int) -> dict[str, float]:
     settings.intra_op_num_threads = threads or env.usable_cores()
     session = ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    with subject.open_artifact(path, subject.EngineOptions(device="cpu", threads=threads)) as predictor:
+    with subject.open_artifact(path, subject.RunOptions(device="cpu", threads=threads)) as predictor:
         shape = (1, predictor.input_shape[1] or 3, *subject.set_size(predictor, None))
         x = np.random.default_rng(0).standard_normal(shape, np.float32)
         np.testing.assert_array_equal(predictor.logits(x), session.run(None, {name: x})[0])

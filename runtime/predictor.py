@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .artifact import Metadata, check_file, read_map
+from .artifact import Metadata
+from .backends import Backend, BatchSizes, Engine, Settings, registry
 from .errors import ArtifactError, UsageError
 from .preprocess import Image, Preprocess
 
@@ -46,9 +47,10 @@ def load(
     """Open an artifact on a device.
 
     path: an .onnx file, or a .plan with its metadata beside it (NAME.plan.json).
-    device: cpu, cuda or cuda:INDEX; by default cpu for .onnx and cuda for .plan. backend: onnxruntime
-    (.onnx's default), openvino or tensorrt (.plan). provider: ONNX Runtime's, as cpu, cuda or tensorrt, by
-    default that of the device. What is asked for is what is used, or MissingError.
+    device: cpu, cuda or cuda:INDEX; by default cpu for .onnx and cuda for .plan. backend: an engine of
+    runtime.backends, such as onnxruntime (.onnx's default), openvino or tensorrt (.plan). provider: ONNX
+    Runtime's, as cpu, cuda or tensorrt, by default that of the device. What is asked for is what is used, or
+    MissingError.
     threads: CPU threads of the engine, all usable cores when None. hint: latency or throughput, for OpenVINO.
     contexts: so many calls may run on the GPU at once; cuda_graph: replay captured launches; both for .plan.
     preprocess, class_names: only for files that do not carry them. verify: check the file's seal or hash
@@ -57,26 +59,12 @@ def load(
     when it is not there or the engine does not read one of the settings.
     """
     path = Path(path)
-    name = backend or {".onnx": "onnxruntime", ".plan": "tensorrt"}.get(path.suffix)
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file")
-    if name is None or path.suffix in CHECKPOINTS:
-        raise UsageError(
-            f"{path}: this runtime opens .onnx and .plan files. Make one: distill export onnx CKPT"
-        )
-    if name not in OPENERS:
-        raise UsageError(f"backend {name!r}: expected {', '.join(OPENERS)}")
+    engine = _engine(path, backend)
     if threads is not None and not isinstance(threads, int):
         raise UsageError(f"threads {threads!r}: expected a whole number")
-    settings = _Settings(device, provider, threads, hint, contexts, cuda_graph, verify)
-    for setting, engines in READ_BY.items():
-        if name not in engines and getattr(settings, setting) != _Settings._field_defaults[setting]:
-            raise UsageError(
-                f"{setting}={getattr(settings, setting)!r} is read by {' and '.join(engines)} only, and"
-                f" {path.name} runs on {name}. Leave it out"
-            )
-    opened = OPENERS[name](path, settings)
-    predictor = Predictor(*opened, preprocess, class_names)
+    settings = Settings(device, provider, threads, hint, contexts, cuda_graph, verify)
+    _refuse_unread(path, engine, settings)
+    predictor = Predictor(*engine.open(path, settings), preprocess, class_names)
     if predictor.unknown:
         warnings.warn(
             f"{path}: carries no {' and no '.join(predictor.unknown)}. logits() works; "
@@ -86,80 +74,33 @@ def load(
     return predictor
 
 
-READ_BY = {
-    "threads": ("onnxruntime", "openvino"),
-    "provider": ("onnxruntime",),
-    "hint": ("openvino",),
-    "contexts": ("tensorrt",),
-    "cuda_graph": ("tensorrt",),
-}
-"""Setting -> the engines that read it; for another engine it is refused, not ignored."""
-
 CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors", ".th")
 
 
-class _Settings(NamedTuple):
-    """What `load` was given for the engine."""
-
-    device: str | None = None
-    provider: str | None = None
-    threads: int | None = None
-    hint: str = "latency"
-    contexts: int = 1
-    cuda_graph: bool = False
-    verify: bool = True
-
-    def device_or(self, default: str) -> str:
-        return default if self.device is None else self.device
-
-
-def _onnxruntime(path: Path, given: _Settings) -> tuple[Any, Metadata]:
-    from .backends.ort import OrtBackend  # here, so that an engine is imported only when it is used
-
-    if given.verify:
-        check_file(path)
-    backend = OrtBackend(path, given.device, given.threads, provider=given.provider)
-    metadata = _metadata(backend.metadata_map(), path)
-    if (
-        metadata.precision == "int8+fp16"
-    ):  # ONNX Runtime 1.32 makes int32 biases with fp16 scales, which overflow
-        backend = OrtBackend(
-            path, given.device, given.threads, provider=given.provider, integer_kernels=False
+def _engine(path: Path, name: str | None) -> Engine:
+    """The engine asked for, or the one for this kind of file. Raises UsageError when there is none."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    able = registry.opening(path)
+    if path.suffix in CHECKPOINTS or not (name or able):
+        raise UsageError(
+            f"{path}: this runtime opens {' and '.join(registry.suffixes())} files. "
+            "Make one: distill export onnx CKPT"
         )
-    return backend, metadata
+    if name is not None and name not in registry.engines():
+        raise UsageError(f"backend {name!r}: expected {', '.join(registry.names())}")
+    return registry.engines()[name] if name else able[0]
 
 
-def _openvino(path: Path, given: _Settings) -> tuple[Any, Metadata]:
-    from .backends.openvino import OpenVinoBackend
-
-    if given.verify:
-        check_file(path)
-    backend = OpenVinoBackend(path, given.device_or("cpu"), given.threads, hint=given.hint)
-    return backend, _metadata(backend.metadata_map(), path)
-
-
-def _tensorrt(path: Path, given: _Settings) -> tuple[Any, Metadata]:
-    from .backends.tensorrt.backend import TrtBackend
-
-    backend = TrtBackend(
-        path,
-        given.device_or("cuda"),
-        contexts=given.contexts,
-        cuda_graph=given.cuda_graph,
-        verify=given.verify,
-    )
-    return backend, backend.metadata
-
-
-OPENERS = {"onnxruntime": _onnxruntime, "openvino": _openvino, "tensorrt": _tensorrt}
-"""Backend -> the function that opens a file with it."""
-
-
-def _metadata(entries: Mapping[str, str], path: Path) -> Metadata:
-    try:
-        return read_map(entries, str(path))
-    except UsageError as error:  # a preprocessing spec this version does not know
-        raise ArtifactError(f"{path}: {error}") from error
+def _refuse_unread(path: Path, engine: Engine, settings: Settings) -> None:
+    """Raise UsageError for a setting that was changed and that the engine does not read."""
+    for setting in registry.SETTINGS:
+        value = getattr(settings, setting)
+        if setting not in engine.reads and value != getattr(Settings(), setting):
+            raise UsageError(
+                f"{setting}={value!r} is read by {' and '.join(registry.readers(setting))} only, and"
+                f" {path.name} runs on {engine.name}. Leave it out"
+            )
 
 
 class Predictor:
@@ -167,27 +108,25 @@ class Predictor:
 
     def __init__(
         self,
-        backend: Any,
+        backend: Backend,
         metadata: Metadata,
         preprocess: Preprocess | None = None,
         class_names: Sequence[str] | None = None,
     ) -> None:
-        self._backend = backend
-        self._run = backend.run
+        self._backend: Backend | None = backend
+        self._run: Callable[..., np.ndarray] | None = backend.run
+        self._run_on_device: Callable[[Any, Any], Any] | None = getattr(backend, "run_on_device", None)
         self.metadata = metadata
         self.preprocess = preprocess or metadata.preprocess
         self.class_names = list(class_names) if class_names else metadata.class_names
-        self.path: Path = backend.path
-        self.provider: str = backend.provider
+        self.path = backend.path
+        self.provider = backend.provider
         self.engine = f"{backend.engine} {backend.version}"
-        self.threads: int | None = backend.threads
-        self.device: str = backend.device
-        self.input_shape: list[int | None] = backend.input_shape
+        self.threads = backend.threads
+        self.device = backend.device
+        self.input_shape = backend.input_shape
         """(N, C, H, W); None where any size goes."""
-        size = backend.input_shape[0]
-        self.batch_sizes: list[tuple[int, int | None]] = getattr(backend, "batch_sizes", [(size or 1, size)])
-        """(smallest, largest) number of images in one call, for each range that the file takes; None: no
-        limit."""
+        self.batch_sizes: BatchSizes = backend.batch_sizes
         self._sizes = tuple(backend.input_shape)
 
     @property
@@ -206,8 +145,8 @@ class Predictor:
         run = self._run
         if run is None:
             raise UsageError(f"{self.path}: closed. Call runtime.load again")
-        if type(batch) is not np.ndarray and hasattr(self._backend, "run_on_device"):
-            return self._backend.run_on_device(batch, out)
+        if type(batch) is not np.ndarray and self._run_on_device is not None:
+            return self._run_on_device(batch, out)
         if type(batch) is not np.ndarray or batch.dtype != np.float32 or not self._fits(batch.shape):
             raise UsageError(
                 f"batch is {_describe(batch)}; expected float32 {self._expected()}. For images use classify()"
@@ -294,8 +233,8 @@ class Predictor:
 
     def close(self) -> None:
         """Free the engine; calls still running in other threads end first, later ones raise UsageError."""
-        backend, self._run, self._backend = self._backend, None, None
-        if hasattr(backend, "close"):
+        backend, self._backend, self._run, self._run_on_device = self._backend, None, None, None
+        if backend is not None:
             backend.close()
 
     def __enter__(self) -> Predictor:

@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from ..artifact import Metadata, check_file
 from ..errors import ArtifactError, MissingError, UsageError
 from ..onnx_file import metadata_props
+from . import Engine, Settings, known_batch_sizes, metadata_of
 from .ort import require_out
 
 HINTS = ("latency", "throughput")
@@ -47,13 +49,16 @@ class OpenVinoBackend:
         self.path, self.device, self.hint = Path(path), device, hint
         _check(self.path, device, threads, hint)
         self._metadata = metadata_props(self.path)
-        self.version = openvino.get_version().split("-")[0]
+        self.version: str = openvino.get_version().split("-")[0]
         core = openvino.Core()
         plugin = _plugin(device, core.available_devices)
         model = _read(core, self.path)
         self.input_shape = _input_shape(model, self.path)
+        self.batch_sizes = known_batch_sizes(self.input_shape)
         self._compiled = _compile(core, model, plugin, _settings(threads, hint), self.path)
-        self.threads = self._compiled.get_property("INFERENCE_NUM_THREADS") if plugin == "CPU" else None
+        self.threads: int | None = (
+            self._compiled.get_property("INFERENCE_NUM_THREADS") if plugin == "CPU" else None
+        )
         self.provider = f"OpenVINO {plugin} {_precision(self._compiled, plugin, self.path)}, {hint} hint"
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
@@ -77,6 +82,30 @@ class OpenVinoBackend:
     def metadata_map(self) -> Mapping[str, str]:
         """The file's `metadata_props`."""
         return self._metadata
+
+    def close(self) -> None:
+        """Nothing to do: the model goes with its last reference, after the calls that still run."""
+
+
+def open_file(path: Path, settings: Settings) -> tuple[OpenVinoBackend, Metadata]:
+    """The file on the plugin of the device, by default the CPU's, and its metadata. Raises as
+    `OpenVinoBackend` and its seal do.
+    """
+    if settings.verify:
+        check_file(path)
+    device = "cpu" if settings.device is None else settings.device
+    backend = OpenVinoBackend(path, device, settings.threads, hint=settings.hint)
+    return backend, metadata_of(backend.metadata_map(), path)
+
+
+ENGINE = Engine(
+    name="openvino",
+    title="OpenVINO",
+    file="an ONNX file",
+    suffixes=(".onnx",),
+    reads=("threads", "hint"),
+    open=open_file,
+)
 
 
 def _check(path: Path, device: str, threads: int | None, hint: str) -> None:

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from ..artifact import read_map
+from ..artifact import Metadata, check_file, read_map
 from ..errors import ArtifactError, MissingError, UsageError
 from ..files import sha256
 from ..onnx_file import metadata_props
+from . import Engine, Settings, known_batch_sizes, metadata_of
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -72,14 +73,17 @@ class OrtBackend:
         if self.session.get_providers()[0] != self.provider:
             raise _not_active(self.path, self.provider, self.session)
         self.session.disable_fallback()
-        self.version = ort.__version__
+        self.version = str(ort.__version__)
         self.threads = threads
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
             found = ", ".join(f"{i.name}: {i.type} {i.shape}" for i in inputs)
             raise ArtifactError(f"{path}: inputs are {found}; expected one float input (N, C, H, W)")
         self.input_name = inputs[0].name
-        self.input_shape = [size if isinstance(size, int) else None for size in inputs[0].shape]
+        self.input_shape: list[int | None] = [
+            size if isinstance(size, int) else None for size in inputs[0].shape
+        ]
+        self.batch_sizes = known_batch_sizes(self.input_shape)
         self.output_name = outputs[0].name
         self._output_names = [self.output_name]
 
@@ -95,6 +99,33 @@ class OrtBackend:
     def metadata_map(self) -> Mapping[str, str]:
         """The file's `metadata_props`."""
         return dict(self.session.get_modelmeta().custom_metadata_map)
+
+    def close(self) -> None:
+        """Nothing to do: the session goes with its last reference, after the calls that still run."""
+
+
+def open_file(path: Path, settings: Settings) -> tuple[OrtBackend, Metadata]:
+    """The file on the provider asked for, and its metadata. Raises as `OrtBackend` and its seal do."""
+    if settings.verify:
+        check_file(path)
+    device, threads, provider = settings.device, settings.threads, settings.provider
+    backend = OrtBackend(path, device, threads, provider=provider)
+    metadata = metadata_of(backend.metadata_map(), path)
+    if metadata.precision == "int8+fp16":
+        # ONNX Runtime 1.32 makes int32 biases with fp16 scales, which overflow
+        backend = OrtBackend(path, device, threads, provider=provider, integer_kernels=False)
+    return backend, metadata
+
+
+ENGINE = Engine(
+    name="onnxruntime",
+    title="ONNX Runtime",
+    file="an ONNX file",
+    suffixes=(".onnx",),
+    reads=("threads", "provider"),
+    open=open_file,
+    preferred=True,
+)
 
 
 def require_out(out: object, shape: tuple[int, ...]) -> None:

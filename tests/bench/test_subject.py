@@ -1,6 +1,7 @@
 """On what an artifact runs: which engine, with which settings, and which flags are refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ import runtime
 from bench import __main__ as cli
 from bench import accuracy, subject
 from bench.latency import LatencyOptions
-from bench.subject import EngineOptions
+from bench.subject import RunOptions
 from bench.table import TableOptions
 from runtime import Metadata, MissingError, Predictor, UsageError
+from runtime.backends import registry
 from runtime.images import open_images
 
 ONNX, PLAN = Path("student.onnx"), Path("student.plan")
@@ -54,7 +56,7 @@ def loaded(monkeypatch):
     ],
 )
 def test_every_engine_gets_what_it_reads_and_nothing_else(loaded, path, flags, device, settings):
-    subject.open_artifact(path, EngineOptions(**flags))
+    subject.open_artifact(path, RunOptions(**flags))
     assert loaded == [(device, settings)]
 
 
@@ -79,7 +81,7 @@ def test_every_engine_gets_what_it_reads_and_nothing_else(loaded, path, flags, d
         (
             [PLAN, ONNX],
             {"engine_backend": "tensorrt"},
-            "student.onnx is no plan. Build one: distill export trt student.onnx",
+            "student.onnx is not a plan. Build one: distill export trt student.onnx",
         ),
         (
             [PLAN],
@@ -93,7 +95,7 @@ def test_every_engine_gets_what_it_reads_and_nothing_else(loaded, path, flags, d
 )
 def test_a_flag_that_none_of_the_engines_reads_is_refused(paths, flags, words):
     with pytest.raises(UsageError, match=words):
-        EngineOptions(**flags).require_read(paths)
+        RunOptions(**flags).require_read(paths)
 
 
 @pytest.mark.parametrize(
@@ -106,8 +108,8 @@ def test_a_flag_that_none_of_the_engines_reads_is_refused(paths, flags, words):
     ],
 )
 def test_in_a_mixed_table_a_flag_is_for_those_that_read_it(flags):
-    EngineOptions(**flags).require_read([ONNX, PLAN])
-    assert EngineOptions(**flags).backend(PLAN) == "tensorrt"
+    RunOptions(**flags).require_read([ONNX, PLAN])
+    assert RunOptions(**flags).backend(PLAN).name == "tensorrt"
 
 
 def test_the_commands_check_their_flags_before_anything_is_opened():
@@ -177,15 +179,19 @@ class PlanBackend:
     def run(self, batch, out=None):
         return batch.mean((2, 3))[:, ::-1].copy()
 
+    def close(self):
+        pass
+
 
 @pytest.fixture
 def plan(monkeypatch, tiny, tmp_path):
     """student.plan, opened as a `PlanBackend` of fixed batch size 2."""
     path = tmp_path / "student.plan"
     path.write_bytes(b"a plan")
-    monkeypatch.setitem(
-        runtime.predictor.OPENERS, "tensorrt", lambda path, given: (PlanBackend(path), tiny.metadata())
+    opens = replace(
+        registry.engines()["tensorrt"], open=lambda path, given: (PlanBackend(path), tiny.metadata())
     )
+    monkeypatch.setitem(registry.engines(), "tensorrt", opens)
     return path
 
 
@@ -273,7 +279,7 @@ def test_a_table_of_plans_and_onnx_files_says_which_ran_where(plan, student, pho
 
 def test_a_description_names_the_engine_in_use(tmp_path):
     predictor = Predictor(PlanBackend(tmp_path / "student.plan"), Metadata())
-    about = subject.describe(predictor, EngineOptions())
+    about = subject.describe(predictor, RunOptions())
     assert about["contexts"] == 1 and about["cuda_graph"] is False
     assert subject.where(about) == "tensorrt 10.3.0.30, TensorRT on A GPU, device cuda"
     assert np.array_equal(predictor.logits(np.ones((2, 3, 8, 8), np.float32)), np.ones((2, 3), np.float32))

@@ -26,6 +26,9 @@ class FunctionBackend:
         self.given.append(len(batch))
         return self.function(batch)
 
+    def close(self):
+        pass
+
 
 def predictor_of(function, batch_sizes=((1, None),), image=(None, None, None)):
     """function: (N, C, H, W) -> (N, K). batch_sizes as of `Predictor`; image: (C, H, W)."""

@@ -3,7 +3,8 @@ and the CUDA driver.
 
 In:  a folder.
 Out: on stdout a JSON object {case: None, or the traceback of its failure}.
-Elsewhere: starting it, and what must be tried in processes of their own (tests/runtime/test_trt.py).
+Elsewhere: starting it, and what must be tried in processes of their own
+(tests/runtime/backends/tensorrt/test_backend.py).
 """
 
 import ctypes

@@ -24,6 +24,7 @@ import numpy as np
 from ... import files
 from ...artifact import Metadata
 from ...errors import ArtifactError, MissingError, UsageError
+from .. import BatchSizes
 from ..ort import require_out
 from . import cuda, plan
 from .cuda import Device, DeviceArray
@@ -50,7 +51,8 @@ class TrtBackend:
         """
         if contexts < 1:
             raise UsageError(f"contexts {contexts}: expected 1 or more")
-        self.path, self.device, self.threads = Path(path), device, None
+        self.path, self.device = Path(path), device
+        self.threads: int | None = None
         index = plan.gpu_index(device)
         self.metadata = plan.preflight(self.path, verify)
         trt = plan.require_version(self.path, self.metadata)
@@ -82,7 +84,7 @@ class TrtBackend:
             f"{', CUDA graphs' if cuda_graph else ''})"
         )
         sizes = {size for each in self._profiles for size in (each.min, each.max)}
-        self.batch_sizes = [(each.min, each.max) for each in self._profiles]
+        self.batch_sizes: BatchSizes = [(each.min, each.max) for each in self._profiles]
         self.input_shape: list[int | None] = [sizes.pop() if len(sizes) == 1 else None, *self._image]
 
     def run(self, batch: np.ndarray, out: Any = None) -> Any:
