@@ -16,6 +16,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
+from importlib.abc import InspectLoader
 from typing import Any, Protocol
 
 from ..errors import UsageError
@@ -175,10 +176,12 @@ def overview(group: str = "") -> str:
 def summary(module: str) -> str:
     """The module's SUMMARY, read from its source: importing it would cost what the command needs."""
     found = importlib.util.find_spec(module)
-    source = found.loader.get_source(module)  # type: ignore[union-attr]
-    for node in ast.parse(source).body:
-        names = [getattr(target, "id", None) for target in getattr(node, "targets", ())]
-        if names == ["SUMMARY"]:
+    loader = found.loader if found else None
+    source = loader.get_source(module) if isinstance(loader, InspectLoader) else None
+    for node in ast.parse(source or "").body:
+        if isinstance(node, ast.Assign) and [getattr(each, "id", None) for each in node.targets] == [
+            "SUMMARY"
+        ]:
             return str(ast.literal_eval(node.value))
     raise AttributeError(f"{module} has no SUMMARY")
 

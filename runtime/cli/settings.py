@@ -193,8 +193,9 @@ def _setting(name: str, hint: Any, default: Any, options: type) -> Setting:
 
 @functools.cache
 def _explanations(owner: type) -> dict[str, str]:
-    body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body  # type: ignore[attr-defined]
-    return dict(_documented(body))
+    (declared,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+    assert isinstance(declared, ast.ClassDef), owner
+    return dict(_documented(declared.body))
 
 
 def _documented(body: list[ast.stmt]) -> Iterator[tuple[str, str]]:
