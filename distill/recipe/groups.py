@@ -15,6 +15,8 @@ from runtime.cli import settings
 from runtime.cli.settings import Flag
 from runtime.errors import UsageError
 
+from .. import losses as tables
+
 
 class Group:
     """What all groups do when they are made: lists of YAML become tuples, and each value is checked."""
@@ -91,23 +93,7 @@ class Networks(Group):
 class Distillation(Group):
     """Distillation: what the student learns from its teacher and from the labels"""
 
-    kd_loss: Annotated[
-        Literal[
-            "kl",
-            "nkd",
-            "dkd",
-            "dist",
-            "lskd",
-            "lskd_dkd",
-            "mlkd",
-            "ofa",
-            "binary_kl",
-            "deit_soft",
-            "deit_hard",
-            "none",
-        ],
-        Flag(common=True),
-    ] = "kl"
+    kd_loss: Annotated[str, Flag(choices=(*tables.LOGIT, "none"), common=True)] = "kl"
     """Distillation loss on the logits (kl is Hinton's); none: only --feature-loss."""
     kd_temperature: Annotated[float | None, Flag("T", common=True, above=0)] = None
     """Temperature that softens both networks' classes, above 0; by default the loss's own (kl 4, nkd 1).
@@ -120,10 +106,7 @@ class Distillation(Group):
     ofa)."""
     distill_loss_weight: Annotated[float, Flag("WEIGHT", common=True, least=0)] = 1.0
     """Weight of --kd-loss, 0 or more."""
-    feature_loss: Annotated[
-        Literal["none", "fitnets", "at", "rkd", "reviewkd", "fd", "mgd", "srrl", "ofa_stages"],
-        Flag(common=True),
-    ] = "none"
+    feature_loss: Annotated[str, Flag(choices=("none", *tables.FEATURE), common=True)] = "none"
     """Distillation loss on feature maps, beside --kd-loss."""
     feature_weight: Annotated[float, Flag("WEIGHT", least=0)] = 1.0
     """Weight of --feature-loss, 0 or more. Scales differ much between losses: see `distill.losses` for what

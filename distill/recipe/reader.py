@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-import typing
 from dataclasses import asdict, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from runtime.cli.nearest import nearest
+from runtime.cli.settings import Setting, settings_of
 from runtime.errors import UsageError
 
 from .whole import Recipe
@@ -75,15 +75,15 @@ def from_dict(values: dict[str, Any], name: str, base: Recipe) -> Recipe:
 
 def typed(values: dict[str, Any], kind: type, name: str) -> dict[str, Any]:
     """`values` as the fields of the dataclass `kind` declare them. Raises UsageError naming the key."""
-    hints = typing.get_type_hints(kind)
+    known = {setting.name: setting for setting in settings_of(kind)}
     checked = {}
     for key, value in values.items():
         plain = str(key).replace("-", "_")
-        if plain not in hints:
-            raise UsageError(f"{name}: unknown key {key!r}{nearest(plain, set(hints))}")
+        if plain not in known:
+            raise UsageError(f"{name}: unknown key {key!r}{nearest(plain, set(known))}")
         if plain == "losses" and isinstance(value, list):
             value = [_loss_as_text(entry, f"{name}: {key}") for entry in value]
-        checked[plain] = _typed(value, hints[plain], f"{name}: {key}")
+        checked[plain] = _typed(value, known[plain], f"{name}: {key}")
     return checked
 
 
@@ -148,27 +148,29 @@ def _loss_as_text(entry: Any, where: str) -> Any:
     return entry["name"] + (f":{settings}" if settings else "")
 
 
-def _typed(value: Any, hint: Any, where: str) -> Any:
-    options = typing.get_args(hint)
-    if typing.get_origin(hint) is Literal:
-        if value in options:
+def _typed(value: Any, setting: Setting, where: str) -> Any:
+    if value is None and setting.optional:
+        return None
+    if setting.count == 1:
+        return _one(value, setting, where)
+    if isinstance(value, (list, tuple)) and setting.count in (None, len(value)):
+        return tuple(_one(item, setting, where) for item in value)
+    raise UsageError(f"{where} is {value!r}; expected a list")
+
+
+def _one(value: Any, setting: Setting, where: str) -> Any:
+    if setting.choices:
+        if value in setting.choices:
             return value
-        raise UsageError(f"{where} is {value!r}; expected one of {', '.join(map(str, options))}")
-    if type(None) in options:
-        return None if value is None else _typed(value, options[0], where)
-    if typing.get_origin(hint) is tuple:
-        if isinstance(value, (list, tuple)) and (options[-1] is Ellipsis or len(value) == len(options)):
-            return tuple(_typed(v, options[0], where) for v in value)
-        raise UsageError(f"{where} is {value!r}; expected a list")
-    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        raise UsageError(f"{where} is {value!r}; expected one of {', '.join(setting.choices)}")
+    if setting.kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             return float(value)
         except ValueError:
             raise UsageError(f"{where} is {value!r}; expected a number") from None
-    if hint is str and value is None:
+    if setting.kind is str and value is None:
         return ""
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise UsageError(
-            f"{where} is {value!r}; expected {'true or false' if hint is bool else hint.__name__}"
-        )
+    if not isinstance(value, setting.kind) or (setting.kind is int and isinstance(value, bool)):
+        expected = "true or false" if setting.kind is bool else setting.kind.__name__
+        raise UsageError(f"{where} is {value!r}; expected {expected}")
     return value

@@ -17,13 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from distill import checkpoint as checkpoints
 from distill import losses, recipe
 from distill.commands import train
 from distill.recipe import Recipe
-from distill.training.objective import terms_of
 from distill.training.options import TrainOptions, value_of
-from runtime.cli import flags
+from runtime.cli import flags, help
 from runtime.cli.settings import Flag
 from runtime.errors import UsageError
 
@@ -125,7 +123,7 @@ def parse(argv: Sequence[str], prog: str = "distill train --qat") -> QatOptions:
     """
     flags.check_flags(QatOptions, argv, prog)
     named = value_of(argv, "--resume")
-    if any(word in ("-h", "--help") for word in argv) or is_run(named):
+    if any(word in help.HELP_FLAGS for word in argv) or is_run(named):
         return train.parse(argv, prog, QatOptions(), sys.modules[__name__])
     if not named:
         raise UsageError("--qat fine-tunes a trained student. Name it: --resume runs/student/best.pth")
@@ -150,6 +148,8 @@ def is_run(named: str) -> bool:
 
 def options_for(start: Path, argv: Sequence[str]) -> QatOptions:
     """The recipe of the checkpoint's own training, as far as it suits fine-tuning."""
+    from distill import checkpoint as checkpoints
+
     found = checkpoints.load_any(start, value_of(argv, "--student") or None, flag="--student")
     if found.quantized is not None:
         raise UsageError(
@@ -186,6 +186,8 @@ def require_possible(options: QatOptions) -> None:
                 f"--{name.replace('_', '-')} does not go with --qat, which trains the exported fp32 graph. "
                 "Leave it out"
             )
+    from distill.training.objective import terms_of
+
     feature = [term.name for term in terms_of(options) if term.name in losses.FEATURE]
     if feature:
         raise UsageError(

@@ -1,7 +1,7 @@
 """The fields of an options dataclass as settings: type, default, unit, range and explanation of each.
 
 In:  a frozen dataclass; beside a field's type there may be a `Flag`, below it stands its docstring.
-Out: a list of `Setting`; `check` refuses values out of range, whoever made the instance.
+Out: a list of `Setting`; `check` refuses values that are not allowed, whoever made the instance.
 Elsewhere: argv to an instance (runtime.cli.flags), the help that shows them (runtime.cli.help).
 """
 
@@ -39,6 +39,8 @@ class Flag:
     """Shown by --help of a command with many flags; --help-all shows all."""
     positional: bool = False
     """Typed without a flag."""
+    choices: tuple[str, ...] = ()
+    """The only words it takes, where a table holds them and no Literal can."""
     least: float | None = None
     most: float | None = None
     above: float | None = None
@@ -129,7 +131,9 @@ class Setting:
         return self.default is MISSING
 
     def problem(self, value: Any) -> str:
-        """What was expected instead of a number out of range; empty when the value will do."""
+        """What was expected instead of a value that it does not take; empty when the value will do."""
+        if self.choices and value not in self.choices and not (value is None and self.optional):
+            return f"one of {', '.join(self.choices)}"
         for number in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(number, bool) or not isinstance(number, (int, float)):
                 continue
@@ -148,7 +152,7 @@ def settings_of(options: type) -> tuple[Setting, ...]:
 
 
 def check(options: object) -> None:
-    """Raise UsageError naming the first setting that is out of its range, or not finite."""
+    """Raise UsageError naming the first setting that is no choice, out of its range or not finite."""
     kind: type = type(options)
     for setting in settings_of(kind):
         value = getattr(options, setting.name)
@@ -182,7 +186,7 @@ def _setting(name: str, hint: Any, default: Any, options: type) -> Setting:
     if typing.get_origin(hint) is tuple:
         hint = parts[0]
         count = None if parts[-1] is Ellipsis else len(parts)
-    choices: tuple[str, ...] = ()
+    choices = flag.choices
     if typing.get_origin(hint) is Literal:
         choices, hint = typing.get_args(hint), str
     if hint not in METAVARS:

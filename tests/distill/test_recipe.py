@@ -2,7 +2,6 @@
 values are named.
 """
 
-import typing
 from dataclasses import fields, replace
 
 import pytest
@@ -122,12 +121,16 @@ def test_every_setting_is_explained():
     import ast
     import inspect
 
-    body = ast.parse(inspect.getsource(Recipe)).body[0].body
-    for statement, following in zip(body, [*body[1:], None], strict=True):
-        if isinstance(statement, ast.AnnAssign):
-            assert isinstance(following, ast.Expr) and isinstance(following.value.value, str), (
-                statement.target.id
-            )
+    explained = set()
+    for group in Recipe.__mro__[:-1]:
+        body = ast.parse(inspect.getsource(group)).body[0].body
+        for statement, following in zip(body, [*body[1:], None], strict=True):
+            if isinstance(statement, ast.AnnAssign):
+                assert isinstance(following, ast.Expr) and isinstance(following.value.value, str), (
+                    statement.target.id
+                )
+                explained.add(statement.target.id)
+    assert explained == {field.name for field in fields(Recipe)}
 
 
 def test_an_unknown_key_is_answered_with_the_nearest(tmp_path):
@@ -318,7 +321,18 @@ def test_losses_that_do_not_go_together_are_refused(settings, words):
         Recipe(**settings)
 
 
-def test_the_flags_name_every_loss_there_is():
-    hints = typing.get_type_hints(Recipe)
-    assert set(typing.get_args(hints["kd_loss"])) - {"none"} == set(losses.LOGIT)
-    assert set(typing.get_args(hints["feature_loss"])) - {"none"} == set(losses.FEATURE)
+@pytest.mark.parametrize(
+    ("flag", "table", "text"),
+    [("--kd-loss", losses.LOGIT, "kl"), ("--feature-loss", losses.FEATURE, "fitnets")],
+)
+def test_the_flags_take_every_loss_there_is_and_no_other_word(flag, table, text):
+    assert text in table
+    for name in (*table, "none"):
+        options = parse(
+            [flag, name, *(["--feature-loss", "at"] if (flag, name) == ("--kd-loss", "none") else [])]
+        )
+        assert getattr(options, flag[2:].replace("-", "_")) == name
+    with pytest.raises(UsageError, match=rf"^{flag} klx: expected .*{text}.*\. See distill train --help$"):
+        parse([flag, "klx"])
+    with pytest.raises(UsageError, match=f"^{flag[2:]} klx: expected one of .*{text}"):
+        Recipe(**{flag[2:].replace("-", "_"): "klx"})
