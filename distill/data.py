@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import random
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -299,7 +299,7 @@ class TrainLoader:
     def __len__(self) -> int:
         return self.batches
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
         """Batches of one epoch. A stream has no random access: what was already seen is read again and
         dropped.
         """

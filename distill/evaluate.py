@@ -1,8 +1,8 @@
-"""Accuracy of a network on labelled images, and the command `distill eval`.
+"""Evaluation of a network on labelled images.
 
-In:  a network in torch and a loader of `Batch`es; or a checkpoint file and a data spec.
+In:  a network in torch and a loader of `Batch`es.
 Out: top-1 and top-5 in percent, cross-entropy in nats, number of images.
-Elsewhere: accuracy of exported artifacts (bench.accuracy).
+Elsewhere: the command (distill.commands.eval), accuracy of exported artifacts (bench.accuracy).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .data import Batch
 
 
 @dataclass(frozen=True)
-class Accuracy:
+class Evaluation:
     """How good a network is on `images` labelled images."""
 
     top1: float
@@ -36,7 +36,7 @@ class Accuracy:
     """(images,) predicted class of each, in order."""
 
 
-def agreement(one: torch.Tensor, other: torch.Tensor) -> float | None:
+def same_class_percent(one: torch.Tensor, other: torch.Tensor) -> float | None:
     """Percent of images on which two networks predict the same class; None when they did not see the same
     images.
     """
@@ -45,7 +45,7 @@ def agreement(one: torch.Tensor, other: torch.Tensor) -> float | None:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module | Callable,
+    model: nn.Module | Callable[[torch.Tensor], torch.Tensor],
     loader: Iterable[Batch],
     device: torch.device,
     *,
@@ -53,7 +53,7 @@ def evaluate(
     channels_last: bool = True,
     skip_bad: bool = False,
     after_batch: Callable[[int], None] = lambda n: None,
-) -> Accuracy:
+) -> Evaluation:
     """Run every batch; after_batch(images so far) may raise to stop. Raises DataError for an unreadable image
     unless skip_bad.
     """
@@ -84,7 +84,7 @@ def evaluate(
         after_batch(images)
     if not images:
         raise DataError("no readable image to evaluate on")
-    return Accuracy(
+    return Evaluation(
         100 * right1 / images, 100 * right5 / images, loss / images, images, skipped, torch.cat(classes)
     )
 

@@ -129,9 +129,11 @@ class Taps:
 
     def _read(self, images: Tensor, forward: Callable[[Tensor], Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         if self.chosen and self.chosen[0].layout == "timm":
-            last, maps = self.model.forward_intermediates(images)
-            return self.model.forward_head(last), tuple(maps[stage.index] for stage in self.chosen)
-        self._caught = caught = {}
+            model: Any = self.model  # one of timm's
+            last, maps = model.forward_intermediates(images)
+            return model.forward_head(last), tuple(maps[stage.index] for stage in self.chosen)
+        caught: dict[str, Tensor] = {}
+        self._caught = caught
         try:
             logits = forward(images)
         finally:
@@ -188,7 +190,7 @@ def choose(student: Sequence[Stage], stages: str = "all") -> list[Stage]:
     return sorted(found, key=lambda stage: stage.index)
 
 
-def describe(pairs: Sequence[tuple[Stage, Stage | None]]) -> list[str]:
+def pair_lines(pairs: Sequence[tuple[Stage, Stage | None]]) -> list[str]:
     """One printable line per pair; without a teacher's stage it is the teacher's logits that teach."""
     return [f"stage {s.index}: student {s} <- teacher {t or 'logits'}" for s, t in pairs]
 
@@ -327,7 +329,7 @@ def _stage(
     output, version = calls[0]
     channels, stride = entry["num_chs"], int(entry["reduction"])
     layout, prefix, (height, width) = _layout(
-        tuple(output.shape), channels, stride, tuple(image.shape[2:]), model
+        tuple(output.shape), channels, stride, (image.shape[2], image.shape[3]), model
     )
     if not layout:
         return None
@@ -356,18 +358,19 @@ def _layout(
         and shape[3] == channels
         and (shape[1] != channels or getattr(model, "output_fmt", "") == "NHWC")
     ):
-        return "nhwc", 0, shape[1:3]
+        return "nhwc", 0, (shape[1], shape[2])
     if len(shape) == 4 and shape[1] == channels:
-        return "nchw", 0, shape[2:]
+        return "nchw", 0, (shape[2], shape[3])
     if len(shape) == 3 and shape[2] == channels:
-        for grid in (tuple(side // stride for side in image), tuple(-(-side // stride) for side in image)):
+        height, width = image
+        for grid in ((height // stride, width // stride), (-(-height // stride), -(-width // stride))):
             for prefix in (0, getattr(model, "num_prefix_tokens", 0)):
                 if math.prod(grid) + prefix == shape[1]:
                     return "tokens", prefix, grid
     return "", 0, (0, 0)
 
 
-def _in_raster_order(stages: list[Stage | None], calls: Calls, image: Tensor, model: nn.Module) -> bool:
+def _in_raster_order(stages: list[Stage | None], calls: Calls, image: Tensor, model: Any) -> bool:
     """Whether tokens come row by row (Hiera groups them by window): compared with timm's own maps."""
     tokens = [stage for stage in stages if stage is not None and stage.layout == "tokens"]
     if not tokens or not hasattr(model, "forward_intermediates"):
@@ -377,7 +380,7 @@ def _in_raster_order(stages: list[Stage | None], calls: Calls, image: Tensor, mo
 
 
 def _timm_stages(
-    entries: Sequence[tuple[int, dict[str, Any]]], image: Tensor, model: nn.Module, logits: Tensor
+    entries: Sequence[tuple[int, dict[str, Any]]], image: Tensor, model: Any, logits: Tensor
 ) -> list[Stage | None]:
     """The stages that timm's `forward_intermediates` gives, if the model has it and its logits come out of it
     unchanged.
@@ -391,7 +394,9 @@ def _timm_stages(
         Stage(
             index,
             entry.get("module") or f"stage{index}",
-            *map_.shape[1:],
+            map_.shape[1],
+            map_.shape[2],
+            map_.shape[3],
             int(entry["reduction"]),
             image.shape[2],
             "timm",

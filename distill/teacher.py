@@ -8,7 +8,7 @@ Elsewhere: where its weights come from (distill.checkpoint), what is made of its
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -36,14 +36,14 @@ class Origin:
 
     model: str
     """Architecture."""
-    file: str | None
+    file: str | None = None
     """None: weights that timm publishes."""
-    sha256: str | None
-    converted: list[str] | None
+    sha256: str | None = None
+    converted: list[str] | None = None
     """What was changed to read a foreign file."""
-    merged: str
+    merged: str = "not merged"
     """Whether its branches were merged, as a line to read."""
-    dtype: str
+    dtype: str = "fp32"
     """fp32, fp16 or bf16."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,17 +73,29 @@ class Teacher:
         self.preprocess = preprocess
         self.device = device
         self.dtype = DTYPES[dtype]
-        self.origin = origin or Origin(type(model).__name__, None, None, None, "not merged", dtype)
+        self.origin = origin or Origin(type(model).__name__, dtype=dtype)
         self.taps: Taps | None = None
-        """What also gives feature maps, where a loss asks for them (distill.training.objective sets it)."""
+        """What also gives feature maps, where a loss asks for them."""
         self.size = (
             None if preprocess.input_size == student_preprocess.input_size else preprocess.input_size[1:]
         )
         self.scale, self.shift = renormalization(student_preprocess, preprocess, device)
 
+    def tap(self) -> Taps:
+        """Give feature maps too from now on, of stages that the result is told to use."""
+        self.untap()
+        self.taps = Taps(self.model, self.preprocess.input_size, self.forward)
+        return self.taps
+
+    def untap(self) -> None:
+        """Give logits alone."""
+        if self.taps:
+            self.taps.close()
+        self.taps = None
+
     @torch.inference_mode()
     def _outputs(self, images: Tensor) -> Outputs:
-        if self.scale is not None:
+        if self.scale is not None and self.shift is not None:
             images = torch.addcmul(self.shift, images, self.scale)
         if self.size is not None:
             images = F.interpolate(images, self.size, mode="bicubic", antialias=True, align_corners=False)
@@ -119,15 +131,15 @@ def load(
     """
     if recipe.teacher == "none" or (recipe.teacher == "auto" and not recipe.teacher_ckpt):
         return None
-    name = None if recipe.teacher == "auto" else recipe.teacher
-    model_args = key_values(recipe.teacher_args)
+    model_args, name = key_values(recipe.teacher_args), recipe.teacher
     if recipe.teacher_ckpt:
-        found = checkpoints.load_any(recipe.teacher_ckpt, name, model_args, "--teacher")
+        asked = None if name == "auto" else name
+        found = checkpoints.load_any(recipe.teacher_ckpt, asked, model_args, "--teacher")
         require_same_classes(found.class_names, f"teacher {recipe.teacher_ckpt}", class_names, "data")
         model = models.build(found.model, len(class_names), found.model_args)
         checkpoints.load_weights(model, found)
-        name, file, sha256 = found.model, str(recipe.teacher_ckpt), files.sha256(recipe.teacher_ckpt)
-        preprocess, converted = found.preprocess, found.notes
+        preprocess = found.preprocess
+        origin = Origin(found.model, str(recipe.teacher_ckpt), files.sha256(recipe.teacher_ckpt), found.notes)
     else:
         model = models.build(name, len(class_names), model_args, pretrained=True)
         preprocess = models.preprocess_of(name, model_args.get("img_size", 0))
@@ -138,7 +150,7 @@ def load(
                 f" has {len(class_names)}. Train it on your data first (--teacher none), then give"
                 " --teacher-ckpt"
             )
-        file = sha256 = converted = None
+        origin = Origin(name)
     model, merged = _merge(model, preprocess)
     dtype = (
         (recipe.amp_dtype if recipe.amp else "fp32")
@@ -153,7 +165,7 @@ def load(
         dtype,
         recipe.channels_last,
         recipe.compile,
-        Origin(name, file, sha256, converted, merged, dtype),
+        replace(origin, merged=merged, dtype=dtype),
     )
 
 

@@ -27,6 +27,6 @@ def run(options: ErfOptions) -> None:
     if options.json:
         print(json.dumps(report))
     else:
-        reports.show(
+        reports.print_table(
             measured, options.output, f"{len(report['images'])} {options.split} images of {report['data']}"
         )

@@ -1,14 +1,14 @@
 """The effective receptive field (ERF): how far around its centre the last map of a network looks.
 
 In:  a network, images as batches normalized for it.
-Out: an `Erf`: the score matrix (H, W), and the areas of the centred squares that hold 20, 30, 50 and 99 % of
+Out: an `Erf`: the score matrix (H, W), and the areas of the centered squares that hold 20, 30, 50 and 99 % of
 it.
 Elsewhere: the command `distill erf` and its files (distill.erf.report), drawing (distill.erf.heatmap).
 
 The score matrix (Luo et al. 2016, arXiv:1701.04128, as measured by Ding et al. 2022, arXiv:2203.06717) is the
 mean over images of
 
-    sum over colours of relu( d sum_c relu(map[c, h // 2, w // 2]) / d input )
+    sum over colors of relu( d sum_c relu(map[c, h // 2, w // 2]) / d input )
 
 Its reference measure takes log10(score + 1) and is not scale-invariant: a network whose scores are a thousand
 times larger has another area ratio though it looks at the same places. So a second measure stands beside it,
@@ -97,17 +97,19 @@ def measure(
     after_batch(images so far) may raise to stop. Raises GateError when no image gives a finite gradient,
     UsageError when the network has no last map.
     """
-    total, images, skipped = None, 0, 0
+    total: np.ndarray | None = None
+    images = skipped = 0
     with frozen(model):
         for batch in batches:
             gradient = input_gradient(model, batch.to(device))
             finite = gradient.flatten(1).isfinite().all(dim=1)
-            part = gradient[finite].relu().double().sum(dim=(0, 1)).cpu().numpy()  # over images and colours
+            over_images_and_colors = gradient[finite].relu().double().sum(dim=(0, 1))
+            part: np.ndarray = over_images_and_colors.cpu().numpy()
             total = part if total is None else total + part
             images += int(finite.sum())
             skipped += int((~finite).sum())
             after_batch(images + skipped)
-    if not images:
+    if total is None or not images:
         raise GateError(
             f"none of {skipped} images gives a finite gradient. Check the weights and the preprocessing"
         )
@@ -130,8 +132,8 @@ def from_score(
 
 
 def squares(amount: np.ndarray, thresholds: Sequence[float] = THRESHOLDS) -> Squares:
-    """The smallest centred squares of side 2 i + 1, i = 1 .. min(H, W) // 2 - 1, with more than each share of
-    sum(amount).
+    """The smallest centered squares of side 2 i + 1, i = 1 .. min(H, W) // 2 - 1, with more than each share
+    of sum(amount).
 
     amount (H, W), 0 or more. Where all of it is 0 nothing is reached.
     """
@@ -157,7 +159,7 @@ def input_gradient(model: nn.Module, images: Tensor) -> Tensor:
         return torch.autograd.grad(centre, images)[0]
 
 
-def last_map(model: nn.Module, images: Tensor) -> Tensor:
+def last_map(model: Any, images: Tensor) -> Tensor:
     """The last map (N, C, h, w) before the final norm and pooling.
 
     Of timm's networks and this project's: the last of `forward_intermediates`, which makes a map of tokens

@@ -1,6 +1,6 @@
 """Heat maps side by side, drawn with Pillow: no plotting package is needed for one figure.
 
-In:  `Column`s of `Panel`s: matrices (H, W) with values 0 to 1, captions, centred squares, colour-bar ticks.
+In:  `Column`s of `Panel`s: matrices (H, W) with values 0 to 1, captions, centered squares, color-bar ticks.
 Out: one RGB image, a column per network, a panel per row.
 Elsewhere: what the matrices mean (distill.erf.field), writing files (runtime.files).
 """
@@ -17,19 +17,19 @@ MAP = 420
 """Side of a drawn map, pixels; a larger matrix is averaged down to it, a smaller one enlarged without
 smoothing."""
 BAR, GAP, LINE = 14, 26, 21
-"""Width of a colour bar, space between things, height of a line of text; pixels."""
+"""Width of a color bar, space between things, height of a line of text; pixels."""
 COLUMN = MAP + BAR + 78
-"""Width of a column with its colour bar and ticks, pixels."""
+"""Width of a column with its color bar and ticks, pixels."""
 INK, FAINT, PAPER = (24, 24, 28), (96, 98, 106), (255, 255, 255)
 OUTLINES = ((255, 255, 255), (96, 224, 255), (120, 255, 140), (255, 140, 235))
-"""Colours of the squares, smallest first; a fifth square begins again."""
+"""Colors of the squares, smallest first; a fifth square begins again."""
 ANCHORS = ((0.14, 0.04, 275), (0.36, 0.14, 300), (0.56, 0.19, 360), (0.76, 0.16, 410), (0.97, 0.07, 468))
-"""The colour scale from low to high: OKLab lightness, chroma, hue in degrees."""
+"""The color scale from low to high: OKLab lightness, chroma, hue in degrees."""
 
 
 @dataclass(frozen=True)
 class Square:
-    """A centred square around pixel (H // 2, W // 2), and what the legend says about it."""
+    """A centered square around pixel (H // 2, W // 2), and what the legend says about it."""
 
     side: int | None
     """Pixels of the matrix, odd; None: nothing to draw, the legend says so."""
@@ -38,14 +38,14 @@ class Square:
 
 @dataclass(frozen=True)
 class Panel:
-    """One map with its squares and colour bar."""
+    """One map with its squares and color bar."""
 
     caption: str
     values: np.ndarray
     """(H, W), 0 to 1."""
     squares: Sequence[Square] = ()
     ticks: Sequence[tuple[float, str]] = field(default=((0.0, "0"), (1.0, "1")))
-    """(value from 0 to 1, its text beside the colour bar)."""
+    """(value from 0 to 1, its text beside the color bar)."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def figure(columns: Sequence[Column]) -> Image.Image:
     return canvas
 
 
-def colours(values: np.ndarray) -> np.ndarray:
+def colors(values: np.ndarray) -> np.ndarray:
     """(...) from 0 to 1 -> (..., 3) uint8 sRGB; lightness grows evenly, so equal steps look equal (OKLab,
     Ottosson 2020).
     """
@@ -110,37 +110,37 @@ def _draw(canvas: Image.Image, pen: ImageDraw.ImageDraw, panel: Panel, left: int
     top += LINE
     height, width = panel.values.shape
     scale = MAP / max(height, width)
-    values = Image.fromarray(panel.values.astype(np.float32))  # the numbers are resized, not their colours
+    values = Image.fromarray(panel.values.astype(np.float32))  # the numbers are resized, not their colors
     size = max(1, round(width * scale)), max(1, round(height * scale))
     values = values.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX)
-    canvas.paste(Image.fromarray(colours(np.asarray(values))), (left, top))
+    canvas.paste(Image.fromarray(colors(np.asarray(values))), (left, top))
     for number, square in enumerate(panel.squares):
-        colour = OUTLINES[number % len(OUTLINES)]
+        color = OUTLINES[number % len(OUTLINES)]
         if square.side is not None:
             centre = left + (width // 2 + 0.5) * scale, top + (height // 2 + 0.5) * scale
             half = square.side * scale / 2
             _outline(
-                pen, [centre[0] - half, centre[1] - half, centre[0] + half - 1, centre[1] + half - 1], colour
+                pen, [centre[0] - half, centre[1] - half, centre[0] + half - 1, centre[1] + half - 1], color
             )
         x, y = left + number % 2 * (COLUMN // 2), top + MAP + 4 + number // 2 * LINE
-        pen.rectangle([x, y + 3, x + 13, y + 16], fill=colour, outline=INK)
+        pen.rectangle([x, y + 3, x + 13, y + 16], fill=color, outline=INK)
         _text(pen, (x + 20, y), square.text, 14, COLUMN // 2 - 22)
-    _colour_bar(canvas, pen, panel.ticks, left + MAP + 10, top)
+    _color_bar(canvas, pen, panel.ticks, left + MAP + 10, top)
 
 
-def _outline(pen: ImageDraw.ImageDraw, box: Sequence[float], colour: tuple[int, int, int]) -> None:
-    """A coloured line with a dark one around it, so that it is seen on bright and dark parts of a map."""
+def _outline(pen: ImageDraw.ImageDraw, box: Sequence[float], color: tuple[int, int, int]) -> None:
+    """A colored line with a dark one around it, so that it is seen on bright and dark parts of a map."""
     left, top, right, bottom = (round(v) for v in box)
     right, bottom = max(right, left), max(bottom, top)  # less than a pixel of the picture
     pen.rectangle([left - 1, top - 1, right + 1, bottom + 1], outline=INK)
-    pen.rectangle([left, top, right, bottom], outline=colour, width=2)
+    pen.rectangle([left, top, right, bottom], outline=color, width=2)
 
 
-def _colour_bar(
+def _color_bar(
     canvas: Image.Image, pen: ImageDraw.ImageDraw, ticks: Sequence[tuple[float, str]], left: int, top: int
 ) -> None:
     ramp = np.repeat(np.linspace(1, 0, MAP)[:, None], BAR, axis=1)
-    canvas.paste(Image.fromarray(colours(ramp)), (left, top))
+    canvas.paste(Image.fromarray(colors(ramp)), (left, top))
     for value, text in ticks:
         y = top + round((1 - value) * (MAP - 1))
         pen.line([left + BAR, y, left + BAR + 4, y], fill=INK)
@@ -153,7 +153,7 @@ def _text(
     text: str,
     size: int,
     width: int,
-    colour: tuple[int, int, int] = INK,
+    color: tuple[int, int, int] = INK,
 ) -> None:
     """One line; what does not fit into `width` pixels is cut in the middle, where names of files differ
     least.
@@ -163,4 +163,4 @@ def _text(
     while keep > 8 and pen.textlength(text, font=font) > width:
         keep -= 1
         text = f"{whole[: keep // 2]}...{whole[-(keep - keep // 2) :]}"
-    pen.text(place, text, fill=colour, font=font)
+    pen.text(place, text, fill=color, font=font)

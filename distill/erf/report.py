@@ -88,7 +88,7 @@ def measure_and_write(options: ErfOptions) -> tuple[list[Measured], dict[str, An
         "images": _item_names(images, chosen),
         "networks": [each.to_dict() for each in measured],
     }
-    write(options.output, measured, report)
+    write_files(options.output, measured, report)
     return measured, report
 
 
@@ -137,9 +137,9 @@ def default_labels(found: Sequence[Checkpoint]) -> list[str]:
     """The role of our checkpoints, the file's name of others; the folder in front where two would have the
     same.
     """
-    plain = [each.role if each.class_names is not None else Path(each.path).stem for each in found]
+    plain = [each.role if each.class_names is not None else Path(_file(each)).stem for each in found]
     return [
-        f"{Path(each.path).absolute().parent.name} {label}" if plain.count(label) > 1 else label
+        f"{Path(_file(each)).absolute().parent.name} {label}" if plain.count(label) > 1 else label
         for each, label in zip(found, plain, strict=True)
     ]
 
@@ -156,7 +156,7 @@ def unique_names(labels: Sequence[str]) -> list[str]:
     return names
 
 
-def write(folder: Path, measured: Sequence[Measured], report: dict[str, Any]) -> None:
+def write_files(folder: Path, measured: Sequence[Measured], report: dict[str, Any]) -> None:
     """erf.png, NAME.png of every network, erf.npz with the score matrices, erf.json; each whole or not at
     all.
     """
@@ -169,13 +169,14 @@ def write(folder: Path, measured: Sequence[Measured], report: dict[str, Any]) ->
         heatmap.figure(part).save(content, format="png")
         files.write_bytes(folder / f"{name}.png", content.getvalue())
     content = io.BytesIO()
-    np.savez_compressed(content, **{each.name: each.result.score for each in measured})
+    scores: dict[str, Any] = {each.name: each.result.score for each in measured}
+    np.savez_compressed(content, **scores)
     files.write_bytes(folder / "erf.npz", content.getvalue())
     files.write_text(folder / "erf.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
 
 
 def column(each: Measured) -> heatmap.Column:
-    """The network's two heat maps: in the colours of the papers, and by decades below the largest score."""
+    """The network's two heat maps: in the colors of the papers, and by decades below the largest score."""
     score = each.result.score.astype(np.float64)
     logs = np.log10(score + 1)
     paper = logs / (logs.max() or 1)
@@ -189,7 +190,7 @@ def column(each: Measured) -> heatmap.Column:
 
     height, width = score.shape
     about = (
-        f"{each.checkpoint.model}, {Path(each.checkpoint.path).name}, {height} x {width},"
+        f"{each.checkpoint.model}, {Path(_file(each.checkpoint)).name}, {height} x {width},"
         f" n={each.result.images}"
     )
     ticks = [(1 - i / DECADES, "largest" if not i else f"1e-{i}") for i in range(DECADES + 1)]
@@ -216,6 +217,10 @@ def _item_names(images: ImageSet, chosen: Sequence[int]) -> list[str]:
     return [folder + images.item_name(index).removeprefix(images.name) for index in chosen]
 
 
+def _file(found: Checkpoint) -> str:
+    return str(found.path)
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:g} %"
 
@@ -224,13 +229,14 @@ def _shown(side: int | None, ratio: float | None) -> str:
     return "not reached" if side is None or ratio is None else f"{100 * ratio:.1f} % ({side} px)"
 
 
-def show(measured: Sequence[Measured], folder: Path, about: str) -> None:
+def print_table(measured: Sequence[Measured], folder: Path, about: str) -> None:
+    """Two rows for each network, notes below. about: which images were used."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     table = Table(
-        title="effective receptive field: area of the centred square that holds a share of the score",
+        title="effective receptive field: area of the centered square that holds this share of the score",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -258,9 +264,13 @@ def show(measured: Sequence[Measured], folder: Path, about: str) -> None:
         for note in each.checkpoint.notes:
             print(f"{each.checkpoint.path}: {note}")
         if each.result.skipped:
-            print(f"{each.label}: {each.result.skipped} images left out, their gradient is not finite")
+            print(f"{each.label}: left out {each.result.skipped} images whose gradient is not finite")
     if len({each.result.score.shape for each in measured}) > 1:
-        print("inputs differ in size, and so do the areas that the ratios are shares of: give --img-size")
+        print(
+            "input sizes differ, so shares of the area do not compare; give --img-size to measure at one size"
+        )
     if any(None in each.result.reference.sides and each.result.score.any() for each in measured):
-        print("not reached: what is seen fills the image; a larger --img-size shows where it ends")
-    print(f"{about}; figures and numbers in {folder}")
+        print(
+            "not reached: the receptive field fills the image. Give a larger --img-size to see where it ends"
+        )
+    print(f"measured on {about}; figures and numbers are in {folder}")

@@ -53,7 +53,7 @@ def convert(
     if rename:
         renamed = _renamed(rename, weights, network)
         if _common(renamed, network) > _common(weights, network):
-            notes.append(_describe(weights, renamed))
+            notes.append(_renaming_note(weights, renamed))
             weights = renamed
     if shown:
         ours = shown(network.state_dict())
@@ -109,7 +109,7 @@ def _renamed(
         return weights
 
 
-def _describe(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> str:
+def _renaming_note(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> str:
     changed = [pair for pair in zip(old, new, strict=False) if pair[0] != pair[1]]
     count = (
         f"renamed {len(changed)} names"

@@ -12,7 +12,7 @@ import re
 from dataclasses import asdict, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from runtime.cli.nearest import nearest
 from runtime.cli.settings import Setting, settings_of
@@ -21,6 +21,7 @@ from runtime.errors import UsageError
 from .whole import Recipe
 
 EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
 
 def named() -> list[str]:
@@ -66,7 +67,7 @@ def read(name_or_file: str) -> dict[str, Any]:
     return values
 
 
-def from_dict(values: dict[str, Any], name: str, base: Recipe) -> Recipe:
+def from_dict(values: dict[str, Any], name: str, base: AnyRecipe) -> AnyRecipe:
     """`base` with `values` put in; types are checked, 1 is taken for 1.0 and 1e-3 (YAML: text) for
     a number.
     """

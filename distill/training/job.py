@@ -30,7 +30,7 @@ from .. import teacher as teachers
 from ..data import TIMM_PREFIXES, eval_loader, open_data
 from ..erf import field, report
 from ..erf.options import ErfOptions
-from ..evaluate import Accuracy, evaluate, pick_device
+from ..evaluate import Evaluation, evaluate, pick_device
 from ..recipe import Recipe
 from . import trainer as trainers
 from .folder import absolute, choose_folder, remove_old_run
@@ -68,8 +68,13 @@ def prepare(options: TrainOptions, make_trainer: Callable[[Task], trainers.Train
     """Check and read everything that the run needs; show the teacher's own accuracy."""
     require_one_process()
     folder = choose_folder(options)
-    paths = ("data", "val_data", "teacher_ckpt", "student_ckpt")
-    options = replace(options, **{name: absolute(getattr(options, name)) for name in paths})
+    options = replace(
+        options,
+        data=absolute(options.data),
+        val_data=absolute(options.val_data),
+        teacher_ckpt=absolute(options.teacher_ckpt),
+        student_ckpt=absolute(options.student_ckpt),
+    )
     device = pick_device(options.device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what runs in fp32
@@ -219,7 +224,7 @@ def say(line: str) -> None:
 
 def _teacher_accuracy(
     teacher: teachers.Teacher, val: ImageSet, options: TrainOptions, device: torch.device
-) -> Accuracy:
+) -> Evaluation:
     """The teacher's own accuracy on its own preprocessing: shows a wrong file or normalization before any
     training.
     """

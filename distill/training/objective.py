@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from runtime.errors import UsageError
 
 from .. import losses
-from ..features import Stage, Taps, choose, describe, match
+from ..features import Stage, Taps, choose, match, pair_lines
 from ..losses.base import Outputs
+from ..losses.feature.base import FeatureLoss, total
 from ..recipe import Recipe, key_values
 from ..teacher import Teacher
 from .task import Task
@@ -85,22 +86,21 @@ class Objective:
         self.notes: list[str] = []
         """Lines to show before training."""
         self.losses = [losses.create(term.name, **term.settings) for term in self.terms]
-        self.projectors = nn.ModuleList([each for each in self.losses if isinstance(each, nn.Module)])
+        of_features = [each for each in self.losses if isinstance(each, FeatureLoss)]
+        self.projectors = nn.ModuleList(of_features)
         self.names = _column_names([term.name for term in self.terms])
         self._parts = [(slice(0, 0), slice(0, 0))] * len(self.terms)
         """Which of the student's and of the teacher's maps each loss reads."""
         self.student: Callable[[Tensor], Outputs] = lambda images: Outputs(forward(images))
-        if len(self.projectors):
+        if of_features:
             self.student = taps = Taps(model, input_size, forward)
-            if teacher.taps:
-                teacher.taps.close()
-            teacher.taps = None
-            if any(loss.teacher_maps for loss in self.projectors):
-                teacher.taps = Taps(teacher.model, teacher.preprocess.input_size, teacher.forward)
-            ours, theirs = self._match(taps.stages, teacher.taps.stages if teacher.taps else ())
+            reads_teacher = any(loss.teacher_maps for loss in of_features)
+            teacher.untap()
+            its = teacher.tap() if reads_teacher else None
+            ours, theirs = self._match(taps.stages, its.stages if its else ())
             taps.use(ours)
-            if teacher.taps:
-                teacher.taps.use(theirs)
+            if its:
+                its.use(theirs)
         noise = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0)).to(task.device)
         self._prepare(model, teacher, noise)
         logits = _first_logits(model, noise)
@@ -109,7 +109,7 @@ class Objective:
                 term.name, len(task.class_names), recipe.batch, logits, **term.settings
             )
         for name, loss in zip(self.names, self.losses, strict=True):
-            if isinstance(loss, nn.Module):
+            if isinstance(loss, FeatureLoss):
                 self.notes += [f"{name}: {line}" for line in loss.notes(recipe.batch)]
 
     def _match(self, student: Sequence[Stage], teacher: Sequence[Stage]) -> tuple[list[Stage], list[Stage]]:
@@ -119,13 +119,13 @@ class Objective:
         ours: list[Stage] = []
         theirs: list[Stage] = []
         for index, (term, loss) in enumerate(zip(self.terms, self.losses, strict=True)):
-            if isinstance(loss, nn.Module):
+            if isinstance(loss, FeatureLoss):
                 words = term.stages or loss.stages
-                pairs = (
-                    match(student, teacher, words)
-                    if loss.teacher_maps
-                    else [(s, None) for s in choose(student, words)]
-                )
+                pairs: list[tuple[Stage, Stage | None]]
+                if loss.teacher_maps:
+                    pairs = [*match(student, teacher, words)]
+                else:
+                    pairs = [(stage, None) for stage in choose(student, words)]
                 mine, its = [s for s, _ in pairs], [t for _, t in pairs if t]
                 self._parts[index] = (
                     slice(len(ours), len(ours) + len(mine)),
@@ -133,7 +133,7 @@ class Objective:
                 )
                 ours += mine
                 theirs += its
-                self.notes += [f"{self.names[index]}: {line}" for line in describe(pairs)]
+                self.notes += [f"{self.names[index]}: {line}" for line in pair_lines(pairs)]
         return ours, theirs
 
     @torch.no_grad()
@@ -147,7 +147,7 @@ class Objective:
         model.train(training)
         teacher_out = teacher(noise)
         for loss, (ours, theirs) in zip(self.losses, self._parts, strict=True):
-            if isinstance(loss, nn.Module):
+            if isinstance(loss, FeatureLoss):
                 loss.prepare(_part(student_out, ours), _part(teacher_out, theirs), teacher.model)
         self.projectors.to(noise.device).train()
 
@@ -157,7 +157,7 @@ class Objective:
             loss(_part(student, ours), _part(teacher, theirs), target)
             for loss, (ours, theirs) in zip(self.losses, self._parts, strict=True)
         ]
-        return sum(term.weight * value for term, value in zip(self.terms, values, strict=True)), values
+        return total(term.weight * value for term, value in zip(self.terms, values, strict=True)), values
 
     def parameters(self) -> list[nn.Parameter]:
         """What is learned beside the student."""
@@ -173,7 +173,7 @@ class Objective:
 @torch.no_grad()
 def _first_logits(model: nn.Module, images: Tensor) -> Tensor:
     """The logits (N, K) that training begins with: in train mode, because the running statistics of fresh
-    batch norms normalise nothing and a deep network's logits all but vanish in eval mode. Statistics and
+    batch norms normalize nothing and a deep network's logits all but vanish in eval mode. Statistics and
     random numbers are left as they were.
     """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}

@@ -148,11 +148,8 @@ class SparseTraining:
     def before_step(self, update: int) -> None:
         """Between the backward pass and the optimizer: hide the gradients of masked weights."""
         if self.growth == "gradient" and self.changes_at(update):
-            self._gradients = {
-                name: self.weights[name].grad.abs()
-                for name in self.masks
-                if self.weights[name].grad is not None
-            }
+            gradients = {name: self.weights[name].grad for name in self.masks}
+            self._gradients = {name: grad.abs() for name, grad in gradients.items() if grad is not None}
         if self.changes_at(
             update - 1
         ):  # what grew then makes its first step now; until then its average is exactly 0
@@ -162,8 +159,9 @@ class SparseTraining:
                 if name in self.masks
             }
         for name, mask in self.masks.items():
-            if self.weights[name].grad is not None:
-                self.weights[name].grad.mul_(mask)
+            gradient = self.weights[name].grad
+            if gradient is not None:
+                gradient.mul_(mask)
 
     @torch.no_grad()
     def after_step(self, update: int) -> None:
@@ -248,7 +246,7 @@ class SparseTraining:
         total = sum(weight.numel() for weight in self.weights.values())
         return 1 - sum(int((~mask).sum()) for mask in self.masks.values()) / total
 
-    def describe(self) -> str:
+    def summary(self) -> str:
         """One line for a person."""
         total = sum(weight.numel() for weight in self.weights.values())
         return (

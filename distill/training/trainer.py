@@ -25,12 +25,13 @@ from runtime.errors import DataError, GateError, Interrupted
 
 from .. import checkpoint as checkpoints
 from ..data import Batch, TrainLoader, eval_loader
-from ..evaluate import Accuracy, agreement, evaluate, require_readable
+from ..evaluate import Evaluation, evaluate, require_readable, same_class_percent
 from ..losses.base import Outputs
 from . import parts, state
 from .display import TrainingDisplay
 from .objective import Objective
 from .records import EpochRecord, StepLosses, Stopwatch, Tally, epoch_line, write_events, write_records
+from .sparsity import SparseTraining
 from .stopping import StopSignal
 from .task import Task
 
@@ -59,8 +60,9 @@ class Trainer:
         self.lineage = task.lineage
         self.memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.student = parts.open_student(task)
-        self.model = self.network_of(self.student.model).to(device, memory_format=self.memory_format)
-        self.forward = torch.compile(self.model) if recipe.compile else self.model
+        self.model = self.network_of(self.student.model)
+        self.model.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]  # torch has it
+        self.forward: Any = torch.compile(self.model) if recipe.compile else self.model
         self.train_loader = TrainLoader(task.train, recipe, task.preprocess, device)
         self.val_loader = eval_loader(task.val, task.preprocess, recipe.eval_batch, recipe.workers, device)
         self.steps_per_epoch = len(self.train_loader) // recipe.grad_accum
@@ -214,8 +216,8 @@ class Trainer:
         ):
             try:
                 if self.sparse and not self.sparse.masks:
-                    self._start_sparse()
-                    display.say(f"{role}: {self.sparse.describe()}")
+                    self._start_sparse(self.sparse)
+                    display.say(f"{role}: {self.sparse.summary()}")
                 while self.epoch < epochs:
                     self._train_epoch(display)
                     self._end_epoch(display)
@@ -227,14 +229,14 @@ class Trainer:
             raise AssertionError("no epoch was trained")
         return self.best
 
-    def _start_sparse(self) -> None:
+    def _start_sparse(self, sparse: SparseTraining) -> None:
         """First masks, from the gradients of the first batch's cross-entropy."""
         with contextlib.closing(self.train_loader.epoch(0)) as batches:
             batch = next(batches)
         require_readable(batch.bad, self.recipe.skip_bad_images)
         images = batch.images.to(self.device).contiguous(memory_format=self.memory_format)
         self.model.train()
-        self.sparse.start(lambda: F.cross_entropy(self.model(images), batch.labels.to(self.device)))
+        sparse.start(lambda: F.cross_entropy(self.model(images), batch.labels.to(self.device)))
 
     def _train_epoch(self, display: TrainingDisplay) -> None:
         accum, every = self.recipe.grad_accum, 1 if self.device.type == "cpu" else 20
@@ -277,7 +279,7 @@ class Trainer:
             write_events(self.task.folder, record)
         display.say(epoch_line(self.task.role, record, self.recipe.epochs, self.best.val_top1_percent))
 
-    def validate(self) -> Accuracy:
+    def validate(self) -> Evaluation:
         """Accuracy on the validation images, of the averaged weights where they are kept."""
         return evaluate(
             self.ema.module if self.ema else self.forward,
@@ -289,7 +291,7 @@ class Trainer:
             after_batch=lambda _: self.check_stop(),
         )
 
-    def _record(self, accuracy: Accuracy) -> EpochRecord:
+    def _record(self, found: Evaluation) -> EpochRecord:
         """The epoch's figures, before they are set back to 0."""
         t, steps, teacher_classes = self.tally, max(self.tally.steps, 1), self.task.teacher_classes
         names = self.objective.names if self.objective else []
@@ -301,17 +303,17 @@ class Trainer:
             train_distill_loss=t.distill_loss / steps if self.teacher else None,
             train_task_loss=t.task_loss / steps,
             train_each_loss={name: value / steps for name, value in zip(names, t.each, strict=True)},
-            val_top1_percent=accuracy.top1,
-            val_top5_percent=accuracy.top5,
-            val_loss_nats=accuracy.loss,
-            val_images=accuracy.images,
+            val_top1_percent=found.top1,
+            val_top5_percent=found.top5,
+            val_loss_nats=found.loss,
+            val_images=found.images,
             val_teacher_agreement_percent=(
-                None if teacher_classes is None else agreement(accuracy.classes, teacher_classes)
+                None if teacher_classes is None else same_class_percent(found.classes, teacher_classes)
             ),
             train_images_per_s=t.images_per_s,
             teacher_share_of_step=t.teacher_share,
             train_seconds=t.seconds,
-            bad_images=t.bad_images + accuracy.skipped,
+            bad_images=t.bad_images + found.skipped,
         )
 
     def check_stop(self) -> None:

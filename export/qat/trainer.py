@@ -70,7 +70,8 @@ class QatTrainer(Trainer):
         self.ranges = self._ranges()
         quantized = quantize(self.fp32, self.plan, self.ranges, self.settings.rules)
         self.shared = shared_scales(self.plan, View(self.fp32))
-        return TorchGraph(self.fp32, quantized, self.shared)
+        self.graph = TorchGraph(self.fp32, quantized, self.shared)
+        return self.graph
 
     def _ranges(self) -> dict[str, Range]:
         """A range per tensor to start from."""
@@ -143,9 +144,9 @@ class QatTrainer(Trainer):
                 **kept,
             }
         found = super().checkpoint_of(self.fp32_student.state_dict(), metrics)
-        scales = scales_of(self.model, weights)
+        scales = scales_of(self.graph, weights)
         scales |= {tensor: scales[first] for tensor, first in self.shared.items()}
-        zeros = {grid.tensor: grid.zero for grid in grids_of(self.model).values()}
+        zeros = {grid.tensor: grid.zero for grid in grids_of(self.graph).values()}
         found.quantized = Learned(
             settings=self.settings,
             layers=list(self.plan.layers),

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from distill import losses, models
-from distill.features import Stage, Taps, choose, describe, match
+from distill.features import Stage, Taps, choose, match, pair_lines
 from distill.losses.base import Outputs
 from runtime.errors import UsageError
 
@@ -422,7 +422,7 @@ def test_pairs_that_are_not_there_are_refused(text, message):
 def test_a_pair_is_described_in_one_line():
     student = Stage(2, "layer2", 128, 28, 28, 8, 224)
     teacher = Stage(1, "stages.1", 249, 28, 28, 8, 224)
-    assert describe([(student, teacher)]) == [
+    assert pair_lines([(student, teacher)]) == [
         "stage 2: student layer2 128x28x28 (stride 8) <- teacher stages.1 249x28x28 (stride 8)"
     ]
 

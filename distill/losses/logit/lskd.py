@@ -65,12 +65,12 @@ def _standardized(student: Outputs, teacher: Outputs, eps: float) -> tuple[Outpu
 
 
 def _z_scores(z: Tensor, eps: float) -> Tensor:
-    centred = z - z.mean(dim=1, keepdim=True)
-    return centred * (eps + _std(centred)).reciprocal()  # backward is cheaper than of a division
+    centered = z - z.mean(dim=1, keepdim=True)
+    return centered * (eps + _std(centered)).reciprocal()  # backward is cheaper than of a division
 
 
-def _std(centred: Tensor) -> Tensor:
-    return norm(centred, 1).unsqueeze(1) / (centred.shape[1] - 1) ** 0.5
+def _std(centered: Tensor) -> Tensor:
+    return norm(centered, 1).unsqueeze(1) / (centered.shape[1] - 1) ** 0.5
 
 
 def degenerate(num_classes: int, batch: int, logits: Tensor | None, settings: dict[str, Any]) -> list[str]:

@@ -109,7 +109,7 @@ class Stack(nn.Module):
 
 
 def test_the_score_of_one_convolution_is_its_kernel():
-    """d map[4, 4] / d input[4 + dy, 4 + dx] is the kernel itself; what is negative counts 0; colours are
+    """d map[4, 4] / d input[4 + dy, 4 + dx] is the kernel itself; what is negative counts 0; colors are
     added.
     """
     kernel = torch.tensor(
@@ -171,7 +171,7 @@ def test_an_image_without_a_finite_gradient_is_left_out_and_counted(bad):
     images[1, 0, 3, 3] = bad
     found = field.measure(Square(torch.ones(1, 3, 1, 1)), [images], CPU)
     assert (found.images, found.skipped) == (2, 1)
-    assert found.score[3, 3] == 6  # three colours, each 2 x
+    assert found.score[3, 3] == 6  # three colors, each 2 x
     with pytest.raises(GateError, match="none of 1 images gives a finite gradient"):
         field.measure(Square(torch.ones(1, 3, 1, 1)), [images[1:2]], CPU)
 

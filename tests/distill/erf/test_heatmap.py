@@ -1,33 +1,33 @@
-"""Heat maps: the largest value is brightest, squares lie around the centre, colours grow evenly lighter."""
+"""Heat maps: the largest value is brightest, squares lie around the centre, colors grow evenly lighter."""
 
 import numpy as np
 import pytest
 
-from distill.erf.heatmap import COLUMN, GAP, LINE, MAP, OUTLINES, Column, Panel, Square, colours, figure
+from distill.erf.heatmap import COLUMN, GAP, LINE, MAP, OUTLINES, Column, Panel, Square, colors, figure
 
 TOP = GAP + 4 * LINE
 """Where the first map begins, pixels from above; from the left it is GAP."""
 
 
 def lightness(rgb):
-    """CIE L* of sRGB, 0 to 100: another formula than the one the colours come from."""
+    """CIE L* of sRGB, 0 to 100: another formula than the one the colors come from."""
     srgb = rgb / 255
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     luminance = linear @ np.array([0.2126, 0.7152, 0.0722])
     return np.where(luminance > 0.008856, 116 * np.cbrt(luminance) - 16, 903.3 * luminance)
 
 
-def test_colours_grow_evenly_lighter():
-    steps = np.diff(lightness(colours(np.linspace(0, 1, 21))))
+def test_colors_grow_evenly_lighter():
+    steps = np.diff(lightness(colors(np.linspace(0, 1, 21))))
     assert (steps > 1.5).all() and steps.max() < 3.5 * steps.min()
-    assert lightness(colours(np.array([0.0, 1.0]))).round().tolist() == [
+    assert lightness(colors(np.array([0.0, 1.0]))).round().tolist() == [
         pytest.approx(2, abs=3),
         pytest.approx(96, abs=4),
     ]
 
 
 def test_values_outside_the_scale_take_its_ends():
-    assert np.array_equal(colours(np.array([-1.0, 2.0])), colours(np.array([0.0, 1.0])))
+    assert np.array_equal(colors(np.array([-1.0, 2.0])), colors(np.array([0.0, 1.0])))
 
 
 def drawn(values, squares=(), columns=1, rows=1):
@@ -40,7 +40,7 @@ def test_every_pixel_of_the_matrix_is_where_it_belongs(side):
     values = np.zeros((side, side))
     values[: side // 2, : side // 2] = 1  # the upper left quarter
     picture = drawn(values)[TOP : TOP + MAP, GAP : GAP + MAP]
-    bright, dark = colours(np.array([1.0, 0.0]))
+    bright, dark = colors(np.array([1.0, 0.0]))
     edge = MAP * (side // 2) // side
     assert (picture[: edge - 2, : edge - 2] == bright).all()
     assert (picture[edge + 2 :] == dark).all() and (picture[:, edge + 2 :] == dark).all()
@@ -48,7 +48,7 @@ def test_every_pixel_of_the_matrix_is_where_it_belongs(side):
 
 def test_a_matrix_that_is_not_square_keeps_its_shape():
     picture = drawn(np.ones((10, 20)))[TOP : TOP + MAP, GAP : GAP + MAP]
-    assert (picture[: MAP // 2] == colours(np.array(1.0))).all()
+    assert (picture[: MAP // 2] == colors(np.array(1.0))).all()
     assert (picture[MAP // 2 + 2 :] == 255).all()
 
 

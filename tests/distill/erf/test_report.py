@@ -130,7 +130,8 @@ def test_teacher_control_and_student_side_by_side(save, npz, out, capsys):
         for word in ("teacher", "control", "student", "reference", "scale-free", "99 %", "32 x 32")
     )
     assert "4 val images of npz:" in printed
-    assert "inputs differ in size" in printed and "a larger --img-size shows where it ends" in printed
+    assert "input sizes differ, so shares of the area do not compare" in printed
+    assert "Give a larger --img-size to see where it ends" in printed
     for line in printed.splitlines():
         assert len(line.rstrip()) <= 100 or "npz:" in line
     report = json.loads((out / "erf.json").read_text())

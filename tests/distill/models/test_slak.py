@@ -185,7 +185,7 @@ def test_preprocessing_is_that_of_the_authors_evaluation():
     assert spec.mean == (0.485, 0.456, 0.406) and models.size_argument("slak_tiny", 160) == {}
 
 
-def test_a_file_with_older_names_loads_as_pretrained_and_fits_other_classes_and_colours(tmp_path, stirred):
+def test_a_file_with_older_names_loads_as_pretrained_and_fits_other_classes_and_colors(tmp_path, stirred):
     weights = stirred(timm.create_model("slak_tiny", **MINI)).state_dict()
     torch.save(
         {"model": {key.replace("LoRA", "Decom"): value for key, value in weights.items()}},

@@ -311,7 +311,7 @@ def test_preprocessing_is_that_of_the_authors_evaluation():
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_published_weights_are_fetched_unwrapped_and_fitted_to_other_classes_and_colours(
+def test_published_weights_are_fetched_unwrapped_and_fitted_to_other_classes_and_colors(
     monkeypatch, stirred, wrapped
 ):
     weights = stirred(timm.create_model("unireplknet_a", **MINI)).state_dict()

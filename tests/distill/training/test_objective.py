@@ -211,7 +211,7 @@ def test_outputs_without_features_pass_through():
 
 @pytest.mark.parametrize("loss", ["dist", "lskd"])
 def test_a_deep_fresh_student_is_not_taken_for_a_constant_one(trainer, teacher, loss):
-    """In eval mode the statistics of its fresh batch norms normalise nothing, and its logits all
+    """In eval mode the statistics of its fresh batch norms normalize nothing, and its logits all
     but vanish.
     """
     mine = trainer(teacher=teacher(), student="lcnet_050", student_args=(), kd_loss=loss)

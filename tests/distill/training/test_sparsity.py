@@ -508,7 +508,7 @@ def test_what_cannot_be_meant_is_refused():
 
 def test_the_line_for_a_person_has_the_figures(run):
     assert (
-        run().sparse.describe()
+        run().sparse.summary()
         == "50.0% of 808 weights are 0, in 4 of 4 layers; exchanged every 5 steps, random growth"
     )
 

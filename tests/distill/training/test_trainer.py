@@ -235,14 +235,14 @@ def test_the_mean_loss_of_an_epoch_is_over_all_its_batches(trainer):
 
 
 def test_best_is_the_first_epoch_with_the_highest_accuracy(trainer, same_weights, monkeypatch):
-    from distill.evaluate import Accuracy
+    from distill.evaluate import Evaluation
 
     mine = trainer(epochs=4)
     scores, kept = iter([50.0, 75.0, 75.0, 25.0]), []
 
     def validate():
         kept.append(weights(mine))
-        return Accuracy(next(scores), 100.0, 1.0, 16, 0, torch.zeros(16))
+        return Evaluation(next(scores), 100.0, 1.0, 16, 0, torch.zeros(16))
 
     mine.validate = validate
     assert mine.fit().epoch == 2
