@@ -15,7 +15,7 @@ kept int8 layer it puts a Cast between DequantizeLinear and layer, which TensorR
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from runtime.errors import UsageError
 
-from ..graph.rewrite import drop_unread, fresh
+from ..graph import edit
 from ..graph.view import View
 
 OPSET = 19
@@ -46,10 +46,10 @@ def to_half(model: ModelProto, keep: Collection[str] = ()) -> ModelProto:
     scale of that type, because the scale decides what it puts out. Raises UsageError for an opset below 19, a
     subgraph, a name in `keep` that no node has, a tensor whose type is unknown.
     """
-    result = without_constant_nodes(model)
+    result = edit.without_constant_nodes(model)
     require_convertible(result, keep)
     _Conversion(result, frozenset(keep)).run()
-    drop_unread(result)
+    edit.drop_unread(result)
     onnx.checker.check_model(result, full_check=True)
     return result
 
@@ -62,8 +62,7 @@ def rounded(half: ModelProto) -> ModelProto:
     Relu, Mul, Sqrt, at every optimization level). Pairs of conversions that a float32 graph holds it leaves
     alone. Sums are float32, as in the accumulators of a GPU.
     """
-    kinds, result = types(half), ModelProto()
-    result.CopyFrom(half)
+    kinds, result = types(half), edit.copy(half)
     del result.graph.value_info[:]
     for tensor in result.graph.initializer:
         if tensor.data_type == HALF:
@@ -83,7 +82,7 @@ def rounded(half: ModelProto) -> ModelProto:
                 helper.make_node("Cast", [f"{name}__exact"], [f"{name}__stored"], to=HALF),
                 helper.make_node("Cast", [f"{name}__stored"], [name], to=FLOAT),
             ]
-    replace_nodes(result, ordered)
+    edit.replace_nodes(result, ordered)
     return result
 
 
@@ -156,7 +155,7 @@ class _Conversion:
                 self.model.graph.value_info.remove(value)
             elif value.name in self.floats:
                 value.type.tensor_type.elem_type = self.home[value.name]
-        replace_nodes(self.model, ordered)
+        edit.replace_nodes(self.model, ordered)
 
     # -- types
 
@@ -221,7 +220,7 @@ class _Conversion:
         if kind == (FLOAT if tensor in self.view.outputs else self.home[tensor]):
             return tensor
         if (tensor, kind) not in self.names:
-            self.names[tensor, kind] = fresh(f"{tensor}_{SUFFIX[kind]}", self.taken)
+            self.names[tensor, kind] = edit.fresh(f"{tensor}_{SUFFIX[kind]}", self.taken)
             self.taken.add(self.names[tensor, kind])
         return self.names[tensor, kind]
 
@@ -235,7 +234,7 @@ class _Conversion:
             value = self.view.constant(name)
             half = scale_to_half(value) if name in scales else to_float16(value)
             if FLOAT in kinds:
-                self.model.graph.initializer.append(numpy_helper.from_array(half, self.name(name, HALF)))
+                edit.add_constant(self.model, self.name(name, HALF), half)
                 if name in scales:  # Q in one type and DQ in the other must still mean the same steps
                     self.view.constants[name].CopyFrom(numpy_helper.from_array(half.astype(np.float32), name))
             else:
@@ -244,8 +243,7 @@ class _Conversion:
 
     def _rewritten(self, node: NodeProto) -> list[NodeProto]:
         """The node with its inputs and outputs under their new names, then what casts its outputs."""
-        copy = NodeProto()
-        copy.CopyFrom(node)
+        copy = edit.copy_node(node)
         for index, name in enumerate(node.input):
             if name in self.floats:
                 copy.input[index] = self.name(name, self.input_type(node, index))
@@ -282,9 +280,8 @@ class _Conversion:
         """A second DequantizeLinear for float32 readers: a Cast behind the first would stand between it and
         the layer.
         """
-        copy = NodeProto()
-        copy.CopyFrom(node)
-        copy.name, copy.input[1] = f"{node.name}_float", self.name(node.input[1], FLOAT)
+        copy = edit.copy_node(node, name=f"{node.name}_float")
+        copy.input[1] = self.name(node.input[1], FLOAT)
         copy.output[0] = self.name(node.output[0], FLOAT)
         return copy
 
@@ -324,45 +321,3 @@ def to_float16(value: np.ndarray) -> np.ndarray:
 def scale_to_half(scale: np.ndarray) -> np.ndarray:
     """No scale may become zero: a parse error in TensorRT."""
     return np.maximum(to_float16(scale), np.float16(SMALLEST))
-
-
-def without_constant_nodes(model: ModelProto) -> ModelProto:
-    """A copy in which numbers of Constant nodes are initializers, so that there is one kind of constant."""
-    result = ModelProto()
-    result.CopyFrom(model)
-    nodes = []
-    for node in result.graph.node:
-        value = constant_value(node) if node.op_type == "Constant" else None
-        if value is None:
-            nodes.append(node)
-        else:
-            result.graph.initializer.append(numpy_helper.from_array(value, node.output[0]))
-    replace_nodes(result, nodes)
-    return result
-
-
-def constant_value(node: NodeProto) -> np.ndarray | None:
-    """The numbers of a Constant node; None for text and sparse tensors."""
-    name, value = node.attribute[0].name, helper.get_attribute_value(node.attribute[0])
-    kinds = {
-        "value_float": np.float32,
-        "value_floats": np.float32,
-        "value_int": np.int64,
-        "value_ints": np.int64,
-    }
-    return (
-        numpy_helper.to_array(value)
-        if name == "value"
-        else np.array(value, kinds[name])
-        if name in kinds
-        else None
-    )
-
-
-def replace_nodes(model: ModelProto, nodes: Sequence[NodeProto]) -> None:
-    """Give the graph these nodes in this order."""
-    copies = [
-        NodeProto.FromString(node.SerializeToString()) for node in nodes
-    ]  # clearing the field frees the old ones
-    del model.graph.node[:]
-    model.graph.node.extend(copies)

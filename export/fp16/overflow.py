@@ -20,23 +20,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, helper
 
 from runtime.errors import GateError, UsageError
 
-from ..graph import macs
+from ..graph import edit, macs, run
 from ..graph.view import View
 from .cast import (
     FLOAT,
     HALF,
     PAIR,
-    replace_nodes,
+    float_tensors,
     rounded,
     to_float16,
     to_half,
     types,
-    without_constant_nodes,
 )
 
 __all__ = ["convert", "overflowing", "precisions", "rounded", "to_half"]
@@ -143,7 +141,7 @@ def overflowing(model: ModelProto, batches: Iterable[np.ndarray], margin: float 
     Nodes that make or read a tensor of more than 65504 / margin; nodes that add up so much (`with_sums`);
     nodes with a constant that half cannot hold. Raises GateError when a tensor is not finite in fp32.
     """
-    model = without_constant_nodes(model)
+    model = edit.without_constant_nodes(model)
     watched, sums = with_sums(model)
     sizes, finite = largest(watched, [*float_tensors(model), *sums], batches)
     infinite = [name for name, size in sizes.items() if not np.isfinite(size)]
@@ -241,8 +239,7 @@ def largest(
     The graph reduces each tensor to one number itself, so memory does not depend on how many tensors or
     images there are. Raises UsageError when there is no image.
     """
-    probed = ModelProto()
-    probed.CopyFrom(model)
+    probed = edit.copy(model)
     for name in tensors:
         probed.graph.node.extend(
             [
@@ -256,9 +253,7 @@ def largest(
         probed.graph.output.extend(
             helper.make_tensor_value_info(f"{name}{end}", FLOAT, []) for end in ("__most", "__any_nan")
         )
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 3
-    session = ort.InferenceSession(probed.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    session = run.session(probed)
     wanted = [f"{name}{end}" for end in ("__most", "__any_nan") for name in tensors]
     outputs = [value.name for value in model.graph.output]
     sizes, finite, seen = np.zeros(len(tensors)), True, 0
@@ -280,34 +275,24 @@ def with_sums(model: ModelProto) -> tuple[ModelProto, dict[str, str]]:
     may overflow (pytorch/TensorRT issue 4061). No partial sum is larger than that of |x| (of x * x in a
     norm), in whatever order it adds.
     """
-    result, view, sums = ModelProto(), View(model), {}
-    result.CopyFrom(model)
+    result, view, sums = edit.copy(model), View(model), {}
     for node in [node for node in model.graph.node if node.op_type in ADDED_UP]:
-        output, copy = f"{node.name}__sum", NodeProto()
-        copy.CopyFrom(node)
-        copy.op_type, copy.name, copy.output[0] = ADDED_UP[node.op_type], output, output
+        output = f"{node.name}__sum"
+        copy = edit.copy_node(node, op_type=ADDED_UP[node.op_type], name=output)
+        copy.output[0] = output
         if node.op_type == "GlobalAveragePool":
             rank = len(view.shapes.get(node.input[0], "NCHW"))
-            result.graph.initializer.append(numpy_helper.from_array(np.arange(2, rank), f"{output}_axes"))
-            copy.input.append(f"{output}_axes")
+            copy.input.append(edit.add_constant(result, f"{output}_axes", np.arange(2, rank)))
         result.graph.node.append(copy)
         sums[output] = node.name
     return result, sums
-
-
-def float_tensors(model: ModelProto) -> list[str]:
-    """What is float32 or half in a graph and no constant, in the graph's order."""
-    kinds = types(model)
-    names = [*View(model).inputs, *(name for node in model.graph.node for name in node.output)]
-    return [name for name in names if kinds.get(name) in (FLOAT, HALF)]
 
 
 def with_float_weights(model: ModelProto) -> ModelProto:
     """A copy whose int8 weights are float constants of the same shape, for counting: their values are not
     right.
     """
-    result, view = ModelProto(), View(model)
-    result.CopyFrom(model)
+    result, view = edit.copy(model), View(model)
     kinds, nodes = types(model), []
     for node in result.graph.node:
         if node.op_type != "DequantizeLinear" or node.input[0] not in view.constants:
@@ -316,6 +301,6 @@ def with_float_weights(model: ModelProto) -> ModelProto:
         zeros = np.zeros(
             list(view.constants[node.input[0]].dims), helper.tensor_dtype_to_np_dtype(kinds[node.output[0]])
         )
-        result.graph.initializer.append(numpy_helper.from_array(zeros, node.output[0]))
-    replace_nodes(result, nodes)
+        edit.add_constant(result, node.output[0], zeros)
+    edit.replace_nodes(result, nodes)
     return result

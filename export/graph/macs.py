@@ -9,9 +9,9 @@ int8 (export.int8.quantize).
 from __future__ import annotations
 
 import numpy as np
-import onnxruntime as ort
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto
 
+from . import edit, run
 from .view import View, channel_axis
 
 
@@ -25,15 +25,7 @@ def count(model: ModelProto) -> dict[str, int]:
     layers = view.weighted()
     if not layers:
         return {}
-    probed = ModelProto()
-    probed.CopyFrom(model)
-    known = {value.name for value in probed.graph.output}
-    probed.graph.output.extend(
-        helper.make_empty_tensor_value_info(node.output[0]) for node in layers if node.output[0] not in known
-    )
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 3
-    session = ort.InferenceSession(probed.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    session = run.session(edit.with_outputs(model, [node.output[0] for node in layers]))
     taken = session.get_inputs()[0]
     image = np.zeros([size if isinstance(size, int) else 1 for size in taken.shape], np.float32)
     outputs = session.run([node.output[0] for node in layers], {taken.name: image})

@@ -17,6 +17,7 @@ from typing import Any
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto
 
+from . import edit
 from .view import attribute
 
 CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Cast", "Constant", "Identity")
@@ -134,8 +135,7 @@ def _macs(node: NodeProto, shapes: dict[str, list[int]]) -> int | None:
 
 def _inferred(model: ModelProto, size: tuple[int, int] | None) -> ModelProto:
     """A copy for one image, with the type and shape of every tensor that inference finds."""
-    one = ModelProto()
-    one.CopyFrom(model)
+    one = edit.copy(model)
     constants = {tensor.name for tensor in one.graph.initializer}
     for value in one.graph.input:
         sizes = value.type.tensor_type.shape.dim

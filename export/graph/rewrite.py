@@ -12,18 +12,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, helper
 
+from . import edit
 from .view import View, attribute
 
 
 def prepare(model: ModelProto) -> ModelProto:
     """The model as `plan`, `calibrate` and `quantize` should all see it; names of layers and outputs stay."""
-    result = ModelProto()
-    result.CopyFrom(model)
+    result = edit.copy(model)
     for change in (fold_one_batch_norm, pool_one_mean):
         repeat(change, result)
-    drop_unread(result)
+    edit.drop_unread(result)
     return result
 
 
@@ -123,27 +123,13 @@ def bias_of(conv: NodeProto, view: View) -> np.ndarray:
 def set_weights(conv: NodeProto, weight: np.ndarray, bias: np.ndarray, model: ModelProto) -> None:
     """Give the convolution its own new constants: the old ones may have other readers."""
     taken = {tensor.name for tensor in model.graph.initializer}
-    names = [fresh(f"{conv.input[1]}_folded", taken), fresh(f"{conv.name}.bias_folded", taken)]
-    model.graph.initializer.extend(
-        numpy_helper.from_array(value.astype(np.float32), name)
-        for name, value in zip(names, (weight, bias), strict=True)
-    )
+    wanted = {f"{conv.input[1]}_folded": weight, f"{conv.name}.bias_folded": bias}
+    names = [
+        edit.add_constant(model, edit.fresh(name, taken), value.astype(np.float32))
+        for name, value in wanted.items()
+    ]
     del conv.input[1:]
     conv.input.extend(names)
-
-
-def fresh(name: str, taken: set[str]) -> str:
-    """`name`, or `name` with a number that is not taken yet."""
-    return next(each for each in (name, *(f"{name}_{i}" for i in range(len(taken) + 1))) if each not in taken)
-
-
-def drop_unread(model: ModelProto) -> None:
-    """Remove initializers that nothing reads."""
-    read = {name for node in model.graph.node for name in node.input} | {
-        value.name for value in model.graph.output
-    }
-    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in read]:
-        model.graph.initializer.remove(tensor)
 
 
 # ---- mean over the map
@@ -153,18 +139,16 @@ def pool_one_mean(model: ModelProto, view: View) -> bool:
     """ReduceMean over height and width becomes GlobalAveragePool, for which ONNX Runtime has an
     8-bit kernel.
     """
-    for position, node in enumerate(model.graph.node):
+    nodes = list(model.graph.node)
+    for position, node in enumerate(nodes):
         if node.op_type != "ReduceMean" or not is_map_mean(node, view):
             continue
-        output = node.output[0]
-        keeps = attribute(node, "keepdims", 1)
+        output, keeps = node.output[0], attribute(node, "keepdims", 1)
         pooled = output if keeps else f"{output}_map"
-        nodes = [helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], node.name)]
+        new = [helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], node.name)]
         if not keeps:
-            nodes.append(helper.make_node("Flatten", [pooled], [output], f"{node.name}_flatten", axis=1))
-        del model.graph.node[position]
-        for offset, new in enumerate(nodes):
-            model.graph.node.insert(position + offset, new)
+            new.append(helper.make_node("Flatten", [pooled], [output], f"{node.name}_flatten", axis=1))
+        edit.replace_nodes(model, nodes[:position] + new + nodes[position + 1 :])
         return True
     return False
 

@@ -93,6 +93,11 @@ def attribute(node: NodeProto, name: str, default: Any) -> Any:
     return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 
 
+def along(values: np.ndarray, axis: int, rank: int) -> np.ndarray:
+    """(channels,) in a shape that multiplies axis `axis` of a tensor with `rank` axes."""
+    return values.reshape([-1 if i == axis else 1 for i in range(rank)])
+
+
 def channel_axis(node: NodeProto) -> int:
     """Where the output channels are: axis 0 of Conv and of a transposed Gemm, axis 1 of any other matrix."""
     return 0 if node.op_type == "Conv" or attribute(node, "transB", 0) else 1

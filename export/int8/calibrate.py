@@ -14,12 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
-import onnx
-import onnxruntime as ort
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 
 from runtime.errors import GateError, UsageError
 
+from ..graph import edit, run
 from .histogram import Histogram
 from .ranges import Range, check_method, find
 
@@ -72,7 +71,7 @@ def _values(
     """{tensor: its values} for a few images at a time, about VALUES_AT_ONCE of all tensors together."""
     name_of_input = model.graph.input[0].name
     inner = [name for name in tensors if name != name_of_input]
-    session = _session(model, inner)
+    session = run.session(edit.with_outputs(model, inner), fetches_much=True)
     at_once = 1  # the first image tells how many values the tensors hold
     for batch in batches:
         start = 0
@@ -104,24 +103,3 @@ def _observe(name: str, histogram: Histogram, values: np.ndarray) -> None:
             f"tensor {name} is not finite on a calibration image, so it has no range. "
             "Check the checkpoint: its float network overflows"
         ) from error
-
-
-def _session(model: ModelProto, tensors: Sequence[str]) -> ort.InferenceSession:
-    """The model with `tensors` among its outputs."""
-    probed = ModelProto()
-    probed.CopyFrom(model)
-    present = {value.name for value in probed.graph.output}
-    probed.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
-        for name in tensors
-        if name not in present
-    )
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 3
-    settings.enable_cpu_mem_arena = (
-        False  # what was fetched is given back at once, not kept for a worse moment
-    )
-    settings.add_session_config_entry(
-        "session.force_spinning_stop", "1"
-    )  # its idle threads leave the cores to the counting
-    return ort.InferenceSession(probed.SerializeToString(), settings, providers=["CPUExecutionProvider"])

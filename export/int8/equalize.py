@@ -15,9 +15,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, NodeProto
 
-from ..graph.view import View, attribute
+from ..graph import edit
+from ..graph.view import View, along, attribute
 
 HOMOGENEOUS = ("Relu", "LeakyRelu", "MaxPool", "AveragePool")
 """They let a positive scale per channel through."""
@@ -43,8 +44,6 @@ def equalize(model: ModelProto) -> tuple[ModelProto, list[Pair]]:
     Logits stay the same up to float32 rounding. A channel with only zeros on either side stays as it is.
     """
     pairs, _ = find_pairs(model)
-    result = ModelProto()
-    result.CopyFrom(model)
     view = View(model)
     constants = {
         name: view.constant(name).astype(np.float64)
@@ -57,10 +56,8 @@ def equalize(model: ModelProto) -> tuple[ModelProto, list[Pair]]:
         moved = [_equalize_pair(view.nodes[pair.first], view.nodes[pair.second], constants) for pair in pairs]
         if max(moved, default=0.0) < SETTLED:
             break
-    for tensor in result.graph.initializer:
-        if tensor.name in constants:
-            tensor.CopyFrom(numpy_helper.from_array(constants[tensor.name].astype(np.float32), tensor.name))
-    return result, pairs
+    moved_to = {name: value.astype(np.float32) for name, value in constants.items()}
+    return edit.with_values(model, moved_to), pairs
 
 
 def find_pairs(model: ModelProto) -> tuple[list[Pair], dict[str, str]]:
@@ -111,7 +108,7 @@ def _equalize_pair(first: NodeProto, second: NodeProto, constants: dict[str, np.
     r2 = np.abs(by_group).max(group_axes).reshape(-1)
     alive = (r1 > 0) & (r2 > 0)
     scale = np.sqrt(np.divide(r1, r2, out=np.ones_like(r1), where=alive))
-    weight /= _along(scale, weight, 0)
+    weight /= along(scale, 0, weight.ndim)
     if len(first.input) > 2 and first.input[2]:
         constants[first.input[2]] /= scale
     by_group *= scale.reshape(by_group.shape[0], 1, by_group.shape[2], *[1] * (by_group.ndim - 3))
@@ -124,7 +121,3 @@ def _by_group(weight: np.ndarray, groups: int) -> tuple[np.ndarray, tuple[int, .
     """
     shaped = weight.reshape(groups, -1, *weight.shape[1:])
     return shaped, tuple(axis for axis in range(shaped.ndim) if axis not in (0, 2))
-
-
-def _along(values: np.ndarray, of: np.ndarray, axis: int) -> np.ndarray:
-    return values.reshape([-1 if i == axis else 1 for i in range(of.ndim)])

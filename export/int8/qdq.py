@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import onnx
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, helper
+
+from ..graph import edit
 
 
 class Int8Weight(NamedTuple):
@@ -30,7 +31,7 @@ class Writer:
     """Adds Q/DQ to a model: scales and zero points as initializers, nodes in topological order."""
 
     def __init__(self, model: ModelProto) -> None:
-        self.graph = model.graph
+        self.model = model
         self.after: dict[str, list[NodeProto]] = {}
         self.first: list[NodeProto] = []
         self.weights: dict[str, Int8Weight] = {}
@@ -71,10 +72,8 @@ class Writer:
             return
         codes = np.iinfo(zero.dtype)
         names = [f"{tensor}_low", f"{tensor}_high"]
-        self.graph.initializer.extend(
-            numpy_helper.from_array(np.float32((code - int(zero)) * scale), each)
-            for each, code in zip(names, (codes.min, codes.max), strict=True)
-        )
+        for each, code in zip(names, (codes.min, codes.max), strict=True):
+            edit.add_constant(self.model, each, np.float32((code - int(zero)) * scale))
         self.after[tensor].append(
             helper.make_node("Clip", [f"{tensor}_dequantized", *names], [held], f"{tensor}_Clip")
         )
@@ -92,7 +91,7 @@ class Writer:
         scales_and_zeros = self._constants(
             name, given.scales.astype(np.float32), np.zeros(given.scales.shape, np.int8)
         )
-        self.graph.initializer.append(numpy_helper.from_array(given.steps, f"{name}_int8"))
+        edit.add_constant(self.model, f"{name}_int8", given.steps)
         self.first.append(
             helper.make_node(
                 "DequantizeLinear",
@@ -104,8 +103,7 @@ class Writer:
         )
 
     def bias(self, node: NodeProto, bias: np.ndarray, place: tuple[NodeProto, int] | None) -> None:
-        name = f"{node.name}_bias_int8"
-        self.graph.initializer.append(numpy_helper.from_array(bias, name))
+        name = edit.add_constant(self.model, f"{node.name}_bias_int8", bias)
         if place is not None:
             self.inputs.append((place[0].name, place[1], name))
         elif node.op_type != "MatMul":
@@ -114,7 +112,7 @@ class Writer:
             self.unbiased[node.name] = name
 
     def insert(self, edges: Sequence[tuple[str, int]]) -> None:
-        old = list(self.graph.node)
+        old = list(self.model.graph.node)
         nodes = {node.name: node for node in old}
         for name, index in edges:
             nodes[name].input[index] += "_dequantized"
@@ -124,7 +122,7 @@ class Writer:
             nodes[name].input.extend([""] * (index + 1 - len(nodes[name].input)))
             nodes[name].input[index] = constant
         ordered = list(self.first)
-        for value in self.graph.input:
+        for value in self.model.graph.input:
             ordered += self.after.get(value.name, [])
         for node in old:
             ordered.append(node)
@@ -138,14 +136,11 @@ class Writer:
             for output in outputs:
                 ordered += self.after.get(output, [])
         read = {name for node in ordered for name in node.input}
-        copies = [
-            NodeProto.FromString(node.SerializeToString())
-            for node in ordered  # clearing the field frees the old ones
-            if node.op_type != "DequantizeLinear" or node.output[0] in read
-        ]
-        del self.graph.node[:]
-        self.graph.node.extend(copies)
-        self._drop_unread()
+        edit.replace_nodes(
+            self.model,
+            [node for node in ordered if node.op_type != "DequantizeLinear" or node.output[0] in read],
+        )
+        edit.drop_unread(self.model)
 
     def _add_after(self, node: NodeProto) -> NodeProto:
         """An Add that puts out what the matrix put out, so that its readers stay as they are."""
@@ -164,17 +159,7 @@ class Writer:
         return all(np.array_equal(a, b) for a, b in zip(self.weights[name], given, strict=True))
 
     def _constants(self, name: str, scale: np.ndarray, zero: np.ndarray) -> list[str]:
-        names = [f"{name}_scale", f"{name}_zero_point"]
-        self.graph.initializer.extend(
-            [numpy_helper.from_array(scale, names[0]), numpy_helper.from_array(zero, names[1])]
-        )
-        return names
-
-    def _drop_unread(self) -> None:
-        read = {name for node in self.graph.node for name in node.input} | {
-            value.name for value in self.graph.output
-        }
-        kept = [tensor for tensor in self.graph.initializer if tensor.name in read]
-        copies = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
-        del self.graph.initializer[:]
-        self.graph.initializer.extend(copies)
+        return [
+            edit.add_constant(self.model, f"{name}_scale", scale),
+            edit.add_constant(self.model, f"{name}_zero_point", zero),
+        ]

@@ -18,7 +18,8 @@ from onnx import ModelProto, NodeProto
 
 from runtime.errors import UsageError
 
-from ..graph.view import View, attribute, channel_axis
+from ..graph import edit
+from ..graph.view import View, along, attribute, channel_axis
 from .qdq import Int8Weight, Writer
 from .ranges import Range
 from .rules import PLACEMENTS, Placement, Plan, Rules, after_clipping, moves, plan, stays_float
@@ -108,8 +109,7 @@ def weight_to_int8(weight: np.ndarray, axis: int, floor: float) -> Int8Weight:
     """
     others = tuple(i for i in range(weight.ndim) if i != axis)
     scales = np.maximum(np.abs(weight).max(axis=others) / LARGEST, floor).astype(np.float32)
-    shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-    steps = np.rint(weight / scales.reshape(shape))  # ties to even, as ONNX QuantizeLinear rounds
+    steps = np.rint(weight / along(scales, axis, weight.ndim))  # ties to even, as ONNX QuantizeLinear rounds
     return Int8Weight(np.clip(steps, -LARGEST, LARGEST).astype(np.int8), scales)
 
 
@@ -148,8 +148,7 @@ def with_room_for_bias(given: Int8Weight, bias: np.ndarray, input_scale: float, 
     if (given.scales >= least).all():
         return given
     scales = np.maximum(given.scales, least).astype(np.float32)
-    shape = [-1 if i == axis else 1 for i in range(given.steps.ndim)]
-    steps = np.rint(given.steps * (given.scales / scales).reshape(shape))
+    steps = np.rint(given.steps * along(given.scales / scales, axis, given.steps.ndim))
     return Int8Weight(steps.astype(np.int8), scales)
 
 
@@ -193,8 +192,7 @@ def quantize(
     shape that does not fit.
     """
     floor, placement = (rules or Rules()).scale_floor, PLACEMENTS[made.placement]
-    view, result = View(model), ModelProto()
-    result.CopyFrom(model)
+    view, result = View(model), edit.copy(model)
     writer = Writer(result)
     scales = {
         tensor: activation_scale(range_, floor, placement.unsigned)

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import onnxruntime as ort
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from runtime.errors import UsageError
 
-from ..graph.view import View, channel_axis
+from ..graph import edit, run
+from ..graph.view import View, along, channel_axis
 from .quantize import LARGEST, Int8Weight, Plan, Rules, bias_place, weight_to_int8
 
 SHRINK = np.linspace(1.0, 0.5, 101)[1:]
@@ -101,8 +101,8 @@ def correct_biases(
     view = View(model)
     tensors = {view.nodes[name].output[0]: name for name in weights}
     float_means, moves = (
-        _session(_with_means(model, tensors)),
-        _session(_with_moves(_rounded(model, weights), tensors)),
+        run.session(_with_means(model, tensors)),
+        run.session(_with_moves(_rounded(model, weights), tensors)),
     )
     means = [f"{name}_mean" for name in weights]
     total, seen = [np.float64(0)] * len(means), 0
@@ -126,19 +126,19 @@ def correct_biases(
 
 def _rounded(model: ModelProto, weights: Mapping[str, Int8Weight]) -> ModelProto:
     """The model with float weights that are steps x scale."""
-    result = _copy(model)
+    result = edit.copy(model)
     nodes = {node.name: node for node in result.graph.node}
     for name, (steps, scales) in weights.items():
         axis = channel_axis(nodes[name])
-        value = steps * scales.reshape([-1 if i == axis else 1 for i in range(steps.ndim)])
-        result.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), f"{name}_rounded"))
-        nodes[name].input[1] = f"{name}_rounded"  # its own, even where two layers share the float weight
+        value = steps * along(scales, axis, steps.ndim)
+        # its own, even where two layers share the float weight
+        nodes[name].input[1] = edit.add_constant(result, f"{name}_rounded", value.astype(np.float32))
     return result
 
 
 def _with_means(model: ModelProto, tensors: Mapping[str, str]) -> ModelProto:
     """The model with other outputs: LAYER_mean, of what each layer puts out, by {output tensor: layer}."""
-    result, view = _copy(model), View(model)
+    result, view = edit.copy(model), View(model)
     del result.graph.output[:]
     for tensor, name in tensors.items():
         result.graph.node.append(_mean(result, view, tensor, tensor, f"{name}_mean"))
@@ -150,10 +150,10 @@ def _with_moves(rounded: ModelProto, tensors: Mapping[str, str]) -> ModelProto:
     """The model with other outputs: LAYER_move, what was added to each of `tensors` before anything reads it,
     so that its mean is the one that is fed as LAYER_mean.
     """
-    result, view, nodes = _copy(rounded), View(rounded), []
-    del result.graph.node[:], result.graph.output[:]
+    result, view, nodes = edit.copy(rounded), View(rounded), []
+    del result.graph.output[:]
     for node in rounded.graph.node:
-        nodes.append(NodeProto.FromString(node.SerializeToString()))
+        nodes.append(edit.copy_node(node))
         tensor = node.output[0]
         if tensor not in tensors:
             continue
@@ -167,7 +167,7 @@ def _with_moves(rounded: ModelProto, tensors: Mapping[str, str]) -> ModelProto:
         shape = [None] * len(view.shapes[tensor])
         result.graph.input.append(helper.make_tensor_value_info(mean, TensorProto.FLOAT, shape))
         result.graph.output.append(helper.make_tensor_value_info(move, TensorProto.FLOAT, shape))
-    result.graph.node.extend(nodes)
+    edit.replace_nodes(result, nodes)
     return result
 
 
@@ -178,23 +178,11 @@ def _mean(result: ModelProto, view: View, tensor: str, source: str, output: str)
     rank = len(view.shapes[tensor])
     channels = 1 if view.producer[tensor].op_type == "Conv" else rank - 1
     axes = [axis for axis in range(rank) if axis != channels]
-    result.graph.initializer.append(numpy_helper.from_array(np.array(axes, np.int64), f"{output}_axes"))
-    return helper.make_node("ReduceMean", [source, f"{output}_axes"], [output], keepdims=1)
+    constant = edit.add_constant(result, f"{output}_axes", np.array(axes, np.int64))
+    return helper.make_node("ReduceMean", [source, constant], [output], keepdims=1)
 
 
 def _bias(view: View, name: str) -> np.ndarray | float:
     """The layer's bias (channels,) float64, or 0.0 when it has none."""
     place = bias_place(view.nodes[name], view)
     return 0.0 if place is None else view.constant(place[0].input[place[1]]).astype(np.float64)
-
-
-def _copy(model: ModelProto) -> ModelProto:
-    copy = ModelProto()
-    copy.CopyFrom(model)
-    return copy
-
-
-def _session(model: ModelProto) -> ort.InferenceSession:
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 3
-    return ort.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])

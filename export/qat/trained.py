@@ -15,13 +15,14 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto
 from torch import Tensor
 
 from distill.checkpoint import Checkpoint
 from runtime.errors import ArtifactError, UsageError
 
-from ..graph.view import View, channel_axis
+from ..graph import edit
+from ..graph.view import View, along, channel_axis
 from ..int8.quantize import LARGEST, PLACEMENTS, Int8Weight, Plan, Rules, plan, quantize
 from ..int8.ranges import Range
 
@@ -159,7 +160,7 @@ def trained_graph(checkpoint: Checkpoint, fp32: ModelProto, placement: str | Non
     made = plan(fp32, settings.placement, settings.rules)
     if made.layers != learned.layers or set(made.tensors) != set(learned.ranges):
         raise ArtifactError(_another_graph(checkpoint, settings.opset, fp32))
-    model = with_weights(fp32, learned.state)
+    model = edit.with_values(fp32, {name: value.numpy() for name, value in learned.state.items()})
     scales = {tensor: values.numpy() for tensor, values in learned.scales.items()}
     view, unsigned = View(model), PLACEMENTS[settings.placement].unsigned
     ranges = {
@@ -182,22 +183,12 @@ def _another_graph(checkpoint: Checkpoint, trained_at: int, fp32: ModelProto) ->
     return f"{checkpoint.path}: {found}. {advice}"
 
 
-def with_weights(fp32: ModelProto, state: Mapping[str, Tensor]) -> ModelProto:
-    """A copy of the graph whose initializers have the values in `state`, where that has them."""
-    result = ModelProto()
-    result.CopyFrom(fp32)
-    for tensor in result.graph.initializer:
-        if tensor.name in state:
-            tensor.CopyFrom(numpy_helper.from_array(state[tensor.name].numpy(), tensor.name))
-    return result
-
-
 def on_grid(layer: str, scales: Mapping[str, np.ndarray], view: View) -> Int8Weight:
     """A layer's float weight in steps of its trained scales, rounded as in training."""
     node = view.nodes[layer]
     weight, mine = view.constant(node.input[1]), scales[node.input[1]]
     axis = channel_axis(node)
-    steps = np.rint(weight / mine.reshape([-1 if i == axis else 1 for i in range(weight.ndim)]))
+    steps = np.rint(weight / along(mine, axis, weight.ndim))
     return Int8Weight(np.clip(steps, -LARGEST, LARGEST).astype(np.int8), mine)
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 
 from export.int8 import calibrate as c
@@ -119,13 +120,13 @@ def test_inner_tensors_inputs_and_outputs_are_observed_over_all_batches():
 @pytest.mark.parametrize("at_once", [1, 20, 10**9])
 def test_every_image_is_seen_once_however_few_fit_into_memory(monkeypatch, at_once):
     monkeypatch.setattr(c, "VALUES_AT_ONCE", at_once)
-    sizes, run = [], c.ort.InferenceSession.run
+    sizes, run = [], ort.InferenceSession.run
 
     def counted(session, names, given):
         sizes.append(len(given["images"]))
         return run(session, names, given)
 
-    monkeypatch.setattr(c.ort.InferenceSession, "run", counted)
+    monkeypatch.setattr(ort.InferenceSession, "run", counted)
     images = np.random.default_rng(0).normal(size=(11, 1, 2, 2)).astype(np.float32)
     found = collect(MODEL, ["doubled"], [images[:7], images[7:]])["doubled"]
     whole = Histogram()
