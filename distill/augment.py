@@ -3,12 +3,14 @@
 In:  the recipe's augmentation settings and the student's `Preprocess`.
 Out: a transform: PIL RGB image -> (C, H, W) float32 tensor, drawn from python's, numpy's and torch's
      generators.
-Elsewhere: seeding the generators, batches (distill.data); evaluation's pixels (runtime.preprocess).
+     A `TransformError` names the step that failed.
+Elsewhere: seeding the generators, batches, the image's name in an error (distill.data); evaluation's pixels
+     (runtime.preprocess).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from PIL import Image
@@ -20,8 +22,68 @@ from runtime.preprocess import Preprocess
 
 from .recipe import Recipe
 
+FLAGS = {
+    "RandomResizedCropAndInterpolation": "--scale, --ratio or --train-interpolation",
+    "Resize": "--img-size",
+    "RandomCrop": "--crop-padding",
+    "RandomHorizontalFlip": "--hflip",
+    "RandAugment": "--aa",
+    "AugMixAugment": "--aa",
+    "AutoAugment": "--aa",
+    "ColorJitter": "--color-jitter",
+    "RandomErasing": "--reprob",
+}
+"""The flags that a transform comes from, by its class."""
 
-def training_transform(recipe: Recipe, spec: Preprocess) -> Any:
+
+class TransformError(Exception):
+    """A step of the augmentation failed at an image."""
+
+    def __init__(self, step: str, flags: str, error: Exception) -> None:
+        self.step, self.flags, self.reason = step, flags, in_one_line(error)
+        super().__init__(f"{step}: {self.reason}")
+
+
+def in_one_line(error: Exception) -> str:
+    """An exception's class and text, without line breaks."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(": ")
+
+
+class Steps:
+    """Transforms one after the other. Raises TransformError naming the one that failed."""
+
+    def __init__(self, transforms: Sequence[Any]) -> None:
+        self.transforms = list(transforms)
+
+    def __call__(self, image: Any) -> Any:
+        for step in self.transforms:
+            try:
+                image = step(image)
+            except (TransformError, MemoryError):
+                raise
+            except Exception as error:  # each transform fails in its own way
+                name = type(step).__name__
+                raise TransformError(name, FLAGS.get(name, ""), error) from error
+        return image
+
+
+class Operation:
+    """One operation of a policy. Raises TransformError with its name and the values drawn for it."""
+
+    def __init__(self, name: str, function: Callable) -> None:
+        self.name, self.function = name, function
+
+    def __call__(self, image: Any, *drawn: Any, **settings: Any) -> Any:
+        try:
+            return self.function(image, *drawn, **settings)
+        except MemoryError:
+            raise
+        except Exception as error:  # each operation fails in its own way
+            values = ", ".join(f"{value:.4g}" for value in drawn)
+            raise TransformError(f"{self.name}({values})", "--aa", error) from error
+
+
+def training_transform(recipe: Recipe, spec: Preprocess) -> Steps:
     """PIL image -> (C, H, W) float32 tensor, augmented by timm's transforms as the recipe says.
 
     Raises UsageError for a policy that timm does not know.
@@ -52,21 +114,20 @@ def training_transform(recipe: Recipe, spec: Preprocess) -> Any:
             f"aa {recipe.aa!r}: timm cannot read this policy ({error}). Expected for example "
             "rand-m9-mstd0.5-inc1"
         ) from error
-    first, second, last = stages
-    for step in second.transforms:
+    first, second, last = (stage.transforms for stage in stages)
+    for step in second:
         for operation in operations(step):
-            if operation.aug_fn is auto_augment.posterize:
-                operation.aug_fn = posterize
+            function = operation.aug_fn
+            mended = posterize if function is auto_augment.posterize else function
+            operation.aug_fn = Operation(operation.name, mended)
     if recipe.crop_padding:
         size = spec.input_size[1:]
-        first = transforms.Compose(
-            [
-                transforms.Resize(size),
-                transforms.RandomCrop(size, padding=recipe.crop_padding),
-                transforms.RandomHorizontalFlip(recipe.hflip),
-            ]
-        )
-    return transforms.Compose([first, second, last])
+        first = [
+            transforms.Resize(size),
+            transforms.RandomCrop(size, padding=recipe.crop_padding),
+            transforms.RandomHorizontalFlip(recipe.hflip),
+        ]
+    return Steps([*first, *second, *last])
 
 
 def operations(step: Any) -> Iterator[auto_augment.AugmentOp]:

@@ -2,7 +2,8 @@
 
 In:  a data spec, a split, the student's `Preprocess`, the recipe.
 Out: batches (images (N, C, H, W) float32, labels (N,), names of unreadable images), the same for the same
-     seed, epoch and step, whatever the number of workers.
+     seed, epoch and step, whatever the number of workers. What fails at a readable image is raised by the
+     loaders as one line with the image's name and the step, from a worker too.
 Elsewhere: augmentation (distill.augment); folders, npz and digits without torch (runtime.images);
      evaluation's pixels (runtime.preprocess).
 """
@@ -21,16 +22,18 @@ import torch
 from timm.data import create_dataset
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from runtime.env import usable_cores
-from runtime.errors import DataError, MissingError, UsageError
+from runtime.env import usable_cores, versions
+from runtime.errors import DataError, Large2SmallError, MissingError, UsageError
 from runtime.images import ImageSet, open_images
 from runtime.preprocess import Preprocess, open_rgb
 
-from .augment import training_transform
+from .augment import TransformError, in_one_line, training_transform
 from .recipe import Recipe
 
 TIMM_PREFIXES = ("torch/", "hfds/", "wds/", "tfds/", "hfids/")
 STREAMED = ("wds/", "tfds/", "hfids/")
+DRAWN_BY = ("timm", "torchvision", "pillow")
+"""Packages whose versions an error in a transform names."""
 RETRIES = 100
 """Unreadable images in a row, with skip_bad_images, before the data set itself is called broken."""
 
@@ -44,6 +47,26 @@ class Batch(NamedTuple):
     """(N,) int64."""
     bad: list[str]
     """Unreadable images, each "name: reason"."""
+
+
+Sample = tuple[torch.Tensor | None, int, list[str]] | Large2SmallError
+"""(image (C, H, W) or None, label, unreadable images passed over), or the error why there is none, as a
+value: raised in a worker, torch would put a traceback into its text."""
+
+
+def failure(name: str, error: Exception) -> Large2SmallError:
+    """What to say of an exception at the image `name` that does not mean it is unreadable."""
+    if isinstance(error, MemoryError):
+        return MissingError(
+            f"{name}: memory ran out while it was read or augmented. Give fewer --workers or a smaller"
+            " --batch"
+        )
+    here = ", ".join(f"{package} {version}" for package, version in versions(DRAWN_BY).items())
+    what, change = f"reading or preprocessing failed ({in_one_line(error)}; {here})", "Install"
+    if isinstance(error, TransformError):
+        what = f"the augmentation step {error.step} failed ({error.reason}; {here})"
+        change = f"Change {error.flags}, install" if error.flags else "Install"
+    return DataError(f"{name}: {what}. {change} other versions of these packages, or remove the image")
 
 
 def open_data(spec: str, split: str, num_classes: int = 0) -> ImageSet:
@@ -75,7 +98,9 @@ class TimmSet(ImageSet):
         try:  # timm's own __getitem__ goes on to the next image when one is broken, and only logs it
             found = reader[index][0] if reader is not None else self.dataset[index][0]
             return open_rgb(found.read() if hasattr(found, "read") else found)
-        except (OSError, SyntaxError, DataError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # each reader and each image format fails in its own way
             raise DataError(
                 f"{self.item_name(index)}: not a readable image ({' '.join(str(error).split())})"
             ) from error
@@ -166,26 +191,27 @@ class TrainSet(Dataset):
     def __init__(self, images: ImageSet, transform: Any, seed: int, skip_bad: bool) -> None:
         self.images, self.transform, self.seed, self.skip_bad = images, transform, seed, skip_bad
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor | None, int, list[str]]:
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
         return self.__getitems__([key])[0]
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> list[tuple[torch.Tensor | None, int, list[str]]]:
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Sample]:
         with own_random_state():
             return [self._one(epoch, index) for epoch, index in keys]
 
-    def _one(self, epoch: int, index: int) -> tuple[torch.Tensor | None, int, list[str]]:
+    def _one(self, epoch: int, index: int) -> Sample:
         bad: list[str] = []
         while True:
             try:
                 image = self.images.image(index)
-                break
+                seed_all(hash_seed(self.seed, epoch, index))
+                return self.transform(image), int(self.images.labels[index]), bad
             except DataError as error:
                 bad.append(str(error))
                 if not self.skip_bad or len(bad) >= min(RETRIES, len(self.images)):
                     return None, -1, bad
                 index = (index + 1) % len(self.images)
-        seed_all(hash_seed(self.seed, epoch, index))
-        return self.transform(image), int(self.images.labels[index]), bad
+            except Exception as error:  # whatever a reader or a transform raises
+                return failure(self.images.item_name(index), error)
 
 
 class EvalSet(Dataset):
@@ -197,7 +223,7 @@ class EvalSet(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor | None, int, list[str]]:
+    def __getitem__(self, index: int) -> Sample:
         try:
             return (
                 torch.from_numpy(self.preprocess(self.images.image(index))),
@@ -206,6 +232,8 @@ class EvalSet(Dataset):
             )
         except DataError as error:
             return None, -1, [str(error)]
+        except Exception as error:  # whatever a reader or a resize raises
+            return failure(self.images.item_name(index), error)
 
 
 class StreamItems(IterableDataset):
@@ -223,30 +251,46 @@ class StreamItems(IterableDataset):
         )
         self.epoch = 0
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor | None, int, list[str]]]:
+    def __iter__(self) -> Iterator[Sample]:
         bad: list[str] = []
-        stream = self.images.stream(hash_seed(self.seed, self.epoch, -1) & 0x7FFFFFFF, self.batch)
-        stream.set_epoch(self.epoch)
         worker = get_worker_info()
-        for index, (image, label) in enumerate(stream):
-            try:
-                rgb = open_rgb(image)
-                rgb.load()
-            except (OSError, SyntaxError, DataError) as error:
-                bad.append(f"{self.images.name}, image {index} of the stream: {' '.join(str(error).split())}")
-                if not self.skip_bad:
-                    yield None, -1, bad
-                continue
-            with own_random_state():
-                seed_all(
-                    hash_seed(
-                        self.seed, self.epoch, index * worker.num_workers + worker.id if worker else index
-                    )
-                )
-                yield self.transform(rgb), int(label), bad
-            bad = []
+        index = -1
+        try:
+            stream = self.images.stream(hash_seed(self.seed, self.epoch, -1) & 0x7FFFFFFF, self.batch)
+            stream.set_epoch(self.epoch)
+            for index, (image, label) in enumerate(stream):
+                name = f"{self.images.name}, image {index} of the stream"
+                number = index * worker.num_workers + worker.id if worker else index
+                found = self._one(name, image, int(label), number)
+                if isinstance(found, str):
+                    bad.append(found)
+                    if not self.skip_bad:
+                        yield None, -1, bad
+                    continue
+                yield found if isinstance(found, Large2SmallError) else (*found, bad)
+                bad = []
+        except Large2SmallError as error:
+            yield from [error] * self.batch  # a batch of it, for the last one is dropped when it is not full
+        except Exception as error:  # each kind of shard fails in its own way
+            broken = f"{self.images.name}: the stream cannot be read behind image {index}"
+            yield from [DataError(f"{broken} ({in_one_line(error)}). Check its files")] * self.batch
         if bad:
             yield None, -1, bad
+
+    def _one(
+        self, name: str, image: Any, label: int, number: int
+    ) -> tuple[torch.Tensor, int] | str | Large2SmallError:
+        """(image, label); or what to call it when it is unreadable; or what failed at a readable one."""
+        try:
+            rgb = open_rgb(image)
+            rgb.load()
+            with own_random_state():
+                seed_all(hash_seed(self.seed, self.epoch, number))
+                return self.transform(rgb), label
+        except (OSError, SyntaxError, DataError) as error:
+            return f"{name}: {' '.join(str(error).split())}"
+        except Exception as error:  # whatever a transform raises
+            return failure(name, error)
 
 
 class EpochOrder:
@@ -285,12 +329,12 @@ class TrainLoader:
         self.stream = isinstance(images, StreamSet)
         if self.stream:
             self.items = StreamItems(images, transform, recipe.seed, recipe.batch, recipe.skip_bad_images)
-            self.loader = DataLoader(
+            self.loader = Loader(
                 self.items, batch_size=recipe.batch, drop_last=True, **common | {"persistent_workers": False}
             )
         else:
             self.order = EpochOrder(len(images), recipe.batch, recipe.seed)
-            self.loader = DataLoader(
+            self.loader = Loader(
                 TrainSet(images, transform, recipe.seed, recipe.skip_bad_images),
                 batch_sampler=self.order,
                 **common,
@@ -308,7 +352,7 @@ class TrainLoader:
             yield from self.loader
             return
         self.items.epoch = epoch
-        self.loader.generator.manual_seed(
+        self.loader.loader.generator.manual_seed(
             hash_seed(self.items.seed, epoch, -1)
         )  # the workers' seeds are drawn from it
         for step, batch in enumerate(self.loader):
@@ -318,15 +362,33 @@ class TrainLoader:
 
 def eval_loader(
     images: ImageSet, preprocess: Preprocess, batch: int, workers: int, device: torch.device
-) -> DataLoader:
+) -> Loader:
     """Every image once, in order, through runtime.preprocess."""
     common = loader_settings(workers, device)
     if isinstance(images, StreamSet):
         items: Any = StreamItems(
             images, lambda image: torch.from_numpy(preprocess(image)), 0, batch, skip_bad=True
         )
-        return DataLoader(items, batch_size=batch, **common | {"persistent_workers": False, "num_workers": 0})
-    return DataLoader(EvalSet(images, preprocess), batch_size=batch, shuffle=False, **common)
+        return Loader(items, batch_size=batch, **common | {"persistent_workers": False, "num_workers": 0})
+    return Loader(EvalSet(images, preprocess), batch_size=batch, shuffle=False, **common)
+
+
+class Loader:
+    """A DataLoader that raises the error which stands in the place of a batch."""
+
+    def __init__(self, items: Dataset, **settings: Any) -> None:
+        self.loader = DataLoader(items, **settings)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.loader:
+            if isinstance(batch, Large2SmallError):
+                # a copy: an error that its own frame still holds is freed late, and the workers with it, which
+                # then no longer hear that they are to end
+                raise type(batch)(str(batch))
+            yield batch
 
 
 def loader_settings(workers: int, device: torch.device) -> dict[str, Any]:
@@ -345,8 +407,11 @@ def loader_settings(workers: int, device: torch.device) -> dict[str, Any]:
     }  # its own, so that loading draws nothing from the global one
 
 
-def collate(samples: list[tuple[torch.Tensor | None, int, list[str]]]) -> Batch:
-    """Readable samples stacked; what could not be read is named."""
+def collate(samples: list[Sample]) -> Batch | Large2SmallError:
+    """Readable samples stacked; what could not be read is named. The first error takes the batch's place."""
+    errors = [sample for sample in samples if isinstance(sample, Large2SmallError)]
+    if errors:
+        return errors[0]
     bad = [name for _, _, names in samples for name in names]
     good = [(image, label) for image, label, _ in samples if image is not None]
     images = torch.stack([image for image, _ in good]) if good else torch.zeros(0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -57,7 +58,33 @@ def run(command: Callable[[], int | None], as_json: bool = False) -> int:
                 MissingError.exit_code,
                 as_json,
             )
+        if lost := _lost_worker(str(error)):
+            return _report(lost, MissingError.exit_code, as_json)
         return _internal(error, as_json)
+
+
+LOST_WORKER = r"DataLoader worker .*(killed by signal|exited unexpectedly)|Pin memory thread exited"
+
+
+def _lost_worker(said: str) -> str | None:
+    """What to do when a process that reads images has ended, from what torch says of it; else None.
+
+    Not where images are read: torch raises it from a signal handler, wherever the program is at the time.
+    """
+    if not re.search(LOST_WORKER, said):
+        return None
+    if re.search("bus error|shared memory", said, re.IGNORECASE):
+        return (
+            "a process that reads images found no room in shared memory (/dev/shm). Give --workers 0, or more"
+            " of it (in Docker: --shm-size 8g or --ipc host)"
+        )
+    signal_name = re.search(r"killed by signal: ([\w ]+)", said)
+    how = signal_name[1].strip() if signal_name else "it exited"
+    why = "mostly because memory ran out" if how in ("Killed", "it exited") else "mostly at a damaged image"
+    return (
+        f"a process that reads images has ended ({how}), {why}. Give fewer --workers (0: images are read"
+        " without such processes) or a smaller --batch"
+    )
 
 
 def _extra_for(module: str) -> str | None:

@@ -1,15 +1,16 @@
 """Augmentation: every operation of every policy of timm at its extremes, whatever Pillow is installed."""
 
 import copy
+import pickle
 import random
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import auto_augment, create_transform
 
-from distill.augment import operations, training_transform
+from distill.augment import TransformError, operations, training_transform
 from runtime.preprocess import Preprocess
 
 SPEC = Preprocess((3, 32, 32), "bicubic", 1.0)
@@ -29,7 +30,7 @@ def image():
 
 
 def policy_of(transform):
-    return next(step for step in transform.transforms[1].transforms if list(operations(step)))
+    return next(step for step in transform.transforms if list(operations(step)))
 
 
 def at(operation, magnitude):
@@ -113,6 +114,57 @@ def test_hundreds_of_images_pass_each_policy(policy, image, recipe):
     for seed in range(200):
         found = seeded(transform, image, seed)
         assert found.shape == (3, 32, 32) and found.dtype == torch.float32 and torch.isfinite(found).all()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_transform_can_be_sent_to_a_process(policy, image, recipe):
+    """Where processes do not begin as copies of this one (macOS, Windows, Python 3.14), it is pickled."""
+    here = training_transform(recipe(aa=policy, color_jitter=0.4, reprob=0.25), SPEC)
+    there = pickle.loads(pickle.dumps(here))
+    assert torch.equal(seeded(here, image), seeded(there, image))
+
+
+def test_what_fails_is_named_with_what_was_drawn_and_its_flag(image, recipe, monkeypatch):
+    def refuse(*_):
+        raise ValueError("threshold must be\n odd")
+
+    monkeypatch.setattr(ImageOps, "solarize", refuse)
+    transform = training_transform(recipe(aa="3a"), SPEC)
+    with pytest.raises(TransformError) as caught:
+        for seed in range(20):
+            seeded(transform, image, seed)
+    assert str(caught.value) == "Solarize(128): ValueError: threshold must be odd"
+    assert caught.value.flags == "--aa"
+
+
+FAILING = {
+    "RandomResizedCropAndInterpolation": ({}, "--scale"),
+    "RandomHorizontalFlip": ({}, "--hflip"),
+    "Resize": ({"crop_padding": 2}, "--img-size"),
+    "RandomCrop": ({"crop_padding": 2}, "--crop-padding"),
+    "ColorJitter": ({"color_jitter": 0.4}, "--color-jitter"),
+    "RandAugment": ({"aa": "rand-m9"}, "--aa"),
+    "AugMixAugment": ({"aa": "augmix-m3"}, "--aa"),
+    "AutoAugment": ({"aa": "v0"}, "--aa"),
+    "RandomErasing": ({"reprob": 1.0}, "--reprob"),
+    "Normalize": ({}, ""),
+}
+
+
+@pytest.mark.parametrize("step", FAILING)
+def test_each_step_is_named_with_the_flag_it_comes_from(step, image, recipe):
+    settings, flag = FAILING[step]
+    transform = training_transform(recipe(**settings), SPEC)
+
+    def refuse(_):
+        raise RuntimeError("not today")
+
+    for place, each in enumerate(transform.transforms):
+        if type(each).__name__ == step:
+            transform.transforms[place] = type(step, (), {"__call__": lambda self, image: refuse(image)})()
+    with pytest.raises(TransformError, match=f"{step}: RuntimeError: not today") as caught:
+        transform(image)
+    assert flag in caught.value.flags and bool(flag) == bool(caught.value.flags)
 
 
 def test_mending_posterize_leaves_timm_as_it_was(recipe):
