@@ -385,8 +385,8 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.loader:
             if isinstance(batch, Large2SmallError):
-                # a copy: an error that its own frame still holds is freed late, and the workers with it, which
-                # then no longer hear that they are to end
+                # a copy: an error that its own frame holds is freed late, and the workers with it, which then
+                # do not hear that they are to end
                 raise type(batch)(str(batch))
             yield batch
 
