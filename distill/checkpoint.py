@@ -23,6 +23,7 @@ import torch
 from runtime import files
 from runtime.errors import ArtifactError, UsageError
 from runtime.preprocess import Preprocess
+from runtime.recorded import local_data
 
 SCHEMA = 1
 MARK = "large2small_checkpoint"
@@ -84,6 +85,16 @@ class Checkpoint:
     @property
     def num_classes(self) -> int | None:
         return len(self.class_names) if self.class_names else None
+
+    def recorded_data(self, split: str, flag: str) -> str:
+        """The data of `split` (train or val) that the file says it was trained with; empty when it says none.
+
+        flag: where a user may type other data. Raises UsageError for data that a file may not name
+        (runtime.recorded).
+        """
+        data = self.lineage.get("data")
+        spec = data.get(f"{split}_spec") if isinstance(data, Mapping) else None
+        return local_data(spec, str(self.path), flag) if isinstance(spec, str) else ""
 
 
 def save(checkpoint: Checkpoint, path: str | Path) -> None:

@@ -153,7 +153,8 @@ def _timm_set(spec: str, split: str) -> TimmSet:
     if spec.endswith(".tar"):
         if not Path(spec).is_file():
             raise DataError(f"{spec}: no such file")
-        dataset = _create("", spec, split, spec)
+        # without timm's list of contents beside the file, which is a pickle that older ones run
+        dataset = _create("", spec, split, spec, cache_tarinfo=False)
         classes, labels = dataset.reader.class_name_to_idx, np.array(dataset.reader.targets)
         names = sorted(classes, key=classes.get)
     else:

@@ -181,6 +181,8 @@ def _split_folder(root: Path, split: str) -> Path:
 
 def _npz(location: str, split: str) -> ArraySet:
     path = _npz_file(location, split)
+    if path.exists() and not path.is_file():
+        raise DataError(f"npz:{path}: not a regular file. Expected arrays x (N, H, W, 3) uint8 and y (N,)")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}

@@ -67,7 +67,7 @@ def run(options: Options) -> None:
     from ..recipe import key_values
 
     found = checkpoints.load_any(options.checkpoint, options.model or None, key_values(options.model_args))
-    spec = options.data or found.lineage.get("data", {}).get("val_spec", "")
+    spec = options.data or found.recorded_data("val", "--data")
     images = open_data(spec, options.split, options.num_classes)
     require_same_classes(found.class_names, options.checkpoint, images.class_names, spec)
     device = pick_device(options.device)

@@ -15,7 +15,7 @@ from typing import Any
 from runtime.cli import flags
 
 from .. import recipe as recipes
-from ..training.options import TrainOptions, run_folder, value_of, with_file
+from ..training.options import TrainOptions, given_data, run_folder, value_of, with_file
 
 SUMMARY = "train a student from a teacher, or plainly with --teacher none"
 DESCRIPTION = """examples:
@@ -52,10 +52,10 @@ def parse(
     flags.check_flags(type(base), argv, prog)
     saved = run_folder(value_of(argv, "--resume")) / "args.yaml" if value_of(argv, "--resume") else None
     if saved is not None and saved.is_file():
-        base = with_file(base, str(saved))
+        base = with_file(base, str(saved), given_data(argv))
     for flag in ("--recipe", "--config", "-c"):
         if value_of(argv, flag):
-            base = with_file(base, value_of(argv, flag))
+            base = with_file(base, value_of(argv, flag), given_data(argv))
     return flags.parse(type(base), argv, prog, flags.description(command, prog), base)
 
 

@@ -73,7 +73,7 @@ def measure_and_write(options: ErfOptions) -> tuple[list[Measured], dict[str, An
     file_names = unique_names(labels)
     for name in ("erf.json", "erf.npz", "erf.png", *(f"{name}.png" for name in file_names)):
         files.refuse_existing(options.output / name, options.overwrite)
-    spec = options.data or found[0].lineage.get("data", {}).get("val_spec", "")
+    spec = options.data or found[0].recorded_data("val", "--data")
     images = open_data(spec, options.split, options.num_classes)
     chosen = field.choose(images, options.num_images, options.seed)
     device = pick_device(options.device)

@@ -9,17 +9,25 @@ Elsewhere: weights (distill.checkpoint), one family per file in this folder.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import timm
 from timm.data import resolve_data_config
+from timm.models import build_model_with_cfg
 from torch import nn
 
+from runtime.cli.nearest import nearest
 from runtime.errors import MissingError, UsageError
 from runtime.preprocess import Preprocess
 
 from . import cifar, replknet, slak, unireplknet  # noqa: F401  (they register their models)
+
+FROM_TIMM = ("bn_eps", "bn_momentum", "use_naflex")
+"""Arguments of networks that timm reads before the network does."""
 
 
 def build(
@@ -38,6 +46,7 @@ def build(
     """
     require_known(name)
     arguments = dict(model_args or {}) | {k: v for k, v in more.items() if v}
+    require_own(name, arguments)
     try:
         return timm.create_model(name, num_classes=num_classes, pretrained=pretrained, **arguments)
     except Exception as error:  # every architecture complains in its own way
@@ -74,6 +83,35 @@ def require_known(name: str) -> None:
             + (f"; did you mean {close[0]}?" if close else ".")
             + f" Known: {', '.join(known) or 'none'}. Leave the tag out to name the architecture alone"
         ) from None
+
+
+def require_own(name: str, arguments: Iterable[str]) -> None:
+    """Raise UsageError for an argument that is not one of the network's own.
+
+    timm.create_model itself takes more: files to load (checkpoint_path), folders to keep them in (cache_dir),
+    where weights come from (pretrained_cfg). Those are never a network's, and a checkpoint could name them.
+    """
+    known: set[str] = set(FROM_TIMM)
+    module = sys.modules[timm.model_entrypoint(name).__module__]
+    for each in vars(module).values():
+        if isinstance(each, type) and is_dataclass(
+            each
+        ):  # settings, whose fields timm lets arguments replace
+            known |= {field.name for field in fields(each)}
+        elif isinstance(each, type) and issubclass(each, nn.Module):
+            own = {key for base in each.__mro__[:-1] for key in _parameters(base)}
+            known |= own if "num_classes" in own else set()
+    known -= _parameters(timm.create_model) | _parameters(build_model_with_cfg)
+    for key in arguments:
+        if key not in known:
+            raise UsageError(
+                f"{name} cannot be built with the argument {key!r}: it is not one of that network's own"
+                f"{nearest(str(key), known)} Leave it out"
+            )
+
+
+def _parameters(function: Callable[..., Any]) -> set[str]:
+    return set(inspect.signature(function).parameters)
 
 
 def size_argument(name: str, img_size: int) -> dict[str, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from importlib import resources
 from pathlib import Path
@@ -17,9 +18,12 @@ from typing import Any, TypeVar
 from runtime.cli.nearest import nearest
 from runtime.cli.settings import Setting, settings_of
 from runtime.errors import UsageError
+from runtime.recorded import local_data
 
 from .whole import Recipe
 
+DATA_FLAGS = {"data": ("--data", "--data-dir"), "val_data": ("--val-data",)}
+"""Fields that hold a data spec, and their flags."""
 EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
@@ -67,11 +71,22 @@ def read(name_or_file: str) -> dict[str, Any]:
     return values
 
 
-def from_dict(values: dict[str, Any], name: str, base: AnyRecipe) -> AnyRecipe:
+def from_dict(
+    values: dict[str, Any], name: str, base: AnyRecipe, given: Mapping[str, str] | None = None
+) -> AnyRecipe:
     """`base` with `values` put in; types are checked, 1 is taken for 1.0 and 1e-3 (YAML: text) for
     a number.
+
+    name: the file that says so. given: data specs on the command line by field, which take the place of the
+    file's. Raises UsageError for data that a file may not name (runtime.recorded).
     """
-    return replace(base, **typed(values, Recipe, name))
+    checked, given = typed(values, Recipe, name), given or {}
+    for field, flags in DATA_FLAGS.items():
+        if field in given:
+            checked.pop(field, None)
+        elif checked.get(field) and checked[field] not in given.values():
+            checked[field] = local_data(checked[field], name, flags[0])
+    return replace(base, **checked)
 
 
 def typed(values: dict[str, Any], kind: type, name: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ Elsewhere: the settings of the training itself (distill.recipe), from argv to he
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,11 +53,30 @@ def run_folder(path: str) -> Path:
     return Path(path).parent if path.endswith(".pth") else Path(path)
 
 
-def with_file(base: TrainOptions, name: str) -> TrainOptions:
-    """`base` with what a recipe or an args.yaml says. Raises UsageError naming the key that cannot be."""
+def with_file(base: TrainOptions, name: str, given: Mapping[str, str]) -> TrainOptions:
+    """`base` with what a recipe or an args.yaml says; given: data specs on the command line (`given_data`).
+
+    Raises UsageError naming the key that cannot be.
+    """
     values = recipes.read(name)
     beside = {key: values.pop(key) for key in base.beside_recipe() if key in values}
-    return replace(recipes.from_dict(values, name, base), **recipes.typed(beside, type(base), name))
+    return replace(recipes.from_dict(values, name, base, given), **recipes.typed(beside, type(base), name))
+
+
+def given_data(argv: Sequence[str]) -> dict[str, str]:
+    """The data specs that the command line gives, by field."""
+    spelled = [_with_dashes(word) for word in argv]
+    found = {
+        field: next(filter(None, (value_of(spelled, flag) for flag in flags)), "")
+        for field, flags in recipes.DATA_FLAGS.items()
+    }
+    return {field: spec for field, spec in found.items() if spec}
+
+
+def _with_dashes(word: str) -> str:
+    """--val_data=DIR as --val-data=DIR; what is not a flag stays as it is."""
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-") + equals + value if word.startswith("--") else word
 
 
 def value_of(argv: Sequence[str], flag: str) -> str:

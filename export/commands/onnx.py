@@ -226,7 +226,7 @@ def open_inputs(options: OnnxOptions) -> tuple[Checkpoint, ImageSet]:
 
     checkpoint = load_any(options.checkpoint, options.model, key_values(options.model_args))
     held_out = open_or_say(
-        options.data or recorded(checkpoint, "val_spec"), "val", "--data", options.data is None
+        options.data or checkpoint.recorded_data("val", "--data"), "val", "--data", options.data is None
     )
     require_same_classes(checkpoint.class_names, str(options.checkpoint), held_out.class_names, held_out.name)
     if checkpoint.class_names is None:
@@ -265,17 +265,20 @@ def open_calibration(
         )
         return lambda seed: calibration_images.choose(options, None, checkpoint.preprocess, held_out, seed)
     images = open_or_say(
-        options.calib or recorded(checkpoint, "train_spec"), "train", "--calib", options.calib is None
+        options.calib or checkpoint.recorded_data("train", "--calib"),
+        "train",
+        "--calib",
+        options.calib is None,
     )
     require_same_classes(checkpoint.class_names, str(options.checkpoint), images.class_names, images.name)
     return lambda seed: calibration_images.choose(options, images, checkpoint.preprocess, held_out, seed)
 
 
-def open_or_say(spec: str | None, split: str, flag: str, is_recorded: bool) -> ImageSet:
+def open_or_say(spec: str, split: str, flag: str, is_recorded: bool) -> ImageSet:
     """Open a spec; when it came from the checkpoint and cannot be opened here, the error names the flag to
     give.
     """
-    if spec is None:
+    if not spec:
         raise UsageError(
             f"the checkpoint does not say which {split} images it knows. Give real images: {flag} DIR"
         )
@@ -468,9 +471,3 @@ def figures(options: OnnxOptions, content: bytes, meta: Metadata) -> dict[str, A
             "not_for_accuracy": how["not_for_accuracy"],
         }
     return result
-
-
-def recorded(checkpoint: Checkpoint, key: str) -> str | None:
-    """A data spec from the checkpoint's lineage, or None."""
-    value = (checkpoint.lineage.get("data") or {}).get(key)
-    return value if isinstance(value, str) and value else None

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 from distill import losses, recipe
 from distill.commands import train
 from distill.recipe import Recipe
-from distill.training.options import TrainOptions, value_of
+from distill.training.options import TrainOptions, given_data, value_of
 from runtime.cli import flags, help
 from runtime.cli.settings import Flag
 from runtime.errors import UsageError
@@ -175,7 +175,7 @@ def options_for(start: Path, argv: Sequence[str]) -> QatOptions:
             "img_size": found.preprocess.input_size[1],
             "crop_pct": found.preprocess.crop_pct,
         }
-    return recipe.from_dict(values, str(start), QatOptions())
+    return recipe.from_dict(values, str(start), QatOptions(), given_data(argv))
 
 
 def require_possible(options: QatOptions) -> None:

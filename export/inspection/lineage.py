@@ -18,6 +18,7 @@ from typing import Any
 from runtime import files
 from runtime.errors import DataError, UsageError
 from runtime.images import FolderSet, ImageSet
+from runtime.recorded import is_plain, local_data
 
 from ..checks import samples
 
@@ -85,7 +86,7 @@ def _files(lineage: Mapping[str, Any], file: Path, given: Given) -> Iterator[Anc
 
 
 def _hashed(what: str, name: str, recorded: str, places: list[Path], is_given: bool) -> Ancestor:
-    found = [place for place in dict.fromkeys(places) if place.is_file()]
+    found = [place for place in dict.fromkeys(places) if place.is_file() and (is_given or is_plain(place))]
     if not found:
         if is_given:
             raise UsageError(f"{places[0]}: no such file (given as the {what})")
@@ -194,10 +195,9 @@ def _at_hand(spec: Any, folder: Path) -> str | None:
         return None
     if spec.partition(":")[0] == "digits":  # a data set of that spec is called digits:val
         return "digits"
-    kind, colon, path = spec.rpartition(":")
-    if kind not in ("", "npz"):  # timm's own readers take time and network
-        return None
-    return next((f"{kind}{colon}{place}" for place in (folder / path, Path(path)) if place.exists()), None)
+    kind, path = ("npz:", spec[len("npz:") :]) if spec.startswith("npz:") else ("", spec)
+    place = next((place for place in (folder / path, Path(path)) if is_plain(place)), None)
+    return local_data(f"{kind}{place}", str(folder), "--data") if place else None
 
 
 def _open(spec: str, split: str, is_given: bool) -> tuple[ImageSet, str] | None:

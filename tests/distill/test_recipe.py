@@ -52,7 +52,7 @@ def test_the_papers_recipe_has_the_papers_values():
 
 def test_a_recipe_comes_back_from_yaml_the_same(tmp_path):
     mine = Recipe(
-        data="x: y",
+        data="npz:x: y",
         student_args=("width=0.5", "depths=[1,2]"),
         lr=None,
         kd_gamma=2,

@@ -1,0 +1,65 @@
+"""Words that a file recorded, and what they may open here: a file's author is not the person at the keyboard.
+
+In:  a data spec out of a checkpoint, recipe, run folder or artifact; the file it stands in.
+Out: the same data as a spec that opens nothing but local folders, .npz and .tar files and the digits; or
+     UsageError.
+Elsewhere: what opens specs (runtime.images, distill.data), the arguments of networks (distill.models).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from .errors import UsageError
+
+SYSTEM_FOLDERS = ("/proc", "/sys", "/dev")
+"""Their files are no data: reading them may never end, or tell what this machine is doing."""
+MEMORY_DISK = "/dev/shm"
+"""The folder below them where people do keep data."""
+
+
+def local_data(spec: str, source: str, flag: str) -> str:
+    """`spec` in a form that no reader of timm is chosen by: "", digits, npz:PATH or an absolute path.
+
+    source: the file that says it; flag: where a user may type it, and with it any spec there is. Raises
+    UsageError for everything else (wds/, hfds/, torch/, URLs, pipes), and for what is neither folder nor
+    regular file.
+    """
+    if spec in ("", "digits"):
+        return spec
+    kind, path = ("npz:", spec[len("npz:") :]) if spec.startswith("npz:") else ("", spec)
+    if os.path.exists(path):
+        if not is_plain(path):
+            raise UsageError(
+                f"{source}: names {spec!r} as its data, which is neither a folder nor a regular file of data."
+                f" Give the data: {flag} DIR"
+            )
+        return kind + os.path.abspath(path)
+    if kind or os.path.isabs(path):
+        return spec  # what opens it says what is missing
+    raise UsageError(
+        f"{source}: names {spec!r} as its data. What a file names must be a folder, a .tar, npz:FILE or"
+        f" digits on this disk; all else is only opened when typed. If you trust it: {flag} {_typed(spec)}"
+    )
+
+
+def is_plain(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is a folder or a regular file (followed through links), outside of SYSTEM_FOLDERS."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    real = os.path.realpath(path)
+    is_system = any(_is_in(real, folder) for folder in SYSTEM_FOLDERS) and not _is_in(real, MEMORY_DISK)
+    return (stat.S_ISDIR(mode) or stat.S_ISREG(mode)) and not is_system
+
+
+def _is_in(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(f"{folder}/")
+
+
+def _typed(spec: str) -> str:
+    """`spec` as an example to type; nothing that a shell or a reader could run is offered for that."""
+    is_harmless = "pipe:" not in spec and all(letter.isalnum() or letter in "/._-:{}" for letter in spec)
+    return spec if is_harmless else "SPEC"
