@@ -1,10 +1,10 @@
-"""`distill bench accuracy`: top-1, top-5 and loss of an artifact on labelled images, and its agreement with
-another one.
+"""Top-1, top-5 and loss of an artifact on labelled images, and its agreement with another one.
 
 In:  an artifact (any `Predictor` with preprocessing) and an `ImageSet`.
-Out: `AccuracyResult`, logits included; a report as text or as one JSON object.
+Out: `AccuracyResult`, logits included; `Comparison` of two; `AccuracyReport`, whose `to_dict` is the JSON
+result.
 Elsewhere: speed (bench.latency), reading images (runtime.images), the decision whether a drop is too much
-(export.checks.verify).
+(export.checks.verify), the flags (bench.commands.accuracy), the table for a person (bench.tables).
 """
 
 from __future__ import annotations
@@ -12,52 +12,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 
-from runtime import ArtifactError, DataError, Predictor, Preprocess, UsageError, env
+from runtime import ArtifactError, DataError, Predictor, Preprocess, env
 from runtime.artifact import require_same_classes
-from runtime.cli.settings import Flag
-from runtime.images import ImageSet, open_images
+from runtime.images import ImageSet
 
-from . import report, subject
+from . import report
+from .subject import Description, require_preprocess
 
 NAMED = 20
-"""Unreadable images named in the report; the others are only counted."""
-
-
-@dataclass(frozen=True)
-class AccuracyOptions(subject.RunOptions):
-    """Evaluation."""
-
-    engine: Path
-    """Artifact to evaluate: an .onnx file, or a .plan file with its .plan.json beside it."""
-    data: Annotated[str, Flag("DATA")]
-    """Labelled images: DIR, npz:FILE or digits."""
-    split: Literal["train", "val"] = "val"
-    """Part of --data to read."""
-    reference: Path | None = None
-    """Artifact to compare with, such as the teacher or the fp32 student."""
-    batch: Annotated[int, Flag("N", aliases=("-b", "--batch-size"))] = 64
-    """Images per call, 1 or more; a file that does not take so many gets what it takes."""
-    limit: int | None = None
-    """Largest number of images to evaluate, spread evenly over the set, 1 or more."""
-    skip_bad_images: bool = False
-    """Leave out and count images that cannot be read, instead of stopping at the first."""
-    workers: Annotated[int | None, Flag("N", aliases=("-j",))] = None
-    """Threads that decode images, 1 or more; by default all usable cores."""
-    json: bool = False
-    """Print the result as one JSON object and nothing else."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch", "limit", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} {value}: expected 1 or more")
-        self.require_read([self.engine, *([self.reference] if self.reference else [])])
+"""Unreadable images named in the result; the others are only counted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +70,7 @@ def evaluate(
     preprocessing is unknown, the classes are others than the data's, or logits are not finite; DataError
     naming an unreadable image, unless skip_bad, and when no image is readable.
     """
-    preprocess = subject.require_preprocess(predictor)
+    preprocess = require_preprocess(predictor)
     require_same_classes(predictor.class_names, str(predictor.path), images.class_names, images.name)
     at_once, chosen = predictor.fit(batch), spread(len(images), limit)
     logits, kept, skipped = [], [], []
@@ -114,7 +82,7 @@ def evaluate(
             kept += [int(i) for i, p in zip(some, pixels, strict=True) if p is not None]
             if good:
                 logits.append(predictor.logits_in_batches(preprocess.normalize(np.stack(good)), at_once))
-                _check(logits[-1], predictor, images, kept[-len(good) :])
+                _require_usable(logits[-1], predictor, images, kept[-len(good) :])
             if progress:
                 progress(len(some))
     if not logits:
@@ -156,67 +124,65 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean(np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), labels]))
 
 
-def compare(result: AccuracyResult, reference: AccuracyResult) -> dict[str, float]:
-    """Agreement of two results on the same images: same best class, percent; largest difference of
-    any logit.
-    """
+@dataclass(frozen=True)
+class Comparison:
+    """Two results on the same images. The names are the keys of the JSON result."""
+
+    reference_top1_percent: float
+    top1_difference_points: float
+    """Of this artifact minus the reference."""
+    agreement_percent: float
+    """Images with the same best class."""
+    max_abs_logit_difference: float
+    """Largest difference of any logit."""
+
+
+def compare(result: AccuracyResult, reference: AccuracyResult) -> Comparison:
+    """How far two results agree. Raises ValueError when they are of different images."""
     if not np.array_equal(result.indices, reference.indices):
         raise ValueError("the two results are of different images")
     same = result.logits.argmax(axis=1) == reference.logits.argmax(axis=1)
-    return {
-        "reference_top1_percent": reference.top1,
-        "top1_difference_points": result.top1 - reference.top1,
-        "agreement_percent": 100 * float(np.mean(same)),
-        "max_abs_logit_difference": float(
-            np.max(np.abs(result.logits.astype(np.float64) - reference.logits))
+    return Comparison(
+        reference_top1_percent=reference.top1,
+        top1_difference_points=result.top1 - reference.top1,
+        agreement_percent=100 * float(np.mean(same)),
+        max_abs_logit_difference=float(
+            np.max(np.abs(result.logits.astype(np.float64) - reference.logits)),
         ),
-    }
+    )
 
 
-def run(options: AccuracyOptions) -> dict[str, Any]:
-    """The report: JSON values, None where there is no reference."""
-    images = open_images(options.data, options.split)
-    result, about = _evaluate_file(options.engine, images, options)
-    values: dict[str, Any] = {
-        **about,
-        "data": images.name,
-        "split": options.split,
-        "n": result.n,
-        "skipped": len(result.skipped),
-        "skipped_images": result.skipped[:NAMED],
-        "top1_percent": result.top1,
-        "top5_percent": result.top5,
-        "loss_nats": result.loss,
-        "reference": None,
-        "reference_top1_percent": None,
-        "top1_difference_points": None,
-        "agreement_percent": None,
-        "max_abs_logit_difference": None,
-    }
-    if options.reference:
-        reference, about_reference = _evaluate_file(options.reference, images, options)
-        values |= {"reference": about_reference, **compare(result, reference)}
-    return values | {"fingerprint": env.fingerprint()}
+@dataclass(frozen=True, eq=False)
+class AccuracyReport:
+    """The accuracy of one artifact, with the conditions and what it was compared with."""
 
+    subject: Description
+    data: str
+    split: str
+    result: AccuracyResult
+    reference: Description | None
+    comparison: Comparison | None
+    """None without a reference."""
+    fingerprint: dict[str, Any]
+    """Of the machine, as runtime.env gives it."""
 
-def _evaluate_file(
-    path: Path, images: ImageSet, options: AccuracyOptions
-) -> tuple[AccuracyResult, dict[str, Any]]:
-    with subject.open_artifact(path, options) as predictor:
-        about = {"name": subject.label(predictor), **subject.describe(predictor, options)}
-        with progress_bar(about["name"], len(spread(len(images), options.limit))) as advance:
-            return (
-                evaluate(
-                    predictor,
-                    images,
-                    options.batch,
-                    limit=options.limit,
-                    skip_bad=options.skip_bad_images,
-                    workers=options.workers,
-                    progress=advance,
-                ),
-                about,
-            )
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; None where there is no reference."""
+        compared = asdict(self.comparison) if self.comparison else {}
+        return {
+            **self.subject.to_dict(),
+            "data": self.data,
+            "split": self.split,
+            "n": self.result.n,
+            "skipped": len(self.result.skipped),
+            "skipped_images": self.result.skipped[:NAMED],
+            "top1_percent": self.result.top1,
+            "top5_percent": self.result.top5,
+            "loss_nats": self.result.loss,
+            "reference": self.reference.to_dict() if self.reference else None,
+            **{each.name: compared.get(each.name) for each in fields(Comparison)},
+            "fingerprint": self.fingerprint,
+        }
 
 
 @contextlib.contextmanager
@@ -249,7 +215,7 @@ def _pixels(preprocess: Preprocess, images: ImageSet, index: int, skip_bad: bool
         raise
 
 
-def _check(scores: np.ndarray, predictor: Predictor, images: ImageSet, indices: list[int]) -> None:
+def _require_usable(scores: np.ndarray, predictor: Predictor, images: ImageSet, indices: list[int]) -> None:
     """Raise ArtifactError for another number of classes and for nan, which would rank first
     without a word.
     """
@@ -262,29 +228,3 @@ def _check(scores: np.ndarray, predictor: Predictor, images: ImageSet, indices: 
     if not finite.all():
         name = images.item_name(indices[int(np.argmin(finite))])
         raise ArtifactError(f"{predictor.path}: logits of {name} are not finite. Export it again")
-
-
-def to_rich(values: dict[str, Any]) -> Any:
-    """The report for a person: a row per artifact, conditions below."""
-    reference = values["reference"]
-    table = report.table("accuracy", left=["artifact"], right=["top-1 %", "top-5 %", "loss nats", "Δ top-1"])
-    table.add_row(
-        values["name"],
-        report.number(values["top1_percent"]),
-        report.number(values["top5_percent"]),
-        report.number(values["loss_nats"], 4),
-        report.number(values["top1_difference_points"], sign=True),
-    )
-    skipped = f", {values['skipped']} unreadable images left out" if values["skipped"] else ""
-    notes = [
-        f"n={values['n']} images of {values['data']}{skipped}; {values['file']}; {subject.where(values)}"
-    ]
-    if reference:
-        table.add_row(
-            f"reference: {reference['name']}", report.number(values["reference_top1_percent"]), "", "", ""
-        )
-        notes.append(
-            f"agreement {values['agreement_percent']:.2f} % (same best class as {reference['file']}); "
-            f"largest logit difference {values['max_abs_logit_difference']:.3g}"
-        )
-    return report.with_notes([table], [*notes, report.machine(values["fingerprint"])])

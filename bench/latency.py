@@ -1,8 +1,9 @@
-"""`distill bench latency`: how long one call takes, with percentiles, at a named timing boundary.
+"""The clock: how long one call takes, at a named timing boundary.
 
-In:  an artifact and `LatencyOptions`; or any argument-free functions, for `measure` and `interleaved`.
-Out: durations in nanoseconds, every one kept; a report as text or as one JSON object.
-Elsewhere: what is called (bench.subject), what percentiles mean (bench.stats).
+In:  argument-free functions, such as those of bench.calls.
+Out: durations in nanoseconds, every one kept; a `LatencyResult`, whose `to_dict` is the JSON result.
+Elsewhere: what is called (bench.calls), what percentiles mean (bench.stats), the flags
+(bench.commands.latency), the table for a person (bench.tables).
 """
 
 from __future__ import annotations
@@ -12,73 +13,63 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 
-from runtime import UsageError, env
-from runtime.cli.settings import Flag
-from runtime.images import open_images
-
-from . import report, stats, subject
+from . import stats
+from .calls import BOUNDARIES
+from .subject import Description
 
 SETTLE = 2
 """Untimed calls at the start of each turn of `interleaved`: the previous artifact's threads and cache lines
 go first."""
 
 
-@dataclass(frozen=True)
-class LatencyOptions(subject.RunOptions):
-    """Measurement."""
+@dataclass(frozen=True, eq=False)
+class Timing:
+    """What was measured at one boundary."""
 
-    engine: Path
-    """Artifact to measure: an .onnx file, or a .plan file with its .plan.json beside it."""
-    batch: Annotated[int, Flag("N", aliases=("-b", "--batch-size"), common=True)] = 1
-    """Images per call, 1 or more."""
-    warmup: Annotated[int, Flag("N", common=True)] = 50
-    """Untimed calls before the first timed one, 0 or more."""
-    iterations: Annotated[int, Flag("N", common=True)] = 500
-    """Timed calls, 1 or more."""
-    duration: Annotated[float | None, Flag("SECONDS", common=True)] = None
-    """Time to measure for, instead of --iterations; at least one call."""
-    percentiles: Annotated[str, Flag("P,P,..")] = "50,90,95,99"
-    """Percentiles to report, 0 to 100, with commas between."""
-    boundary: Annotated[Literal["compute", "end-to-end", "both"], Flag(common=True)] = "both"
-    """Part that is timed: compute, a preprocessed batch in memory to logits; end-to-end, encoded images to
-    the top-5 classes."""
-    data: Annotated[str | None, Flag("DATA", common=True)] = None
-    """Real images to feed (DIR, npz:FILE, digits); without it synthetic ones are made."""
-    split: Literal["train", "val"] = "val"
-    """Part of --data to read."""
-    img_size: Annotated[str | None, Flag("PIXELS", common=True)] = None
-    """Side of the input, or HEIGHTxWIDTH, for a file that takes any image size."""
-    seed: int = 0
-    """Seed for synthetic input and for choosing images."""
-    results_file: Annotated[Path | None, Flag("FILE", common=True)] = None
-    """File to write the report to, as JSON with every single duration."""
-    json: Annotated[bool, Flag(common=True)] = False
-    """Print the result as one JSON object and nothing else."""
-    overwrite: bool = False
-    """Replace an existing --results-file."""
+    input: str
+    """What the calls were fed, in words."""
+    samples: np.ndarray
+    """(n,) int64 ns, in the order they were taken."""
+    summary: stats.Summary
 
-    def __post_init__(self) -> None:
-        if self.batch < 1 or self.iterations < 1 or self.warmup < 0:
-            raise UsageError(
-                f"batch {self.batch}, iterations {self.iterations}, warmup {self.warmup}: "
-                "expected batch and iterations of 1 or more, warmup of 0 or more"
-            )
-        if self.duration is not None and not 0 < self.duration < float("inf"):
-            raise UsageError(f"duration {self.duration}: expected seconds above 0")
-        stats.parse_percentiles(self.percentiles)
-        self.require_read([self.engine])
-        if self.img_size is not None:
-            subject.parse_size(self.img_size)
 
-    @property
-    def boundaries(self) -> tuple[str, ...]:
-        """The boundaries asked for, by their names in the report."""
-        return subject.BOUNDARIES if self.boundary == "both" else (self.boundary.replace("-", "_"),)
+@dataclass(frozen=True, eq=False)
+class LatencyResult:
+    """The timings of one artifact, and the conditions they were taken under."""
+
+    subject: Description
+    batch: int
+    warmup: int
+    seed: int
+    timings: dict[str, Timing]
+    """Boundary -> timing, for those that were measured."""
+    not_measured: dict[str, str]
+    """Boundary -> why it was not."""
+    fingerprint: dict[str, Any]
+    """Of the machine, as runtime.env gives it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; None for a boundary that was not measured."""
+        boundaries = {
+            name: {"input": timing.input, **timing.summary.to_dict()} for name, timing in self.timings.items()
+        }
+        return {
+            **self.subject.to_dict(),
+            "batch": self.batch,
+            "warmup": self.warmup,
+            "seed": self.seed,
+            **{name: boundaries.get(name) for name in BOUNDARIES},
+            "not_measured": self.not_measured,
+            "fingerprint": self.fingerprint,
+        }
+
+    def samples_ms(self) -> dict[str, list[float]]:
+        """Boundary -> every single duration, ms."""
+        return {name: (timing.samples / stats.NS_PER_MS).tolist() for name, timing in self.timings.items()}
 
 
 def measure(
@@ -104,7 +95,7 @@ def measure(
 def interleaved(
     calls: Mapping[str, Callable[[], Any]], *, iterations: int = 200, per_turn: int = 10, warmup: int = 20
 ) -> dict[str, np.ndarray]:
-    """`iterations` durations of every call, {name: (iterations,) int64 ns}, taken by turns in this one
+    """`iterations` durations of every call, {name: (iterations,) int64 ns}, the calls alternating in this one
     process.
 
     Each round gives every call a turn of `per_turn` timed iterations, and begins with the next one in the
@@ -137,78 +128,3 @@ def collector_off() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
-
-
-def run(options: LatencyOptions) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The report (JSON values; None for a boundary that was not measured) and the durations per
-    boundary, ns.
-    """
-    images = open_images(options.data, options.split) if options.data else None
-    size = subject.parse_size(options.img_size) if options.img_size else None
-    percents = stats.parse_percentiles(options.percentiles)
-    with subject.open_artifact(options.engine, options) as predictor:
-        calls = subject.make_calls(predictor, options.batch, size=size, images=images, seed=options.seed)
-        samples = {
-            name: measure(
-                calls.functions[name],
-                warmup=options.warmup,
-                iterations=options.iterations,
-                duration=options.duration,
-            )
-            for name in options.boundaries
-            if name in calls.functions
-        }
-        result: dict[str, Any] = {
-            "name": subject.label(predictor),
-            **subject.describe(predictor, options),
-            "batch": options.batch,
-            "warmup": options.warmup,
-            "seed": options.seed,
-        }
-    for name in subject.BOUNDARIES:
-        result[name] = None
-        if name in samples:
-            result[name] = {
-                "input": calls.inputs[name],
-                **stats.summary(samples[name], options.batch, percents),
-            }
-    result["not_measured"] = {
-        name: calls.not_measured.get(name, "not asked for, see --boundary")
-        for name in subject.BOUNDARIES
-        if name not in samples
-    }
-    return result | {"fingerprint": env.fingerprint()}, samples
-
-
-def to_rich(result: dict[str, Any], percentiles: str) -> Any:
-    """The report for a person: one row per boundary, conditions below."""
-    keys = [
-        (f"p{percent:g}", stats.percentile_key(percent)) for percent in stats.parse_percentiles(percentiles)
-    ]
-    keys += [("mean", "latency_mean_ms"), ("max", "latency_max_ms")]
-    table = report.table(
-        f"{result['name']}  batch {result['batch']}  latency in ms",
-        left=["boundary"],
-        right=[*(heading for heading, _ in keys), "images/s", "n"],
-    )
-    for name in subject.BOUNDARIES:
-        if result[name]:
-            table.add_row(
-                name.replace("_", "-"),
-                *(report.significant(result[name][key]) for _, key in keys),
-                report.rate(result[name]["throughput_images_per_s"]),
-                str(result[name]["n"]),
-            )
-    return report.with_notes([table], _conditions(result))
-
-
-def _conditions(result: dict[str, Any]) -> list[str]:
-    lines = [f"{result['file']}: {subject.where(result)}; warm-up {result['warmup']}"]
-    for name in subject.BOUNDARIES:
-        if result[name]:
-            lines.append(f"{name.replace('_', '-')}: {result[name]['input']}")
-        elif "see --boundary" not in result["not_measured"][name]:
-            lines.append(f"{name.replace('_', '-')}: not measured: {result['not_measured'][name]}")
-    if result["unknown"]:
-        lines.append(f"the file carries no {' and no '.join(result['unknown'])}")
-    return [*lines, report.machine(result["fingerprint"])]

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
@@ -53,7 +53,7 @@ def percentile(samples: Sequence[float] | np.ndarray, percent: float) -> float:
 
 
 def throughput(images: int, total_ns: float) -> float:
-    """All images over all seconds spent in the calls, images/s: not a mean of rates, which would favour the
+    """All images over all seconds spent in the calls, images/s: not a mean of rates, which would favor the
     fast calls.
     """
     return images / (total_ns / NS_PER_S)
@@ -64,17 +64,43 @@ def percentile_key(percent: float) -> str:
     return f"latency_p{percent:g}_ms"
 
 
-def summary(samples_ns: np.ndarray, batch: int, percents: Sequence[float]) -> dict[str, Any]:
-    """What is reported of one boundary: n calls, their percentiles, mean, spread and extremes in ms, and
-    images/s.
+@dataclass(frozen=True)
+class Summary:
+    """What is reported of one boundary: n calls, their percentiles, mean, spread and extremes, and the
+    throughput.
     """
+
+    n: int
+    percentiles_ms: dict[float, float]
+    """Percent -> ms."""
+    mean_ms: float
+    std_ms: float
+    min_ms: float
+    max_ms: float
+    throughput_images_per_s: float
+
+    def to_dict(self) -> dict[str, int | float]:
+        """Plain JSON values, their unit in the key."""
+        return {
+            "n": self.n,
+            **{percentile_key(percent): value for percent, value in self.percentiles_ms.items()},
+            "latency_mean_ms": self.mean_ms,
+            "latency_std_ms": self.std_ms,
+            "latency_min_ms": self.min_ms,
+            "latency_max_ms": self.max_ms,
+            "throughput_images_per_s": self.throughput_images_per_s,
+        }
+
+
+def summarize(samples_ns: np.ndarray, batch: int, percents: Sequence[float]) -> Summary:
+    """The summary of the durations (n,) in ns of calls on `batch` images each."""
     in_ms = np.asarray(samples_ns) / NS_PER_MS
-    return {
-        "n": len(in_ms),
-        **{percentile_key(percent): percentile(in_ms, percent) for percent in percents},
-        "latency_mean_ms": float(in_ms.mean()),
-        "latency_std_ms": float(in_ms.std()),
-        "latency_min_ms": float(in_ms.min()),
-        "latency_max_ms": float(in_ms.max()),
-        "throughput_images_per_s": throughput(batch * len(in_ms), float(np.sum(samples_ns))),
-    }
+    return Summary(
+        n=len(in_ms),
+        percentiles_ms={percent: percentile(in_ms, percent) for percent in percents},
+        mean_ms=float(in_ms.mean()),
+        std_ms=float(in_ms.std()),
+        min_ms=float(in_ms.min()),
+        max_ms=float(in_ms.max()),
+        throughput_images_per_s=throughput(batch * len(in_ms), float(np.sum(samples_ns))),
+    )

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import latency, report, stats, subject
+from bench import calls, latency, report, stats, subject
 from runtime import env
 
 TARGET_US = 25.0
@@ -77,7 +77,7 @@ def build_resnet20(path: Path) -> Path:
     return path
 
 
-def overhead(path: Path, threads: int | None, calls: int) -> dict[str, float]:
+def overhead(path: Path, threads: int | None, count: int) -> dict[str, float]:
     """Medians in us of `logits` and of the bare loop with the same options, and the difference."""
     import onnxruntime as ort
 
@@ -88,12 +88,12 @@ def overhead(path: Path, threads: int | None, calls: int) -> dict[str, float]:
     session = ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     with subject.open_artifact(path, subject.RunOptions(device="cpu", threads=threads)) as predictor:
-        shape = (1, predictor.input_shape[1] or 3, *subject.set_size(predictor, None))
+        shape = (1, predictor.input_shape[1] or 3, *calls.set_size(predictor, None))
         x = np.random.default_rng(0).standard_normal(shape, np.float32)
         np.testing.assert_array_equal(predictor.logits(x), session.run(None, {name: x})[0])
         samples = latency.interleaved(
             {"logits": lambda: predictor.logits(x), "bare": lambda: session.run(None, {name: x})},
-            iterations=calls,
+            iterations=count,
             per_turn=PER_TURN,
             warmup=100,
         )

@@ -1,27 +1,95 @@
-"""`distill bench accuracy`: from flags to a printed and saved result.
+"""`distill bench accuracy`: top-1, top-5 and loss of an artifact, and its agreement with another one.
 
-In:  an `Options`.
-Out: the result on stdout; as JSON with --json.
-Elsewhere: the measurement (bench.accuracy).
+In:  `Options`: an artifact and labelled images.
+Out: the result on stdout, with --json as one JSON object.
+Elsewhere: the measurement (bench.accuracy), the table for a person (bench.tables).
 """
 
 from __future__ import annotations
 
-from .. import accuracy, report
-from ..accuracy import AccuracyOptions
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from runtime import UsageError, env
+from runtime.cli.settings import Flag
+from runtime.images import ImageSet, open_images
+
+from .. import accuracy, report, tables
+from ..subject import Description, RunOptions, describe, open_artifact
 
 SUMMARY = "measure top-1, top-5 and agreement of an artifact on labelled images"
 DESCRIPTION = """examples:
   {prog} --engine student.onnx --data photos
   {prog} --engine student_int8.onnx --data photos --reference student.onnx --json
   {prog} --engine student.plan --data photos --reference student.onnx"""
-Options = AccuracyOptions
 
 
-def run(options: AccuracyOptions) -> None:
+@dataclass(frozen=True)
+class Options(RunOptions):
+    """Evaluation."""
+
+    engine: Path
+    """Artifact to evaluate: an .onnx file, or a .plan file with its .plan.json beside it."""
+    data: Annotated[str, Flag("DATA")]
+    """Labelled images: DIR, npz:FILE or digits."""
+    split: Literal["train", "val"] = "val"
+    """Part of --data to read."""
+    reference: Path | None = None
+    """Artifact to compare with, such as the teacher or the fp32 student."""
+    batch: Annotated[int, Flag("N", aliases=("-b", "--batch-size"))] = 64
+    """Images per call, 1 or more; a file that does not take so many gets what it takes."""
+    limit: int | None = None
+    """Largest number of images to evaluate, spread evenly over the set, 1 or more."""
+    skip_bad_images: bool = False
+    """Leave out and count images that cannot be read, instead of stopping at the first."""
+    workers: Annotated[int | None, Flag("N", aliases=("-j",))] = None
+    """Threads that decode images, 1 or more; by default all usable cores."""
+    json: bool = False
+    """Print the result as one JSON object and nothing else."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "limit", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} {value}: expected 1 or more")
+        self.require_read([self.engine, *([self.reference] if self.reference else [])])
+
+
+def run(options: Options) -> None:
     """Measure top-1, top-5 and agreement of an artifact on labelled images, and print the result."""
-    values = accuracy.run(options)
+    found = measure(options)
     if options.json:
-        report.print_json(values)
+        report.print_json(found.to_dict())
     else:
-        report.console().print(accuracy.to_rich(values))
+        report.console().print(tables.accuracy(found))
+
+
+def measure(options: Options) -> accuracy.AccuracyReport:
+    """The accuracy of the artifact, and of the reference where one is given. Raises as
+    `bench.accuracy.evaluate` does.
+    """
+    images = open_images(options.data, options.split)
+    subject, result = _evaluate(options.engine, images, options)
+    reference, comparison = None, None
+    if options.reference:
+        reference, other = _evaluate(options.reference, images, options)
+        comparison = accuracy.compare(result, other)
+    return accuracy.AccuracyReport(
+        subject, images.name, options.split, result, reference, comparison, env.fingerprint()
+    )
+
+
+def _evaluate(path: Path, images: ImageSet, options: Options) -> tuple[Description, accuracy.AccuracyResult]:
+    with open_artifact(path, options) as predictor:
+        subject = describe(predictor, options)
+        with accuracy.progress_bar(subject.name, len(accuracy.spread(len(images), options.limit))) as advance:
+            return subject, accuracy.evaluate(
+                predictor,
+                images,
+                options.batch,
+                limit=options.limit,
+                skip_bad=options.skip_bad_images,
+                workers=options.workers,
+                progress=advance,
+            )

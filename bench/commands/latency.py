@@ -1,16 +1,22 @@
-"""`distill bench latency`: from flags to a printed and saved result.
+"""`distill bench latency`: how long one call takes, with percentiles, at each timing boundary.
 
-In:  an `Options`.
-Out: the result on stdout; as JSON with --json.
-Elsewhere: the measurement (bench.latency).
+In:  `Options`: an artifact, what to feed it and how often.
+Out: the result on stdout, with --json as one JSON object; with --results-file also every single duration.
+Elsewhere: the clock (bench.latency), what is called (bench.calls), the table for a person (bench.tables).
 """
 
 from __future__ import annotations
 
-from runtime import files
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
 
-from .. import latency, report, stats
-from ..latency import LatencyOptions
+from runtime import UsageError, env, files
+from runtime.cli.settings import Flag
+from runtime.images import open_images
+
+from .. import calls, latency, report, stats, tables
+from ..subject import RunOptions, describe, open_artifact
 
 SUMMARY = "measure percentiles and throughput of an artifact"
 DESCRIPTION = """examples:
@@ -19,19 +25,107 @@ DESCRIPTION = """examples:
   {prog} --engine student.int8.onnx --engine-backend openvino --hint throughput
   {prog} --engine student.plan --cuda-graph
   {prog} --engine student.onnx --batch 32 --duration 10 --json"""
-Options = LatencyOptions
 
 
-def run(options: LatencyOptions) -> None:
+@dataclass(frozen=True)
+class Options(RunOptions):
+    """Measurement."""
+
+    engine: Path
+    """Artifact to measure: an .onnx file, or a .plan file with its .plan.json beside it."""
+    batch: Annotated[int, Flag("N", aliases=("-b", "--batch-size"), common=True)] = 1
+    """Images per call, 1 or more."""
+    warmup: Annotated[int, Flag("N", common=True)] = 50
+    """Untimed calls before the first timed one, 0 or more."""
+    iterations: Annotated[int, Flag("N", common=True)] = 500
+    """Timed calls, 1 or more."""
+    duration: Annotated[float | None, Flag("SECONDS", common=True)] = None
+    """Time to measure for, instead of --iterations; at least one call."""
+    percentiles: Annotated[str, Flag("P,P,..")] = "50,90,95,99"
+    """Percentiles to report, 0 to 100, with commas between."""
+    boundary: Annotated[Literal["compute", "end-to-end", "both"], Flag(common=True)] = "both"
+    """Part that is timed: compute, a preprocessed batch in memory to logits; end-to-end, encoded images to
+    the top-5 classes."""
+    data: Annotated[str | None, Flag("DATA", common=True)] = None
+    """Real images to feed (DIR, npz:FILE, digits); without it synthetic ones are made."""
+    split: Literal["train", "val"] = "val"
+    """Part of --data to read."""
+    img_size: Annotated[str | None, Flag("PIXELS", common=True)] = None
+    """Side of the input, or HEIGHTxWIDTH, for a file that takes any image size."""
+    seed: int = 0
+    """Seed for synthetic input and for choosing images."""
+    results_file: Annotated[Path | None, Flag("FILE", common=True)] = None
+    """File to write the report to, as JSON with every single duration."""
+    json: Annotated[bool, Flag(common=True)] = False
+    """Print the result as one JSON object and nothing else."""
+    overwrite: bool = False
+    """Replace an existing --results-file."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.iterations < 1 or self.warmup < 0:
+            raise UsageError(
+                f"batch {self.batch}, iterations {self.iterations}, warmup {self.warmup}: "
+                "expected batch and iterations of 1 or more, warmup of 0 or more"
+            )
+        if self.duration is not None and not 0 < self.duration < float("inf"):
+            raise UsageError(f"duration {self.duration}: expected seconds above 0")
+        stats.parse_percentiles(self.percentiles)
+        self.require_read([self.engine])
+        if self.img_size is not None:
+            calls.parse_size(self.img_size)
+
+    @property
+    def boundaries(self) -> tuple[str, ...]:
+        """The boundaries asked for, by their names in the result."""
+        return calls.BOUNDARIES if self.boundary == "both" else (self.boundary.replace("-", "_"),)
+
+
+def run(options: Options) -> None:
     """Measure percentiles and throughput of an artifact, and print the result."""
     if options.results_file:
         files.refuse_existing(options.results_file, options.overwrite)
         files.require_writable(options.results_file)
-    result, samples = latency.run(options)
+    result = measure(options)
     if not options.json:  # shown first: what was measured is not lost when it cannot be written
-        report.console().print(latency.to_rich(result, options.percentiles))
+        report.console().print(tables.latency(result))
     if options.results_file:
-        every = {name: (values / stats.NS_PER_MS).tolist() for name, values in samples.items()}
-        files.write_text(options.results_file, report.to_json(result | {"samples_ms": every}))
+        kept = result.to_dict() | {"samples_ms": result.samples_ms()}
+        files.write_text(options.results_file, report.to_json(kept))
     if options.json:  # last: stdout is one object, this one or that of an error
-        report.print_json(result)
+        report.print_json(result.to_dict())
+
+
+def measure(options: Options) -> latency.LatencyResult:
+    """The timings of the boundaries asked for. Raises what opening the artifact and its images raises."""
+    images = open_images(options.data, options.split) if options.data else None
+    size = calls.parse_size(options.img_size) if options.img_size else None
+    percents = stats.parse_percentiles(options.percentiles)
+    with open_artifact(options.engine, options) as predictor:
+        made = calls.make_calls(predictor, options.batch, size=size, images=images, seed=options.seed)
+        samples = {
+            name: latency.measure(
+                made.functions[name],
+                warmup=options.warmup,
+                iterations=options.iterations,
+                duration=options.duration,
+            )
+            for name in options.boundaries
+            if name in made.functions
+        }
+        subject = describe(predictor, options)
+    return latency.LatencyResult(
+        subject,
+        options.batch,
+        options.warmup,
+        options.seed,
+        timings={
+            name: latency.Timing(made.inputs[name], taken, stats.summarize(taken, options.batch, percents))
+            for name, taken in samples.items()
+        },
+        not_measured={
+            name: made.not_measured.get(name, "not asked for, see --boundary")
+            for name in calls.BOUNDARIES
+            if name not in samples
+        },
+        fingerprint=env.fingerprint(),
+    )

@@ -1,35 +1,168 @@
-"""`distill bench table`: from flags to a printed and saved result.
+"""`distill bench table`: teacher, control and students in one table of accuracy against latency.
 
-In:  an `Options`.
-Out: the result on stdout; as JSON with --json.
-Elsewhere: the measurement (bench.table).
+In:  `Options`: artifacts and the labelled images they are judged on.
+Out: the table on stdout, with --json as one JSON object; with --output as Markdown, CSV and JSON.
+Elsewhere: rows and conditions (bench.table), how they are shown (bench.tables).
+
+All latencies come from one process in which the artifacts alternate, so that speed-ups compare artifacts and
+not moments.
 """
 
 from __future__ import annotations
 
-from runtime import files
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
 
-from .. import report, table
-from ..table import TableOptions
+from runtime import Predictor, UsageError, env, files
+from runtime.cli.settings import Flag
+from runtime.images import ImageSet, open_images
+
+from .. import accuracy, calls, latency, report, tables
+from ..subject import RunOptions, describe, open_artifact, require_preprocess
+from ..table import Conditions, Table, make_row, ran_under, with_differences
 
 SUMMARY = "tabulate accuracy, size and latency against the teacher"
 DESCRIPTION = """examples:
   {prog} --data photos --teacher teacher.onnx student.onnx student_int8.onnx
   {prog} --data photos --teacher teacher.onnx --control control.onnx --output results student.onnx
   {prog} --data photos --teacher teacher.plan student.plan student.int8.plan"""
-Options = TableOptions
 
 
-def run(options: TableOptions) -> None:
+@dataclass(frozen=True)
+class Options(RunOptions):
+    """Table: what is compared, and how."""
+
+    students: Annotated[tuple[Path, ...], Flag("FILE", positional=True)]
+    """Artifacts to compare with the teacher, one or more .onnx or .plan files."""
+    data: Annotated[str, Flag("DATA", common=True)]
+    """Labelled images: DIR, npz:FILE or digits."""
+    teacher: Annotated[Path, Flag("FILE", common=True)]
+    """Artifact that everything is compared with."""
+    control: Annotated[Path | None, Flag("FILE", common=True)] = None
+    """Artifact of the student trained for the same budget without the teacher."""
+    split: Literal["train", "val"] = "val"
+    """Part of --data to read."""
+    batch: Annotated[int, Flag("N", aliases=("-b", "--batch-size"), common=True)] = 1
+    """Images per timed call, 1 or more; accuracy is measured in batches of 64."""
+    warmup: int = 20
+    """Untimed calls of each artifact before the first timed one, 0 or more."""
+    iterations: Annotated[int, Flag("N", common=True)] = 200
+    """Timed calls of each artifact, 1 or more."""
+    limit: int | None = None
+    """Largest number of images for accuracy, spread evenly over the set, 1 or more."""
+    skip_bad_images: bool = False
+    """Leave out and count images that cannot be read, instead of stopping at the first."""
+    seed: int = 0
+    """Seed for choosing the timed images."""
+    output: Annotated[Path | None, Flag("PREFIX", aliases=("-o",), common=True)] = None
+    """Start of the names of the files to write: PREFIX.md, PREFIX.csv and PREFIX.json."""
+    json: Annotated[bool, Flag(common=True)] = False
+    """Print the table as one JSON object and nothing else."""
+    overwrite: Annotated[bool, Flag(common=True)] = False
+    """Replace existing files of --output."""
+
+    def __post_init__(self) -> None:
+        if (
+            self.batch < 1
+            or self.iterations < 1
+            or self.warmup < 0
+            or (self.limit is not None and self.limit < 1)
+        ):
+            raise UsageError(
+                f"batch {self.batch}, iterations {self.iterations}, warmup {self.warmup}, limit {self.limit}:"
+                " expected batch, iterations and limit of 1 or more, warmup of 0 or more"
+            )
+        if not self.students:
+            raise UsageError("no student given. Add one or more .onnx or .plan files after the flags")
+        self.require_read([path for _, path in self.artifacts])
+        paths = [path.resolve() for _, path in self.artifacts]
+        twice = next((path for path in paths if paths.count(path) > 1), None)
+        if twice:
+            raise UsageError(f"{twice}: given twice. Name each artifact once")
+
+    @property
+    def artifacts(self) -> list[tuple[str | None, Path]]:
+        """(role, path) in the order of the rows; a student's role is None: the file says it."""
+        control = [("control", self.control)] if self.control else []
+        return [("teacher", self.teacher), *control, *((None, path) for path in self.students)]
+
+    @property
+    def outputs(self) -> list[Path]:
+        """The files of --output."""
+        return (
+            [self.output.with_name(self.output.name + suffix) for suffix in tables.WRITERS]
+            if self.output
+            else []
+        )
+
+
+def run(options: Options) -> None:
     """Tabulate accuracy, size and latency against the teacher, and print the result."""
     for path in options.outputs:
         files.refuse_existing(path, options.overwrite)
         files.require_writable(path)
-    made = table.build(options)
+    made = measure(options)
     if not options.json:  # shown first: what was measured is not lost when it cannot be written
         console = report.console()
-        console.print(table.to_rich(made, console.width))
+        console.print(tables.trade_off(made, console.width))
     if options.output:
-        table.write(made, options.outputs)
+        tables.write(made, options.outputs)
     if options.json:  # last: stdout is one object, this one or that of an error
-        print(table.to_json(made), end="")
+        print(tables.to_json(made), end="")
+
+
+def measure(options: Options) -> Table:
+    """Measure everything. Raises what opening, reading and evaluating raise; see bench.accuracy.evaluate."""
+    images = open_images(options.data, options.split)
+    with ExitStack() as open_files:
+        predictors = [open_files.enter_context(open_artifact(path, options)) for _, path in options.artifacts]
+        made = [calls.make_calls(p, options.batch, images=images, seed=options.seed) for p in predictors]
+        for call in made:  # what a file cannot do, such as this batch, is said before accuracy is measured
+            call.functions["compute"]()
+        results = [_evaluate(predictor, images, options) for predictor in predictors]
+        samples = {
+            boundary: latency.interleaved(
+                {str(i): call.functions[boundary] for i, call in enumerate(made)},
+                iterations=options.iterations,
+                warmup=options.warmup,
+            )
+            for boundary in calls.BOUNDARIES
+        }
+        subjects = [describe(predictor, options) for predictor in predictors]
+        rows = [
+            make_row(
+                role,
+                predictors[i],
+                results[i],
+                {name: samples[name][str(i)] for name in samples},
+                options.batch,
+                subjects[i].ran_on,
+            )
+            for i, (role, _) in enumerate(options.artifacts)
+        ]
+    conditions = Conditions(
+        data=images.name,
+        split=options.split,
+        images=rows[0].images,
+        skipped=rows[0].skipped,
+        batch=options.batch,
+        iterations=options.iterations,
+        warmup=options.warmup,
+        seed=options.seed,
+        **ran_under(subjects),
+        boundary="compute (p50, p99, images/s, speed-up); end-to-end (e2e)",
+        input={boundary: made[0].inputs[boundary] for boundary in calls.BOUNDARIES},
+        fingerprint=env.fingerprint(),
+    )
+    return Table(with_differences(rows), conditions)
+
+
+def _evaluate(predictor: Predictor, images: ImageSet, options: Options) -> accuracy.AccuracyResult:
+    require_preprocess(predictor)
+    count = len(accuracy.spread(len(images), options.limit))
+    with accuracy.progress_bar(predictor.path.name, count) as advance:
+        return accuracy.evaluate(
+            predictor, images, limit=options.limit, skip_bad=options.skip_bad_images, progress=advance
+        )

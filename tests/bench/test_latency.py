@@ -9,15 +9,21 @@ import pytest
 
 import runtime
 from bench import __main__ as cli
-from bench import latency, subject
+from bench import calls as timed
+from bench import latency
 from bench.commands import latency as command
-from bench.latency import LatencyOptions
 from runtime import DataError, MissingError, UsageError
 from runtime.images import open_images
 
 
 def quick(path, **changes):
-    return LatencyOptions(**{"engine": path, "warmup": 1, "iterations": 3, "threads": 1} | changes)
+    return command.Options(**{"engine": path, "warmup": 1, "iterations": 3, "threads": 1} | changes)
+
+
+def measured(options):
+    """(the JSON result, boundary -> durations in ns)."""
+    result = command.measure(options)
+    return result.to_dict(), {name: timing.samples for name, timing in result.timings.items()}
 
 
 def test_measure_times_every_iteration_and_no_warm_up():
@@ -77,7 +83,7 @@ def test_interleaved_compares_artifacts_and_not_moments():
 
 
 def test_both_boundaries_are_measured_with_units_in_the_keys(student):
-    result, samples = latency.run(quick(student, percentiles="50,99"))
+    result, samples = measured(quick(student, percentiles="50,99"))
     for name in ("compute", "end_to_end"):
         row = result[name]
         assert row["n"] == len(samples[name]) == 3
@@ -97,7 +103,7 @@ def test_both_boundaries_are_measured_with_units_in_the_keys(student):
 
 def test_the_synthetic_jpeg_is_larger_than_the_input_and_says_so(student):
     with runtime.load(student) as predictor:
-        calls = subject.make_calls(predictor, 2)
+        calls = timed.make_calls(predictor, 2)
         assert calls.inputs["end_to_end"].startswith("synthetic JPEG, 9x9,")  # 1.15 * 8 = 9.2
         guesses = calls.functions["end_to_end"]()
         assert [len(guess) for guess in guesses] == [3, 3]
@@ -107,7 +113,7 @@ def test_the_synthetic_jpeg_is_larger_than_the_input_and_says_so(student):
 def test_the_same_seed_makes_the_same_input(tiny, student):
     def logits(seed):
         with runtime.load(student) as predictor:
-            return subject.make_calls(predictor, 1, seed=seed).functions["compute"]()
+            return timed.make_calls(predictor, 1, seed=seed).functions["compute"]()
 
     np.testing.assert_array_equal(logits(0), logits(0))
     assert not np.array_equal(logits(0), logits(1))
@@ -115,7 +121,7 @@ def test_the_same_seed_makes_the_same_input(tiny, student):
 
 def test_real_images_are_used_when_given(student, photos):
     with runtime.load(student) as predictor:
-        calls = subject.make_calls(predictor, 12, images=open_images(str(photos), "val"))
+        calls = timed.make_calls(predictor, 12, images=open_images(str(photos), "val"))
         assert str(photos) in calls.inputs["compute"]
         # solid colours: the largest logit of every image is its brightness, 1.0 down to 0.7, four of each
         # class
@@ -133,13 +139,13 @@ def test_arrays_are_encoded_so_that_end_to_end_decodes(student, tmp_path, monkey
         y=np.array([0, 1, 2]),
         class_names=np.array(["blue", "green", "red"]),
     )
-    result, _ = latency.run(quick(student, data=f"npz:{tmp_path / 'a.npz'}"))
+    result, _ = measured(quick(student, data=f"npz:{tmp_path / 'a.npz'}"))
     assert "encoded as PNG in memory, 3 different" in result["end_to_end"]["input"]
     assert {image[:4] for image in fed} == {b"\x89PNG"}
 
 
 def test_without_preprocessing_end_to_end_is_null_with_a_reason(tiny, tmp_path):
-    result, _ = latency.run(quick(tiny.write(tmp_path / "foreign.onnx")))
+    result, _ = measured(quick(tiny.write(tmp_path / "foreign.onnx")))
     assert result["end_to_end"] is None
     assert "does not say how images are preprocessed" in result["not_measured"]["end_to_end"]
     assert result["compute"]["n"] == 3
@@ -148,7 +154,7 @@ def test_without_preprocessing_end_to_end_is_null_with_a_reason(tiny, tmp_path):
 
 
 def test_a_boundary_not_asked_for_is_null(student):
-    result, samples = latency.run(quick(student, boundary="end-to-end"))
+    result, samples = measured(quick(student, boundary="end-to-end"))
     assert result["compute"] is None
     assert list(samples) == ["end_to_end"]
 
@@ -156,14 +162,14 @@ def test_a_boundary_not_asked_for_is_null(student):
 def test_a_free_size_comes_from_the_flag_or_is_asked_for(tiny, tmp_path):
     path = tiny.write(tmp_path / "free.onnx", size=("H", "W"))
     with pytest.raises(UsageError, match="--img-size 224"):
-        latency.run(quick(path))
-    assert "1x3x16x24" in latency.run(quick(path, img_size="16x24"))[0]["compute"]["input"]
+        measured(quick(path))
+    assert "1x3x16x24" in measured(quick(path, img_size="16x24"))[0]["compute"]["input"]
 
 
 def test_a_free_size_changes_the_preprocessing_too(tiny, tmp_path):
     path = tiny.write(tmp_path / "free.onnx", meta=tiny.metadata(), size=("H", "W"))
     with runtime.load(path) as predictor:
-        calls = subject.make_calls(predictor, 1, size=(20, 30))
+        calls = timed.make_calls(predictor, 1, size=(20, 30))
         assert calls.inputs["end_to_end"].startswith("synthetic JPEG, 23x34")
         assert predictor.preprocess.input_size == (3, 20, 30)
         assert calls.functions["compute"]().shape == (1, 3)
@@ -171,20 +177,20 @@ def test_a_free_size_changes_the_preprocessing_too(tiny, tmp_path):
 
 def test_a_fixed_size_refuses_another(student):
     with pytest.raises(UsageError, match="takes 8x8 images, not 9x9"):
-        latency.run(quick(student, img_size="9"))
+        measured(quick(student, img_size="9"))
 
 
 def test_a_fixed_batch_names_the_flag_that_works(tiny, tmp_path):
     path = tiny.write(tmp_path / "four.onnx", meta=tiny.metadata(), batch=4)
     with pytest.raises(UsageError, match="Add --batch 4"):
-        latency.run(quick(path))
-    assert latency.run(quick(path, batch=4))[0]["batch"] == 4
+        measured(quick(path))
+    assert measured(quick(path, batch=4))[0]["batch"] == 4
 
 
 def test_an_unreadable_image_is_named(student, photos):
     (photos / "red" / "0.png").write_bytes(b"not an image")
     with pytest.raises(DataError, match=r"0\.png"):
-        latency.run(quick(student, data=str(photos), batch=12))
+        measured(quick(student, data=str(photos), batch=12))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +242,7 @@ def test_the_text_has_percentiles_n_warm_up_threads_and_provider(student, capsys
         "p50",
         "p99",
         "warm-up 4",
-        "1 threads",
+        "1 thread; warm-up 4",
         "CPUExecutionProvider",
         "end-to-end",
         "synthetic",
@@ -249,7 +255,7 @@ def test_the_text_has_percentiles_n_warm_up_threads_and_provider(student, capsys
 def test_a_results_file_that_cannot_be_written_is_named_before_measuring(
     student, tmp_path, capsys, monkeypatch, place
 ):
-    monkeypatch.setattr(latency, "run", lambda options: pytest.fail("measured"))
+    monkeypatch.setattr(command, "measure", lambda options: pytest.fail("measured"))
     assert cli.main(["latency", "--engine", str(student), "--results-file", str(tmp_path / place)]) == 2
     assert "cannot be written" in capsys.readouterr().err
 

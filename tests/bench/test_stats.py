@@ -41,13 +41,13 @@ def test_percentile_without_samples_is_an_error():
 def test_throughput_is_all_images_over_all_seconds():
     # one call of 1 ms and one of 9 ms, 4 images each: 8 images in 10 ms. The mean of the two rates would be
     # 2222
-    assert stats.summary(np.array([1_000_000, 9_000_000]), 4, ())["throughput_images_per_s"] == pytest.approx(
-        800
-    )
+    assert stats.summarize(np.array([1_000_000, 9_000_000]), 4, ()).to_dict()[
+        "throughput_images_per_s"
+    ] == pytest.approx(800)
 
 
 def test_summary_keeps_the_slowest_call_and_says_n():
-    found = stats.summary(np.array([1_000_000] * 99 + [500_000_000]), 1, (50, 99))
+    found = stats.summarize(np.array([1_000_000] * 99 + [500_000_000]), 1, (50, 99)).to_dict()
     assert found["n"] == 100
     assert (found["latency_p50_ms"], found["latency_p99_ms"], found["latency_max_ms"]) == (1.0, 1.0, 500.0)
     assert found["latency_mean_ms"] == pytest.approx((99 + 500) / 100)

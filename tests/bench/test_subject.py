@@ -10,9 +10,9 @@ import pytest
 import runtime
 from bench import __main__ as cli
 from bench import accuracy, subject
-from bench.latency import LatencyOptions
+from bench.commands.latency import Options as LatencyOptions
+from bench.commands.table import Options as TableOptions
 from bench.subject import RunOptions
-from bench.table import TableOptions
 from runtime import Metadata, MissingError, Predictor, UsageError
 from runtime.backends import registry
 from runtime.images import open_images
@@ -280,8 +280,8 @@ def test_a_table_of_plans_and_onnx_files_says_which_ran_where(plan, student, pho
 def test_a_description_names_the_engine_in_use(tmp_path):
     predictor = Predictor(PlanBackend(tmp_path / "student.plan"), Metadata())
     about = subject.describe(predictor, RunOptions())
-    assert about["contexts"] == 1 and about["cuda_graph"] is False
-    assert subject.where(about) == "tensorrt 10.3.0.30, TensorRT on A GPU, device cuda"
+    assert about.contexts == 1 and about.cuda_graph is False
+    assert about.ran_on == "tensorrt 10.3.0.30, TensorRT on A GPU, device cuda"
     assert np.array_equal(predictor.logits(np.ones((2, 3, 8, 8), np.float32)), np.ones((2, 3), np.float32))
 
 

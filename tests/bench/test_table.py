@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from bench import __main__ as cli
-from bench import table
-from bench.table import Row, Table, TableOptions
+from bench import table, tables
+from bench.commands import table as command
+from bench.table import Conditions, Row, Table
 from runtime import ArtifactError, UsageError
 
 
@@ -42,25 +43,36 @@ def row(artifact="student int8", role="student", **changes) -> Row:
     )
 
 
-CONDITIONS = {
-    "data": "photos/val",
-    "images": 10_000,
-    "skipped": 0,
-    "batch": 1,
-    "iterations": 200,
-    "warmup": 20,
-    "threads": 4,
-    "engine": "onnxruntime 1.32.0",
-    "provider": "CPUExecutionProvider",
-    "fingerprint": {
-        "cpu": "A CPU",
-        "cores": 4,
-        "gpu": None,
-        "python": "3.11",
-        "system": "Linux",
-        "packages": {"onnxruntime": "1.32.0"},
-    },
-}
+CONDITIONS = Conditions(
+    **{
+        "data": "photos/val",
+        "split": "val",
+        "seed": 0,
+        "backend": "onnxruntime",
+        "device": "cpu",
+        "hint": None,
+        "contexts": None,
+        "cuda_graph": None,
+        "boundary": "compute",
+        "input": {},
+        "images": 10_000,
+        "skipped": 0,
+        "batch": 1,
+        "iterations": 200,
+        "warmup": 20,
+        "threads": 4,
+        "engine": "onnxruntime 1.32.0",
+        "provider": "CPUExecutionProvider",
+        "fingerprint": {
+            "cpu": "A CPU",
+            "cores": 4,
+            "gpu": None,
+            "python": "3.11",
+            "system": "Linux",
+            "packages": {"onnxruntime": "1.32.0"},
+        },
+    }
+)
 
 
 @pytest.fixture
@@ -80,8 +92,8 @@ def files(tiny, tmp_path, photos):
     }
 
 
-def quick(files, **changes) -> TableOptions:
-    return TableOptions(**files | {"iterations": 5, "warmup": 0, "threads": 1} | changes)
+def quick(files, **changes) -> command.Options:
+    return command.Options(**files | {"iterations": 5, "warmup": 0, "threads": 1} | changes)
 
 
 def test_differences_and_speed_ups_by_hand():
@@ -103,7 +115,7 @@ def test_without_a_control_its_difference_is_null():
 
 
 def test_build_measures_teacher_control_and_students_in_this_order(files):
-    made = table.build(quick(files))
+    made = command.measure(quick(files))
     assert [r.artifact for r in made.rows] == ["teacher fp32", "control fp32", "student fp32", "student int8"]
     assert [r.top1_percent for r in made.rows] == pytest.approx([100, 200 / 3, 100, 100 / 3])
     assert [r.delta_teacher_points for r in made.rows][1:] == pytest.approx([-100 / 3, 0, -200 / 3])
@@ -114,20 +126,20 @@ def test_build_measures_teacher_control_and_students_in_this_order(files):
         assert 0 < r.latency_p50_ms <= r.latency_p99_ms
         assert r.end_to_end_p50_ms > r.latency_p50_ms
         assert r.speedup == pytest.approx(made.rows[0].latency_p50_ms / r.latency_p50_ms)
-    assert (made.conditions["iterations"], made.conditions["images"]) == (5, 12)
+    assert (made.conditions.iterations, made.conditions.images) == (5, 12)
 
 
 def test_every_artifact_is_fed_its_own_preprocessing(tiny, files, tmp_path):
     # a student for 4 x 4 pixels and another mean, beside a teacher for 8 x 8
     spec = replace(tiny.PLAIN, input_size=(3, 4, 4), mean=(0.5, 0.5, 0.5))
     small = tiny.write(tmp_path / "small.onnx", meta=tiny.metadata(preprocess=spec), size=(4, 4))
-    assert table.build(quick(files, students=(small,))).rows[-1].top1_percent == 100.0
+    assert command.measure(quick(files, students=(small,))).rows[-1].top1_percent == 100.0
 
 
 def test_csv_columns_are_the_json_keys_and_null_is_empty():
     made = Table([row(macs=None)], CONDITIONS)
-    lines = list(csv.DictReader(io.StringIO(table.to_csv(made))))
-    values = json.loads(table.to_json(made))["rows"]
+    lines = list(csv.DictReader(io.StringIO(tables.to_csv(made))))
+    values = json.loads(tables.to_json(made))["rows"]
     assert list(lines[0]) == list(values[0])
     assert lines[0]["macs"] == ""
     assert values[0]["macs"] is None
@@ -135,7 +147,7 @@ def test_csv_columns_are_the_json_keys_and_null_is_empty():
 
 
 def test_markdown_is_a_table_with_the_conditions_below():
-    text = table.to_markdown(
+    text = tables.to_markdown(
         Table(table.with_differences([row("teacher fp32", "teacher"), row(top1_percent=78.5)]), CONDITIONS)
     )
     lines = text.splitlines()
@@ -169,7 +181,7 @@ def test_no_figure_is_cut_whatever_the_width(width):
         row(file="runs/convnext_tiny.int8.onnx", throughput_images_per_s=12_345.0),
     ]
     console = Console(file=io.StringIO(), width=width, highlight=False)
-    console.print(table.to_rich(Table(table.with_differences(typical), CONDITIONS), width))
+    console.print(tables.trade_off(Table(table.with_differences(typical), CONDITIONS), width))
     out = console.file.getvalue()
     assert max(map(len, out.splitlines())) <= width
     assert out.count("teacher fp32") == (1 if width == 100 else 2)
@@ -243,9 +255,9 @@ def test_no_student_or_the_same_file_twice_is_refused(files):
 def test_an_artifact_with_other_classes_is_refused(tiny, files, tmp_path):
     other = tiny.write(tmp_path / "other.onnx", meta=tiny.metadata(class_names=["a", "b", "c"]))
     with pytest.raises(ArtifactError, match="class 0 is 'a' here"):
-        table.build(quick(files, students=(other,)))
+        command.measure(quick(files, students=(other,)))
 
 
 def test_an_artifact_without_preprocessing_is_refused_by_name(tiny, files, tmp_path):
     with pytest.raises(ArtifactError, match=r"foreign\.onnx"):
-        table.build(quick(files, students=(tiny.write(tmp_path / "foreign.onnx"),)))
+        command.measure(quick(files, students=(tiny.write(tmp_path / "foreign.onnx"),)))

@@ -1,0 +1,198 @@
+"""Results as tables: for a person on a terminal, and as Markdown, CSV and JSON.
+
+In:  a `LatencyResult`, an `AccuracyReport` or a `Table`.
+Out: what rich prints; text; files.
+Elsewhere: measuring (bench.latency, bench.accuracy), short forms of numbers (bench.report).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from runtime import files
+
+from . import report
+from .accuracy import AccuracyReport
+from .calls import BOUNDARIES
+from .latency import LatencyResult
+from .table import Row, Table
+
+
+def latency(result: LatencyResult) -> Any:
+    """One row per boundary, the conditions below."""
+    summaries = {name: timing.summary for name, timing in result.timings.items()}
+    percents = list(next(iter(summaries.values())).percentiles_ms) if summaries else []
+    made = report.table(
+        f"{result.subject.name}  batch {result.batch}  latency in ms",
+        left=["boundary"],
+        right=[*(f"p{percent:g}" for percent in percents), "mean", "max", "images/s", "n"],
+    )
+    for name, summary in summaries.items():
+        values = [*summary.percentiles_ms.values(), summary.mean_ms, summary.max_ms]
+        made.add_row(
+            _boundary(name),
+            *(report.significant(value) for value in values),
+            report.rate(summary.throughput_images_per_s),
+            str(summary.n),
+        )
+    return report.with_notes([made], _latency_conditions(result))
+
+
+def _latency_conditions(result: LatencyResult) -> list[str]:
+    lines = [f"{result.subject.file}: {result.subject.ran_on}; warm-up {result.warmup}"]
+    for name in BOUNDARIES:
+        if name in result.timings:
+            lines.append(f"{_boundary(name)}: {result.timings[name].input}")
+        elif "see --boundary" not in result.not_measured[name]:
+            lines.append(f"{_boundary(name)}: not measured: {result.not_measured[name]}")
+    if result.subject.unknown:
+        lines.append(f"the file carries no {' and no '.join(result.subject.unknown)}")
+    return [*lines, report.machine(result.fingerprint)]
+
+
+def _boundary(name: str) -> str:
+    """As it is typed: end_to_end -> end-to-end."""
+    return name.replace("_", "-")
+
+
+def accuracy(found: AccuracyReport) -> Any:
+    """A row per artifact, the conditions below."""
+    made = report.table("accuracy", left=["artifact"], right=["top-1 %", "top-5 %", "loss nats", "Δ top-1"])
+    result, compared = found.result, found.comparison
+    made.add_row(
+        found.subject.name,
+        report.number(result.top1),
+        report.number(result.top5),
+        report.number(result.loss, 4),
+        report.number(compared.top1_difference_points if compared else None, sign=True),
+    )
+    skipped = f", {len(result.skipped)} unreadable images left out" if result.skipped else ""
+    notes = [f"n={result.n} images of {found.data}{skipped}; {found.subject.file}; {found.subject.ran_on}"]
+    if found.reference and compared:
+        made.add_row(
+            f"reference: {found.reference.name}", report.number(compared.reference_top1_percent), "", "", ""
+        )
+        notes.append(
+            f"agreement {compared.agreement_percent:.2f} % (same best class as {found.reference.file}); "
+            f"largest logit difference {compared.max_abs_logit_difference:.3g}"
+        )
+    return report.with_notes([made], [*notes, report.machine(found.fingerprint)])
+
+
+@dataclass(frozen=True)
+class Column:
+    """How a field of Row is shown to a person."""
+
+    heading: str
+    shown: Callable[[Row], str]
+
+
+QUALITY = (
+    Column("top-1\n%", lambda row: report.number(row.top1_percent)),
+    Column("Δ\nteacher", lambda row: report.number(row.delta_teacher_points, sign=True)),
+    Column("Δ\ncontrol", lambda row: report.number(row.delta_control_points, sign=True)),
+    Column("params", lambda row: report.count(row.parameters)),
+    Column("MACs", lambda row: report.count(row.macs)),
+    Column("size", lambda row: report.size(row.file_bytes)),
+)
+SPEED = (
+    Column("p50\nms", lambda row: report.significant(row.latency_p50_ms)),
+    Column("p99\nms", lambda row: report.significant(row.latency_p99_ms)),
+    Column("images\n/s", lambda row: report.rate(row.throughput_images_per_s)),
+    Column("speed\n-up", lambda row: f"{report.number(row.speedup)}x"),
+    Column("e2e p50\nms", lambda row: report.significant(row.end_to_end_p50_ms)),
+)
+COLUMNS = (*QUALITY, *SPEED)
+
+
+def caption(table: Table) -> list[str]:
+    """The conditions in words, one line each."""
+    c = table.conditions
+    skipped = f" ({c.skipped} unreadable ones left out)" if c.skipped else ""
+    engines = {
+        row.ran_on: [Path(each.file).name for each in table.rows if each.ran_on == row.ran_on]
+        for row in table.rows
+    }
+    ran_on = (
+        next(iter(engines))
+        if len(engines) == 1
+        else "; ".join(f"{', '.join(names)} on {engine}" for engine, names in engines.items())
+    )
+    return [
+        (
+            f"Accuracy: n={c.images} images of {c.data}{skipped}; Δ in points of top-1. Latency: batch"
+            f" {c.batch}, n={c.iterations}, warm-up {c.warmup}, {ran_on}; artifacts"
+            " alternated in one process."
+        ),
+        (
+            "p50, p99, images/s, speed-up (teacher's median / this one): boundary compute, a preprocessed"
+            " batch to logits. e2e: boundary end-to-end, encoded image to the top 5 classes."
+        ),
+        report.machine(c.fingerprint),
+    ]
+
+
+def trade_off(table: Table, width: int = report.PIPE_WIDTH) -> Any:
+    """For a terminal of so many columns, with names of ordinary length; below 100 as two tables, so that no
+    figure is cut.
+    """
+    parts: list[tuple[str, Sequence[Column]]] = [("accuracy against latency", COLUMNS)]
+    if width < report.PIPE_WIDTH:
+        parts = [("accuracy and size", QUALITY), ("latency", SPEED)]
+    made = []
+    for title, columns in parts:
+        made.append(report.table(title, left=["artifact"], right=[column.heading for column in columns]))
+        for row in table.rows:
+            made[-1].add_row(
+                f"{row.artifact}\n{Path(row.file).name}", *(column.shown(row) for column in columns)
+            )
+    return report.with_notes(made, caption(table))
+
+
+def to_markdown(table: Table) -> str:
+    """A Markdown table, the conditions below it."""
+    lines = [
+        [
+            "artifact",
+            *(
+                column.heading.replace("\n/", "/").replace("\n-", "-").replace("\n", " ")
+                for column in COLUMNS
+            ),
+        ],
+        ["---", *("---:" for _ in COLUMNS)],
+    ]
+    for row in table.rows:
+        lines.append(
+            [f"{row.artifact} (`{Path(row.file).name}`)", *(column.shown(row) for column in COLUMNS)]
+        )
+    text = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    return "\n".join(text) + "\n\n" + "\n".join(f"{line}  " for line in caption(table)) + "\n"
+
+
+def to_csv(table: Table) -> str:
+    """One line per row; an empty cell is not measured or not known."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in table.rows)
+    return text.getvalue()
+
+
+def to_json(table: Table) -> str:
+    """{"rows": [...], "conditions": {...}}."""
+    return report.to_json(asdict(table))
+
+
+WRITERS: dict[str, Callable[[Table], str]] = {".md": to_markdown, ".csv": to_csv, ".json": to_json}
+"""Ending of a file of `--output` -> its content."""
+
+
+def write(table: Table, outputs: Sequence[Path]) -> None:
+    """Write the files of `bench table --output`, each whole or not at all."""
+    for path in outputs:
+        files.write_text(path, WRITERS[path.suffix](table))
