@@ -16,8 +16,8 @@ import numpy as np
 
 from ..artifact import Metadata, check_file
 from ..errors import ArtifactError, MissingError, UsageError
-from ..onnx_file import metadata_props
 from . import Engine, Settings, known_batch_sizes, metadata_of
+from .onnx_file import metadata_props
 from .ort import require_out
 
 HINTS = ("latency", "throughput")

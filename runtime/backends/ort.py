@@ -18,8 +18,8 @@ import numpy as np
 from ..artifact import Metadata, check_file, read_map
 from ..errors import ArtifactError, MissingError, UsageError
 from ..files import sha256
-from ..onnx_file import metadata_props
 from . import Engine, Settings, known_batch_sizes, metadata_of
+from .onnx_file import metadata_props
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",

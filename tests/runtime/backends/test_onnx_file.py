@@ -11,7 +11,7 @@ from onnx import helper
 
 from runtime import ArtifactError
 from runtime.artifact import seal
-from runtime.onnx_file import metadata_props
+from runtime.backends.onnx_file import metadata_props
 
 
 def test_it_equals_what_the_onnx_package_reads(student):
@@ -66,7 +66,7 @@ def test_a_cut_that_is_seen_is_refused_and_never_crashes(student):
 def test_the_package_is_not_needed(student):
     code = (
         "import sys; sys.modules['onnx'] = None; sys.modules['google'] = None\n"
-        "from runtime.onnx_file import metadata_props\n"
+        "from runtime.backends.onnx_file import metadata_props\n"
         f"print(sorted(metadata_props({str(student)!r})))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -11,7 +11,7 @@ import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import ArtifactError
+from ..errors import ArtifactError
 
 METADATA_PROPS = 14
 """Field of ModelProto, whose entries have the key in field 1 and the value in field 2 (onnx.proto of the ONNX
