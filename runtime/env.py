@@ -3,7 +3,7 @@
 In:  nothing.
 Out: a plain dict (JSON values; None where not known).
 Elsewhere: measuring (bench), what is missing for what (runtime.commands.env), the driver's own words
-(runtime.driver).
+(runtime.backends.tensorrt.driver).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from runtime import driver, env, files
+from runtime import env, files
 from runtime.artifact import (
     Metadata,
     check_file,
@@ -31,7 +31,7 @@ from runtime.artifact import (
     sidecar_bytes,
     sidecar_of,
 )
-from runtime.backends.tensorrt import plan
+from runtime.backends.tensorrt import driver, plan
 from runtime.cli import flags
 from runtime.cli.settings import Flag
 from runtime.errors import ArtifactError, GateError, MissingError, UsageError

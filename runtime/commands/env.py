@@ -3,7 +3,8 @@ and what is missing.
 
 In:  nothing but the machine; every library is asked in a way that may fail.
 Out: a table, or with --json one object; exit code 0, whatever is missing.
-Elsewhere: the conditions written beside every number (runtime.env), the driver's own words (runtime.driver).
+Elsewhere: the conditions written beside every number (runtime.env), the own words of the driver
+(runtime.backends.tensorrt.driver).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import driver, env
+from .. import env
+from ..backends.tensorrt import driver
 
 SUMMARY = "show what this machine has, and what is missing for what"
 DESCRIPTION = """examples:

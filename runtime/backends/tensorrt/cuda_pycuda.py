@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 import pycuda.driver as drv
 
-from ... import driver
 from ...errors import ArtifactError, MissingError
-from . import cuda
+from . import cuda, driver
 
 
 def open_device(index: int) -> PycudaDevice:

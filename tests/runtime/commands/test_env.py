@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from distill import __main__ as cli
-from runtime import driver
+from runtime.backends.tensorrt import driver
 from runtime.cli import front_door
 from runtime.commands import env
 from runtime.commands.env import CAPABILITIES, FIXES, capability

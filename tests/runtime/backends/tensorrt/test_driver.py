@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from runtime import driver
+from runtime.backends.tensorrt import driver
 
 SOURCE = """
 #include <string.h>
