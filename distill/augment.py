@@ -70,7 +70,7 @@ class Steps:
 class Operation:
     """One operation of a policy. Raises TransformError with its name and the values drawn for it."""
 
-    def __init__(self, name: str, function: Callable) -> None:
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.name, self.function = name, function
 
     def __call__(self, image: Any, *drawn: Any, **settings: Any) -> Any:
@@ -130,9 +130,9 @@ def training_transform(recipe: Recipe, spec: Preprocess) -> Steps:
     return Steps([*first, *second, *last])
 
 
-def operations(step: Any) -> Iterator[auto_augment.AugmentOp]:
-    """The operations that a policy of timm (RandAugment, AugMix, AutoAugment) draws from; none for another
-    transform.
+def operations(step: Any) -> Iterator[Any]:
+    """The operations (timm.data.auto_augment.AugmentOp) that a policy of timm (RandAugment, AugMix,
+    AutoAugment) draws from; none for another transform.
     """
     if isinstance(step, (auto_augment.RandAugment, auto_augment.AugMixAugment)):
         yield from step.ops

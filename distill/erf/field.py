@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from runtime.errors import GateError, UsageError
+from runtime.errors import GateError, Large2SmallError, UsageError
 from runtime.images import ImageSet
 from runtime.preprocess import Preprocess
 
@@ -240,6 +240,8 @@ def read(
     items = EvalSet(images, preprocess)
     for start in range(0, len(indices), batch):
         part = collate([items[index] for index in indices[start : start + batch]])
+        if isinstance(part, Large2SmallError):
+            raise part
         require_readable(part.bad, skip_bad)
         if len(part.labels):
             yield part.images
