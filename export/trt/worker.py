@@ -19,14 +19,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import onnx
 from onnx import ModelProto
 
 from runtime import errors
 from runtime.backends.tensorrt import cuda
 from runtime.backends.tensorrt import plan as plans
-from runtime.errors import ArtifactError, MissingError
+from runtime.errors import MissingError
 
+from ..graph.read import read_onnx
 from . import build, layers, timing_cache
 from .build import Built, Profile, Settings, Watch
 
@@ -114,12 +114,7 @@ def _device(flavor: str) -> dict[str, str | None]:
 
 
 def _checked_graph(path: Path, version: str, settings: Settings) -> ModelProto:
-    try:
-        model = onnx.load(str(path))
-    except Exception as error:  # protobuf's DecodeError and others without a public base
-        raise ArtifactError(
-            f"{path.name}: not an ONNX file ({type(error).__name__}). Expected .onnx, or a checkpoint"
-        ) from error
+    model = read_onnx(path)
     if settings.flavor == "tensorrt":
         opsets = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
         build.check_opset(max(opsets, default=0), version)
