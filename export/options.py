@@ -46,7 +46,7 @@ class Int8Options:
     """Largest loss of top-1 against the fp32 student on --data, percentage points. Layers go back to float
     until it holds; if it cannot, nothing is written."""
     accuracy_size: int = 5000
-    """Largest number of labelled images for the check of --max-drop, the same share of each class."""
+    """Largest number of labeled images for the check of --max-drop, the same share of each class."""
     exclude: Annotated[tuple[str, ...], Flag("PATTERN", common=True)] = ()
     """Layers to leave float: glob patterns on node names, such as 'layer1.*'."""
     depthwise: Literal["auto", "int8", "fp16", "fp32"] = "auto"

@@ -18,7 +18,7 @@ from runtime.images import ImageSet, open_images
 from .. import accuracy, report, tables
 from ..subject import Description, RunOptions, describe, open_artifact
 
-SUMMARY = "measure top-1, top-5 and agreement of an artifact on labelled images"
+SUMMARY = "measure top-1, top-5 and agreement of an artifact on labeled images"
 DESCRIPTION = """examples:
   {prog} --engine student.onnx --data photos
   {prog} --engine student_int8.onnx --data photos --reference student.onnx --json
@@ -32,7 +32,7 @@ class Options(RunOptions):
     engine: Path
     """Artifact to evaluate: an .onnx file, or a .plan file with its .plan.json beside it."""
     data: Annotated[str, Flag("DATA")]
-    """Labelled images: DIR, npz:FILE or digits."""
+    """Labeled images: DIR, npz:FILE or digits."""
     split: Literal["train", "val"] = "val"
     """Part of --data to read."""
     reference: Path | None = None

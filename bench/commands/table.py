@@ -37,7 +37,7 @@ class Options(RunOptions):
     students: Annotated[tuple[Path, ...], Flag("FILE", positional=True)]
     """Artifacts to compare with the teacher, one or more .onnx or .plan files."""
     data: Annotated[str, Flag("DATA", common=True)]
-    """Labelled images: DIR, npz:FILE or digits."""
+    """Labeled images: DIR, npz:FILE or digits."""
     teacher: Annotated[Path, Flag("FILE", common=True)]
     """Artifact that everything is compared with."""
     control: Annotated[Path | None, Flag("FILE", common=True)] = None

@@ -27,7 +27,7 @@ class Options:
     checkpoint: Annotated[str, Flag("CKPT", positional=True)]
     """Checkpoint to evaluate: best.pth, or a file of timm, torchvision or the authors (then with --model)."""
     data: Annotated[str, Flag("DATA", aliases=("--data-dir",))] = ""
-    """Labelled images: a folder, npz:FILE, digits, torch/NAME:DIR; by default those the checkpoint was
+    """Labeled images: a folder, npz:FILE, digits, torch/NAME:DIR; by default those the checkpoint was
     validated with."""
     split: Literal["val", "train"] = "val"
     """Part of --data to read, where the data has both."""

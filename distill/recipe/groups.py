@@ -38,7 +38,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Data(Group):
-    """Data: the labelled images"""
+    """Data: the labeled images"""
 
     data: Annotated[str, Flag("DATA", aliases=("--data-dir",), common=True)] = ""
     """Training images: a folder (with train/ and val/, one sub-folder per class), a .tar, npz:FILE, digits,

@@ -30,11 +30,8 @@ DESCRIPTION = """Hashes are compared with what lies beside the file under the re
 flags name.
 
 examples:
-
   distill inspect best.int8.onnx
-
   distill inspect best.int8.onnx --checkpoint runs/a/best.pth --data data/val --calib data/train
-
   distill inspect best.pth --teacher teacher.pth --json"""
 
 CHECKPOINTS = (".pth", ".pt", ".th", ".safetensors", ".bin", ".ckpt", ".tar")
@@ -61,7 +58,7 @@ class Options:
     fp32: Path | None = None
     """File in fp32 that an int8 or fp16 one was made from; by default NAME.onnx beside it."""
     data: Annotated[str | None, Flag("DATA")] = None
-    """Labelled images of validation and evaluation: DIR, npz:FILE, digits."""
+    """Labeled images of validation and evaluation: DIR, npz:FILE, digits."""
     calib: Annotated[str | None, Flag("DATA")] = None
     """Training images, some of which were used for calibration."""
     json: bool = False

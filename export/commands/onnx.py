@@ -57,7 +57,7 @@ class FileOptions:
     """Compute in fp16 what is not int8, with fp32 inputs and outputs; layers that overflow in fp16 stay
     fp32."""
     data: Annotated[str | None, Flag("DATA", common=True)] = None
-    """Labelled images to verify on (DIR, npz:FILE, digits); by default the checkpoint's own validation
+    """Labeled images to verify on (DIR, npz:FILE, digits); by default the checkpoint's own validation
     images."""
     model: Annotated[str | None, Flag("NAME", common=True)] = None
     """Architecture of foreign weights, as timm spells it."""

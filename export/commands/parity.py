@@ -40,11 +40,8 @@ only the file: pixels must be equal bit for bit, fp32 logits equal within --atol
 fp16 equal on --min-agreement percent.
 
 examples:
-
   distill parity best.pth best.onnx --data data/val
-
   distill parity best.pth best.int8.onnx --data data/val --size 0 --min-agreement 98
-
   distill parity resnet20.th resnet20.onnx --model resnet20 --data npz:cifar10"""
 
 ROADS = ("training's evaluation", "calibration", "the runtime")
@@ -62,7 +59,7 @@ class Options:
     file: Annotated[Path, Flag("FILE", positional=True)]
     """Artifact made from the checkpoint: an .onnx file, or a .plan file where its GPU is."""
     data: Annotated[str | None, Flag("DATA")] = None
-    """Labelled images (DIR, npz:FILE, digits); by default the checkpoint's own validation images."""
+    """Labeled images (DIR, npz:FILE, digits); by default the checkpoint's own validation images."""
     size: int = 256
     """Number of images, as many of each class as possible; 0: all."""
     model: str | None = None

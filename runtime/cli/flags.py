@@ -45,7 +45,8 @@ def parse(
             values = {setting.name: getattr(default, setting.name) for setting in settings} | values
         _require(settings, values, argv)
     except UsageError as error:
-        raise UsageError(f"{error}. See {prog} --help") from None
+        end = "" if str(error).endswith("?") else "."
+        raise UsageError(f"{error}{end} See {prog} --help") from None
     return options(**values)
 
 
@@ -89,7 +90,11 @@ def _sort(settings: Sequence[Setting], argv: Sequence[str]) -> tuple[dict[str, A
             break
         typed, equals, value = word.partition("=")
         typed = _dashed(typed) if typed.startswith("--") else typed
+        if word[:2] in known and not word.startswith("--") and typed not in known:  # -j8
+            typed, equals, value = word[:2], "=", word[2:]
         if typed not in known:
+            if word[0:1] == "-" and word[1:2].isalpha():
+                raise UsageError(f"unknown flag {word}")
             loose.append(word)
             continue
         setting = known[typed]
@@ -129,7 +134,7 @@ def _place(settings: Sequence[Setting], loose: list[str], given: dict[str, Any])
     if rest:
         missing = next((s for s in settings if s.required and s.words and s.name not in given), None)
         instead = f"; did you mean {missing.words[0]} {rest[0]}?" if missing else ""
-        raise UsageError(f"{rest[0]}: no flag takes this word{instead}".rstrip("?"))
+        raise UsageError(f"{rest[0]}: no flag takes this word{instead}")
     return placed
 
 

@@ -42,7 +42,7 @@ COMMANDS = {
 """What is typed after `distill` -> the module that does it, a `Command`. In the order of the overview."""
 
 GROUPS = {
-    "": "Distills a large-kernel ConvNet into a small-kernel student, exports it with calibrated INT8,\n"
+    "": "Distills a large-kernel ConvNet into a small-kernel student, exports it with calibrated INT8, "
     "and tabulates accuracy against latency.",
     "export": "Makes an artifact from a checkpoint; it then runs without torch.\n\n"
     "In a POSIX shell type `distill export ...` or `python -m export ...`: the word alone is a builtin of\n"
@@ -73,7 +73,8 @@ EXAMPLES = {
 
 EXIT_CODES = """exit codes: 0 ok, 1 a check failed, 2 usage, 3 something needed is missing here,
             4 the file is not usable here, 70 internal error, 130 interrupted"""
-HELP_FLAGS = ("-h", "--help")
+HELP_FLAGS = ("-h", "--help", "--help-all")
+VERSION_FLAGS = ("-V", "--version")
 
 
 class Command(Protocol):
@@ -105,14 +106,14 @@ def main(argv: Sequence[str] | None = None, group: str = "") -> int:
 
 
 def _dispatch(words: list[str]) -> int | None:
-    if words[:1] in (["-V"], ["--version"]):
+    words = _help_first(words)
+    group = words[0] if words and words[0] in GROUPS else ""
+    behind = words[1:] if group else words
+    if behind and behind[0] in VERSION_FLAGS:
         from importlib.metadata import version
 
         print(version("large2small"))
         return 0
-    words = _help_first(words)
-    group = words[0] if words and words[0] in GROUPS else ""
-    behind = words[1:] if group else words
     if not behind or behind[0] in HELP_FLAGS:
         print(overview(group))
         if behind:
@@ -120,10 +121,9 @@ def _dispatch(words: list[str]) -> int | None:
         raise UsageError(f"no command given. See {_typed(group)} --help")
     name, rest = _split(words)
     if name is None:
-        asked = behind[0]
         known = list(dict.fromkeys(command.removeprefix(f"{group} ").split()[0] for command in _names(group)))
         raise UsageError(
-            f"no command {asked!r}{nearest(asked, known)} Commands: {', '.join(known)}. "
+            f"no command {behind[0]!r}{_meant(behind[0], known)} Commands: {', '.join(known)}. "
             f"See {_typed(group)} --help"
         )
     return _run(name, rest)
@@ -146,6 +146,12 @@ def _split(words: list[str]) -> tuple[str | None, list[str]]:
     return None, words
 
 
+def _meant(asked: str, known: list[str]) -> str:
+    """What was probably meant: a command that is asked for without its group, or the nearest word."""
+    whole = next((name for name in COMMANDS if name.split()[1:] == [asked]), None)
+    return f"; did you mean {_typed(whole)}?" if whole else nearest(asked, known)
+
+
 def _run(name: str, words: list[str]) -> int | None:
     command: Any = importlib.import_module(COMMANDS[name])
     other = command.instead(words) if hasattr(command, "instead") else None
@@ -164,13 +170,20 @@ def _run(name: str, words: list[str]) -> int | None:
 
 def overview(group: str = "") -> str:
     """The help of the whole program or of one group: each command with its summary."""
-    names = _names(group)
-    shown = {name: name.removeprefix(f"{group} ") for name in names}
-    width = max(map(len, shown.values())) + 2
-    lines = [f"usage: {_typed(group)} COMMAND [options]", "", GROUPS[group], "", "commands:"]
-    lines += [f"  {shown[name]:{width}}{summary(COMMANDS[name])}" for name in names]
-    lines += ["", "examples:", *(f"  distill {line}" for line in EXAMPLES[group])]
-    return "\n".join([*lines, "", f"flags of a command: {_typed(group)} COMMAND --help", "", EXIT_CODES])
+    from .help import described, listed, terminal_width
+
+    names, width = _names(group), terminal_width()
+    summaries = {name.removeprefix(f"{group} "): summary(COMMANDS[name]) for name in names}
+    examples = "\n".join(["examples:", *(f"  distill {line}" for line in EXAMPLES[group])])
+    parts = [
+        f"usage: {_typed(group)} COMMAND [flags]",
+        described(GROUPS[group], width),
+        "\n".join(["commands:", *listed(summaries, width)]),
+        described(examples, width),
+        f"flags of a command: {_typed(group)} COMMAND --help",
+        EXIT_CODES,
+    ]
+    return "\n\n".join(parts)
 
 
 def summary(module: str) -> str:

@@ -28,7 +28,7 @@ def page(
     settings: Sequence[Setting], prog: str, description: str, default: Any = None, whole: bool = False
 ) -> str:
     """The help; `default`: an instance whose values are shown as the defaults."""
-    width = min(shutil.get_terminal_size((80, 24)).columns, 110)
+    width = terminal_width()
     short = len(settings) > MANY and not whole
     positional = [setting for setting in settings if setting.flag.positional]
     parts = [usage(prog, settings), described(description, width)]
@@ -38,13 +38,19 @@ def page(
         chosen = [setting for setting in group if not short or setting.flag.common or setting.required]
         if chosen:
             parts.append(_group(heading, chosen, default, width))
-    notes = ["A flag that takes no value also has a --no- form, such as --no-json."]
-    if short:
-        notes.append(
-            f"These are {sum(s.flag.common or s.required for s in settings)} of {len(settings)}"
-            f" flags. All of them: {prog} {HELP_ALL}"
+    if whole:
+        parts.append(
+            textwrap.fill("A flag that takes no value also has a --no- form, such as --no-json.", width)
         )
-    return "\n\n".join([*parts, "\n".join(notes)])
+    if short:
+        count = sum(setting.flag.common or setting.required for setting in settings)
+        parts.append(f"These are {count} of {len(settings)} flags. All of them: {prog} {HELP_ALL}")
+    return "\n\n".join(parts)
+
+
+def terminal_width() -> int:
+    """Columns that a help may fill: the terminal's, at most 110."""
+    return min(shutil.get_terminal_size((80, 24)).columns, 110)
 
 
 def usage(prog: str, settings: Iterable[Setting]) -> str:
@@ -80,6 +86,18 @@ def _continued(line: str, width: int) -> list[str]:
         found.append(f"{rest[:place].rstrip()} \\")
         rest = f"      {rest[place + 1 :]}"
     return [*found, rest]
+
+
+def listed(entries: dict[str, str], width: int) -> list[str]:
+    """`  name  what it does` lines, wrapped below what it does."""
+    column = max(map(len, entries)) + 4
+    lines = []
+    for name, about in entries.items():
+        indent = " " * column
+        lines += textwrap.wrap(
+            about, width, initial_indent=f"  {name}".ljust(column), subsequent_indent=indent
+        )
+    return lines
 
 
 def _groups(settings: Sequence[Setting]) -> list[tuple[str, list[Setting]]]:

@@ -134,14 +134,20 @@ class Setting:
         """What was expected instead of a value that it does not take; empty when the value will do."""
         if self.choices and value not in self.choices and not (value is None and self.optional):
             return f"one of {', '.join(self.choices)}"
-        for number in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(number, bool) or not isinstance(number, (int, float)):
-                continue
-            if not self.flag.allows(number):
-                if isinstance(number, int) and abs(number) > LARGEST and not self.flag.most:
-                    return f"a whole number of at most {LARGEST}"
-                return self.flag.range or ("a number" if math.isnan(number) else "a finite number")
+        numbers = value if isinstance(value, (tuple, list)) else (value,)
+        problems = (_number_problem(number, self.flag) for number in numbers)
+        return next(filter(None, problems), "")
+
+
+def _number_problem(number: Any, flag: Flag) -> str:
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or flag.allows(number):
         return ""
+    if isinstance(number, int) and number > LARGEST:
+        return f"at most {LARGEST}"
+    if math.isfinite(number):
+        return flag.range or f"at least -{LARGEST}"
+    what = "a number" if math.isnan(number) else "a finite number"
+    return f"{what}, {flag.range}" if flag.range else what
 
 
 @functools.cache

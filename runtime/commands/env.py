@@ -25,9 +25,7 @@ from ..backends.tensorrt import driver
 
 SUMMARY = "show what this machine has, and what is missing for what"
 DESCRIPTION = """examples:
-
   distill env
-
   distill env --json"""
 
 PIPE_WIDTH = 100

@@ -132,3 +132,86 @@ def test_the_terminals_width_is_as_before(monkeypatch):
     monkeypatch.delenv("COLUMNS")
     parse("--engine", "x")
     assert "COLUMNS" not in os.environ
+
+
+@pytest.mark.parametrize("argv", [("-b3",), ("-b=3",), ("-b", "3"), ("--batch", "5", "--batch", "3")])
+def test_short_flags_take_their_value_in_every_usual_way_and_the_last_one_counts(argv):
+    assert parse("--engine", "x", *argv).batch == 3
+
+
+def test_negative_numbers_are_values():
+    @dataclass(frozen=True)
+    class Numbers:
+        """Settings of the test."""
+
+        low: float = 0.0
+        """A number."""
+        pair: tuple[float, float] = (0.0, 1.0)
+        """Two numbers."""
+
+    argv = ["--low", "-1e-3", "--pair", "-2", "-1"]
+    assert flags.parse(Numbers, argv, "tool") == Numbers(-0.001, (-2.0, -1.0))
+    with pytest.raises(UsageError, match=r"^--pair 1: expected 2 values, X X\. See tool --help$"):
+        flags.parse(Numbers, ["--pair", "1"], "tool")
+
+
+@dataclass(frozen=True)
+class Files:
+    """Settings of the test."""
+
+    files: Annotated[tuple[Path, ...], Flag("FILE", positional=True)]
+    """Files."""
+    engine: Path
+    """A file."""
+    words: tuple[str, ...] = ()
+    """Words."""
+    amp: bool = False
+    """Faster."""
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["a", "b", "--engine", "e", "--amp"],
+        ["--engine", "e", "a", "--amp", "b"],
+        ["--amp", "a", "--engine=e", "b"],
+        ["--engine", "e", "--amp", "--", "a", "b"],
+    ],
+)
+def test_words_without_a_flag_may_stand_anywhere(argv):
+    assert flags.parse(Files, argv, "tool") == Files((Path("a"), Path("b")), Path("e"), (), True)
+
+
+def test_a_flag_of_several_words_ends_at_the_next_flag():
+    argv = ["a", "--words", "x", "y", "--engine", "e"]
+    assert flags.parse(Files, argv, "tool").words == ("x", "y")
+    assert flags.parse(Files, ["a", "--engine", "e", "--words"], "tool").words == ()
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--engine", "e", "--amp=yes"], "--amp: takes no value, found 'yes'. Give --amp or --no-amp."),
+        (["--engine", "--amp"], "--engine: its value is missing. Expected FILE."),
+        (["-x"], "unknown flag -x."),
+        (["--no-engine"], "unknown flag --no-engine."),
+    ],
+)
+def test_what_a_flag_cannot_be_given_is_said(argv, words):
+    with pytest.raises(UsageError) as found:
+        flags.parse(Files, argv, "tool")
+    assert str(found.value) == f"{words} See tool --help"
+
+
+def test_a_file_typed_without_its_flag_is_answered_with_the_flag():
+    with pytest.raises(UsageError) as found:
+        parse("x.onnx")
+    assert str(found.value) == (
+        "x.onnx: no flag takes this word; did you mean --engine x.onnx? See tool run --help"
+    )
+
+
+def test_what_a_recipe_says_can_be_taken_back():
+    assert parse("--engine", "x", "--hint", "None").hint is None
+    given = flags.parse(Options, ["--img-size", "None"], "tool", default=Options(Path("x"), img_size="3"))
+    assert given.img_size is None
