@@ -14,13 +14,18 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
+pytestmark = pytest.mark.timeout(1800)  # the first test that needs them waits for seven commands
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 FASTER = {
     "train": ["--img-size", "32", "--epochs", "1", "--batch", "8"],
     "bench latency": ["--iterations", "5", "--warmup", "1"],
     "bench table": ["--iterations", "5", "--warmup", "1"],
 }
-"""Flags added to a documented command so that it runs in seconds; the command itself stays as printed."""
+"""Flags added to a command of docs/ so that it runs in seconds (those of the README run exactly as
+printed)."""
 
 
 def commands(page: Path, languages: str = "bash") -> list[str]:
@@ -43,26 +48,29 @@ def run(line: str, folder: Path, *more: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory) -> Path:
-    """A folder with what the README's reader has: photos/ (train, val; three classes), teacher.pth and
-    teacher.onnx.
-    """
+    """A folder with what the README's reader has: photos/ (train, val; three classes) and cat.jpg."""
     folder = tmp_path_factory.mktemp("workshop")
     generator = np.random.default_rng(0)
-    for split, count in (("train", 12), ("val", 6)):
+    for split, count in (("train", 12), ("val", 8)):
         for index, name in enumerate(("cat", "dog", "owl")):
             (folder / "photos" / split / name).mkdir(parents=True)
             for i in range(count):
                 pixels = generator.integers(0, 120, (48, 40, 3), dtype=np.uint8)
-                pixels[..., index] += 120  # each class has its colour
+                pixels[..., index] += 120  # each class has its color
                 Image.fromarray(pixels).save(folder / "photos" / split / name / f"{i}.jpg", quality=95)
-    for line in (
-        "distill train --teacher none --student convnext_atto --data photos --output runs/teacher",
-        "distill export onnx runs/teacher/best.pth --output teacher.onnx",
-    ):
-        done = run(line, folder, *(FASTER["train"] if " train " in line else []))
-        assert done.returncode == 0, done.stderr
-    (folder / "runs" / "teacher" / "best.pth").rename(folder / "teacher.pth")
+    (folder / "cat.jpg").write_bytes((folder / "photos" / "val" / "cat" / "0.jpg").read_bytes())
     return folder
+
+
+@pytest.fixture(scope="module")
+def toured(workshop) -> Path:
+    """The same folder after the README's seven commands, exactly as printed; teacher.pth is the teacher."""
+    for line in commands(ROOT / "README.md"):
+        done = run(line, workshop)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        (workshop / "printed.txt").write_text(done.stdout)
+    (workshop / "teacher.pth").write_bytes((workshop / "runs" / "teacher" / "best.pth").read_bytes())
+    return workshop
 
 
 def run_documented(line: str, folder: Path) -> None:
@@ -75,28 +83,56 @@ def run_documented(line: str, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_readme_shows_four_commands_and_they_run(workshop):
+def test_the_seven_commands_of_the_readme_lead_from_photos_to_the_table_as_printed(toured):
     lines = commands(ROOT / "README.md")
-    assert [line.split()[1] for line in lines[:4]] == ["train", "export", "bench", "bench"]
-    for line in lines:
-        run_documented(line, workshop)
+    assert [line.split()[1] for line in lines] == ["train"] * 2 + ["export"] * 4 + ["bench"]
+    last = (toured / "printed.txt").read_text()
+    first_column = "".join(re.findall(r"^ (\S+(?: \S+)?)", last, flags=re.MULTILINE)).replace(" ", "")
+    rows = ("teacherfp32teacher", "controlfp32control", "studentfp32student", "studentint8student.int8")
+    assert re.search(".*".join(re.escape(f"{row}.onnx") for row in rows), first_column), last
+
+
+def test_the_seven_commands_of_the_readme_are_those_of_the_demo():
+    from distill.commands.demo import Options, commands_of
+
+    printed = [shlex.split(line)[1:] for line in commands(ROOT / "README.md")]
+    demo = commands_of(Options())
+    assert [words[:2] if words[0] != "train" else words[:1] for words in printed] == [
+        words[:2] if words[0] != "train" else words[:1] for words in demo
+    ]
+    assert [{"--int8", "--control"} & set(words) for words in printed] == [
+        {"--int8", "--control"} & set(words) for words in demo
+    ]
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_guide_run(workshop):
+def test_the_commands_of_the_guide_run(toured):
     lines = commands(ROOT / "docs" / "guide.md")
     assert len(lines) >= 5
     for line in lines:
-        run_documented(line, workshop)
+        run_documented(line, toured)
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_int8_pages_run_on_what_readme_and_guide_made(workshop):
+def test_the_commands_of_the_int8_pages_run_on_what_readme_and_guide_made(toured):
     for page in ("int8.md", "qat.md"):
         lines = commands(ROOT / "docs" / page)
         assert len(lines) >= 2
         for line in lines:
-            run_documented(line, workshop)
+            run_documented(line, toured)
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_about_large_kernels_run(toured):
+    lines = commands(ROOT / "docs" / "large_kernels.md")
+    assert [line.split()[1] for line in lines] == ["train", "erf"]
+    for line in lines:
+        run_documented(line, toured)
+
+
+def test_every_page_with_commands_is_run_by_a_test_here():
+    run_here = {"README.md", "guide.md", "int8.md", "qat.md", "large_kernels.md", "cifar10.md"}
+    assert {page.name for page in PAGES if commands(page)} == run_here
 
 
 @pytest.mark.slow
@@ -125,16 +161,14 @@ def test_the_commands_of_the_cifar10_page_run_on_a_few_of_its_images(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_runtime_example_of_the_readme_runs(workshop):
+def test_the_runtime_example_of_the_readme_runs_as_printed(toured):
     blocks = re.findall(
         r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL
     )
     assert blocks
-    (workshop / "cat.jpg").write_bytes((workshop / "photos" / "val" / "cat" / "0.jpg").read_bytes())
-    code = blocks[0].replace("student.int8.onnx", "teacher.onnx")
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=workshop,
+        [sys.executable, "-c", blocks[0]],
+        cwd=toured,
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -172,3 +206,67 @@ def options_of(name: str) -> type:
 def test_links_inside_the_repository_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_names_is_there(page):
+    text = re.sub(r"```(?!bash|sh).*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    folders = "runtime|distill|export|bench|tests|docs|measurements|examples|docker"
+    named = set(re.findall(rf"(?<![\w/.-])((?:{folders})/[\w/.-]*[\w/])", text))
+    lost = {name for name in named if "NAME" not in name and not (ROOT / name).exists()}
+    assert lost - {"runtime/NAME"} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_are_only_in_blocks_whose_flags_are_checked(page):
+    blocks = re.findall(
+        r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+    assert not [block for tag, block in blocks if tag not in ("bash", "sh") and re.search("^distill ", block)]
+
+
+def test_the_index_leads_to_every_page():
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert pages == set(re.findall(r"\]\((\w+\.md)\)", index))
+
+
+UNWANTED = {
+    r"\b(is|are) no (?!longer\b)": "is not a",
+    r"\b(lie|lies|lay) (in|beside|on)\b": "is in, is beside",
+    r"\bin turns\b": "alternating",
+    r"\bheld[- ](back|out)\b": "calibration images, evaluation images",
+    r"\btwins?\b": "the same in the other language or form",
+    r"\bthe whole way\b": "the whole pipeline",
+    r"[Ll]icen[c]e": "license",
+    r"[Cc]olour": "color",
+    r"[Bb]ehaviour": "behavior",
+    r"[Ll]abelled|[Ll]abelling": "labeled",
+    r"[Nn]eighbour": "neighbor",
+    r"[Cc]entre": "center",
+    r"[Gg]rey": "gray",
+    r"[Aa]rtefact": "artifact",
+    r"(?i)\b(normal|quant|optim|initial|regular|serial|real|recogn)is(e|ed|es|ing|ation)\b": "-ize",
+}
+"""British spelling and private words -> what to write instead."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_are_in_american_english_and_the_fields_words(page):
+    text = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert {
+        f"{match.group()}: write {better}"
+        for unwanted, better in UNWANTED.items()
+        for match in re.finditer(unwanted, text)
+    } == set()
+
+
+def test_the_picture_of_the_readme_is_an_image_with_words_for_those_who_do_not_see_it():
+    from xml.etree import ElementTree
+
+    picture = re.search(r"!\[([^\]]+)\]\(([^)]+\.svg)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    root = ElementTree.parse(ROOT / picture.group(2)).getroot()
+    drawn = " ".join(root.itertext())
+    for step in ("teacher", "student", "ONNX", "int8", "plan", "table"):
+        assert step in picture.group(1) and step in drawn
+    assert root.get("role") == "img" and root.find("{*}title").text and root.find("{*}desc").text

@@ -128,7 +128,8 @@ def preprocess_of(name: str, img_size: int | Sequence[int] = 0) -> Preprocess:
     """
     require_known(name)
     config = timm.get_pretrained_cfg(name)
-    resolved = resolve_data_config({}, pretrained_cfg=config.to_dict() if config else {})
+    unsaid = {"input_size": (3, 224, 224)}  # of a network registered without a config; the rest as timm
+    resolved = resolve_data_config({}, pretrained_cfg=config.to_dict() if config else unsaid)
     sides = tuple(img_size) if isinstance(img_size, (list, tuple)) else (img_size, img_size)
     if len(sides) != 2 or not all(isinstance(side, int) and side >= 0 for side in sides):
         raise UsageError(f"img_size {img_size!r}: expected a side in pixels, or two as [height, width]")
