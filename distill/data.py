@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from runtime.env import usable_cores, versions
 from runtime.errors import DataError, Large2SmallError, MissingError, UsageError
 from runtime.images import ImageSet, open_images
-from runtime.preprocess import Preprocess, open_rgb
+from runtime.preprocess import Preprocess, only_formats, open_rgb
 
 from .augment import TransformError, in_one_line, training_transform
 from .recipe import Recipe
@@ -96,7 +96,8 @@ class TimmSet(ImageSet):
     def image(self, index: int) -> Any:
         reader = getattr(self.dataset, "reader", None)
         try:  # timm's own __getitem__ goes on to the next image when one is broken, and only logs it
-            found = reader[index][0] if reader is not None else self.dataset[index][0]
+            with only_formats():  # torchvision's sets decode by themselves
+                found = reader[index][0] if reader is not None else self.dataset[index][0]
             return open_rgb(found.read() if hasattr(found, "read") else found)
         except MemoryError:
             raise
@@ -259,7 +260,7 @@ class StreamItems(IterableDataset):
         try:
             stream = self.images.stream(hash_seed(self.seed, self.epoch, -1) & 0x7FFFFFFF, self.batch)
             stream.set_epoch(self.epoch)
-            for index, (image, label) in enumerate(stream):
+            for index, (image, label) in enumerate(_decoded(stream)):
                 name = f"{self.images.name}, image {index} of the stream"
                 number = index * worker.num_workers + worker.id if worker else index
                 found = self._one(name, image, int(label), number)
@@ -292,6 +293,17 @@ class StreamItems(IterableDataset):
             return f"{name}: {' '.join(str(error).split())}"
         except Exception as error:  # whatever a transform raises
             return failure(name, error)
+
+
+def _decoded(stream: Any) -> Iterator[Any]:
+    """What `stream` gives, which decodes by itself; between two images other code opens what it likes."""
+    images = iter(stream)
+    while True:
+        with only_formats():
+            item = next(images, None)
+        if item is None:
+            return
+        yield item
 
 
 class EpochOrder:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .errors import DataError, MissingError
-from .preprocess import open_rgb
+from .preprocess import open_rgb, require_file
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SPLIT_FOLDERS = {
@@ -98,6 +98,7 @@ class FolderSet(ImageSet):
         return str(self.files[index])
 
     def item_bytes(self, index: int) -> bytes:
+        require_file(self.files[index])
         return self.files[index].read_bytes()
 
 

@@ -8,10 +8,12 @@ Elsewhere: training augmentation (distill.augment).
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
-from collections.abc import Iterable, Mapping
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -21,6 +23,9 @@ from .errors import DataError, UsageError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+"""What is decoded, whatever a file is called. Pillow knows some 40 formats more, and for one of them (EPS) it
+starts another program."""
 MOST_PIXELS = 2**26
 """Of a resized image; more comes only of a strip whose short side is scaled up, and would take gigabytes."""
 
@@ -133,12 +138,40 @@ def open_rgb(image: Image) -> Any:
     )
 
 
+def require_file(path: str | os.PathLike[str]) -> None:
+    """Raise DataError when there is something at `path` that is not a regular file: a pipe or a device would
+    be read without end.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise DataError(f"{os.fspath(path)}: not a regular file, so not a readable image. Leave it out")
+
+
+@contextlib.contextmanager
+def only_formats() -> Iterator[None]:
+    """Where a library opens images itself: meanwhile Pillow knows FORMATS alone, in this whole process."""
+    from PIL import Image as pil
+
+    pil.init()
+    known = list(pil.ID)
+    pil.ID[:] = FORMATS
+    try:
+        yield
+    finally:
+        pil.ID[:] = known
+
+
 def _decode(pil: Any, source: Any, name: str) -> Any:
     try:
-        with pil.open(source) as opened:
+        if isinstance(source, (str, os.PathLike)):
+            require_file(source)
+        with pil.open(source, formats=FORMATS) as opened:
             return opened.convert("RGB")
     except FileNotFoundError:
         raise DataError(f"{name}: no such image") from None
+    except DataError:
+        raise
+    except pil.UnidentifiedImageError as error:
+        raise DataError(f"{name}: not a readable image (expected {', '.join(FORMATS)})") from error
     except Exception as error:
         raise _unreadable(name, error) from error
 

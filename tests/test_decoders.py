@@ -1,0 +1,143 @@
+"""Images are decoded in the formats that are meant, whatever a file is called.
+
+EPS is the test: Pillow starts Ghostscript (`gs` on the PATH) to read it. A stand-in writes down that it was
+started.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import runtime
+from distill import data
+from runtime.cli.front_door import main
+from runtime.images import EXTENSIONS, FolderSet
+from runtime.preprocess import FORMATS, Preprocess, open_rgb
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """photos/{train,val}/{ant,bee}/*.png, one of them EPS; a `gs` first on the PATH that leaves STARTED."""
+    stand_in = tmp_path / "bin" / "gs"
+    stand_in.parent.mkdir()
+    stand_in.write_text(f"#!/bin/sh\ntouch {tmp_path}/STARTED\n")
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{stand_in.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None, raising=False)  # looked for once per process
+    monkeypatch.chdir(tmp_path)
+    dice = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for label in ("ant", "bee"):
+            (tmp_path / "photos" / split / label).mkdir(parents=True)
+            for number in range(4):
+                pixels = dice.integers(0, 256, (16, 16, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "photos" / split / label / f"{number}.png")
+        (tmp_path / "photos" / split / "bee" / "photo.png").write_bytes(EPS)
+    return tmp_path
+
+
+def was_started(place: Path) -> bool:
+    return (place / "STARTED").exists()
+
+
+def test_pillow_alone_would_start_ghostscript(place):
+    """Else the tests below would show nothing."""
+    with pytest.raises(OSError), Image.open("photos/val/bee/photo.png") as opened:
+        opened.load()
+    assert was_started(place)
+
+
+def test_a_path_and_bytes(place):
+    for image in ("photos/val/bee/photo.png", EPS):
+        with pytest.raises(
+            runtime.DataError, match=r"not a readable image \(expected PNG, JPEG, WEBP, BMP\)"
+        ):
+            open_rgb(image)
+    assert not was_started(place)
+
+
+@pytest.mark.parametrize("spec", ["photos", "torch/image_folder:photos"])
+def test_training_names_the_image(spec, place, capsys):
+    argv = [
+        "train",
+        "--data",
+        spec,
+        "--student",
+        "resnet20",
+        "--student-args",
+        "width=0.25",
+        "--img-size",
+        "16",
+    ]
+    argv += ["--batch", "4", "--epochs", "1", "--teacher", "none", "--device", "cpu", "--output", "run"]
+    assert main(argv) == 2
+    said = capsys.readouterr().err
+    assert "not a readable image" in said and ("photo.png" in said or "torch/" in said)
+    assert not was_started(place)
+
+
+def test_a_tar_and_a_stream(place):
+    def write(archive, name, content):
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+
+    with tarfile.open("set.tar", "w") as archive:
+        write(archive, "ant/1.png", EPS)
+        write(archive, "bee/1.png", EPS)
+    with pytest.raises(runtime.DataError, match="not a readable image"):
+        data.open_data("set.tar", "val").image(0)
+    pytest.importorskip("webdataset")
+    with tarfile.open("val-0.tar", "w") as archive:
+        write(archive, "0.png", EPS)
+        write(archive, "0.cls", b"0")
+    shard = {"name": "validation", "filenames": ["val-0.tar"], "shard_lengths": [1], "num_samples": 1}
+    Path("_info.json").write_text(f'{{"splits": {{"validation": {shard}}}}}'.replace("'", '"'))
+    images = data.open_data(f"wds/made:{place}", "val", 2)
+    items = data.StreamItems(images, lambda image: image, 0, 1, skip_bad=True)
+    list(items)
+    assert not was_started(place)
+    with Image.open("photos/val/bee/photo.png") as opened:  # outside, Pillow is as it was
+        assert opened.format == "EPS"
+
+
+@pytest.mark.parametrize("kind", ["EPS", "GIF", "TIFF", "PPM", "ICO", "TGA", "PDF"])
+def test_other_formats_are_refused_under_every_name(kind, tmp_path):
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(content, kind)
+    for suffix in EXTENSIONS:
+        path = tmp_path / f"photo{suffix}"
+        path.write_bytes(content.getvalue())
+        with pytest.raises(runtime.DataError, match=f"photo{suffix}: not a readable image"):
+            open_rgb(path)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_what_is_meant_is_read_under_every_name(kind, tmp_path):
+    """A PNG called .JPEG is in ImageNet."""
+    for suffix in EXTENSIONS:
+        Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / f"photo{suffix}", kind)
+        assert open_rgb(tmp_path / f"photo{suffix}").size == (8, 8)
+
+
+def test_what_is_not_a_file_is_not_waited_for(tmp_path):
+    (tmp_path / "ant").mkdir()
+    (tmp_path / "bee").mkdir()
+    os.mkfifo(tmp_path / "ant" / "1.png")
+    (tmp_path / "bee" / "1.png").symlink_to("/dev/zero")
+    images = FolderSet(tmp_path)
+    for index in range(2):
+        for read in (images.image, images.item_sha256):
+            with pytest.raises(runtime.DataError, match=r"1\.png: not a regular file"):
+                read(index)
+    with pytest.raises(runtime.DataError, match="not a regular file"):
+        Preprocess()(tmp_path / "ant" / "1.png")
