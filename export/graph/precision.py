@@ -9,7 +9,6 @@ Elsewhere: multiply-accumulates of fp32 layers by name (export.graph.macs), what
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +17,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto
 
 from . import edit
-from .view import attribute
+from .macs import FACTORS, of_node
 
 CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Cast", "Constant", "Identity")
 """What only changes the form of numbers; counted apart."""
@@ -30,17 +29,6 @@ NAMES = {
     TensorProto.UINT8: "int8",
 }
 PRECISIONS = ("int8", "fp16", "fp32", "other")
-OPERANDS = {
-    "Conv": (0, 1),
-    "ConvTranspose": (0, 1),
-    "Gemm": (0, 1),
-    "MatMul": (0, 1),
-    "ConvInteger": (0, 1),
-    "MatMulInteger": (0, 1),
-    "QLinearConv": (0, 3),
-    "QLinearMatMul": (0, 3),
-}
-"""The operators that multiply, and the places of the two factors among their inputs."""
 
 
 @dataclass
@@ -87,8 +75,8 @@ def table(model: ModelProto, size: tuple[int, int] | None = None) -> list[Row]:
         row = rows.setdefault(node.op_type, Row(node.op_type))
         precision = _precision(node, integer, types, fixed)
         row.count[precision] += 1
-        if node.op_type in OPERANDS:
-            macs = _macs(node, shapes)
+        if node.op_type in FACTORS:
+            macs = of_node(node, shapes)
             row.macs_known &= macs is not None
             row.macs[precision] += macs or 0
     return sorted(rows.values(), key=lambda row: (-row.macs.total(), -row.count.total(), row.operator))
@@ -109,28 +97,13 @@ def shares(rows: list[Row]) -> dict[str, float] | None:
 
 
 def _precision(node: NodeProto, integer: set[str], types: dict[str, int], fixed: set[str]) -> str:
-    if node.op_type in OPERANDS:
-        read = [node.input[place] for place in OPERANDS[node.op_type]]
+    if node.op_type in FACTORS:
+        read = [node.input[place] for place in FACTORS[node.op_type]]
     else:
         read = [name for name in node.input if name and name not in fixed]
     if read and all(name in integer for name in read):
         return "int8"
     return NAMES.get(types.get(node.output[0]), "other")
-
-
-def _macs(node: NodeProto, shapes: dict[str, list[int]]) -> int | None:
-    """Multiply-accumulates of one image, or None where a shape is not known."""
-    first, second = (shapes.get(node.input[place]) for place in OPERANDS[node.op_type])
-    made = shapes.get(node.output[0])
-    if first is None or second is None or made is None:
-        return None
-    if (
-        node.op_type == "ConvTranspose"
-    ):  # every value that goes in meets the whole kernel of each of its outputs
-        return math.prod(first) * math.prod(second[1:])
-    if "Conv" in node.op_type:
-        return math.prod(made) * math.prod(second[1:])
-    return math.prod(made) * first[0 if node.op_type == "Gemm" and attribute(node, "transA", 0) else -1]
 
 
 def _inferred(model: ModelProto, size: tuple[int, int] | None) -> ModelProto:

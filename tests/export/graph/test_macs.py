@@ -70,3 +70,21 @@ def test_layers_are_named_after_their_modules(student_onnx, share):
 
 def test_graph_without_layers_has_none():
     assert macs.count(model("logits = Relu (images)", {})) == {}
+
+
+def test_everything_that_multiplies_is_in_the_total():
+    made = model(
+        "t = Transpose <perm = [0, 1, 3, 2]> (images)  a = MatMul (images, t)"
+        "u = ConvTranspose <strides = [2, 2]> (a, wu)  logits = Conv (u, w)",
+        {"wu": (8, 5, 2, 2), "w": (3, 5, 1, 1)},
+    )
+    product = 8 * 9 * 9 * 9  # 8 channels of 9 x 9 values, each a sum of 9
+    upsampled = 8 * 9 * 9 * 5 * 2 * 2  # each of 8 x 9 x 9 values meets 5 kernels of 2 x 2
+    assert macs.total(made) == product + upsampled + 18 * 18 * 3 * 5
+    assert macs.count(made) == {"logits": 18 * 18 * 3 * 5}
+
+
+def test_a_shape_that_is_not_known_leaves_the_node_uncounted():
+    node = onnx.helper.make_node("Gemm", ["x", "w"], ["y"], transB=1)
+    assert macs.of_node(node, {"w": (5, 12)}) is None and macs.of_node(node, {"y": (2, 5)}) is None
+    assert macs.of_node(node, {"w": (5, 12), "y": (2, 5)}) == 2 * 5 * 12
