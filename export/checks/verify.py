@@ -127,7 +127,7 @@ def require_equal(reference: np.ndarray, logits: np.ndarray, atol: float, what: 
         len(reference),
         float(np.abs(reference - logits).max()),
         scale,
-        100 * float((reference.argmax(1) == logits.argmax(1)).mean()),
+        agreement(reference, logits),
     )
     if found.max_abs > atol * scale or found.top1_agreement < 100:
         raise GateError(
@@ -218,18 +218,17 @@ def require_repeatable(content: bytes, path: Path, images: np.ndarray) -> dict[s
 
 def accuracy(fp32: np.ndarray, int8: np.ndarray, labels: np.ndarray) -> Accuracy:
     """Compare the logits (N, K) of both artifacts for the same images with labels (N,)."""
-    guess_fp32, guess_int8 = fp32.argmax(1), int8.argmax(1)
-    found, n = flips(guess_fp32 == labels, guess_int8 == labels), len(labels)
+    found = flips(hits(fp32, labels), hits(int8, labels))
     return Accuracy(
-        n,
-        100 * int((guess_fp32 == labels).sum()) / n,
-        100 * int((guess_int8 == labels).sum()) / n,
+        len(labels),
+        top1(fp32, labels),
+        top1(int8, labels),
         found.drop,
         *paired_interval(found),
         found.right_to_wrong,
         found.wrong_to_right,
         mcnemar_p(found),
-        100 * float((guess_fp32 == guess_int8).mean()),
+        agreement(fp32, int8),
         mean_kl(fp32, int8),
         float(np.abs(fp32 - int8).max()),
     )
@@ -248,9 +247,9 @@ def shipped(
     All that `accuracy` says of int8 against the student (so fp32_top1 is the student's), `fp32_onnx_*` for
     the step between, and the class that loses most.
     """
-    middle = flips(student.argmax(1) == labels, fp32.argmax(1) == labels)
+    middle = flips(hits(student, labels), hits(fp32, labels))
     return accuracy(student, int8, labels).to_dict() | {
-        "fp32_onnx_top1": 100 * int((fp32.argmax(1) == labels).sum()) / len(labels),
+        "fp32_onnx_top1": top1(fp32, labels),
         "fp32_onnx_right_to_wrong": middle.right_to_wrong,
         "fp32_onnx_wrong_to_right": middle.wrong_to_right,
         "worst_class": worst_class(student, int8, labels, class_names),
@@ -265,7 +264,7 @@ def worst_class(
     Its interval holds for all classes at once (Bonferroni): the worst of many small classes always looks bad
     by itself.
     """
-    right_fp32, right_int8 = fp32.argmax(1) == labels, int8.argmax(1) == labels
+    right_fp32, right_int8 = hits(fp32, labels), hits(int8, labels)
     present = np.unique(labels)
     found = {int(k): flips(right_fp32[labels == k], right_int8[labels == k]) for k in present}
     index = max(found, key=lambda k: (found[k].drop, found[k].images))
@@ -285,6 +284,21 @@ def worst_class(
         "right_to_wrong": lost,
         "wrong_to_right": won,
     }
+
+
+def hits(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(N,) bool: for which images the best class of the logits (N, K) is the label (N,)."""
+    return logits.argmax(1) == labels
+
+
+def top1(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Percent of images whose best class is the label."""
+    return 100 * int(hits(logits, labels).sum()) / len(labels)
+
+
+def agreement(reference: np.ndarray, logits: np.ndarray) -> float:
+    """Percent of images for which both logits (N, K) have the same best class."""
+    return top1(logits, reference.argmax(1))
 
 
 def flips(right_before: np.ndarray, right_after: np.ndarray) -> Flips:
@@ -333,7 +347,7 @@ def require_better_than_chance(logits: np.ndarray, labels: np.ndarray) -> float:
 
     One-sided binomial test against 1 / K: no budget can protect an accuracy that is not there.
     """
-    right, n, classes = int((logits.argmax(1) == labels).sum()), len(labels), logits.shape[1]
+    right, n, classes = int(hits(logits, labels).sum()), len(labels), logits.shape[1]
     p = binomial_tail(right, n, 1 / classes) if classes > 1 else 1.0
     if p > CHANCE_LEVEL:
         raise GateError(

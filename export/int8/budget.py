@@ -36,7 +36,7 @@ from rich.text import Text  # a plain str would be read as markup, and layer nam
 from runtime.errors import GateError
 from runtime.terminal import console
 
-from ..checks.verify import Accuracy, flips, mean_kl
+from ..checks.verify import Accuracy, flips, hits, mean_kl
 from ..graph import macs
 from ..graph.view import View
 from .quantize import Plan
@@ -178,7 +178,7 @@ def rank(
     logits are not finite.
     """
     rows: list[Row] = []
-    right = fp32.argmax(1) == labels
+    right = hits(fp32, labels)
     for group in found:
         logits = evaluate(frozenset(group.layers))
         if not np.isfinite(logits).all():
@@ -186,7 +186,7 @@ def rank(
                 f"logits are not finite with only {group.name} in int8. "
                 f"Leave it out: --exclude '{glob.escape(group.name)}'"
             )
-        rows.append(Row(group, flips(right, logits.argmax(1) == labels).drop, mean_kl(fp32, logits)))
+        rows.append(Row(group, flips(right, hits(logits, labels)).drop, mean_kl(fp32, logits)))
         show(rows, f"sensitivity {len(rows)}/{len(found)}: {described(rows[-1])}")
     return sorted(rows, key=lambda row: (-row.damage_kl, -row.damage_points))
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..checks.verify import mean_kl
+from ..checks.verify import agreement, hits, mean_kl, top1
 from . import ranges
 
 
@@ -45,10 +45,10 @@ def pick_method(
     scores = []
     for method in ranges.METHODS:
         found = logits_of(method)
-        right[method] = found.argmax(1) == labels
-        agreement = 100 * float((found.argmax(1) == reference.argmax(1)).mean())
-        top1 = 100 * float(right[method].mean())
-        scores.append(Score(method, top1, agreement, mean_kl(reference, found)))
+        right[method] = hits(found, labels)
+        scores.append(
+            Score(method, top1(found, labels), agreement(reference, found), mean_kl(reference, found))
+        )
     best = max(scores, key=lambda score: (score.top1, -score.kl)).method
 
     def as_good(method: str) -> bool:

@@ -338,3 +338,14 @@ def test_another_result_from_a_new_session_is_found(images, tmp_path, monkeypatc
     monkeypatch.setattr(verify, "opened", opened)
     with pytest.raises(GateError, match="give other logits when opened again"):
         verify.require_repeatable(b"", tmp_path / "any.onnx", images)
+
+
+def test_top1_hits_and_agreement_by_hand():
+    logits, other = (
+        np.array([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0]]),
+        np.array([[0.0, 9.0], [1.0, 2.0], [0.0, 1.0]]),
+    )
+    labels = np.array([1, 1, 0])
+    assert verify.hits(logits, labels).tolist() == [True, False, False]
+    assert verify.top1(logits, labels) == pytest.approx(100 / 3)
+    assert verify.agreement(logits, other) == pytest.approx(200 / 3)
