@@ -1,4 +1,4 @@
-"""Top-1, top-5 and loss of an artifact on labelled images, and its agreement with another one.
+"""Top-1, top-5 and loss of an artifact on labeled images, and its agreement with another one.
 
 In:  an artifact (any `Predictor` with preprocessing) and an `ImageSet`.
 Out: `AccuracyResult`, logits included; `Comparison` of two; `AccuracyReport`, whose `to_dict` is the JSON
@@ -9,8 +9,7 @@ Elsewhere: speed (bench.latency), reading images (runtime.images), the decision 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -21,7 +20,6 @@ from runtime import ArtifactError, DataError, Predictor, Preprocess, env
 from runtime.artifact import require_same_classes
 from runtime.images import ImageSet
 
-from . import report
 from .subject import Description, require_preprocess
 
 NAMED = 20
@@ -66,7 +64,7 @@ def evaluate(
     """Accuracy of `predictor` on `images`, in batches of `batch` or as near to it as the file takes
     (`Predictor.fit`).
 
-    progress is called with the number of images done since its last call. Raises ArtifactError when
+    progress is called with the number of images done so far. Raises ArtifactError when
     preprocessing is unknown, the classes are others than the data's, or logits are not finite; DataError
     naming an unreadable image, unless skip_bad, and when no image is readable.
     """
@@ -84,7 +82,7 @@ def evaluate(
                 logits.append(predictor.logits_in_batches(preprocess.normalize(np.stack(good)), at_once))
                 _require_usable(logits[-1], predictor, images, kept[-len(good) :])
             if progress:
-                progress(len(some))
+                progress(len(kept) + len(skipped))
     if not logits:
         raise DataError(f"{images.name}: none of {len(chosen)} images can be read, such as {skipped[0]}")
     scores, labels = np.concatenate(logits), images.labels[kept]
@@ -183,27 +181,6 @@ class AccuracyReport:
             **{each.name: compared.get(each.name) for each in fields(Comparison)},
             "fingerprint": self.fingerprint,
         }
-
-
-@contextlib.contextmanager
-def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None] | None]:
-    """A bar on stderr counting images, when stderr is a terminal; else None."""
-    console = report.console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("images"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.advance(task, done)
 
 
 def _pixels(preprocess: Preprocess, images: ImageSet, index: int, skip_bad: bool) -> np.ndarray | None:

@@ -147,7 +147,7 @@ def _encoded(images: ImageSet, index: int) -> Any:
 
 
 def _synthetic_jpeg(height: int, width: int, rng: np.random.Generator) -> bytes:
-    """A JPEG that compresses like a photograph: coarse patches of colour with a little noise on them."""
+    """A JPEG that compresses like a photograph: coarse patches of color with a little noise on them."""
     coarse = (
         rng.integers(0, 256, (-(-height // 16), -(-width // 16), 3))
         .repeat(16, 0)

@@ -99,7 +99,7 @@ def interleaved(
     process.
 
     Each round gives every call a turn of `per_turn` timed iterations, and begins with the next one in the
-    list. A clock that drifts or a busy neighbour then hits all of them alike, so that a ratio of medians
+    list. A clock that drifts or a busy neighbor then hits all of them alike, so that a ratio of medians
     compares artifacts, not moments.
     """
     names = list(calls)

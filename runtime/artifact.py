@@ -203,7 +203,7 @@ _JSON = _Frame(
 def seal(content: bytes) -> bytes:
     """A file's content with a seal: the SHA-256 of the whole, with zeros for the seal's own 64 digits.
 
-    content: a serialized ONNX model, or a JSON object that is not empty (what lies beside a file that cannot
+    content: a serialized ONNX model, or a JSON object that is not empty (what is beside a file that cannot
     hold metadata). Readers of either find two more entries. Finds accidents and quiet edits; it is no
     signature, anyone can seal again.
     """

@@ -1,4 +1,4 @@
-"""Labelled images by name, without torch: a folder tree, npz arrays, or scikit-learn's digits.
+"""Labeled images by name, without torch: a folder tree, npz arrays, or scikit-learn's digits.
 
 In:  a spec (`DIR`, `npz:FILE`, `digits`) and a split (`train` or `val`).
 Out: an `ImageSet`: class names, labels (N,) int64, image i as a PIL RGB image, its name and its SHA-256.
@@ -56,7 +56,7 @@ class ImageSet:
 
     def fingerprint(self) -> str:
         """SHA-256 over class names, item names and labels: changes when an image is added, removed or
-        relabelled.
+        relabeled.
         """
         digest = hashlib.sha256("\0".join(self.class_names).encode())
         digest.update(self.labels.tobytes())
@@ -66,7 +66,7 @@ class ImageSet:
 
 
 class FolderSet(ImageSet):
-    """`ROOT/CLASS/image.jpg`, at any depth: an image's class is the folder it lies in, classes in natural
+    """`ROOT/CLASS/image.jpg`, at any depth: an image's class is the folder it is in, classes in natural
     order (2 before 10), both as timm reads them. Raises DataError for an image beside the class folders.
     """
 
@@ -85,7 +85,7 @@ class FolderSet(ImageSet):
         self.files = sorted(files, key=lambda path: natural_key(str(path)))
         loose = next((file for file in self.files if file.parent == self.root), None)
         if loose:
-            raise DataError(f"{loose}: lies in no class folder. Expected {root}/CLASS/image.jpg")
+            raise DataError(f"{loose}: is not in a class folder. Expected {root}/CLASS/image.jpg")
         names = [file.parent.name for file in self.files]
         class_names = sorted(set(names), key=natural_key)
         index = {name: i for i, name in enumerate(class_names)}
@@ -124,7 +124,7 @@ class ArraySet(ImageSet):
 
 
 def open_images(spec: str, split: str) -> ImageSet:
-    """The labelled images that `spec` names.
+    """The labeled images that `spec` names.
 
     spec: `digits`; `npz:FILE`; or a folder. split: `train` or `val`; a folder without a sub-folder of that
     meaning (SPLIT_FOLDERS) is used as it is. Raises DataError when it is missing, empty, or has fewer than

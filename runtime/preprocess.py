@@ -43,8 +43,8 @@ class Preprocess:
     crop_pct: float = 0.875
     """Side of the crop divided by the side resized to, above 0."""
     crop_mode: str = "center"
-    """center: shorter side resized, centre cropped; squash: both sides; border: longer side, padded with the
-    mean colour."""
+    """center: shorter side resized, center cropped; squash: both sides; border: longer side, padded with the
+    mean color."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Subtracted per channel after division by 255."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)

@@ -55,7 +55,7 @@ OURS = {
     "engine": {"engine", "device", "trt", "path", "input_name", "output_name", "image", "classes", "making"},
     "profile": {"min", "opt", "max"},
 }
-"""Attributes of our own objects of such a name (runtime.backends.tensorrt.slots.Engine,
+"""Attributes of our own objects of such a name (runtime.backends.tensorrt.slots.LoadedEngine,
 export.trt.build.Profile)."""
 
 
@@ -166,7 +166,7 @@ def test_the_modules_that_call_tensorrt_are_looked_at():
     assert names >= {
         "export/trt/build.py",
         "export/trt/worker.py",
-        "runtime/backends/tensorrt/plan.py",
+        "runtime/backends/tensorrt/messages.py",
         "runtime/backends/tensorrt/backend.py",
         "runtime/backends/tensorrt/slots.py",
     }

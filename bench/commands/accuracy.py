@@ -1,6 +1,6 @@
 """`distill bench accuracy`: top-1, top-5 and loss of an artifact, and its agreement with another one.
 
-In:  `Options`: an artifact and labelled images.
+In:  `Options`: an artifact and labeled images.
 Out: the result on stdout, with --json as one JSON object.
 Elsewhere: the measurement (bench.accuracy), the table for a person (bench.tables).
 """
@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from runtime import UsageError, env
 from runtime.cli.settings import Flag
 from runtime.images import ImageSet, open_images
+from runtime.terminal import progress_bar
 
 from .. import accuracy, report, tables
 from ..subject import Description, RunOptions, describe, open_artifact
@@ -57,7 +58,7 @@ class Options(RunOptions):
 
 
 def run(options: Options) -> None:
-    """Measure top-1, top-5 and agreement of an artifact on labelled images, and print the result."""
+    """Measure top-1, top-5 and agreement of an artifact on labeled images, and print the result."""
     found = measure(options)
     if options.json:
         report.print_json(found.to_dict())
@@ -83,7 +84,8 @@ def measure(options: Options) -> accuracy.AccuracyReport:
 def _evaluate(path: Path, images: ImageSet, options: Options) -> tuple[Description, accuracy.AccuracyResult]:
     with open_artifact(path, options) as predictor:
         subject = describe(predictor, options)
-        with accuracy.progress_bar(subject.name, len(accuracy.spread(len(images), options.limit))) as advance:
+        count = len(accuracy.spread(len(images), options.limit))
+        with progress_bar(subject.name, count) as advance:
             return subject, accuracy.evaluate(
                 predictor,
                 images,

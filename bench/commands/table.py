@@ -1,6 +1,6 @@
 """`distill bench table`: teacher, control and students in one table of accuracy against latency.
 
-In:  `Options`: artifacts and the labelled images they are judged on.
+In:  `Options`: artifacts and the labeled images they are judged on.
 Out: the table on stdout, with --json as one JSON object; with --output as Markdown, CSV and JSON.
 Elsewhere: rows and conditions (bench.table), how they are shown (bench.tables).
 
@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 from runtime import Predictor, UsageError, env, files
 from runtime.cli.settings import Flag
 from runtime.images import ImageSet, open_images
+from runtime.terminal import progress_bar
 
 from .. import accuracy, calls, latency, report, tables
 from ..subject import RunOptions, describe, open_artifact, require_preprocess
@@ -162,7 +163,7 @@ def measure(options: Options) -> Table:
 def _evaluate(predictor: Predictor, images: ImageSet, options: Options) -> accuracy.AccuracyResult:
     require_preprocess(predictor)
     count = len(accuracy.spread(len(images), options.limit))
-    with accuracy.progress_bar(predictor.path.name, count) as advance:
+    with progress_bar(predictor.path.name, count) as advance:
         return accuracy.evaluate(
             predictor, images, limit=options.limit, skip_bad=options.skip_bad_images, progress=advance
         )

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from runtime.backends.tensorrt import plan as plans
+from runtime.backends.tensorrt import messages
 from runtime.errors import ArtifactError, MissingError, UsageError
 
 SHOWN = 3
@@ -123,14 +123,14 @@ def build(
     here, KeyboardInterrupt when the watch says cancelled.
     """
     check_profiles(settings.profiles)
-    with plans.logged() as log:
+    with messages.logged() as log:
         return _build(trt, onnx, settings, cache, watch or Watch(), log)
 
 
 def _build(
-    trt: ModuleType, onnx: Path, settings: Settings, cache: bytes | None, watch: Watch, log: plans.Log
+    trt: ModuleType, onnx: Path, settings: Settings, cache: bytes | None, watch: Watch, log: messages.Log
 ) -> Built:
-    logger = plans.logger(trt)
+    logger = messages.logger(trt)
     try:
         builder = trt.Builder(logger)
     except TypeError as error:  # how the bindings say that the library's factory returned null

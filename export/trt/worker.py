@@ -22,7 +22,7 @@ from typing import Any
 from onnx import ModelProto
 
 from runtime import errors
-from runtime.backends.tensorrt import cuda
+from runtime.backends.tensorrt import cuda, messages
 from runtime.backends.tensorrt import plan as plans
 from runtime.errors import MissingError
 
@@ -129,7 +129,7 @@ def _layers(
         return layers.summarize(layers.from_dump(built.layer_dump), model, "build log")
     if not device["gpu"]:
         return None
-    runtime = trt.Runtime(plans.logger(trt))
+    runtime = trt.Runtime(messages.logger(trt))
     if settings.version_compat:
         runtime.engine_host_code_allowed = (
             True  # such plans bring their own runtime; this one was built a moment ago

@@ -254,11 +254,11 @@ def case_arrays_on_another_gpu(place):
     with runtime.load(path) as engine:
         raises(
             UsageError,
-            "batch lies on cuda:1; the plan is open on cuda:0",
+            "batch is on cuda:1; the plan is open on cuda:0",
             lambda: engine.logits(ByDlpack(images(2), 1)),
         )
         out = ByDlpack(np.zeros((2, 5), np.float32), 1)
-        raises(UsageError, "out lies on cuda:1", lambda: engine.logits(images(2), out=out))
+        raises(UsageError, "out is on cuda:1", lambda: engine.logits(images(2), out=out))
         np.testing.assert_array_equal(engine.logits(ByDlpack(images(2), 0)), expected(onnx, images(2)))
 
 
@@ -454,7 +454,7 @@ def case_engines_that_are_no_classifier(place):
     raises(ArtifactError, "expected float32 (N, C, H, W)", lambda: runtime.load(row))
     raises(ArtifactError, "logits float32 (1, 3, 2, 2)", lambda: runtime.load(map_))
     for quirk, words in (
-        ({"host": ["image"]}, "lies on the host"),
+        ({"host": ["image"]}, "is on the host"),
         ({"vectorized": ["logits"]}, "Four wide channel vectorized"),
         ({"data_dependent": True}, "known before it runs"),
     ):
@@ -475,7 +475,7 @@ def case_tensorrt_s_own_reason_is_passed_on(place):
     assert "another kind of GPU" in text and "--rebuild" in text
     damaged = place / "damaged.plan"
     damaged.write_bytes(path.read_bytes()[:-1] + b"?")
-    raises(ArtifactError, "the file is damaged, or no plan", lambda: runtime.load(damaged, verify=False))
+    raises(ArtifactError, "the file is damaged, or not a plan", lambda: runtime.load(damaged, verify=False))
     assert alive()["device"] == 0
 
 

@@ -103,7 +103,7 @@ def test_an_unreadable_image_is_named_when_it_is_read_not_before(tree):
         (lambda root: root.mkdir(), "no images found"),
         (lambda root: root.write_bytes(b""), "not a folder"),
         (lambda root: touch(root / "only" / "1.png"), r"one class \('only'\)"),
-        (lambda root: touch(root / "loose.png"), r"loose\.png: lies in no class folder"),
+        (lambda root: touch(root / "loose.png"), r"loose\.png: is not in a class folder"),
         (lambda root: touch(root / "train" / "ant" / "1.png"), "none for val"),
     ],
     ids=["missing", "empty", "a file", "one class", "no class folder", "only the other split"],

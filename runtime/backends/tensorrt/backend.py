@@ -26,9 +26,9 @@ from ...artifact import Metadata
 from ...errors import ArtifactError, MissingError, UsageError
 from .. import BatchSizes
 from ..ort import require_out
-from . import cuda, plan
+from . import cuda, messages, plan
 from .cuda import Device, DeviceArray
-from .slots import Engine, Pool, Sizes, Slot, forget_variables
+from .slots import LoadedEngine, Pool, Sizes, Slot, forget_variables
 
 
 class TrtBackend:
@@ -96,7 +96,7 @@ class TrtBackend:
         return self._run(batch, out)
 
     def run_on_device(self, batch: Any, out: Any = None) -> Any:
-        """Like `run`, for a batch that lies on this GPU (`__cuda_array_interface__` or `__dlpack__`) and is
+        """Like `run`, for a batch that is on this GPU (`__cuda_array_interface__` or `__dlpack__`) and is
         read there.
 
         What its producer still has in its stream is waited for; the logits are complete when this returns.
@@ -140,7 +140,7 @@ class TrtBackend:
         found, here = cuda.device_array(array), self._held.device.index
         if found.gpu not in (None, here):
             raise UsageError(
-                f"{name} lies on cuda:{found.gpu}; the plan is open on cuda:{here}. Copy it there, or open "
+                f"{name} is on cuda:{found.gpu}; the plan is open on cuda:{here}. Copy it there, or open "
                 f'the plan with device="cuda:{found.gpu}"'
             )
         return found
@@ -165,14 +165,14 @@ class _Held:
     def __init__(self, device: Device) -> None:
         self.device, self.pool = device, Pool(Path(), [])
         self.runtime: Any = None
-        self.opened: Engine | None = None
+        self.opened: LoadedEngine | None = None
 
     def open(
         self, path: Path, trt: ModuleType, meta: Metadata, contexts: int, cuda_graph: bool
     ) -> tuple[tuple[int, int, int], int, list[Sizes]]:
         """(image (C, H, W), classes, profiles). Raises what TensorRT says; `close` is due then too."""
         with self.device.active(), contextlib.ExitStack() as undo:
-            self.runtime = trt.Runtime(plan.logger(trt))
+            self.runtime = trt.Runtime(messages.logger(trt))
             engine = _deserialize(path, trt, self.runtime, meta, self.device)
             _refit(path, trt, engine, meta)
             opened, profiles = _checked(path, trt, engine, self.device)
@@ -205,13 +205,13 @@ def _deserialize(path: Path, trt: ModuleType, runtime: Any, meta: Metadata, devi
         runtime.engine_host_code_allowed = (
             True  # such plans bring their own runtime; the hash says that it is ours
         )
-    before = plan.RECENT.count
+    before = messages.RECENT.count
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
         flavor = plan.FLAVORS[trt.__name__]
         raise ArtifactError(
             f"{path}: TensorRT {trt.__version__} cannot open it on {device.name}: "
-            f"{plan.explain(plan.RECENT.reason(before))}.{plan.unsupported_gpu(flavor, device)} "
+            f"{messages.explain(messages.RECENT.reason(before))}.{plan.unsupported_gpu(flavor, device)} "
             f"{plan.rebuild(path)}"
         )
     return engine
@@ -232,7 +232,7 @@ def _refit(path: Path, trt: ModuleType, engine: Any, meta: Metadata) -> None:
             f"{onnx}: not the file {path.name} was built from (SHA-256 differs), so its weights do not fit. "
             "Copy both files again"
         )
-    before, logger = plan.RECENT.count, plan.logger(trt)
+    before, logger = messages.RECENT.count, messages.logger(trt)
     refitter = trt.Refitter(engine, logger)
     parser = trt.OnnxParserRefitter(refitter, logger)
     read = parser.refit_from_file(str(onnx))
@@ -242,16 +242,16 @@ def _refit(path: Path, trt: ModuleType, engine: Any, meta: Metadata) -> None:
         reason = (
             f"no weights for {', '.join(missing[:4])}"
             if missing
-            else "; ".join(errors) or plan.RECENT.reason(before)
+            else "; ".join(errors) or messages.RECENT.reason(before)
         )
         raise ArtifactError(
             f"{path}: the weights of {onnx.name} cannot be put into it: {reason}. {plan.rebuild(path)}"
         )
 
 
-def _checked(path: Path, trt: ModuleType, engine: Any, device: Device) -> tuple[Engine, list[Sizes]]:
-    """The engine with its names and sizes, profiles by size. Raises ArtifactError for one that is no image
-    classifier.
+def _checked(path: Path, trt: ModuleType, engine: Any, device: Device) -> tuple[LoadedEngine, list[Sizes]]:
+    """The engine with its names and sizes, profiles by size. Raises ArtifactError for one that is not an
+    image classifier.
     """
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
@@ -272,8 +272,7 @@ def _checked(path: Path, trt: ModuleType, engine: Any, device: Device) -> tuple[
     for name in names:
         if engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
             raise ArtifactError(
-                f"{path}: tensor {name} lies on the host, as values that decide shapes do; expected images"
-                " only"
+                f"{path}: tensor {name} is on the host, as values that decide shapes do; expected images only"
             )
         if engine.get_tensor_format(name) != trt.TensorFormat.LINEAR:
             raise ArtifactError(
@@ -283,7 +282,9 @@ def _checked(path: Path, trt: ModuleType, engine: Any, device: Device) -> tuple[
     sizes = [
         Sizes(index, *_batches(engine, inputs[0], index)) for index in range(engine.num_optimization_profiles)
     ]
-    opened = Engine(path, trt, engine, device, inputs[0], outputs[0], image[1:], logits[1], threading.Lock())
+    opened = LoadedEngine(
+        path, trt, engine, device, inputs[0], outputs[0], image[1:], logits[1], threading.Lock()
+    )
     return opened, sorted(sizes, key=lambda each: each.max)
 
 

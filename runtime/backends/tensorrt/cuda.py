@@ -2,7 +2,7 @@
 cuda-python.
 
 In:  a device index.
-Out: a `Device`; and where an array on a GPU lies (`device_array`).
+Out: a `Device`; and where an array on a GPU is (`device_array`).
 Elsewhere: the two libraries (runtime.backends.tensorrt.cuda_pycuda, runtime.backends.tensorrt.cuda_python),
 what is run (runtime.backends.tensorrt.backend).
 
@@ -180,7 +180,7 @@ def driver_version(cuda: str) -> str:
 
 
 class DeviceArray(NamedTuple):
-    """An array that lies on a GPU."""
+    """An array that is on a GPU."""
 
     address: int
     shape: tuple[int, ...]
@@ -273,7 +273,7 @@ def _from_dlpack(array: Any) -> DeviceArray:
     kind, index = array.__dlpack_device__()
     if int(kind) not in CUDA_DEVICES:
         raise UsageError(
-            f"a {type(array).__name__} lies on a device of DLPack type {int(kind)}, not on a CUDA GPU. "
+            f"a {type(array).__name__} is on a device of DLPack type {int(kind)}, not on a CUDA GPU. "
             "Give it as numpy"
         )
     capsule = array.__dlpack__(

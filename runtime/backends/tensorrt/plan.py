@@ -2,9 +2,10 @@
 
 In:  a .plan file with its metadata beside it; what this machine has.
 Out: the metadata, or one error that says which of version, GPU, system, driver or file is wrong; the TensorRT
-module and its log.
-Elsewhere: opening and running it (runtime.backends.tensorrt.backend), what lies beside it (runtime.artifact),
-     building it again (distill export trt --rebuild).
+module.
+Elsewhere: opening and running it (runtime.backends.tensorrt.backend), what is beside it (runtime.artifact),
+     what TensorRT says (runtime.backends.tensorrt.messages), building it again (distill export trt
+     --rebuild).
 
 A plan's head (NVIDIA's trtexec reads it the same way for --getPlanVersionOnly,
 samples/common/sampleEngines.cpp): four letters, and the version of the TensorRT that wrote it in bytes 24 to
@@ -17,9 +18,6 @@ import contextlib
 import importlib
 import platform
 import re
-import threading
-from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -38,12 +36,6 @@ RTX_CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
 """GPUs that TensorRT for RTX names (docs.nvidia.com/deeplearning/tensorrt-rtx, support matrix); on others it
 is tried, and what it says is passed on."""
 
-KEPT = 40
-"""Lines of TensorRT's log that are kept for messages."""
-
-SHOWN = 3
-"""Of them, errors that a message ends with."""
-
 RECORDED = (
     "flavor",
     "version",
@@ -57,29 +49,6 @@ RECORDED = (
 )
 """What the metadata beside a plan must say for these checks."""
 
-MEANINGS = (
-    (r"version tag|version of TensorRT|library version", "it was written by another TensorRT version"),
-    (
-        r"incompatible device|expecting compute|hardware-compatible engine",
-        "it was built for another kind of GPU",
-    ),
-    (r"platform specific tag", "it was built on another operating system or processor"),
-    (r"magic tag|empty memory buffer|checksum", "the file is damaged, or no plan"),
-    (
-        r"getEngineHostCodeAllowed",
-        "it brings a runtime of its own, which only runs when the metadata beside it says so",
-    ),
-    (
-        r"out of memory|OutOfMemory|insufficient memory|alloc",
-        "GPU memory does not suffice: give fewer contexts",
-    ),
-)
-"""What TensorRT's logger says -> what that means; the wordings are those of the library (strings in
-libnvinfer 10 and 11)."""
-
-LAYER_DUMP = "Layers:\n"
-"""How TensorRT for RTX begins the log message that lists the finished engine's layers."""
-
 
 class Header(NamedTuple):
     """What a plan's first bytes say."""
@@ -91,7 +60,7 @@ class Header(NamedTuple):
 
 
 def read_header(path: str | Path) -> Header:
-    """Raises ArtifactError for a file that is empty, too short or no plan."""
+    """Raises ArtifactError for a file that is empty, too short or not a plan."""
     with open(path, "rb") as file:
         head = file.read(VERSION_AT.stop)
     if not head:
@@ -109,7 +78,7 @@ def read_header(path: str | Path) -> Header:
 
 
 def preflight(path: str | Path, verify: bool = True) -> Metadata:
-    """The plan's metadata, after all checks that need neither TensorRT nor a GPU: the file, what lies beside
+    """The plan's metadata, after all checks that need neither TensorRT nor a GPU: the file, what is beside
     it, the system.
 
     verify: with False a plan of another origin passes, with nothing beside it, and its bytes are not hashed.
@@ -227,12 +196,6 @@ def unsupported_gpu(flavor: str, device: Any) -> str:
     )
 
 
-def explain(reason: str) -> str:
-    """TensorRT's own line, and what it means where that is known."""
-    meaning = next((words for pattern, words in MEANINGS if re.search(pattern, reason, re.IGNORECASE)), None)
-    return f"{meaning} ({reason})" if meaning else reason
-
-
 def gpu_index(device: str) -> int:
     """'cuda' -> 0, 'cuda:1' -> 1. Raises UsageError for anything else: a plan runs on an NVIDIA GPU."""
     kind, _, index = device.partition(":")
@@ -266,82 +229,3 @@ def rebuild(path: str | Path) -> str:
 
 def _again(path: str | Path) -> str:
     return f"Copy it again from its source, or build it again: distill export trt --rebuild {path}"
-
-
-class Log:
-    """The last warnings and errors of TensorRT, and the list of an engine's layers, which TensorRT for RTX
-    logs.
-    """
-
-    def __init__(self) -> None:
-        self.lines: deque[tuple[str, str]] = deque(maxlen=KEPT)
-        self.count = 0
-        """Lines ever added."""
-        self.layer_dump: str | None = None
-        self._adding = threading.Lock()
-
-    def add(self, severity: str, text: str) -> None:
-        if severity in ("INTERNAL_ERROR", "ERROR", "WARNING"):
-            with self._adding:
-                self.lines.append((severity, " ".join(text.split())))
-                self.count += 1
-        elif text.startswith(LAYER_DUMP):
-            self.layer_dump = text
-
-    def of(self, *severities: str, since: int = 0) -> list[str]:
-        """Different lines of these severities, oldest first; since: only those after `count` was that."""
-        with self._adding:
-            lines = list(self.lines)[-(self.count - since) :] if self.count > since else []
-        return list(dict.fromkeys(text for severity, text in lines if severity in severities))
-
-    def reason(self, since: int = 0) -> str:
-        """The last errors in one line."""
-        return (
-            "; ".join(self.of("INTERNAL_ERROR", "ERROR", since=since)[-SHOWN:]) or "TensorRT gave no reason"
-        )
-
-
-RECENT = Log()
-"""What TensorRT said last in this process; calls that must be fast note its `count` before and ask it only
-when they fail."""
-
-_LISTENING: list[Log] = [RECENT]
-_LOGGERS: dict[str, Any] = {}
-_CHANGING = threading.Lock()
-
-
-@contextlib.contextmanager
-def logged() -> Iterator[Log]:
-    """Everything TensorRT says while the block runs, in any thread: its calls only return None or False when
-    they fail.
-    """
-    log = Log()
-    with _CHANGING:
-        _LISTENING.append(log)
-    try:
-        yield log
-    finally:
-        with _CHANGING:
-            _LISTENING[:] = [each for each in _LISTENING if each is not log]
-
-
-def logger(trt: ModuleType) -> Any:
-    """The one logger of this process: TensorRT ignores every other, and keeps it for ever."""
-    with _CHANGING:
-        if trt.__name__ not in _LOGGERS:
-            _LOGGERS[trt.__name__] = _new_logger(trt)
-        return _LOGGERS[trt.__name__]
-
-
-def _new_logger(trt: ModuleType) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[name-defined, misc]  # a class of a module found at run time
-        """TensorRT's callback; it may come from several threads."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            for log in tuple(_LISTENING):
-                log.add(severity.name, message)
-
-    return Logger()

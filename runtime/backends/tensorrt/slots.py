@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import ArtifactError, UsageError
-from . import plan
+from . import messages
 from .cuda import Device, DeviceArray, Graph
 
 KEPT_GRAPHS = 4
@@ -41,7 +41,7 @@ class Sizes(NamedTuple):
     max: int
 
 
-class Engine(NamedTuple):
+class LoadedEngine(NamedTuple):
     """A deserialized engine of one image input (N, C, H, W) and one output (N, K), and what it takes to run
     it.
     """
@@ -103,7 +103,7 @@ class Pool:
 class Slot:
     """A stream, and for each profile its buffers and contexts. One call at a time, with the device active."""
 
-    def __init__(self, engine: Engine, cuda_graph: bool) -> None:
+    def __init__(self, engine: LoadedEngine, cuda_graph: bool) -> None:
         self._engine, self._cuda_graph = engine, cuda_graph
         self._stream = engine.device.stream()
         self._buffers: dict[int, _Buffers] = {}
@@ -185,7 +185,7 @@ class Slot:
 class _Buffers:
     """Memory for a profile's largest batch, on the GPU and page-locked on the host, allocated once."""
 
-    def __init__(self, engine: Engine, most: int) -> None:
+    def __init__(self, engine: LoadedEngine, most: int) -> None:
         device, self.image_values = engine.device, int(np.prod(engine.image))
         with contextlib.ExitStack() as undo:
 
@@ -209,7 +209,7 @@ class _Context:
     """
 
     def __init__(
-        self, engine: Engine, sizes: Sizes, stream: Any, buffers: _Buffers, cuda_graph: bool
+        self, engine: LoadedEngine, sizes: Sizes, stream: Any, buffers: _Buffers, cuda_graph: bool
     ) -> None:
         self._engine, self._stream, self._cuda_graph = engine, stream, cuda_graph
         self._graph: Graph | None = None
@@ -269,15 +269,17 @@ class _Context:
         """The call's result; TensorRT says None, False or a RuntimeError when it fails, and why only to its
         logger.
         """
-        before = plan.RECENT.count
+        before = messages.RECENT.count
         try:
             result = call(*arguments)
         except RuntimeError as error:
             raise self._failure(what, " ".join(str(error).split())) from error
         if result is None or result is False:
-            raise self._failure(what, plan.RECENT.reason(before))
+            raise self._failure(what, messages.RECENT.reason(before))
         return result
 
     def _failure(self, what: str, reason: str) -> ArtifactError:
         version = self._engine.trt.__version__
-        return ArtifactError(f"{self._engine.path}: TensorRT {version} cannot {what}: {plan.explain(reason)}")
+        return ArtifactError(
+            f"{self._engine.path}: TensorRT {version} cannot {what}: {messages.explain(reason)}"
+        )

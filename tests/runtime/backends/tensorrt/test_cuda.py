@@ -277,7 +277,7 @@ def test_dlpack_not_contiguous(view):
 
 
 def test_dlpack_elsewhere_or_of_another_kind():
-    with pytest.raises(UsageError, match="a Capsule lies on a device of DLPack type 1, not on a CUDA GPU"):
+    with pytest.raises(UsageError, match="a Capsule is on a device of DLPack type 1, not on a CUDA GPU"):
         cuda.device_array(Capsule(np.zeros(3, np.float32), kind=1))
     with pytest.raises(UsageError, match="DLPack type code 5"):
         cuda.device_array(Capsule(np.zeros(3, np.complex64)))
