@@ -18,6 +18,9 @@ from typing import Any
 
 PACKAGES = ("numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "onnx", "torch", "timm")
 
+EXPORT_PACKAGES = (*PACKAGES, "onnxscript", "onnxslim", "large2small")
+"""What an artifact records the versions of."""
+
 ENGINE_PACKAGES = ("openvino", "tensorrt", "tensorrt_rtx_cu13_bindings", "pycuda", "cuda-bindings")
 """Other packages a number can depend on."""
 

@@ -1,6 +1,6 @@
-"""The labelled images that an export is judged on, and what each network says about them.
+"""The labeled images that an export is judged on, and what each network says about them.
 
-In:  labelled images, the torch student, artifacts as bytes.
+In:  labeled images, the torch student, artifacts as bytes.
 Out: logits (N, K) of any artifact on the same images; how an artifact compares with the student.
 Elsewhere: which images (export.checks.samples), the statistics (export.checks.verify), what follows from them
 (export.int8.budget).

@@ -1,5 +1,5 @@
 """The checks every artifact must pass before it is written: the same numbers as torch, and accuracy on real
-labelled images.
+labeled images.
 
 In:  logits of the checkpoint's own network; the artifact, opened by `runtime.load` as an application would.
 Out: the numbers, for the metadata; GateError when a check does not hold.
@@ -64,7 +64,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """int8 against fp32 on the same labelled images; percent and points of top-1."""
+    """int8 against fp32 on the same labeled images; percent and points of top-1."""
 
     images: int
     fp32_top1: float
@@ -91,7 +91,7 @@ class Accuracy:
 
 
 class Flips(NamedTuple):
-    """What becomes of n labelled images when another network judges them."""
+    """What becomes of n labeled images when another network judges them."""
 
     images: int
     right_to_wrong: int

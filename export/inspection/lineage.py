@@ -35,7 +35,7 @@ class Given:
     """What a quantization-aware training began with."""
     fp32: Path | None = None
     data: str | None = None
-    """Labelled images of validation and evaluation."""
+    """Labeled images of validation and evaluation."""
     calib: str | None = None
     """Training images, of which some calibrated."""
 
@@ -230,7 +230,7 @@ def _calibration(listed: list[list[str]], place: str | None, found: tuple[ImageS
 def _judged_on(
     recorded: Mapping[str, Any], place: str | None, found: tuple[ImageSet, str] | None
 ) -> Ancestor:
-    """The labelled images that the artifact was judged on: chosen again, and their content hashed."""
+    """The labeled images that the artifact was judged on: chosen again, and their content hashed."""
     what, sha256 = f"{recorded['images']} evaluated images", str(recorded["sha256"])
     if found is None:
         return Ancestor(what, None, sha256, None, ABSENT)

@@ -8,7 +8,7 @@ be met.
 Elsewhere: building and running the graphs (the caller), accuracy (export.checks.verify), multiply-accumulates
 (export.graph.macs).
 
-Ranking images are labelled calibration-side images held back from calibration: were --data used to rank, the
+Ranking images are labeled calibration-side images held back from calibration: were --data used to rank, the
 same images would choose the layers and then judge the choice. Groups are ranked by KL(fp32 || int8), not by
 points: on some hundred images most groups lose no image or one, while KL still tells them apart. The budget
 itself is always accuracy on --data, looked at once per try, so the drop that is kept is flattered a little by
@@ -327,7 +327,7 @@ def to_markdown(result: Outcome) -> str:
             f" {result.max_drop:g})."
         ),
         "",
-        f"Damage of each group of layers alone in int8, on {result.ranking_images} labelled images:",
+        f"Damage of each group of layers alone in int8, on {result.ranking_images} labeled images:",
         "",
         "| layers | top-1 lost, points | KL to fp32, nats | share of MACs, % | precision |",
         "|---|---:|---:|---:|---|",

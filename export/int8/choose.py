@@ -1,4 +1,4 @@
-"""Which calibration method is best for this network, judged on labelled images that it was not calibrated on.
+"""Which calibration method is best for this network, judged on labeled images that it was not calibrated on.
 
 In:  `logits_of(method)`, the int8 network's logits on the selection images; fp32's logits there; their
 labels.

@@ -1,7 +1,7 @@
 """Which images an int8 export looks at: some that ranges are measured on, others that choose between
 settings.
 
-In:  labelled training images, or none for noise; the evaluation images, which must be apart; sizes and a
+In:  labeled training images, or none for noise; the evaluation images, which must be apart; sizes and a
 seed.
 Out: `CalibrationImages`, which streams both as preprocessed batches and tells the metadata which they were.
 Elsewhere: the stratified choice itself (export.checks.samples), what is measured (export.int8.calibrate),
@@ -20,10 +20,11 @@ from runtime.images import ImageSet
 from runtime.preprocess import Preprocess
 
 from ..checks import samples
-from ..options import Int8Options, note
+from ..notes import note
+from ..options import Int8Options
 
 SELECTION_SIZE = 512
-"""Selection images: labelled training images, not calibrated on, that choose a method and rank the layers."""
+"""Selection images: labeled training images, not calibrated on, that choose a method and rank the layers."""
 RANDOM_BATCHES, RANDOM_BATCH = 8, 4
 """Images of noise for --calib random."""
 

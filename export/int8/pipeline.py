@@ -1,7 +1,7 @@
 """The int8 part of an export: from a quantizer to a graph that holds the accuracy budget.
 
 In:  a `Quantizer` (export.int8.quantizer, export.qat.quantizer), calibration images, an `Evaluation` on
-labelled images, the options.
+labeled images, the options.
 Out: `Int8Graph`: the quantized graph, its plan, and the record of how it came about; GateError when the
 budget cannot be held.
 Elsewhere: every step: which images (export.int8.images), the choice of a method (export.int8.choose), ranking
@@ -23,7 +23,8 @@ from runtime.errors import UsageError
 
 from ..checks.evaluation import Evaluation
 from ..checks.verify import Accuracy
-from ..options import Int8Options, note
+from ..notes import note
+from ..options import Int8Options
 from . import budget, choose, quantize
 from .choose import Score
 from .images import CalibrationImages
@@ -117,7 +118,7 @@ class Judge:
         found = self.calibration.selection_labels
         if found is None:
             raise UsageError(
-                "there are no selection images (labelled training images that are not calibrated on) to rank"
+                "there are no selection images (labeled training images that are not calibrated on) to rank"
                 " layers by. Give more training images: --calib DIR"
             )
         return found

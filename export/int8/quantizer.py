@@ -21,7 +21,8 @@ from onnx import ModelProto
 
 from runtime.errors import UsageError
 
-from ..options import Int8Options, note
+from ..notes import note
+from ..options import Int8Options
 from . import budget, cache, equalize, quantize, ranges, weights
 from .calibrate import collect
 from .histogram import Histogram

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from onnx import ModelProto
@@ -107,10 +107,11 @@ class Learned:
             ) from error
 
 
-def placement_of(checkpoint: Checkpoint) -> str:
+def placement_of(checkpoint: Checkpoint) -> Literal["cpu", "tensorrt"]:
     """What the checkpoint was trained for. Raises ArtifactError when it does not say."""
+    known: dict[str, Literal["cpu", "tensorrt"]] = {"cpu": "cpu", "tensorrt": "tensorrt"}
     try:
-        return str((checkpoint.quantized or {})["settings"]["placement"])
+        return known[(checkpoint.quantized or {})["settings"]["placement"]]
     except (KeyError, TypeError) as error:
         raise ArtifactError(
             f"{checkpoint.path}: its entry 'quantized' is damaged (no {error}). Train again: distill train"

@@ -1,23 +1,20 @@
-"""From the fp32 artifact to the one that ships in int8, fp16 or both, judged on labelled images against the
+"""From the fp32 file to the one that ships in int8, fp16 or both, judged on the evaluation images against the
 torch student.
 
-In:  the fp32 graph and file, calibration images, labelled images, the options of the command.
-Out: the file's content and metadata, every check recorded; GateError when a check does not hold.
-Elsewhere: int8 (export.int8.pipeline), fp16 (export.fp16.overflow), the checks (export.checks.verify), the
-order of an export (export.commands.onnx).
+In:  `Fp32` and `Inputs`.
+Out: `Shipped`: the file's content and metadata, every check recorded; GateError when a check does not hold.
+Elsewhere: int8 (export.int8.pipeline), fp16 (export.fp16.overflow), the checks (export.checks.verify).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 from onnx import ModelProto
 
-from distill.checkpoint import Checkpoint
 from runtime import env
 from runtime.artifact import Metadata
 from runtime.images import ImageSet
@@ -31,97 +28,136 @@ from ..int8 import pipeline
 from ..int8.budget import Outcome
 from ..int8.images import CalibrationImages
 from ..int8.quantizer import Calibrated, Quantizer
-from ..options import note
+from ..notes import note
+from ..options.onnx import OnnxOptions
 from ..qat import trained
 from ..qat.quantizer import TrainedQuantizer
+from .fp32 import Fp32
+from .inputs import Inputs
 
 GATE_OFF = 100.0
 """--max-drop from which no accuracy is asked for: no network can lose more points."""
 
 
 @dataclass(frozen=True)
-class Reduced:
-    """What is written."""
+class Shipped:
+    """An ONNX file that passed its checks, not yet written."""
 
     content: bytes
     meta: Metadata
     outcome: Outcome | None
-    """Which layers stayed int8; None for fp16 alone."""
+    """Which layers stayed int8; None where none were chosen."""
+    evaluation: ImageSet
+    """The images it was judged on."""
 
 
-def make(
-    model: ModelProto,
-    fp32: bytes,
-    meta: Metadata,
-    student: Any,
-    checkpoint: Checkpoint,
-    draw: Callable[[int], CalibrationImages],
-    held_out: ImageSet,
-    options: Any,
-    folder: Path,
-) -> Reduced:
-    """Quantize, convert, judge, record. options: an `OnnxOptions`; draw(seed) chooses calibration images."""
+@dataclass(frozen=True)
+class _Lowered:
+    """A graph in lower precision, with what it says on the evaluation images."""
+
+    graph: ModelProto
+    logits: np.ndarray
+    how: dict[str, Any]
+    """How it came about, for the metadata."""
+    outcome: Outcome | None
+
+
+def lower_precision(fp32: Fp32, inputs: Inputs) -> Shipped:
+    """Quantize, convert, judge, record; the fp32 file itself where no other precision is asked for.
+
+    Raises GateError when the accuracy budget or another check does not hold.
+    """
+    if inputs.draw is None:
+        return Shipped(fp32.content, fp32.meta, None, inputs.evaluation)
+    options = inputs.options
     evaluation = Evaluation(
-        held_out, options.accuracy_size, meta.preprocess, student, fp32, folder, options.seed
+        inputs.evaluation,
+        options.accuracy_size,
+        inputs.checkpoint.preprocess,
+        fp32.student,
+        fp32.content,
+        inputs.scratch,
+        options.seed,
     )
     if options.max_drop < GATE_OFF:
         verify.require_better_than_chance(evaluation.student_logits, evaluation.labels)
-    calibration = draw(options.seed)
-    meta = replace(meta, precision=options.precision, lineage=_lineage(meta, fp32, held_out, options))
-    halve = Halving(model, calibration, options) if options.fp16 else None
+    calibration = inputs.draw(options.seed)
+    meta = replace(fp32.meta, precision=options.precision, lineage=_lineage(fp32, inputs))
+    halving = Halving(fp32.model, calibration, options) if options.fp16 else None
+    lowered = _lowered(fp32, inputs, evaluation, calibration, halving, meta)
+    content = from_torch.write_metadata(lowered.graph, meta)
+    checks = _checks(fp32, inputs, evaluation, lowered, content, meta)
+    meta = replace(
+        meta,
+        quantization=lowered.how,
+        verification=meta.verification | {meta.precision.partition("+")[0]: checks},
+    )
+    return Shipped(from_torch.write_metadata(lowered.graph, meta), meta, lowered.outcome, inputs.evaluation)
+
+
+def _lowered(
+    fp32: Fp32,
+    inputs: Inputs,
+    evaluation: Evaluation,
+    calibration: CalibrationImages,
+    halving: Halving | None,
+    meta: Metadata,
+) -> _Lowered:
+    """The graph that ships: int8 within the budget, then fp16 around it, within the budget too."""
 
     def finish(candidate: ModelProto) -> bytes:
-        return from_torch.write_metadata(halve.quickly(candidate) if halve else candidate, meta)
+        return from_torch.write_metadata(halving.quickly(candidate) if halving else candidate, meta)
 
-    final, outcome, how = (
-        model,
-        None,
-        {"method": None, "budget": None, "draws": None, "not_for_accuracy": False},
-    )
-    if options.int8:
-        made = pipeline.make(
-            quantizer_of(model, checkpoint, options, calibration),
-            options,
-            calibration,
-            evaluation,
-            finish,
-            draw,
-        )
-        final, logits, outcome, how = made.graph, made.logits, made.outcome, made.record
-    if halve:
-        final, how["fp16"] = halve.checked(final)
-        logits = evaluation.logits(from_torch.write_metadata(final, meta), f"accuracy of {meta.precision}")
-        if not how["not_for_accuracy"]:
-            verify.require_small_drop(evaluation.compare(logits), options.max_drop, meta.precision)
-    content, some = from_torch.write_metadata(final, meta), evaluation.some()
-    with verify.opened(content, folder / "reduced.onnx") as predictor:
+    if inputs.options.int8:
+        assert inputs.draw is not None
+        quantizer = quantizer_of(fp32.model, inputs, calibration)
+        made = pipeline.make(quantizer, inputs.options, calibration, evaluation, finish, inputs.draw)
+        lowered = _Lowered(made.graph, made.logits, made.record, made.outcome)
+    else:
+        how = {"method": None, "budget": None, "draws": None, "not_for_accuracy": False}
+        lowered = _Lowered(fp32.model, np.zeros(0), how, None)
+    if halving is None:
+        return lowered
+    graph, report = halving.checked(lowered.graph)
+    logits = evaluation.logits(from_torch.write_metadata(graph, meta), f"accuracy of {meta.precision}")
+    if not lowered.how["not_for_accuracy"]:
+        verify.require_small_drop(evaluation.compare(logits), inputs.options.max_drop, meta.precision)
+    return _Lowered(graph, logits, lowered.how | {"fp16": report}, lowered.outcome)
+
+
+def _checks(
+    fp32: Fp32, inputs: Inputs, evaluation: Evaluation, lowered: _Lowered, content: bytes, meta: Metadata
+) -> dict[str, Any]:
+    """What is recorded about the file that ships.
+
+    Raises GateError where the file is not consistent or not repeatable.
+    """
+    some, path = evaluation.some(), inputs.scratch / "lowered.onnx"
+    with verify.opened(content, path) as predictor:
         consistency = verify.consistency(predictor, some, verify.tolerance(meta.precision))
-    checks = evaluation.shipped(logits) | {
-        "max_drop": options.max_drop,
+    return evaluation.shipped(lowered.logits) | {
+        "max_drop": inputs.options.max_drop,
         "consistency": consistency,
         "batch_spread": consistency["batch_spread"],
-        "repeatability": verify.require_repeatable(content, folder / "reduced.onnx", some),
+        "repeatability": verify.require_repeatable(content, path, some),
         "speed": {
-            "ratio": speed.ratio(fp32, content),
+            "ratio": speed.ratio(fp32.content, content),
             "batch": 1,
             "threads": env.usable_cores(),
             "engine": "onnxruntime",
         },
     }
-    meta = replace(
-        meta, quantization=how, verification=meta.verification | {meta.precision.partition("+")[0]: checks}
-    )
-    return Reduced(from_torch.write_metadata(final, meta), meta, outcome)
 
 
-def _lineage(meta: Metadata, fp32: bytes, held_out: ImageSet, options: Any) -> dict[str, Any]:
+def _lineage(fp32: Fp32, inputs: Inputs) -> dict[str, Any]:
     """The fp32 file's, which was compared on fewer images, and that file itself."""
-    data = meta.lineage["data"]
+    lineage, options = fp32.meta.lineage, inputs.options
     size = max(options.verify_size, options.accuracy_size)  # a larger choice holds every smaller one
-    held = data["held_out"] | {"judged_on": samples.judged_on(held_out, size, options.seed)}
-    return meta.lineage | {
-        "data": data | {"held_out": held},
-        "fp32_onnx": {"sha256": hashlib.sha256(fp32).hexdigest()},
+    judged_on = samples.judged_on(inputs.evaluation, size, options.seed)
+    held = lineage["data"]["held_out"] | {"judged_on": judged_on}
+    return lineage | {
+        "data": lineage["data"] | {"held_out": held},
+        "fp32_onnx": {"sha256": hashlib.sha256(fp32.content).hexdigest()},
     }
 
 
@@ -130,7 +166,7 @@ class Halving:
     prove it.
     """
 
-    def __init__(self, model: ModelProto, calibration: CalibrationImages, options: Any) -> None:
+    def __init__(self, model: ModelProto, calibration: CalibrationImages, options: OnnxOptions) -> None:
         self.batches = calibration.batches
         self.keep = overflow.overflowing(model, calibration.batches("looking for what overflows in fp16"))
         if options.depthwise == "fp32":
@@ -151,16 +187,13 @@ class Halving:
         return {name: why for name, why in self.keep.items() if name in names}
 
 
-def quantizer_of(
-    model: ModelProto, checkpoint: Checkpoint, options: Any, calibration: CalibrationImages
-) -> Quantizer:
-    """By calibration, or for a checkpoint of `distill train --qat` with the weights and scales
-    trained there.
-    """
+def quantizer_of(model: ModelProto, inputs: Inputs, calibration: CalibrationImages) -> Quantizer:
+    """By calibration, or for a checkpoint of `distill train --qat` with what was trained there."""
+    options, checkpoint = inputs.options, inputs.checkpoint
     if checkpoint.quantized is None:
         return Calibrated(model, options.placement, options, calibration)
     note(
-        f"{options.checkpoint}: holds weights and scales trained as int8; they are used, the images rank"
-        " layers only"
+        f"{options.checkpoint}: holds weights and scales trained as int8; they are used, and the images only"
+        " rank layers"
     )
     return TrainedQuantizer(trained.trained_graph(checkpoint, model, options.placement))

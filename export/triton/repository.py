@@ -103,7 +103,7 @@ def config(model: Model, serving: Serving) -> str:
         "default_model_filename": f"model{model.path.suffix}",
         "input": [_tensor(each, serving) for each in model.inputs],
         "output": [
-            _tensor(each, serving, labelled=i == 0 and bool(model.labels) and model.one_list)
+            _tensor(each, serving, labeled=i == 0 and bool(model.labels) and model.one_list)
             for i, each in enumerate(model.outputs)
         ],
         "instance_group": [group],
@@ -119,13 +119,13 @@ def config(model: Model, serving: Serving) -> str:
     return text_format(message)
 
 
-def _tensor(tensor: Tensor, serving: Serving, labelled: bool = False) -> dict[str, Any]:
+def _tensor(tensor: Tensor, serving: Serving, labeled: bool = False) -> dict[str, Any]:
     dims = tensor.shape[1:] if serving.max_batch else tensor.shape
     return {
         "name": tensor.name,
         "data_type": Word(TYPES[tensor.dtype]),
         "dims": list(dims),
-        **({"label_filename": LABELS} if labelled else {}),
+        **({"label_filename": LABELS} if labeled else {}),
     }
 
 

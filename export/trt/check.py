@@ -1,7 +1,7 @@
 """The checks a plan must pass on a GPU before it is written: same decisions as its ONNX file, same rows for
 the same image.
 
-In:  a plan with its metadata beside it and the ONNX file it was built from; labelled images, or none.
+In:  a plan with its metadata beside it and the ONNX file it was built from; labeled images, or none.
 Out: the numbers, for the metadata; GateError when a check does not hold.
 Elsewhere: building (export.trt.process), the same checks for ONNX files (export.checks.verify).
 """
@@ -35,7 +35,7 @@ AT_ONCE = 32
 """Images the ONNX file is given at a time, at most."""
 
 NOISE = 64
-"""Images of noise when there are no labelled ones."""
+"""Images of noise when there are no labeled ones."""
 
 
 def check(

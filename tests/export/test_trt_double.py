@@ -84,7 +84,7 @@ def export(run, *words, **settings):
 
 
 @pytest.mark.parametrize("version", ["10.3", "11.4"])
-def test_plan_is_run_on_labelled_images_before_it_is_written(run, source, some_digits, version):
+def test_plan_is_run_on_labeled_images_before_it_is_written(run, source, some_digits, version):
     done = export(
         run, source, "--data", some_digits, "--dynamic", "1,2,8", "--timing-cache", "none", version=version
     )
@@ -109,10 +109,10 @@ def test_plan_is_run_on_labelled_images_before_it_is_written(run, source, some_d
     assert json.loads(accuracy.stdout)["top1_percent"] == said["top1_percent"]
 
 
-def test_without_labelled_images_noise_is_compared_and_that_is_said(run, source):
+def test_without_labeled_images_noise_is_compared_and_that_is_said(run, source):
     said = json.loads(export(run, source, "--timing-cache", "none").stdout)
     assert said["state"] == "run" and said["top1_percent"] is None
-    assert said["warnings"][-1] == "accuracy was not measured: no labelled images (--data DIR)"
+    assert said["warnings"][-1] == "accuracy was not measured: no labeled images (--data DIR)"
     assert read_sidecar(source.with_suffix(".plan")).verification["engine"]["noise"]
 
 

@@ -16,8 +16,9 @@ import runtime
 from distill import checkpoint
 from export import __main__ as cli
 from export.checks import samples
-from export.commands.onnx import OnnxOptions, open_inputs, placement_of
 from export.graph import from_torch
+from export.options.onnx import OnnxOptions
+from export.stages.inputs import open_sources, placement_of
 from runtime.images import open_images
 
 INT8 = (
@@ -342,7 +343,8 @@ def test_foreign_weights_take_class_names_from_the_data_and_json_is_one_object(
     )
     out, err = capsys.readouterr()
     result = json.loads(out)
-    assert "no class names; taken from npz:" in err and "--exclude layer1.0.*: matched 2 nodes" in err
+    assert "no class names; they are taken from npz:" in err
+    assert "--exclude layer1.0.*: matched 2 nodes" in err
     assert result["rolled_back"] == [] and result["images"] == 200
     assert result["output"] == str(tmp_path / "foreign.int8.onnx") and result["precision"] == "int8"
     assert result["sha256"] == hashlib.sha256((tmp_path / "foreign.int8.onnx").read_bytes()).hexdigest()
@@ -423,7 +425,8 @@ def test_exclude_without_a_match_is_an_error(student_file, tmp_path, exported, c
 
 def test_image_size_replaces_the_checkpoints(student_file, tmp_path):
     options = OnnxOptions(checkpoint=student_file, img_size=48)
-    found, held_out = open_inputs(options)
+    sources = open_sources(options)
+    found, held_out = sources.checkpoint, sources.evaluation
     assert found.preprocess.input_size == (3, 48, 48) and held_out.name == "digits:val"
 
 
@@ -445,7 +448,7 @@ def test_the_final_bytes_are_opened_before_they_are_written(student_file, tmp_pa
 
 
 def test_an_artifact_keeps_no_folder_of_this_disk():
-    from export.commands.onnx import without_folders
+    from export.stages.fp32 import without_folders
 
     lineage = {
         "data": {"train_spec": "npz:/home/ann/cifar10", "val_spec": "/data/photos", "train_images": 3},

@@ -18,10 +18,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 import runtime
 from export import __main__ as cli
-from export.commands import trt
 from export.graph import from_torch
 from export.int8 import quantize
 from export.int8.calibrate import calibrate
+from export.options.trt import parse_size
 from export.trt import process
 from export.trt.build import Profile, Settings
 from runtime.artifact import Metadata, check_file, read_sidecar, sidecar_bytes, sidecar_of
@@ -369,7 +369,7 @@ def test_existing_plan_is_kept(fp32_file, capsys):
     ],
 )
 def test_sizes(text, size):
-    assert trt.parse_size(text) == size
+    assert parse_size(text) == size
 
 
 def test_neither_flavor_installed(fp32_file, monkeypatch, capsys):

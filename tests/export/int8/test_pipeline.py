@@ -9,7 +9,7 @@ from export.int8.images import CalibrationImages
 from runtime.errors import UsageError
 
 
-def test_ranking_without_labelled_images_says_what_to_give(preprocess):
+def test_ranking_without_labeled_images_says_what_to_give(preprocess):
     noise = CalibrationImages(preprocess)
     with pytest.raises(UsageError, match="--calib DIR"):
         _ = pipeline.Judge(SimpleNamespace(), noise, SimpleNamespace(), bytes).labels

@@ -1,12 +1,14 @@
-"""What a person reads after an int8 or fp16 export: a table and a few sentences, every number with its n.
+"""What a person reads after an export to ONNX: a table and a few sentences, every number with its n.
 
-In:  the artifact's metadata, with the checks in it.
-Out: text on stdout.
-Elsewhere: the same as JSON (export.commands.onnx), the numbers (export.checks.verify).
+In:  what was shipped, with the checks in its metadata.
+Out: text on stdout, or with --json one object.
+Elsewhere: the numbers (export.checks.verify).
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from runtime.artifact import Metadata
+
+from ..options.onnx import OnnxOptions
+from .lower import Shipped
 
 LITTLE = 50.0
 """Share of the multiply-accumulates in int8, percent, below which the file gains little over fp16 or fp32."""
@@ -88,3 +93,70 @@ def rolled_back(layers: list[str]) -> str:
         return ""
     more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
     return f"; back to float to hold the budget: {', '.join(layers[:3])}{more}"
+
+
+def print_result(options: OnnxOptions, shipped: Shipped) -> dict[str, Any]:
+    """Print the result: a line and, below fp32, a table; with --json one object. Returns the object."""
+    meta = shipped.meta
+    result = figures(options, shipped)
+    found = meta.verification.get(meta.precision.partition("+")[0])
+    if options.json:
+        print(json.dumps(result))
+    elif found:
+        show(options.target, meta, found)
+    else:
+        print(
+            f"{options.target}: top-1 agreement with torch {result['parity_agreement_percent']:.2f} % on "
+            f"{result['parity_images']} images, largest logit difference {result['parity_max_abs']:.3g}"
+        )
+    return result
+
+
+def figures(options: OnnxOptions, shipped: Shipped) -> dict[str, Any]:
+    """The result as JSON values."""
+    meta, content = shipped.meta, shipped.content
+    checks = meta.verification
+    result = {
+        "output": str(options.target),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "size_bytes": len(content),
+        "precision": meta.precision,
+        "model": meta.model,
+        "parameters": meta.parameters,
+        "macs": meta.macs,
+        "placement": (meta.quantization or {}).get("placement"),
+        "parity_images": checks["parity"]["images"],
+        "parity_max_abs": checks["parity"]["max_abs"],
+        "parity_agreement_percent": checks["parity"]["top1_agreement"],
+    }
+    key = meta.precision.partition("+")[0]  # int8, with or without fp16
+    found = checks.get(key)
+    if found:
+        same = (
+            "images",
+            "drop_low_points",
+            "drop_high_points",
+            "right_to_wrong",
+            "wrong_to_right",
+            "kl_nats",
+            "worst_class",
+            "speed",
+        )
+        result |= {
+            "fp32_top1_percent": found["fp32_top1"],
+            "fp32_onnx_top1_percent": found["fp32_onnx_top1"],
+            f"{key}_top1_percent": found["int8_top1"],
+            "drop_points": found["drop"],
+            f"{key}_agreement_percent": found["agreement"],
+            **{name: found[name] for name in same},
+        }
+    if meta.quantization:
+        how = meta.quantization
+        result |= {
+            "method": how["method"],
+            "int8_macs_percent": how["budget"] and how["budget"]["int8_macs_percent"],
+            "rolled_back": how["budget"]["float_layers"] if how["budget"] else [],
+            "draws": how["draws"],
+            "not_for_accuracy": how["not_for_accuracy"],
+        }
+    return result

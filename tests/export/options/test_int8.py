@@ -2,7 +2,7 @@
 
 import pytest
 
-from export.options import Int8Options, check_int8
+from export.options.int8 import Int8Options, check_int8
 from runtime.errors import UsageError
 
 

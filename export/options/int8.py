@@ -3,12 +3,12 @@
 
 In:  flags (runtime.cli.flags).
 Out: an `Int8Options`, checked as far as it can be without reading anything.
-Elsewhere: what the settings do (export.int8.pipeline), the flags of one command (export.commands.onnx).
+Elsewhere: what the settings do (export.int8.pipeline), the flags of one command (export.options.onnx,
+export.options.trt).
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
@@ -122,8 +122,3 @@ def refuse_calibrated(options: Int8Options, path: object) -> None:
                 f"{flag(name)}: {path} holds weights, layers and scales trained as int8, which are exported"
                 f" as they are. Leave {flag(name)} out, or export the student it began with"
             )
-
-
-def note(text: str) -> None:
-    """A line that is not the result: stderr, so that --json stays one object."""
-    print(f"note: {text}", file=sys.stderr)

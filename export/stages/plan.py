@@ -1,0 +1,204 @@
+"""A whole export to TensorRT: source, build, checks on the GPU, files.
+
+In:  a `TrtOptions`.
+Out: NAME.plan, NAME.plan.json and NAME.onnx; or an error, and no plan.
+Elsewhere: the ONNX file (export.stages.source), building (export.trt.process), checks (export.trt.check),
+what became of the layers (export.trt.layers).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from runtime import env, files
+from runtime.artifact import Metadata, sidecar_bytes, sidecar_of
+from runtime.errors import GateError
+
+from ..checks import samples
+from ..options.trt import TrtOptions, is_same, onnx_of
+from ..trt import check, layers, process
+from ..trt.build import Settings
+from ..trt.process import Finished
+from .source import Source, open_source
+
+
+@dataclass(frozen=True)
+class BuiltPlan:
+    """A plan as TensorRT gave it, not yet written, and what is known about it."""
+
+    content: bytes
+    meta: Metadata
+
+
+def export(options: TrtOptions, settings: Settings) -> BuiltPlan:
+    """Export, build, check, write. Raises, and leaves no plan, when a check fails."""
+    options = from_its_onnx(options) if options.rebuild else options
+    folder = files.existing(options.target.parent)
+    with tempfile.TemporaryDirectory(prefix="large2small-", dir=folder) as scratch:
+        source = open_source(options, Path(scratch))
+        is_missing_beside(options, source)  # says now, before the long build, what writing would say
+        finished = process.build(source.onnx, settings, options.timing_cache)
+        unchecked = BuiltPlan(finished.plan, plan_metadata(source, settings, finished))
+        built = run_on_gpu(unchecked, source, Path(scratch) / options.target.name, options)
+        write(options, source, built)
+    return built
+
+
+def from_its_onnx(options: TrtOptions) -> TrtOptions:
+    """For --rebuild: the same with the ONNX file that the plan was built from as source."""
+    return replace(
+        options,
+        checkpoint=onnx_of(options.checkpoint),
+        output=options.target,
+        rebuild=False,
+        overwrite=options.overwrite or is_same(options.target, options.checkpoint),
+    )
+
+
+def plan_metadata(source: Source, settings: Settings, finished: Finished) -> Metadata:
+    """The plan's metadata: its ONNX file's, and how it was built."""
+    about, sha256 = finished.about, files.sha256(source.onnx)
+    flags = {
+        name: value
+        for name, value in asdict(settings).items()
+        if name not in ("flavor", "profiles", "workspace")
+    }
+    warnings = layers.sentences(about["layers"], source.meta.precision) if about["layers"] else []
+    if settings.strip_weights and "int8" in source.meta.precision:
+        warnings.append(
+            "weights can be refitted, so scales of neighbouring layers are not merged: int8 may be slower"
+        )
+    built = {
+        "flavor": settings.flavor,
+        "version": about["version"],
+        "plan_sha256": hashlib.sha256(finished.plan).hexdigest(),
+        "plan_bytes": len(finished.plan),
+        "platform": f"{platform.system()} {platform.machine()}",
+        **{key: about[key] for key in ("gpu", "compute_capability", "driver")},
+        "inputs": about["inputs"],
+        "outputs": about["outputs"],
+        "profiles": [profile._asdict() for profile in settings.profiles],
+        "flags": flags | {"workspace_bytes": settings.workspace},
+        "onnx": {"file": source.onnx.name, "sha256": sha256},
+        "layers": about["layers"],
+        "timing_cache": about["timing_cache"],
+        "warnings": warnings,
+        "builder_warnings": about["warnings"],
+        "state": "built, not run",
+        "build_seconds": about["seconds"],
+        "build_peak_mib": about["peak_mib"],
+    }
+    lineage = source.meta.lineage | {"onnx": {"file": source.onnx.name, "sha256": sha256}}
+    versions = source.meta.versions | env.versions(env.EXPORT_PACKAGES) | {settings.flavor: about["version"]}
+    return replace(source.meta, engine=built, lineage=lineage, versions=versions)
+
+
+def run_on_gpu(unchecked: BuiltPlan, source: Source, plan: Path, options: TrtOptions) -> BuiltPlan:
+    """The plan with the checks of export.trt.check in its metadata, or as it was where no GPU is at hand.
+
+    plan: a path to open it from.
+    """
+    meta = unchecked.meta
+    built = meta.engine or {}
+    if built["gpu"] is None:
+        return unchecked
+    plan.write_bytes(unchecked.content)
+    sidecar_of(plan).write_bytes(sidecar_bytes(meta))
+    if built["flags"]["strip_weights"]:
+        plan.with_name(source.onnx.name).write_bytes(source.onnx.read_bytes())
+    batches = labels = None
+    if source.evaluation is not None and meta.preprocess is not None:
+        chosen = samples.choose(source.evaluation.labels, options.accuracy_size, options.seed)
+        labels = source.evaluation.labels[chosen]
+        pairs = samples.batches(
+            source.evaluation, chosen, meta.preprocess, about="the engine on labeled images"
+        )
+        batches = (batch for batch, _ in pairs)
+    try:
+        found = check.check(plan, source.onnx, meta, batches, labels, options.max_drop)
+    except GateError as error:
+        stays = options.target if source.place else source.onnx
+        raise GateError(f"{error}. {stays} stays") from error
+    warnings = []
+    if labels is None:
+        why = (
+            "no labeled images (--data DIR)"
+            if source.evaluation is None
+            else "the ONNX file does not say how images are preprocessed"
+        )
+        warnings = [f"accuracy was not measured: {why}"]
+    checked = replace(
+        meta,
+        engine=built | {"state": "run", "warnings": [*built["warnings"], *warnings]},
+        verification=meta.verification | {"engine": found},
+    )
+    return replace(unchecked, meta=checked)
+
+
+def is_missing_beside(options: TrtOptions, source: Source) -> bool:
+    """Must the ONNX file still be put beside the plan? Raises UsageError where another one has its name,
+    unless --overwrite.
+    """
+    beside = options.target.with_name(source.onnx.name)
+    if beside.exists():
+        if files.sha256(beside) == files.sha256(source.onnx):
+            return False
+        files.refuse_existing(beside, options.overwrite)
+    return True
+
+
+def write(options: TrtOptions, source: Source, built: BuiltPlan) -> None:
+    """Plan, metadata, and the ONNX file when it lies elsewhere."""
+    if source.place:
+        source.place()
+    elif is_missing_beside(options, source):
+        files.write_bytes(options.target.with_name(source.onnx.name), source.onnx.read_bytes())
+    files.write_bytes(options.target, built.content)
+    files.write_bytes(sidecar_of(options.target), sidecar_bytes(built.meta))
+
+
+def print_result(options: TrtOptions, meta: Metadata) -> dict[str, Any]:
+    """Print the result; with --json one object. Returns the object."""
+    built = meta.engine or {}
+    checked = meta.verification.get("engine") or {}
+    result = {
+        "output": str(options.target),
+        "sidecar": str(sidecar_of(options.target)),
+        "onnx": str(options.target.with_name(built["onnx"]["file"])),
+        "precision": meta.precision,
+        "model": meta.model,
+        "size_bytes": built["plan_bytes"],
+        "sha256": built["plan_sha256"],
+        **{
+            key: built[key]
+            for key in (
+                "flavor",
+                "version",
+                "gpu",
+                "compute_capability",
+                "driver",
+                "profiles",
+                "layers",
+                "warnings",
+                "state",
+                "build_seconds",
+                "build_peak_mib",
+                "timing_cache",
+            )
+        },
+        "top1_percent": checked.get("top1"),
+        "onnx_top1_percent": checked.get("onnx_top1"),
+        "drop_points": checked.get("drop"),
+        "agreement_percent": checked.get("agreement"),
+    }
+    if options.json:
+        print(json.dumps(result))
+    else:
+        layers.show(options.target, meta)
+    return result

@@ -1,0 +1,144 @@
+"""What Triton must know about an artifact: a plan with its metadata beside it, or an .onnx file.
+
+In:  a path and its SHA-256.
+Out: a `Model`; ArtifactError for a file that cannot be served.
+Elsewhere: how it is to be served (export.triton.serving), the files (export.triton.repository).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from runtime.artifact import Metadata, check_file, read_map, read_sidecar
+from runtime.errors import ArtifactError
+
+from ..notes import note
+from .repository import Model, Tensor
+
+DEFAULT_MAX_BATCH = 8
+"""For an .onnx file of free batch size, which has no limit of its own."""
+
+
+def read_plan(path: Path, sha256: str) -> Model:
+    """What is served of a plan. Raises ArtifactError when its metadata is another plan's, or Triton cannot
+    run it.
+    """
+    meta = read_sidecar(path)
+    try:
+        return _plan(path, sha256, meta, meta.engine or {})
+    except KeyError as missing:
+        raise ArtifactError(
+            f"{path}.json: does not say {missing} of the plan. Build it again: distill export trt --rebuild "
+            f"{path}"
+        ) from missing
+
+
+def _plan(path: Path, sha256: str, meta: Metadata, engine: dict[str, Any]) -> Model:
+    if engine["plan_sha256"] != sha256:
+        raise ArtifactError(
+            f"{path}: not the plan that {path.name}.json describes (SHA-256 {sha256[:12]}..., expected "
+            f"{engine['plan_sha256'][:12]}...). Copy both files again, or distill export trt --rebuild {path}"
+        )
+    if engine["flavor"] != "tensorrt":
+        raise ArtifactError(
+            f"{path}: built by TensorRT for RTX; Triton runs TensorRT's plans. Build it again: "
+            f"distill export trt {engine['onnx']['file']} --flavor tensorrt"
+        )
+    if engine["flags"]["strip_weights"]:
+        raise ArtifactError(
+            f"{path}: its weights are not in it, and Triton does not put them in. Build it again without "
+            "--strip-weights"
+        )
+    if engine["state"] != "run":
+        note(f"{path} is {engine['state']}: nothing is known yet about its answers on a GPU")
+    if engine["flags"]["version_compat"]:
+        note(
+            "start the server with --backend-config=tensorrt,version-compatible=true: the plan was built with"
+            " --version-compat"
+        )
+    tensors = {
+        kind: [Tensor(each["name"], each["dtype"], tuple(each["shape"])) for each in engine[kind]]
+        for kind in ("inputs", "outputs")
+    }
+    return Model(
+        path,
+        tensors["inputs"],
+        tensors["outputs"],
+        meta.class_names,
+        parameters(meta, sha256) | {"large2small.tensorrt": engine["version"]},
+        engine["profiles"],
+    )
+
+
+def read_onnx(path: Path, sha256: str) -> Model:
+    """What is served of an ONNX file. Raises ArtifactError when it was changed, or Triton would not run it as
+    verified.
+    """
+    check_file(path)
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except DecodeError as error:
+        raise ArtifactError(
+            f"{path}: not an ONNX file, or cut short ({error}). Copy it again from its source"
+        ) from error
+    weights = {each.name for each in model.graph.initializer}
+    inputs = [each for each in model.graph.input if each.name not in weights]
+    if not inputs or not model.graph.output:  # such as an empty file, which is a message too
+        raise ArtifactError(
+            f"{path}: not a network: it has {len(inputs)} inputs and {len(model.graph.output)} outputs. Copy"
+            " it again from its source, or export again: distill export onnx CKPT"
+        )
+    elsewhere = [
+        each.name for each in model.graph.initializer if each.data_location == onnx.TensorProto.EXTERNAL
+    ]
+    if elsewhere:
+        raise ArtifactError(
+            f"{path}: weights such as {elsewhere[0]} lie in another file, which would be left behind. Export"
+            " it with its weights inside: distill export onnx CKPT"
+        )
+    meta = read_map({each.key: each.value for each in model.metadata_props}, str(path))
+    if meta.precision == "int8+fp16":
+        raise ArtifactError(
+            f"{path}: int8 with fp16. ONNX Runtime makes int32 biases of it that overflow, unless it is told"
+            f" not to, which Triton cannot. Serve it as a plan: distill export trt {path}"
+        )
+    return Model(
+        path,
+        [_tensor(each, path) for each in inputs],
+        [_tensor(each, path) for each in model.graph.output],
+        meta.class_names,
+        parameters(meta, sha256),
+    )
+
+
+def _tensor(value: Any, path: Path) -> Tensor:
+    import onnx
+
+    kind = value.type.tensor_type
+    dtype = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16"}.get(kind.elem_type)
+    shape = tuple(
+        each.dim_value if each.WhichOneof("value") == "dim_value" else -1 for each in kind.shape.dim
+    )
+    if dtype is None or not shape:
+        raise ArtifactError(
+            f"{path}: {value.name} is {onnx.TensorProto.DataType.Name(kind.elem_type)} {shape}; expected"
+            " float tensors with the batch first"
+        )
+    return Tensor(value.name, dtype, shape)
+
+
+def parameters(meta: Metadata, sha256: str) -> dict[str, str]:
+    """What the config keeps about where the model comes from and how it is fed; only what is known."""
+    known = {"preprocess": meta.preprocess and meta.preprocess.to_dict(), "lineage": meta.lineage}
+    words = {
+        "sha256": sha256,
+        "precision": None if meta.precision == "unknown" else meta.precision,
+        "model": meta.model,
+        **{name: json.dumps(value, sort_keys=True) for name, value in known.items() if value},
+    }
+    return {f"large2small.{name}": value for name, value in words.items() if value}
