@@ -31,7 +31,7 @@ WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Keys under which other projects keep the weights, the averaged ones first."""
 CODE = ("GLOBAL", "call reduce", "create new object", "Can only build")
 """Words of torch's weights-only reader when it meets a function or class it will not call."""
-KINDS = {
+KINDS: dict[str, type | tuple[type, ...]] = {
     "model": str,
     "model_args": dict,
     "state_dict": dict,

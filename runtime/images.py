@@ -2,8 +2,8 @@
 
 In:  a spec (`DIR`, `npz:FILE`, `digits`) and a split (`train` or `val`).
 Out: an `ImageSet`: class names, labels (N,) int64, image i as a PIL RGB image, its name and its SHA-256.
-Elsewhere: every other source timm reads (distill.data); augmentation (distill.augment); resize, crop, scale
-(runtime.preprocess).
+Elsewhere: every other source timm reads (distill.data); augmentation (distill.data.augment); resize, crop,
+scale (runtime.preprocess).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 In:  a path, encoded bytes, a PIL image or a uint8 array (H, W, 3) or (H, W), and a `Preprocess` spec.
 Out: float32 array (C, H, W), equal bit for bit to timm's evaluation transform
 (`create_transform(is_training=False)`).
-Elsewhere: training augmentation (distill.augment).
+Elsewhere: training augmentation (distill.data.augment).
 """
 
 from __future__ import annotations

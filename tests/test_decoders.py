@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import runtime
-from distill import data
+from distill.data import loaders, open_data
 from runtime.cli.front_door import main
 from runtime.images import EXTENSIONS, FolderSet
 from runtime.preprocess import FORMATS, Preprocess, open_rgb
@@ -95,15 +95,15 @@ def test_a_tar_and_a_stream(place):
         write(archive, "ant/1.png", EPS)
         write(archive, "bee/1.png", EPS)
     with pytest.raises(runtime.DataError, match="not a readable image"):
-        data.open_data("set.tar", "val").image(0)
+        open_data("set.tar", "val").image(0)
     pytest.importorskip("webdataset")
     with tarfile.open("val-0.tar", "w") as archive:
         write(archive, "0.png", EPS)
         write(archive, "0.cls", b"0")
     shard = {"name": "validation", "filenames": ["val-0.tar"], "shard_lengths": [1], "num_samples": 1}
     Path("_info.json").write_text(f'{{"splits": {{"validation": {shard}}}}}'.replace("'", '"'))
-    images = data.open_data(f"wds/made:{place}", "val", 2)
-    items = data.StreamItems(images, lambda image: image, 0, 1, skip_bad=True)
+    images = open_data(f"wds/made:{place}", "val", 2)
+    items = loaders.StreamItems(images, lambda image: image, 0, 1, skip_bad=True)
     list(items)
     assert not was_started(place)
     with Image.open("photos/val/bee/photo.png") as opened:  # outside, Pillow is as it was

@@ -30,7 +30,8 @@ from runtime.errors import GateError, Large2SmallError, UsageError
 from runtime.images import ImageSet
 from runtime.preprocess import Preprocess
 
-from ..data import EvalSet, StreamSet, collate
+from ..data.loaders import EvalSet, collate
+from ..data.sets import StreamSet
 from ..evaluate import require_readable
 
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)

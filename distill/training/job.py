@@ -27,7 +27,8 @@ from .. import checkpoint as checkpoints
 from .. import models
 from .. import recipe as recipes
 from .. import teacher as teachers
-from ..data import TIMM_PREFIXES, eval_loader, open_data
+from ..data import eval_loader, open_data
+from ..data.sets import TIMM_PREFIXES
 from ..erf import field, report
 from ..erf.options import ErfOptions
 from ..evaluate import Evaluation, evaluate, pick_device

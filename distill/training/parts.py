@@ -26,7 +26,7 @@ from runtime.errors import UsageError
 
 from .. import checkpoint as checkpoints
 from .. import models
-from ..data import seed_all
+from ..data.seeds import seed_all
 from ..recipe import Recipe, key_values
 from ..teacher import DTYPES
 from .sparsity import SparseTraining

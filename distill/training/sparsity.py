@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from runtime.errors import ArtifactError, GateError, UsageError
 
-from ..data import hash_seed
+from ..data.seeds import hash_seed
 
 LARGE = 7
 """Longest side from which a depthwise kernel is a large one, pixels; SLaK's 5 x 5 beside the strips is

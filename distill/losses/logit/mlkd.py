@@ -2,8 +2,8 @@
 
 In:  student and teacher logits (N, K); the target is not used.
 Out: a sum of nats per image times temperature**2 and of two squared distances without unit.
-Elsewhere: the cross-entropy beside it (distill.training.trainer); augmentation (distill.augment), of which
-the paper uses a second view.
+Elsewhere: the cross-entropy beside it (distill.training.trainer); augmentation (distill.data.augment), of
+which the paper uses a second view.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from distill import models
-from distill.data import StreamSet
+from distill.data.sets import StreamSet
 from distill.erf import field
 from runtime.errors import DataError, GateError, UsageError
 from runtime.images import ArraySet

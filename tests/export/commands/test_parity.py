@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from distill import __main__ as cli
-from distill import checkpoint, data
+from distill import checkpoint
+from distill.data import loaders
 from export.checks import samples
 from export.graph import from_torch
 from export.int8 import calibrate, quantize
@@ -161,9 +162,9 @@ def evaluation_road(monkeypatch):
 
     def change(function):
         monkeypatch.setattr(
-            data.EvalSet,
+            loaders.EvalSet,
             "__getitem__",
-            lambda self, i, get=data.EvalSet.__getitem__: (
+            lambda self, i, get=loaders.EvalSet.__getitem__: (
                 function(*(found := get(self, i))[:1], i),
                 *found[1:],
             ),
@@ -190,11 +191,11 @@ def calibration_road(monkeypatch):
 
 
 def test_another_interpolation_in_evaluation_is_named(run, artifact, monkeypatch, preprocess, photos):
-    class Other(data.EvalSet):
+    class Other(loaders.EvalSet):
         def __init__(self, images, spec):
             super().__init__(images, dataclasses.replace(spec, interpolation="bicubic"))
 
-    monkeypatch.setattr(data, "EvalSet", Other)
+    monkeypatch.setattr(loaders, "EvalSet", Other)
     code, _, err = run(artifact(), "--size", 0)
     assert code == 1
     assert (

@@ -1,37 +1,32 @@
 """Images for training and evaluation as torch batches.
 
-In:  a data spec, a split, the student's `Preprocess`, the recipe.
+In:  an `ImageSet`, the student's `Preprocess`, the recipe.
 Out: batches (images (N, C, H, W) float32, labels (N,), names of unreadable images), the same for the same
      seed, epoch and step, whatever the number of workers. What fails at a readable image is raised by the
      loaders as one line with the image's name and the step, from a worker too.
-Elsewhere: augmentation (distill.augment); folders, npz and digits without torch (runtime.images);
+Elsewhere: opening a data set (distill.data.sets), augmentation (distill.data.augment);
      evaluation's pixels (runtime.preprocess).
 """
 
 from __future__ import annotations
 
-import contextlib
-import random
 import signal
-from collections.abc import Generator, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from timm.data import create_dataset
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from runtime.env import usable_cores, versions
 from runtime.errors import DataError, Large2SmallError, MissingError, UsageError
-from runtime.images import ImageSet, open_images
+from runtime.images import ImageSet
 from runtime.preprocess import Preprocess, only_formats, open_rgb
 
+from ..recipe import Recipe
 from .augment import TransformError, in_one_line, training_transform
-from .recipe import Recipe
+from .seeds import hash_seed, own_random_state, seed_all
+from .sets import StreamSet
 
-TIMM_PREFIXES = ("torch/", "hfds/", "wds/", "tfds/", "hfids/")
-STREAMED = ("wds/", "tfds/", "hfids/")
 DRAWN_BY = ("timm", "torchvision", "pillow")
 """Packages whose versions an error in a transform names."""
 RETRIES = 100
@@ -69,123 +64,7 @@ def failure(name: str, error: Exception) -> Large2SmallError:
     return DataError(f"{name}: {what}. {change} other versions of these packages, or remove the image")
 
 
-def open_data(spec: str, split: str, num_classes: int = 0) -> ImageSet:
-    """Labelled images by name: what runtime.images reads, and what timm's create_dataset reads.
-
-    split: train or val. num_classes: only for streams. Raises DataError or UsageError when it cannot be used.
-    """
-    if not spec:
-        raise UsageError(
-            "no data given. Expected --data DIR (one sub-folder per class), npz:FILE, digits, or"
-            " torch/NAME:DIR"
-        )
-    if spec.startswith(STREAMED):
-        return StreamSet(spec, split, num_classes)
-    if spec.startswith(TIMM_PREFIXES) or spec.endswith(".tar"):
-        return _timm_set(spec, split)
-    return open_images(spec, split)
-
-
-class TimmSet(ImageSet):
-    """A data set of timm with random access: torchvision's, the hub's, or a tar file."""
-
-    def __init__(self, spec: str, dataset: Any, class_names: Sequence[str], labels: np.ndarray) -> None:
-        super().__init__(spec, class_names, labels)
-        self.dataset = dataset
-
-    def image(self, index: int) -> Any:
-        reader = getattr(self.dataset, "reader", None)
-        try:  # timm's own __getitem__ goes on to the next image when one is broken, and only logs it
-            with only_formats():  # torchvision's sets decode by themselves
-                found = reader[index][0] if reader is not None else self.dataset[index][0]
-            return open_rgb(found.read() if hasattr(found, "read") else found)
-        except MemoryError:
-            raise
-        except Exception as error:  # each reader and each image format fails in its own way
-            raise DataError(
-                f"{self.item_name(index)}: not a readable image ({' '.join(str(error).split())})"
-            ) from error
-
-    def item_name(self, index: int) -> str:
-        return self.dataset.filename(index) if hasattr(self.dataset, "filename") else super().item_name(index)
-
-
-class StreamSet(ImageSet):
-    """A data set of timm that can only be read from the front (webdataset, TFDS, hub streams); classes have
-    no names.
-    """
-
-    def __init__(self, spec: str, split: str, num_classes: int) -> None:
-        if num_classes < 2:
-            raise UsageError(f"{spec}: streamed data carries no class list. Give --num-classes")
-        self.split = split
-        super().__init__(spec, [str(i) for i in range(num_classes)], np.zeros(0, np.int64))
-        self.size = len(self.stream(0, 1).reader)
-
-    def __len__(self) -> int:
-        return self.size
-
-    def fingerprint(self) -> str:
-        """Not known without reading everything."""
-        return ""
-
-    def stream(self, seed: int, batch: int) -> Any:
-        """timm's iterable data set of (PIL image, label)."""
-        name, _, root = self.name.partition(":")
-        return _create(
-            name, root, self.split, self.name, is_training=self.split == "train", batch_size=batch, seed=seed
-        )
-
-
-def _create(name: str, root: str, split: str, spec: str, **more: Any) -> Any:
-    try:
-        return create_dataset(name, root=root or None, split={"val": "validation"}.get(split, split), **more)
-    except ImportError as error:
-        raise MissingError(
-            f"{spec} needs the package {error.name}. Install it: pip install {error.name}"
-        ) from error
-    except Exception as error:  # each reader fails in its own way
-        raise DataError(
-            f"{spec}: timm cannot open it ({' '.join(str(error).split())[:200] or type(error).__name__})"
-        ) from error
-
-
-def _timm_set(spec: str, split: str) -> TimmSet:
-    if spec.endswith(".tar"):
-        if not Path(spec).is_file():
-            raise DataError(f"{spec}: no such file")
-        # without timm's list of contents beside the file, which is a pickle that older ones run
-        dataset = _create("", spec, split, spec, cache_tarinfo=False)
-        classes, labels = dataset.reader.class_name_to_idx, np.array(dataset.reader.targets)
-        names = sorted(classes, key=classes.get)
-    else:
-        name, _, root = spec.partition(":")
-        dataset = _create(name, root, split, spec)
-        names, labels = _names_and_labels(dataset, spec)
-    if len(names) < 2 or not len(labels):
-        raise DataError(
-            f"{spec}: {len(labels)} images of {len(names)} classes; expected at least two classes"
-        )
-    return TimmSet(spec, dataset, names, labels)
-
-
-def _names_and_labels(dataset: Any, spec: str) -> tuple[list[str], np.ndarray]:
-    if hasattr(dataset, "reader"):  # the hub's
-        rows, key = dataset.reader.dataset, getattr(dataset.reader, "label_key", "label")
-        feature = rows.features[key]
-        return list(getattr(feature, "names", None) or map(str, range(max(rows[key]) + 1))), np.array(
-            rows[key]
-        )
-    targets = next(
-        (getattr(dataset, name) for name in ("targets", "labels", "_labels") if hasattr(dataset, name)), None
-    )
-    if targets is None:
-        raise DataError(f"{spec}: its labels cannot be listed. Export it to an image folder first")
-    labels = np.array(targets)
-    return list(map(str, getattr(dataset, "classes", None) or range(int(labels.max()) + 1))), labels
-
-
-class TrainSet(Dataset):
+class TrainSet(Dataset[Sample]):
     """Augmented images by (epoch, index): what is drawn depends on seed, epoch and index alone, so any worker
     may draw it.
     """
@@ -216,7 +95,7 @@ class TrainSet(Dataset):
                 return failure(self.images.item_name(index), error)
 
 
-class EvalSet(Dataset):
+class EvalSet(Dataset[Sample]):
     """Images through `runtime.preprocess`, by index."""
 
     def __init__(self, images: ImageSet, preprocess: Preprocess) -> None:
@@ -238,7 +117,7 @@ class EvalSet(Dataset):
             return failure(self.images.item_name(index), error)
 
 
-class StreamItems(IterableDataset):
+class StreamItems(IterableDataset[Sample]):
     """A `StreamSet` through a transform; images come in the stream's own order, which depends on the number
     of workers.
     """
@@ -340,7 +219,7 @@ class TrainLoader:
             )
         common = loader_settings(recipe.workers, device)
         self.stream = isinstance(images, StreamSet)
-        if self.stream:
+        if isinstance(images, StreamSet):
             self.items = StreamItems(images, transform, recipe.seed, recipe.batch, recipe.skip_bad_images)
             self.loader = Loader(
                 self.items, batch_size=recipe.batch, drop_last=True, **common | {"persistent_workers": False}
@@ -389,7 +268,7 @@ def eval_loader(
 class Loader:
     """A DataLoader that raises the error which stands in the place of a batch."""
 
-    def __init__(self, items: Dataset, **settings: Any) -> None:
+    def __init__(self, items: Dataset[Sample], **settings: Any) -> None:
         self.loader = DataLoader(items, **settings)
 
     def __len__(self) -> int:
@@ -422,11 +301,13 @@ def loader_settings(workers: int, device: torch.device) -> dict[str, Any]:
 
 def collate(samples: list[Sample]) -> Batch | Large2SmallError:
     """Readable samples stacked; what could not be read is named. The first error takes the batch's place."""
-    errors = [sample for sample in samples if isinstance(sample, Large2SmallError)]
-    if errors:
-        return errors[0]
-    bad = [name for _, _, names in samples for name in names]
-    good = [(image, label) for image, label, _ in samples if image is not None]
+    read = []
+    for sample in samples:
+        if isinstance(sample, Large2SmallError):
+            return sample
+        read.append(sample)
+    bad = [name for _, _, names in read for name in names]
+    good = [(image, label) for image, label, _ in read if image is not None]
     images = torch.stack([image for image, _ in good]) if good else torch.zeros(0)
     return Batch(images, torch.tensor([label for _, label in good], dtype=torch.int64), bad)
 
@@ -437,32 +318,3 @@ def _worker_init(_: int) -> None:
         signal.SIGTERM, signal.SIG_IGN
     )  # sent to the whole group; the main process ends its workers itself
     torch.set_num_threads(1)
-
-
-def hash_seed(seed: int, epoch: int, index: int) -> int:
-    """A 63-bit number that differs for every (seed, epoch, index); the same on every machine."""
-    words = np.random.SeedSequence(
-        [seed & 0xFFFFFFFF, epoch & 0xFFFFFFFF, index & 0xFFFFFFFF]
-    ).generate_state(2)
-    return int(words[0]) | int(words[1] & 0x7FFFFFFF) << 32
-
-
-def seed_all(seed: int) -> None:
-    """Seed python, numpy and torch: timm's and torchvision's transforms draw from all three."""
-    random.seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)
-    torch.random.default_generator.manual_seed(seed)
-
-
-@contextlib.contextmanager
-def own_random_state() -> Iterator[None]:
-    """Put the three generators back afterwards, so that reading images does not change the training's own
-    draws.
-    """
-    saved = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(saved[0])
-        np.random.set_state(saved[1])
-        torch.set_rng_state(saved[2])

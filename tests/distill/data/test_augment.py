@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from timm.data import auto_augment, create_transform
 
-from distill.augment import TransformError, operations, training_transform
+from distill.data.augment import TransformError, operations, training_transform
 from runtime.preprocess import Preprocess
 
 SPEC = Preprocess((3, 32, 32), "bicubic", 1.0)

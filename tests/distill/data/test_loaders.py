@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from distill import data
-from distill.augment import training_transform
-from distill.data import TrainLoader, eval_loader, open_data
+from distill.data import TrainLoader, eval_loader, open_data, seeds
+from distill.data.augment import training_transform
+from distill.data.loaders import TrainSet
 from runtime.errors import DataError, UsageError
 from runtime.images import open_images
 from runtime.preprocess import Preprocess
@@ -88,13 +88,12 @@ def test_epochs_and_seeds_differ_in_order_and_augmentation(images, recipe):
     ):
         assert not torch.equal(first.labels, other.labels)
     assert (
-        len({data.hash_seed(s, e, i) for s in range(5) for e in range(5) for i in range(-1, 20)})
+        len({seeds.hash_seed(s, e, i) for s in range(5) for e in range(5) for i in range(-1, 20)})
         == 5 * 5 * 21
     )
     same_image = images(1)
     once, twice = (
-        data.TrainSet(same_image, training_transform(recipe(**HARD), SPEC), 0, False)[(e, 0)][0]
-        for e in (0, 1)
+        TrainSet(same_image, training_transform(recipe(**HARD), SPEC), 0, False)[(e, 0)][0] for e in (0, 1)
     )
     assert not torch.equal(once, twice)
 

@@ -4,8 +4,8 @@ In:  the recipe's augmentation settings and the student's `Preprocess`.
 Out: a transform: PIL RGB image -> (C, H, W) float32 tensor, drawn from python's, numpy's and torch's
      generators.
      A `TransformError` names the step that failed.
-Elsewhere: seeding the generators, batches, the image's name in an error (distill.data); evaluation's pixels
-     (runtime.preprocess).
+Elsewhere: seeding the generators, batches, the image's name in an error (distill.data.loaders); evaluation's
+     pixels (runtime.preprocess).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torchvision import transforms
 from runtime.errors import UsageError
 from runtime.preprocess import Preprocess
 
-from .recipe import Recipe
+from ..recipe import Recipe
 
 FLAGS = {
     "RandomResizedCropAndInterpolation": "--scale, --ratio or --train-interpolation",

@@ -1,0 +1,6 @@
+"""Images for training and evaluation: opened by name, augmented, in batches."""
+
+from .loaders import Batch, TrainLoader, eval_loader
+from .sets import open_data
+
+__all__ = ["Batch", "TrainLoader", "eval_loader", "open_data"]
