@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import io
 import pickle
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -31,6 +33,12 @@ WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Keys under which other projects keep the weights, the averaged ones first."""
 CODE = ("GLOBAL", "call reduce", "create new object", "Can only build")
 """Words of torch's weights-only reader when it meets a function or class it will not call."""
+FIT, BROKEN = "checksums fit", "broken: "
+"""What `checksums` says, or begins with."""
+MOST_UNPACKED = 2**26
+"""Bytes that the parts of a file may have together in any case."""
+MOST_PACKED = 20
+"""Above that, how often its own size: weights hardly shrink when they are packed."""
 KINDS: dict[str, type | tuple[type, ...]] = {
     "model": str,
     "model_args": dict,
@@ -108,11 +116,15 @@ def save(checkpoint: Checkpoint, path: str | Path) -> None:
     files.write_bytes(path, buffer.getvalue())
 
 
-def load(path: str | Path) -> Checkpoint:
+def load(path: str | Path, checked: bool = True) -> Checkpoint:
     """Read a checkpoint of this project. Raises ArtifactError for anything else; see `load_any` for foreign
     files.
     """
-    values = read_file(path)
+    return from_values(read_file(path, checked), path)
+
+
+def from_values(values: Mapping[str, Any], path: str | Path) -> Checkpoint:
+    """The checkpoint in the raw values of the file `path`. Raises ArtifactError when it is another's."""
     if MARK not in values:
         raise ArtifactError(f"{path}: not a large2small checkpoint. Name its architecture: --model NAME")
     if values[MARK] != SCHEMA:
@@ -149,7 +161,7 @@ def load_any(
     """
     values = read_file(path)
     if MARK in values:
-        checkpoint = load(path)
+        checkpoint = from_values(values, path)
         if model is not None and model != checkpoint.model:
             raise ArtifactError(
                 f"{path}: holds {checkpoint.model}, not {model}. Leave the name out, or give the right file"
@@ -174,11 +186,18 @@ def load_any(
     )
 
 
-def read_file(path: str | Path) -> dict[str, Any]:
-    """The raw dict in a .pth, .pt, .th or .safetensors file; pickled code is refused, never run."""
+def read_file(path: str | Path, checked: bool = True) -> dict[str, Any]:
+    """The raw dict in a .pth, .pt, .th or .safetensors file; pickled code is refused, never run.
+
+    checked: refuse a file that was changed since it was written, for which it is read once more.
+    """
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"{path}: no such checkpoint")
+    _require_bounded(path)
+    found = checksums(path) if checked else None
+    if found and found.startswith(BROKEN):
+        raise ArtifactError(f"{path}: {found.removeprefix(BROKEN)}")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -200,6 +219,49 @@ def read_file(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ArtifactError(f"{path}: holds a {type(values).__name__}; expected a dict of weights")
     return values
+
+
+def checksums(path: Path) -> str | None:
+    """FIT, or BROKEN and why: what the CRC-32 of each part of a torch file says; torch does not look at it.
+
+    None where there are none: files of other formats, and those of torch with `compute_crc32` off. Raises
+    ArtifactError for a file that would not be read at all (`_require_bounded`).
+    """
+    _require_bounded(path)
+    try:
+        if not zipfile.is_zipfile(path):
+            return None
+        with zipfile.ZipFile(path) as parts:
+            if all(part.CRC == 0 for part in parts.infolist()):
+                return None
+            damaged = parts.testzip()
+    except (zipfile.BadZipFile, RuntimeError, OSError, EOFError, ValueError, zlib.error) as error:
+        reason = " ".join(str(error).split())
+        return f"{BROKEN}changed since it was written ({reason}). Copy it again from its source"
+    if damaged:
+        return (
+            f"{BROKEN}part {damaged} was changed since it was written (its CRC-32 does not fit). Copy it"
+            " again from its source"
+        )
+    return FIT
+
+
+def _require_bounded(path: Path) -> None:
+    """Raise ArtifactError for a zip whose parts would be far larger than the file: torch packs nothing, and
+    a packed part of a few kilobytes can fill the memory.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as parts:
+            size = sum(part.file_size for part in parts.infolist())
+    except (zipfile.BadZipFile, RuntimeError, OSError, EOFError, ValueError):
+        return  # what cannot be listed is refused by `checksums` and by torch
+    if size > max(MOST_UNPACKED, MOST_PACKED * path.stat().st_size):
+        raise ArtifactError(
+            f"{path}: {path.stat().st_size:,} bytes that unpack to {size:,}; torch writes its files unpacked."
+            " Save it again: torch.save(torch.load(FILE, weights_only=True), OTHER)"
+        )
 
 
 def unwrap(values: Mapping[str, Any], name: str) -> tuple[dict[str, torch.Tensor], list[str]]:

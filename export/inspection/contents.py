@@ -8,7 +8,6 @@ Elsewhere: the seal (runtime.artifact), ancestors (export.inspection.lineage), p
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -94,11 +93,11 @@ def inspect_checkpoint(path: Path, seal: str | None) -> dict[str, Any]:
     """What a checkpoint holds besides its weights."""
     from distill import checkpoint as checkpoints
 
-    values = checkpoints.read_file(path)
+    values = checkpoints.read_file(path, checked=False)  # a damaged one is reported, not refused
     ours = checkpoints.MARK in values
     notes: list[str] = []
     if ours:
-        found = checkpoints.load(path)
+        found = checkpoints.from_values(values, path)
         weights, about = found.state_dict, checkpoints.describe(found)
         about |= {"resumable": found.state is not None, "trained_int8": _trained(found.quantized)}
     else:
@@ -250,25 +249,10 @@ def _plan_seal(path: Path) -> str:
 
 
 def checksums(path: Path) -> str | None:
-    """A torch file has no seal, but a CRC-32 of each of its parts, at which torch itself does not look; None
-    in other formats.
-    """
-    try:
-        if not zipfile.is_zipfile(path):
-            return None
-        with zipfile.ZipFile(path) as parts:
-            damaged = parts.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError, ValueError) as error:
-        return (
-            f"broken: changed since it was written ({' '.join(str(error).split())}). Copy it again from its"
-            " source"
-        )
-    if damaged:
-        return (
-            f"broken: part {damaged} was changed since it was written (its CRC-32 does not fit). Copy it"
-            " again from its source"
-        )
-    return "checksums fit"
+    """What the checksums in a torch file say (distill.checkpoint); None in other formats."""
+    from distill import checkpoint as checkpoints
+
+    return checkpoints.checksums(path)
 
 
 def _trained(quantized: Mapping[str, Any] | None) -> dict[str, Any] | None:
