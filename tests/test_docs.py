@@ -217,6 +217,31 @@ def test_every_file_that_a_page_names_is_there(page):
     assert lost - {"runtime/NAME"} == set()
 
 
+def is_there(dotted: str) -> bool:
+    """Whether a module has this name, or holds it."""
+    parts = dotted.split(".")
+    for count in range(len(parts), 0, -1):
+        file = ROOT.joinpath(*parts[:count])
+        module = next((f for f in (file.with_suffix(".py"), file / "__init__.py") if f.is_file()), None)
+        if module:
+            rest = parts[count:]
+            words = re.findall(r"\w+", module.read_text(encoding="utf-8"))
+            return not rest or (len(rest) == 1 and rest[0] in words)
+    return False
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_module_that_a_page_names_is_there(page):
+    text = page.read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:runtime|distill|export|bench)(?:\.[A-Za-z_]\w*)+)", text))
+    assert {name for name in named if not is_there(name)} == set()
+
+
+def test_a_module_that_moved_is_missed():
+    assert is_there("runtime.load") and is_there("distill.models.merge.reparameterize")
+    assert not is_there("distill.models.merge.absent_there") and not is_there("export.absent_there")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_are_only_in_blocks_whose_flags_are_checked(page):
     blocks = re.findall(
