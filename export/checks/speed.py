@@ -69,8 +69,8 @@ def _interleaved(
 
 
 def _noise(predictor: Predictor, batch: int) -> np.ndarray:
-    sizes = predictor.input_shape[1:]
-    if None in sizes:
+    sizes = [size for size in predictor.input_shape[1:] if size is not None]
+    if len(sizes) < 3:
         raise UsageError(
             f"{predictor.path}: input {predictor.input_shape} leaves the image size open. Expected C, H, W"
             " fixed"

@@ -32,7 +32,7 @@ OPSET = 19
 SMALLEST = np.finfo(np.float16).smallest_subnormal
 """6e-8: no scale may be less, because it would round to zero, which TensorRT does not parse."""
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
-SUFFIX = {FLOAT: "float", HALF: "half"}
+SUFFIX: dict[int, str] = {FLOAT: "float", HALF: "half"}
 PAIR = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -160,7 +160,7 @@ class _Conversion:
     # -- types
 
     def _home(self) -> dict[str, int]:
-        home = dict.fromkeys([*self.view.inputs, *self.view.constants], FLOAT)
+        home: dict[str, int] = dict.fromkeys([*self.view.inputs, *self.view.constants], FLOAT)
         for node in self.model.graph.node:
             home |= {
                 name: self.output_type(node, index)

@@ -22,7 +22,7 @@ from .macs import FACTORS, of_node
 CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Cast", "Constant", "Identity")
 """What only changes the form of numbers; counted apart."""
 INTEGERS = (TensorProto.INT8, TensorProto.UINT8)
-NAMES = {
+NAMES: dict[int | None, str] = {
     TensorProto.FLOAT: "fp32",
     TensorProto.FLOAT16: "fp16",
     TensorProto.INT8: "int8",

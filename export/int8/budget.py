@@ -145,7 +145,7 @@ def groups(model: ModelProto, made: Plan) -> list[Group]:
     Layers that merely share a scale (Concat) stay apart: the pair belongs to the layer that reads it.
     """
     view, costs = View(model), macs.count(model)
-    together = {name: (name,) for name in made.layers}
+    together: dict[str, tuple[str, ...]] = {name: (name,) for name in made.layers}
     for node in model.graph.node:
         meeting = [
             view.producer[tensor].name

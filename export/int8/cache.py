@@ -106,7 +106,7 @@ def write(
     A folder that cannot be written costs the cache, not the calibration: `note` gets a line.
     """
     seen = list(histograms.values())
-    stored = {
+    stored: dict[str, Any] = {
         "key": np.array(key),
         "names": np.array(list(histograms)),
         "lows": np.array([each.low for each in seen]),

@@ -373,7 +373,7 @@ def norm_edges(view: View, layers: Sequence[str]) -> list[tuple[str, int]]:
         reader = first = view.only_reader(view.nodes[name].output[0])
         while reader is not None and reader.op_type in COMMUTING:
             reader = view.only_reader(reader.output[0])
-        if reader is not None and reader.op_type == "LayerNormalization":
+        if first is not None and reader is not None and reader.op_type == "LayerNormalization":
             found.append((first.name, 0))
     return found
 

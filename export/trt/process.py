@@ -141,7 +141,9 @@ class _Bars(_Plain):
     """One bar for each phase that is going on, indented below the phase it belongs to."""
 
     def __init__(self, bars: Any) -> None:
-        self.bars, self.tasks, self.depth = bars, {}, {}
+        self.bars = bars
+        self.tasks: dict[str, Any] = {}
+        self.depth: dict[str | None, int] = {}
 
     def start(self, phase: str, parent: str | None, steps: int) -> None:
         self.finish(phase)  # names come again

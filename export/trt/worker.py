@@ -44,9 +44,7 @@ def main() -> int:
             events.flush()
 
     task = json.loads(sys.stdin.readline())
-    threading.Thread(
-        target=lambda: (sys.stdin.readline(), stop.set()), daemon=True
-    ).start()  # also when the parent is gone
+    threading.Thread(target=_stop_when_told, args=(stop,), daemon=True).start()
     watch = Watch(
         lambda *phase: tell("start", *phase),
         lambda *step: tell("step", *step),
@@ -61,6 +59,12 @@ def main() -> int:
         return 130
     sys.stderr.flush()
     os._exit(0)  # a library's exit handlers must not undo what is done
+
+
+def _stop_when_told(stop: threading.Event) -> None:
+    """Set `stop` at the second line of stdin, or at its end: also when the parent is gone."""
+    sys.stdin.readline()
+    stop.set()
 
 
 def _build(task: dict[str, Any], watch: Watch) -> dict[str, Any]:
