@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from runtime import UsageError, env
+from runtime import env
+from runtime.cli import settings
 from runtime.cli.settings import Flag
 from runtime.images import ImageSet, open_images
 from runtime.terminal import progress_bar
@@ -38,22 +39,19 @@ class Options(RunOptions):
     """Part of --data to read."""
     reference: Path | None = None
     """Artifact to compare with, such as the teacher or the fp32 student."""
-    batch: Annotated[int, Flag("N", aliases=("-b", "--batch-size"))] = 64
+    batch: Annotated[int, Flag("N", aliases=("-b", "--batch-size"), least=1)] = 64
     """Images per call, 1 or more; a file that does not take so many gets what it takes."""
-    limit: int | None = None
+    limit: Annotated[int | None, Flag("N", least=1)] = None
     """Largest number of images to evaluate, spread evenly over the set, 1 or more."""
     skip_bad_images: bool = False
     """Leave out and count images that cannot be read, instead of stopping at the first."""
-    workers: Annotated[int | None, Flag("N", aliases=("-j",))] = None
+    workers: Annotated[int | None, Flag("N", aliases=("-j",), least=1)] = None
     """Threads that decode images, 1 or more; by default all usable cores."""
     json: bool = False
     """Print the result as one JSON object and nothing else."""
 
     def __post_init__(self) -> None:
-        for name in ("batch", "limit", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} {value}: expected 1 or more")
+        settings.check(self)
         self.require_read([self.engine, *([self.reference] if self.reference else [])])
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from runtime import UsageError, env, files
+from runtime import env, files
+from runtime.cli import settings
 from runtime.cli.settings import Flag
 from runtime.images import open_images
 
@@ -33,13 +34,13 @@ class Options(RunOptions):
 
     engine: Path
     """Artifact to measure: an .onnx file, or a .plan file with its .plan.json beside it."""
-    batch: Annotated[int, Flag("N", aliases=("-b", "--batch-size"), common=True)] = 1
+    batch: Annotated[int, Flag("N", aliases=("-b", "--batch-size"), common=True, least=1)] = 1
     """Images per call, 1 or more."""
-    warmup: Annotated[int, Flag("N", common=True)] = 50
+    warmup: Annotated[int, Flag("N", common=True, least=0)] = 50
     """Untimed calls before the first timed one, 0 or more."""
-    iterations: Annotated[int, Flag("N", common=True)] = 500
+    iterations: Annotated[int, Flag("N", common=True, least=1)] = 500
     """Timed calls, 1 or more."""
-    duration: Annotated[float | None, Flag("SECONDS", common=True)] = None
+    duration: Annotated[float | None, Flag("SECONDS", common=True, above=0)] = None
     """Time to measure for, instead of --iterations; at least one call."""
     percentiles: Annotated[str, Flag("P,P,..")] = "50,90,95,99"
     """Percentiles to report, 0 to 100, with commas between."""
@@ -62,13 +63,7 @@ class Options(RunOptions):
     """Replace an existing --results-file."""
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or self.iterations < 1 or self.warmup < 0:
-            raise UsageError(
-                f"batch {self.batch}, iterations {self.iterations}, warmup {self.warmup}: "
-                "expected batch and iterations of 1 or more, warmup of 0 or more"
-            )
-        if self.duration is not None and not 0 < self.duration < float("inf"):
-            raise UsageError(f"duration {self.duration}: expected seconds above 0")
+        settings.check(self)
         stats.parse_percentiles(self.percentiles)
         self.require_read([self.engine])
         if self.img_size is not None:

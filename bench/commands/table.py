@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from runtime import Predictor, UsageError, env, files
+from runtime.cli import settings
 from runtime.cli.settings import Flag
 from runtime.images import ImageSet, open_images
 from runtime.terminal import progress_bar
@@ -45,13 +46,13 @@ class Options(RunOptions):
     """Artifact of the student trained for the same budget without the teacher."""
     split: Literal["train", "val"] = "val"
     """Part of --data to read."""
-    batch: Annotated[int, Flag("N", aliases=("-b", "--batch-size"), common=True)] = 1
+    batch: Annotated[int, Flag("N", aliases=("-b", "--batch-size"), common=True, least=1)] = 1
     """Images per timed call, 1 or more; accuracy is measured in batches of 64."""
-    warmup: int = 20
+    warmup: Annotated[int, Flag("N", least=0)] = 20
     """Untimed calls of each artifact before the first timed one, 0 or more."""
-    iterations: Annotated[int, Flag("N", common=True)] = 200
+    iterations: Annotated[int, Flag("N", common=True, least=1)] = 200
     """Timed calls of each artifact, 1 or more."""
-    limit: int | None = None
+    limit: Annotated[int | None, Flag("N", least=1)] = None
     """Largest number of images for accuracy, spread evenly over the set, 1 or more."""
     skip_bad_images: bool = False
     """Leave out and count images that cannot be read, instead of stopping at the first."""
@@ -65,16 +66,7 @@ class Options(RunOptions):
     """Replace existing files of --output."""
 
     def __post_init__(self) -> None:
-        if (
-            self.batch < 1
-            or self.iterations < 1
-            or self.warmup < 0
-            or (self.limit is not None and self.limit < 1)
-        ):
-            raise UsageError(
-                f"batch {self.batch}, iterations {self.iterations}, warmup {self.warmup}, limit {self.limit}:"
-                " expected batch, iterations and limit of 1 or more, warmup of 0 or more"
-            )
+        settings.check(self)
         if not self.students:
             raise UsageError("no student given. Add one or more .onnx or .plan files after the flags")
         self.require_read([path for _, path in self.artifacts])

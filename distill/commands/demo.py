@@ -1,4 +1,4 @@
-"""`distill demo`: the whole way on handwritten digits, on a CPU, in minutes.
+"""`distill demo`: the whole pipeline on handwritten digits, on a CPU, in minutes.
 
 In:  nothing but scikit-learn's bundled digits.
 Out: DIR/ with a large-kernel teacher, the same student with and without it, fp32 and int8 artifacts, and the
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from runtime.cli import settings
 from runtime.cli.settings import Flag
 from runtime.errors import Large2SmallError, UsageError
 
@@ -44,9 +45,12 @@ class Options:
     teacher_epochs: Annotated[int, Flag("N", least=1)] = 16
     """Passes of the teacher over the 1,352 training digits."""
     epochs: Annotated[int, Flag("N", least=1)] = 5
-    """Passes of student and control over them."""
+    """Passes of student and control over the same digits."""
     iterations: Annotated[int, Flag("N", least=1)] = 300
     """Timed calls per artifact in the table."""
+
+    def __post_init__(self) -> None:
+        settings.check(self)
 
 
 def commands_of(options: Options) -> list[list[str]]:
@@ -136,7 +140,7 @@ def run(options: Options) -> None:
     for arguments in commands_of(options):
         _one(main, arguments)
     print(
-        f"everything lies in {options.output}/ ({time.monotonic() - began:.0f} s). On your own images:"
+        f"everything is in {options.output}/ ({time.monotonic() - began:.0f} s). On your own images:"
         " distill --help",
         file=sys.stderr,
     )

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from runtime.cli import settings
 from runtime.cli.settings import Flag
-from runtime.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,17 @@ class ParityOptions:
     """Artifact made from the checkpoint: an .onnx file, or a .plan file where its GPU is."""
     data: Annotated[str | None, Flag("DATA")] = None
     """Labeled images (DIR, npz:FILE, digits); by default the checkpoint's own validation images."""
-    size: int = 256
+    size: Annotated[int, Flag("N", least=0)] = 256
     """Number of images, as many of each class as possible; 0: all."""
     model: str | None = None
     """Architecture of foreign weights, as timm spells it."""
     model_args: Annotated[tuple[str, ...], Flag("KEY=VALUE")] = ()
     """Arguments of the architecture of foreign weights."""
-    img_size: Annotated[int | None, Flag("PIXELS")] = None
+    img_size: Annotated[int | None, Flag("PIXELS", least=1)] = None
     """Height and width in pixels, when the file was exported with another size than the checkpoint's."""
-    atol: Annotated[float, Flag("SHARE")] = 1e-4
+    atol: Annotated[float, Flag("SHARE", above=0)] = 1e-4
     """Largest logit difference of an fp32 file, as a share of the largest logit (at least 1)."""
-    min_agreement: Annotated[float, Flag("PERCENT")] = 95.0
+    min_agreement: Annotated[float, Flag("PERCENT", least=0, most=100)] = 95.0
     """Share of images on which an int8 or fp16 file must choose the checkpoint's class, percent."""
     seed: int = 0
     """Seed for choosing images."""
@@ -43,10 +43,4 @@ class ParityOptions:
     """Print the result as one JSON object and nothing else."""
 
     def __post_init__(self) -> None:
-        if self.size < 0 or not self.atol > 0 or not 0 <= self.min_agreement <= 100:
-            raise UsageError(
-                f"size {self.size}, atol {self.atol:g}, min-agreement {self.min_agreement:g}: expected size 0"
-                " (all) or more, atol above 0, min-agreement 0 to 100 percent"
-            )
-        if self.img_size is not None and self.img_size < 1:
-            raise UsageError(f"img-size {self.img_size}: expected 1 or more pixels")
+        settings.check(self)

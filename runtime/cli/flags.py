@@ -151,17 +151,18 @@ def _read(setting: Setting, typed: Any) -> Any:
 
 
 def _value(setting: Setting, word: str) -> Any:
+    typed = word or "''"
     if setting.choices and word not in setting.choices:
         *first, last = sorted(setting.choices)
         raise UsageError(
-            f"{setting.label} {word}: expected {', '.join(first)}{' or ' if first else ''}{last}"
+            f"{setting.label} {typed}: expected {', '.join(first)}{' or ' if first else ''}{last}"
         )
     if setting.kind in (int, float):
         try:
             return setting.kind(word)
         except ValueError:
             expected = "a whole number" if setting.kind is int else "a number"
-            raise UsageError(f"{setting.label} {word}: expected {expected}") from None
+            raise UsageError(f"{setting.label} {typed}: expected {expected}") from None
     return Path(word) if setting.kind is Path else word
 
 

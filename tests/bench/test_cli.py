@@ -77,7 +77,7 @@ def test_the_batch_has_its_usual_names(flag, student, capsys):
             2,
             "--batch two: expected a whole number",
         ),
-        (["latency", "--engine", "missing.onnx", "--batch", "0"], 2, "expected batch"),
+        (["latency", "--engine", "missing.onnx", "--batch", "0"], 2, "--batch 0: expected 1 or more"),
         (["accuracy", "--engine", "missing.onnx", "--data", "missing"], 2, "missing: no such folder"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,8 +10,8 @@ from typing import Annotated, Literal
 import pytest
 
 from runtime import UsageError
-from runtime.cli import flags
-from runtime.cli.settings import Flag
+from runtime.cli import flags, front_door
+from runtime.cli.settings import Flag, settings_of
 
 
 @dataclass(frozen=True)
@@ -215,3 +216,28 @@ def test_what_a_recipe_says_can_be_taken_back():
     assert parse("--engine", "x", "--hint", "None").hint is None
     given = flags.parse(Options, ["--img-size", "None"], "tool", default=Options(Path("x"), img_size="3"))
     assert given.img_size is None
+
+
+@pytest.mark.parametrize(
+    ("word", "of_float", "of_int"),
+    [
+        ("nan", "nan: expected a number", "nan: expected a whole number"),
+        ("inf", "inf: expected a finite number", "inf: expected a whole number"),
+        ("-inf", "-inf: expected a finite number", "-inf: expected a whole number"),
+        ("1e999", "inf: expected a finite number", "1e999: expected a whole number"),
+        ("9" * 20, None, f"{'9' * 20}: expected at most 9223372036854775807"),
+        ("ten", "ten: expected a number", "ten: expected a whole number"),
+        ("", "'': expected a number", "'': expected a whole number"),
+    ],
+)
+@pytest.mark.parametrize("command", front_door.COMMANDS)
+def test_no_number_of_a_command_takes_what_is_not_one(command, word, of_float, of_int):
+    options = importlib.import_module(front_door.COMMANDS[command]).Options
+    for setting in settings_of(options):
+        expected = {float: of_float, int: of_int}.get(setting.kind)
+        if expected and setting.words:
+            repeated = [word] * (setting.count or 1)
+            with pytest.raises(UsageError) as found:
+                flags.parse(options, [setting.words[0], *repeated], "tool")
+            said = str(found.value).replace(f"{expected.split(':')[0]} ", "", len(repeated) - 1)
+            assert said.startswith(f"{setting.words[0]} {expected}"), said
