@@ -16,7 +16,6 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
-from importlib.abc import InspectLoader
 from typing import Any, Protocol
 
 from ..errors import UsageError
@@ -189,9 +188,8 @@ def overview(group: str = "") -> str:
 def summary(module: str) -> str:
     """The module's SUMMARY, read from its source: importing it would cost what the command needs."""
     found = importlib.util.find_spec(module)
-    loader = found.loader if found else None
-    source = loader.get_source(module) if isinstance(loader, InspectLoader) else None
-    for node in ast.parse(source or "").body:
+    loader: Any = found.loader if found else None  # importlib's protocol for loaders has no get_source
+    for node in ast.parse(loader.get_source(module)).body:
         if isinstance(node, ast.Assign) and [getattr(each, "id", None) for each in node.targets] == [
             "SUMMARY"
         ]:
