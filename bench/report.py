@@ -2,7 +2,7 @@
 
 In:  plain values; None where nothing was measured.
 Out: short strings; text on stdout.
-Elsewhere: measuring (bench.latency, bench.accuracy), what a table's columns are (bench.table).
+Elsewhere: measuring (bench.latency, bench.accuracy), the tables themselves (bench.tables).
 """
 
 from __future__ import annotations
@@ -57,12 +57,11 @@ def _scaled(value: float, units: tuple[str, ...]) -> str:
     return f"{value:.{1 if power and value < 100 else 0}f}{units[power]}"
 
 
-def console(stderr: bool = False) -> Any:
-    """A rich console that keeps tables readable when the output is not a terminal."""
+def console() -> Any:
+    """A rich console on stdout that keeps tables readable when the output is not a terminal."""
     from rich.console import Console
 
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else PIPE_WIDTH, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
 
 
 def table(title: str, left: Sequence[str], right: Sequence[str]) -> Any:
