@@ -192,7 +192,7 @@ def choose(student: Sequence[Stage], stages: str = "all") -> list[Stage]:
 
 def pair_lines(pairs: Sequence[tuple[Stage, Stage | None]]) -> list[str]:
     """One printable line per pair; without a teacher's stage it is the teacher's logits that teach."""
-    return [f"stage {s.index}: student {s} <- teacher {t or 'logits'}" for s, t in pairs]
+    return [f"stage {s.index}: student {s} learns from teacher {t or 'logits'}" for s, t in pairs]
 
 
 def _by_stride(student: Sequence[Stage], teacher: Sequence[Stage]) -> list[tuple[Stage, Stage]]:
@@ -271,7 +271,8 @@ def _probe(model: nn.Module, input_size: tuple[int, ...]) -> tuple[Stage, ...]:
         logits, calls = _watched(model, {entry.get("module") for _, entry in entries}, image)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             raise UsageError(
-                f"{name} gives more than logits (N, K) in one forward pass, so its maps cannot be tapped"
+                f"{name} gives more than logits (N, K) in one forward pass, so its feature maps cannot be"
+                " read"
             )
         stages = [
             _stage(index, entry, calls.get(entry.get("module"), []), image, model) for index, entry in entries
@@ -281,7 +282,7 @@ def _probe(model: nn.Module, input_size: tuple[int, ...]) -> tuple[Stage, ...]:
     if not stages or stages[-1] is None:
         raise UsageError(
             f"{name} has no last stage whose output is a map or a row of tokens (timm's feature_info), so it"
-            " cannot be tapped. Use a loss of the logits, or another architecture"
+            " has no feature maps to compare. Use a loss on logits, or another architecture"
         )
     return tuple(stage for stage in stages if stage is not None)
 

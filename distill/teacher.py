@@ -180,4 +180,4 @@ def _merge(model: nn.Module, preprocess: Preprocess) -> tuple[nn.Module, str]:
         difference = require_equal(model, merged, preprocess.input_size)
     except GateError as error:
         return model, f"not merged: {error}"
-    return merged, f"merged for inference, largest difference {difference:.0e} of the spread"
+    return merged, f"merged for inference; its outputs change by at most {difference:.0e} of their spread"

@@ -381,7 +381,7 @@ CASES = {
     "resume of nothing": (
         lambda p: ["train", "--resume", p.root / "nothing"],
         2,
-        ["nothing: no run to resume", "--output"],
+        ["nothing: is not a run that can be resumed", "--output"],
     ),
     "resume with another lr": (
         lambda p: ["train", "--resume", p.run(), "--lr", "0.02"],

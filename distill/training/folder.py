@@ -32,8 +32,9 @@ def _resumed(options: TrainOptions) -> Path:
         options.data and is_new
     ):  # a script may always say --resume
         raise UsageError(
-            f"{options.resume}: no run to resume (no args.yaml). Give the folder that --output named; to"
-            " start from weights give --student-ckpt, or --qat --resume FILE to train them as int8"
+            f"{options.resume}: is not a run that can be resumed (it has no args.yaml). Give the folder that"
+            " --output named; to start from weights give --student-ckpt, or --qat --resume FILE to train"
+            " them as int8"
         )
     for place in (folder, folder / "control"):
         files.remove_leftovers(place)

@@ -104,9 +104,8 @@ class RunResult:
             )
         for network in self.erf:
             lines.append(
-                f"receptive field of the {network.label}: {_areas(network, network.result.reference)}"
-                f" (the published measure); {_areas(network, network.result.scale_free)} (the measure that"
-                " does not depend on the size of the scores)"
+                f"receptive field of the {network.label}: {_areas(network, network.result.reference)};"
+                f" by the scale-free measure {_areas(network, network.result.scale_free)}"
             )
         if self.erf:
             lines.append(f"figures are in {Path(self.run) / 'erf'}")
@@ -134,9 +133,8 @@ def _gain_sentence(points: float) -> str:
 
 
 def _areas(network: Measured, squares: Squares) -> str:
-    """`20 % of the score in 1.2 % of the image` and so on."""
-    shares = [
-        f"{100 * share:g} % in " + ("more than was tried" if ratio is None else f"{100 * ratio:.1f} %")
-        for share, ratio in zip(network.result.thresholds, squares.ratios, strict=True)
-    ]
-    return f"share of the score in share of the image area {', '.join(shares)}"
+    """`20 % of the score is in 1.2 % of the image, 30 % in 2.1 %` and so on."""
+    within = ["more than was tried" if ratio is None else f"{100 * ratio:.1f} %" for ratio in squares.ratios]
+    shares = [f"{100 * share:g} %" for share in network.result.thresholds]
+    first = f"{shares[0]} of the score is in {within[0]} of the image"
+    return ", ".join([first, *(f"{a} in {b}" for a, b in zip(shares[1:], within[1:], strict=True))])

@@ -134,7 +134,7 @@ class SparseTraining:
         ):
             if count < 1:
                 raise GateError(
-                    f"sparsity {self.sparsity}: SNIP leaves no weight in {name}. Give a lower --sparsity"
+                    f"sparsity {self.sparsity}: no weight of {name} would be left. Give a lower --sparsity"
                 )
             if count < DENSE * weight.numel():
                 drawn = torch.randperm(weight.numel(), generator=self._generator(0, number))[:count]
@@ -249,9 +249,11 @@ class SparseTraining:
     def summary(self) -> str:
         """One line for a person."""
         total = sum(weight.numel() for weight in self.weights.values())
+        where = "at random" if self.growth == "random" else "where the gradient is largest"
         return (
             f"{1 - self.overall_density:.1%} of {total:,} weights are 0, in {len(self.masks)} of"
-            f" {len(self.weights)} layers; exchanged every {self.update_every} steps, {self.growth} growth"
+            f" {len(self.weights)} layers; every {self.update_every} steps some are dropped and others grow"
+            f" {where}"
         )
 
     def state_dict(self) -> dict[str, Any]:

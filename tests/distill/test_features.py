@@ -423,7 +423,7 @@ def test_a_pair_is_described_in_one_line():
     student = Stage(2, "layer2", 128, 28, 28, 8, 224)
     teacher = Stage(1, "stages.1", 249, 28, 28, 8, 224)
     assert pair_lines([(student, teacher)]) == [
-        "stage 2: student layer2 128x28x28 (stride 8) <- teacher stages.1 249x28x28 (stride 8)"
+        "stage 2: student layer2 128x28x28 (stride 8) learns from teacher stages.1 249x28x28 (stride 8)"
     ]
 
 

@@ -252,7 +252,7 @@ def test_weights_alone_are_no_run_to_resume(run, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     for name in ("weights.pth", "resnet20.th", "no_such_folder/last.pth", "."):
         code, _, err = run("--teacher", "none", "--resume", str(tmp_path / name))
-        assert code == 2 and "no run to resume" in err and "--student-ckpt" in err
+        assert code == 2 and "is not a run that can be resumed" in err and "--student-ckpt" in err
     assert main(["train", "--resume", str(tmp_path / "no_such_folder")]) == 2
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -445,7 +445,7 @@ def test_several_losses_in_yaml(run, teacher_file, tmp_path):
     )
     code, _, err = run("--teacher-ckpt", teacher_file, "--config", str(recipe))
     assert code == 0
-    assert "fd: stage 2: student layer3 16x4x4 (stride 4) <- teacher layer3 16x4x4 (stride 4)" in err
+    assert "fd: stage 2: student layer3 16x4x4 (stride 4) learns from teacher layer3 16x4x4 (stride 4)" in err
     record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
     assert record["train_distill_loss"] == pytest.approx(
         record["train_nkd_loss"] + 0.5 * record["train_fd_loss"]

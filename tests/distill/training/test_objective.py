@@ -247,7 +247,7 @@ def test_a_loss_without_the_teachers_maps_takes_all_of_the_students_stages_whate
     )
     mine = trainer(teacher=Teacher(vit, spec, spec, torch.device("cpu")), losses=("ofa_stages", "kl"))
     assert len(mine.objective.losses[0].branches) == 3 and mine.teacher.taps is None
-    assert sum("<- teacher logits" in note for note in mine.objective.notes) == 3
+    assert sum("learns from teacher logits" in note for note in mine.objective.notes) == 3
     batch = next(mine.train_loader.epoch(0))
     assert len(mine.losses(batch.images, batch.labels).each) == 2
     both = trainer("both", teacher=mine.teacher, losses=("fd", "ofa_stages:stages=1", "at:stages=0:1"))
