@@ -113,7 +113,7 @@ def write_files(name: str, precisions: list[str], folder: Path) -> dict[str, Pat
     size = (3, 32, 32) if cifar else (3, 224, 224)
     noise = np.random.default_rng(0).normal(size=(2, *size)).astype(np.float32)
     fp32 = from_torch.to_onnx(from_torch.merge(stirred(name, 10 if cifar else 1000)), size)
-    plan = quantize.plan(fp32, "tensorrt")
+    plan = quantize.lay_out(fp32, "tensorrt")
     made = {"fp32": fp32}
     if any("int8" in precision for precision in precisions):
         made["int8"] = quantize.quantize(fp32, plan, calibrate(fp32, plan.tensors, [noise], "minmax"))

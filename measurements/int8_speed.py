@@ -136,7 +136,7 @@ def quantized_files(fp32: onnx.ModelProto, noise: np.ndarray, folder: Path) -> d
     onnx.save(fp32, files[BASE])
     prepared = rewrite.prepare(fp32)
     for placement in ("cpu", "tensorrt"):
-        plan = quantize.plan(prepared, placement)
+        plan = quantize.lay_out(prepared, placement)
         ranges = calibrate(prepared, plan.tensors, [noise], "minmax")
         onnx.save(quantize.quantize(prepared, plan, ranges), files[f"ours {placement}"])
     for label, activations in PRESETS.items():

@@ -19,7 +19,8 @@ from .view import View, attribute
 
 
 def prepare(model: ModelProto) -> ModelProto:
-    """The model as `plan`, `calibrate` and `quantize` should all see it; names of layers and outputs stay."""
+    """The model as `lay_out`, `calibrate` and `quantize` should all see it; names of layers and outputs
+    stay."""
     result = edit.copy(model)
     for change in (fold_one_batch_norm, pool_one_mean):
         repeat(change, result)

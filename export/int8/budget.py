@@ -1,7 +1,7 @@
 """Which layers pay for int8: the damage each group of layers does, and the fewest groups that must go back to
 float.
 
-In:  fp32 model and its Plan; `evaluate(int8 layers)` -> logits of ranking images; `gate(int8 layers)` ->
+In:  fp32 model and its Layout; `evaluate(int8 layers)` -> logits of ranking images; `gate(int8 layers)` ->
 Accuracy on --data.
 Out: an Outcome: the layers that stay int8, the sensitivity table, every try; GateError when the budget cannot
 be met.
@@ -39,7 +39,7 @@ from runtime.terminal import console
 from ..checks.verify import Accuracy, flips, hits, mean_kl
 from ..graph import macs
 from ..graph.view import View
-from .quantize import Plan
+from .quantize import Layout
 
 Evaluate = Callable[[frozenset[str]], np.ndarray]
 """Names of the layers in int8, never empty, all others float -> logits (N, K)."""
@@ -135,7 +135,7 @@ def silent(rows: Sequence[Row], said: str) -> None:
     """Shows nothing."""
 
 
-def groups(model: ModelProto, made: Plan) -> list[Group]:
+def groups(model: ModelProto, layout: Layout) -> list[Group]:
     """Every quantized layer in exactly one group, in the graph's order.
 
     A layer is its own group: TensorRT fuses it with its bias, its activation and the residual Add that
@@ -145,7 +145,7 @@ def groups(model: ModelProto, made: Plan) -> list[Group]:
     Layers that merely share a scale (Concat) stay apart: the pair belongs to the layer that reads it.
     """
     view, costs = View(model), macs.count(model)
-    together: dict[str, tuple[str, ...]] = {name: (name,) for name in made.layers}
+    together: dict[str, tuple[str, ...]] = {name: (name,) for name in layout.layers}
     for node in model.graph.node:
         meeting = [
             view.producer[tensor].name
@@ -164,9 +164,9 @@ def groups(model: ModelProto, made: Plan) -> list[Group]:
     ]
 
 
-def all_but(made: Plan, int8_layers: frozenset[str]) -> tuple[str, ...]:
+def all_but(layout: Layout, int8_layers: frozenset[str]) -> tuple[str, ...]:
     """Patterns for `Rules.exclude` that leave exactly these of the planned layers in int8."""
-    return tuple(glob.escape(name) for name in made.layers if name not in int8_layers)
+    return tuple(glob.escape(name) for name in layout.layers if name not in int8_layers)
 
 
 def rank(

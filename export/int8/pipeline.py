@@ -2,7 +2,7 @@
 
 In:  a `Quantizer` (export.int8.quantizer, export.qat.quantizer), calibration images, an `Evaluation` on
 labeled images, the options.
-Out: `Int8Graph`: the quantized graph, its plan, and the record of how it came about; GateError when the
+Out: `Int8Graph`: the quantized graph, its layout, and the record of how it came about; GateError when the
 budget cannot be held.
 Elsewhere: every step: which images (export.int8.images), the choice of a method (export.int8.choose), ranking
 and roll-back (export.int8.budget), accuracy (export.checks.verify); files and metadata
@@ -28,7 +28,7 @@ from ..options import Int8Options
 from . import budget, choose, quantize
 from .choose import Score
 from .images import CalibrationImages
-from .quantize import Plan
+from .quantize import Layout
 from .quantizer import Calibrated, Quantizer
 
 Finish = Callable[[ModelProto], bytes]
@@ -41,7 +41,7 @@ Draw = Callable[[int], CalibrationImages]
 class Int8Graph:
     """An int8 graph that holds its budget."""
 
-    plan: Plan
+    layout: Layout
     graph: ModelProto
     """As calibrated; what is written may have been made fp16 around the Q/DQ."""
     logits: np.ndarray
@@ -69,14 +69,14 @@ def make(
     if isinstance(quantizer, Calibrated) and quantizer.method == "auto":
         quantizer, scores = _best_method(quantizer, judge)
         judge = Judge(quantizer, calibration, evaluation, finish)
-    made, graph = quantizer.build()
+    layout, graph = quantizer.build()
     said = "accuracy of int8"
-    for pattern, matched in made.excluded.items():
+    for pattern, matched in layout.excluded.items():
         note(f"--exclude {pattern}: matched {matched} node{'s' * (matched != 1)}")
     logits = judge.shipped(graph, said)
-    outcome = _hold_budget(judge, made, evaluation.compare(logits), options)
+    outcome = _hold_budget(judge, layout, evaluation.compare(logits), options)
     if outcome.float_layers:
-        made, graph = quantizer.build(outcome.int8_layers)
+        layout, graph = quantizer.build(outcome.int8_layers)
         logits = judge.shipped(graph, said)
     record = (
         calibration.to_dict()
@@ -86,11 +86,11 @@ def make(
             "percentile": options.percentile if quantizer.method == "percentile" else None,
             "chosen_from": [vars(score) for score in scores],
             "placement": quantizer.placement,
-            "scales": quantize.scale_count(made, quantizer.model),
-            "tensors": len(made.tensors),
-            "int8_layers": len(made.layers),
+            "scales": quantize.scale_count(layout, quantizer.model),
+            "tensors": len(layout.tensors),
+            "int8_layers": len(layout.layers),
             "float_layers": (
-                made.left_float
+                layout.left_float
                 | dict.fromkeys(outcome.float_layers, "rolled back to hold the accuracy budget")
             ),
             "exclude": list(options.exclude),
@@ -98,7 +98,7 @@ def make(
             "draws": _draws(judge, outcome.int8_layers, draw, options.calib_draws),
         }
     )
-    return Int8Graph(made, graph, logits, record, outcome)
+    return Int8Graph(layout, graph, logits, record, outcome)
 
 
 class Judge:
@@ -159,9 +159,9 @@ def _best_method(quantizer: Calibrated, judge: Judge) -> tuple[Calibrated, list[
     return quantizer.by(method), scores
 
 
-def _hold_budget(judge: Judge, made: Plan, first: Accuracy, options: Int8Options) -> budget.Outcome:
+def _hold_budget(judge: Judge, layout: Layout, first: Accuracy, options: Int8Options) -> budget.Outcome:
     """What stays int8. Ranges of noise are not held to any budget: they have no accuracy to keep."""
-    found = budget.groups(judge.quantizer.model, made)
+    found = budget.groups(judge.quantizer.model, layout)
     max_drop = float("inf") if judge.calibration.is_random else options.max_drop
     if not (first.drop > max_drop or options.sensitivity):
         nothing = np.zeros(0)

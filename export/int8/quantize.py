@@ -1,6 +1,6 @@
-"""From ranges to scales, and a plan becomes an int8 graph.
+"""From ranges to scales, and a layout becomes an int8 graph.
 
-In:  fp32 ONNX model; a `Plan`; {tensor: Range}; on wish int8 weights and biases that were chosen with more
+In:  fp32 ONNX model; a `Layout`; {tensor: Range}; on wish int8 weights and biases that were chosen with more
 care.
 Out: the same model with Q/DQ: symmetric int8 weights per output channel, activations per tensor, float bias.
 Elsewhere: which layers and tensors (export.int8.rules), the nodes themselves (export.int8.qdq; the names of
@@ -22,17 +22,17 @@ from ..graph import edit
 from ..graph.view import View, along, attribute, channel_axis
 from .qdq import Int8Weight, Writer
 from .ranges import Range
-from .rules import PLACEMENTS, Placement, Plan, Rules, after_clipping, moves, plan, stays_float
+from .rules import PLACEMENTS, Layout, Placement, Rules, after_clipping, lay_out, moves, stays_float
 
 __all__ = [
     "PLACEMENTS",
     "Int8Weight",
+    "Layout",
     "Placement",
-    "Plan",
     "Rules",
     "activation_scale",
     "bias_place",
-    "plan",
+    "lay_out",
     "quantize",
     "scale_count",
     "stays_float",
@@ -179,7 +179,7 @@ def is_integer_pad(tensor: str, quantized: Iterable[str], view: View) -> bool:
 
 def quantize(
     model: ModelProto,
-    made: Plan,
+    layout: Layout,
     ranges: Mapping[str, Range],
     rules: Rules | None = None,
     weights: Mapping[str, Int8Weight] | None = None,
@@ -191,22 +191,22 @@ def quantize(
     (channels,); a layer without one gets one). Raises UsageError for a name that is not a planned layer, or a
     shape that does not fit.
     """
-    floor, placement = (rules or Rules()).scale_floor, PLACEMENTS[made.placement]
+    floor, placement = (rules or Rules()).scale_floor, PLACEMENTS[layout.placement]
     view, result = View(model), edit.copy(model)
     writer = Writer(result)
     scales = {
         tensor: activation_scale(range_, floor, placement.unsigned)
-        for tensor, range_ in with_shared_ranges(made.tensors, ranges, view, placement.joins).items()
+        for tensor, range_ in with_shared_ranges(layout.tensors, ranges, view, placement.joins).items()
     }
     for tensor, (scale, zero) in scales.items():
         writer.activation(tensor, scale, zero, placement.outputs and is_integer_pad(tensor, scales, view))
-    for name, index in made.edges:
-        if name not in made.layers and view.nodes[name].op_type in REQUANTIZED:
+    for name, index in layout.edges:
+        if name not in layout.layers and view.nodes[name].op_type in REQUANTIZED:
             tensor = view.nodes[name].input[index]
             writer.keep_float(name, index, tensor, *scales[tensor])
     weights, biases = weights or {}, biases or {}
-    require_fit(made, view, weights, biases)
-    for name in made.layers:
+    require_fit(layout, view, weights, biases)
+    for name in layout.layers:
         node = view.nodes[name]
         given = weights.get(name) or weight_to_int8(view.constant(node.input[1]), channel_axis(node), floor)
         bias = biases[name] if name in biases else own_bias(node, view)
@@ -216,21 +216,21 @@ def quantize(
     for name, bias in biases.items():
         writer.bias(view.nodes[name], np.asarray(bias, np.float32), bias_place(view.nodes[name], view))
     if placement.outputs:
-        writer.split = {name for name in made.layers if adds_bias_in_float(view.nodes[name], scales, view)}
-    writer.insert(made.edges)
+        writer.split = {name for name in layout.layers if adds_bias_in_float(view.nodes[name], scales, view)}
+    writer.insert(layout.edges)
     onnx.checker.check_model(result, full_check=True)
     return result
 
 
 def require_fit(
-    made: Plan, view: View, weights: Mapping[str, Int8Weight], biases: Mapping[str, np.ndarray]
+    layout: Layout, view: View, weights: Mapping[str, Int8Weight], biases: Mapping[str, np.ndarray]
 ) -> None:
     """Raise UsageError unless every given weight and bias belongs to a planned layer and has its shape."""
     for name in [*weights, *biases]:
-        if name not in made.layers:
+        if name not in layout.layers:
             raise UsageError(
-                f"{name} is not a layer of the plan, so it has no int8 weight or bias to give. "
-                f"Layers: {', '.join(made.layers[:5])}, ..."
+                f"{name} is not a layer that becomes int8, so it has no int8 weight or bias to give. "
+                f"Layers: {', '.join(layout.layers[:5])}, ..."
             )
         node = view.nodes[name]
         shape = tuple(view.constants[node.input[1]].dims)
@@ -254,10 +254,11 @@ def require_fit(
             raise UsageError(f"{name}: bias {np.shape(biases[name])}; expected ({channels},)")
 
 
-def scale_count(made: Plan, model: ModelProto) -> int:
+def scale_count(layout: Layout, model: ModelProto) -> int:
     """How many scales the model carries: one per tensor, one per output channel of each quantized layer."""
     view = View(model)
     channels: Iterable[int] = (
-        view.constants[view.nodes[name].input[1]].dims[channel_axis(view.nodes[name])] for name in made.layers
+        view.constants[view.nodes[name].input[1]].dims[channel_axis(view.nodes[name])]
+        for name in layout.layers
     )
-    return len(made.tensors) + sum(channels)
+    return len(layout.tensors) + sum(channels)

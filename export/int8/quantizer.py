@@ -1,7 +1,7 @@
 """What builds the int8 graph of one network and one placement, with any set of layers left float.
 
 In:  the fp32 graph, a placement, the options; calibration images.
-Out: a `Quantizer`: the plan and the graph for any set of int8 layers; every range and weight is found once.
+Out: a `Quantizer`: the layout and the graph for any set of int8 layers; every range and weight is found once.
 Elsewhere: statistics (export.int8.calibrate), ranges (export.int8.ranges), placement (export.int8.rules),
 weights (export.int8.weights); the quantizer of a network that was trained as int8 (export.qat.quantizer).
 """
@@ -27,7 +27,7 @@ from . import budget, cache, equalize, quantize, ranges, weights
 from .calibrate import collect
 from .histogram import Histogram
 from .images import CalibrationImages
-from .quantize import Int8Weight, Plan
+from .quantize import Int8Weight, Layout
 from .ranges import Range
 from .rules import rules_of
 
@@ -40,17 +40,17 @@ class Quantizer(ABC):
         self.about: dict[str, Any] = {}
         """What the metadata says about how weights and ranges were found."""
 
-    def plan(self, int8_layers: frozenset[str] | None = None) -> Plan:
+    def layout(self, int8_layers: frozenset[str] | None = None) -> Layout:
         """Where Q/DQ goes: as the rules say, or with no other than `int8_layers` of these in int8."""
-        made = quantize.plan(self.model, self.placement, self.rules)
+        layout = quantize.lay_out(self.model, self.placement, self.rules)
         if int8_layers is None:
-            return made
-        exclude = (*self.rules.exclude, *budget.all_but(made, int8_layers))
-        return quantize.plan(self.model, self.placement, replace(self.rules, exclude=exclude))
+            return layout
+        exclude = (*self.rules.exclude, *budget.all_but(layout, int8_layers))
+        return quantize.lay_out(self.model, self.placement, replace(self.rules, exclude=exclude))
 
     @abstractmethod
-    def build(self, int8_layers: frozenset[str] | None = None) -> tuple[Plan, ModelProto]:
-        """The plan and the graph."""
+    def build(self, int8_layers: frozenset[str] | None = None) -> tuple[Layout, ModelProto]:
+        """The layout and the graph."""
 
 
 class Calibrated(Quantizer):
@@ -83,13 +83,13 @@ class Calibrated(Quantizer):
         """The same method and settings on another draw of calibration images."""
         return Calibrated(self.given, self.placement, self.options, calibration).by(self.method)
 
-    def build(self, int8_layers: frozenset[str] | None = None) -> tuple[Plan, ModelProto]:
-        made = self.plan(int8_layers)
-        found = {tensor: self._range(tensor) for tensor in made.tensors}
+    def build(self, int8_layers: frozenset[str] | None = None) -> tuple[Layout, ModelProto]:
+        layout = self.layout(int8_layers)
+        found = {tensor: self._range(tensor) for tensor in layout.tensors}
         every_step, every_bias = self._weights()
-        steps = {name: weight for name, weight in every_step.items() if name in made.layers}
-        biases = {name: bias for name, bias in every_bias.items() if name in made.layers}
-        return made, quantize.quantize(self.model, made, found, self.rules, steps, biases)
+        steps = {name: weight for name, weight in every_step.items() if name in layout.layers}
+        biases = {name: bias for name, bias in every_bias.items() if name in layout.layers}
+        return layout, quantize.quantize(self.model, layout, found, self.rules, steps, biases)
 
     def _prepare_weights(self) -> tuple[dict[str, Int8Weight], dict[str, np.ndarray]]:
         """Of every layer the rules put in int8. What is taken out of a bias does not depend on which others
@@ -97,7 +97,7 @@ class Calibrated(Quantizer):
         """
         options = weights.WeightOptions(self.options.weight_scales, self.options.bias_correction)
         images = partial(self.calibration.batches, "correcting biases")
-        return weights.prepare(self.model, self.plan(), self.rules, options, images)
+        return weights.prepare(self.model, self.layout(), self.rules, options, images)
 
     def _range(self, tensor: str) -> Range:
         key = (tensor, self.method)
@@ -109,7 +109,7 @@ class Calibrated(Quantizer):
         return self._found[key]
 
     def _statistics(self) -> dict[str, Histogram]:
-        """Of every tensor that any plan of this network may quantize: measured once, or read from the
+        """Of every tensor that any layout of this network may quantize: measured once, or read from the
         cache.
         """
         tensors, images = candidates(self.model, self.rules), self.calibration.images
@@ -135,7 +135,7 @@ def candidates(model: ModelProto, rules: quantize.Rules) -> list[str]:
         quantize.PLACEMENTS, dict.fromkeys([quantize.Rules(), replace(rules, exclude=())])
     ):
         try:
-            found |= dict.fromkeys(quantize.plan(model, placement, each).tensors)
+            found |= dict.fromkeys(quantize.lay_out(model, placement, each).tensors)
         except UsageError:  # nothing to quantize by these; what was asked for says so itself
             continue
     constants = {tensor.name for tensor in model.graph.initializer}

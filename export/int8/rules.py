@@ -1,7 +1,7 @@
 """Which layers and tensors of a graph become int8: the rules, each with its reason and source.
 
 In:  fp32 ONNX model, best after export.graph.rewrite; the name of a placement; `Rules`.
-Out: a `Plan`: the layers with an int8 weight, and every (node, input) that will read a Q/DQ pair.
+Out: a `Layout`: the layers with an int8 weight, and every (node, input) that will read a Q/DQ pair.
 Elsewhere: scales, and writing the pairs (export.int8.quantize); ranges (export.int8.calibrate).
 
 Sources: "doc" is NVIDIA's
@@ -122,7 +122,7 @@ def rules_of(flags: LayerFlags) -> Rules:
 
 
 @dataclass
-class Plan:
+class Layout:
     """What will be quantized."""
 
     placement: str = "tensorrt"
@@ -159,29 +159,29 @@ CLIPPING = ("Relu", "Clip")
 """Activations that are nothing but the end of an unsigned range."""
 
 
-def plan(model: ModelProto, placement: str = "tensorrt", rules: Rules | None = None) -> Plan:
+def lay_out(model: ModelProto, placement: str = "tensorrt", rules: Rules | None = None) -> Layout:
     """Decide what to quantize. Raises UsageError for an unknown placement, a pattern without a match, or
     nothing to do.
     """
     if placement not in PLACEMENTS:
         raise UsageError(f"--placement {placement}: expected one of {', '.join(PLACEMENTS)}")
-    rules, view, made = rules or Rules(), View(model), Plan(placement)
-    made.excluded = matches(view, rules)
+    rules, view, layout = rules or Rules(), View(model), Layout(placement)
+    layout.excluded = matches(view, rules)
     for node in view.candidates():
         reason = stays_float(node, view, rules, PLACEMENTS[placement])
         if reason:
-            made.left_float[node.name] = reason
+            layout.left_float[node.name] = reason
         else:
-            made.layers.append(node.name)
-    if not made.layers:
-        reasons = sorted(set(made.left_float.values())) or ["the graph has no convolution and no matrix"]
+            layout.layers.append(node.name)
+    if not layout.layers:
+        reasons = sorted(set(layout.left_float.values())) or ["the graph has no convolution and no matrix"]
         raise UsageError(
-            f"nothing to quantize: all {len(made.left_float)} layers stay float ({'; '.join(reasons)}). "
+            f"nothing to quantize: all {len(layout.left_float)} layers stay float ({'; '.join(reasons)}). "
             "Use the fp32 file, or a wider network"
         )
-    made.edges = list(dict.fromkeys(all_edges(view, made.layers, PLACEMENTS[placement])))
-    made.tensors = list(dict.fromkeys(view.nodes[name].input[index] for name, index in made.edges))
-    return made
+    layout.edges = list(dict.fromkeys(all_edges(view, layout.layers, PLACEMENTS[placement])))
+    layout.tensors = list(dict.fromkeys(view.nodes[name].input[index] for name, index in layout.edges))
+    return layout
 
 
 def all_edges(view: View, layers: Sequence[str], placement: Placement) -> list[tuple[str, int]]:

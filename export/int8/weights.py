@@ -1,7 +1,7 @@
 """Int8 weights and biases that lose less than rounding each weight to its channel's largest: options of every
 int8 export.
 
-In:  fp32 ONNX model and its plan; calibration batches (n, C, H, W) float32 for what looks at activations.
+In:  fp32 ONNX model and its layout; calibration batches (n, C, H, W) float32 for what looks at activations.
 Out: {layer: Int8Weight} and {layer: bias (channels,) float32} for `quantize.quantize`; a layer that is in
 neither keeps its own.
 Elsewhere: scale moved between layers before calibration (export.int8.equalize), where Q/DQ goes
@@ -21,7 +21,7 @@ from runtime.errors import UsageError
 
 from ..graph import edit, run
 from ..graph.view import View, along, channel_axis
-from .quantize import LARGEST, Int8Weight, Plan, Rules, bias_place, weight_to_int8
+from .quantize import LARGEST, Int8Weight, Layout, Rules, bias_place, weight_to_int8
 
 SHRINK = np.linspace(1.0, 0.5, 101)[1:]
 """Shares of a channel's largest magnitude that are tried as its range; 0.5 already costs an outlier half its
@@ -42,7 +42,7 @@ class WeightOptions:
 
 def prepare(
     model: ModelProto,
-    made: Plan,
+    layout: Layout,
     rules: Rules | None,
     options: WeightOptions,
     batches: Callable[[], Iterable[np.ndarray]],
@@ -55,7 +55,7 @@ def prepare(
     to_int8 = least_squares_int8 if options.weight_scales == "mse" else weight_to_int8
     view, floor, weights = View(model), (rules or Rules()).scale_floor, {}
     if options != WeightOptions():
-        for node in (view.nodes[name] for name in made.layers):
+        for node in (view.nodes[name] for name in layout.layers):
             weights[node.name] = to_int8(view.constant(node.input[1]), channel_axis(node), floor)
     return weights, correct_biases(model, weights, batches()) if options.bias_correction else {}
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from onnx import ModelProto
 
 from ..int8 import quantize
-from ..int8.quantize import Plan
+from ..int8.quantize import Layout
 from ..int8.quantizer import Quantizer
 from .trained import TrainedGraph
 
@@ -22,18 +22,18 @@ class TrainedQuantizer(Quantizer):
     """Ranges and weights as `distill train --qat` left them in a checkpoint."""
 
     def __init__(self, found: TrainedGraph) -> None:
-        super().__init__(found.model, found.plan.placement, found.rules, "trained")
+        super().__init__(found.model, found.layout.placement, found.rules, "trained")
         self.found = found
         self.about = {"weight_scales": "trained", "bias_correction": False, "equalized_pairs": 0}
 
-    def build(self, int8_layers: frozenset[str] | None = None) -> tuple[Plan, ModelProto]:
-        made = self.plan(int8_layers)
+    def build(self, int8_layers: frozenset[str] | None = None) -> tuple[Layout, ModelProto]:
+        layout = self.layout(int8_layers)
         # a layer that goes back to float may move its block's pair to a tensor that was not trained: it then
         # has none
         inputs = {node.name: node.input for node in self.model.graph.node}
-        known = [tensor for tensor in made.tensors if tensor in self.found.ranges]
-        made = replace(
-            made, tensors=known, edges=[edge for edge in made.edges if inputs[edge[0]][edge[1]] in known]
+        known = [tensor for tensor in layout.tensors if tensor in self.found.ranges]
+        layout = replace(
+            layout, tensors=known, edges=[edge for edge in layout.edges if inputs[edge[0]][edge[1]] in known]
         )
-        kept = {name: weight for name, weight in self.found.weights.items() if name in made.layers}
-        return made, quantize.quantize(self.model, made, self.found.ranges, self.rules, kept)
+        kept = {name: weight for name, weight in self.found.weights.items() if name in layout.layers}
+        return layout, quantize.quantize(self.model, layout, self.found.ranges, self.rules, kept)

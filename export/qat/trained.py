@@ -23,7 +23,7 @@ from runtime.errors import ArtifactError, UsageError
 
 from ..graph import edit
 from ..graph.view import View, along, channel_axis
-from ..int8.quantize import LARGEST, PLACEMENTS, Int8Weight, Plan, Rules, plan, quantize
+from ..int8.quantize import LARGEST, PLACEMENTS, Int8Weight, Layout, Rules, lay_out, quantize
 from ..int8.ranges import Range
 
 SCHEMA = 1
@@ -127,7 +127,7 @@ class TrainedGraph:
 
     model: ModelProto
     """The fp32 graph with the trained float weights and biases."""
-    plan: Plan
+    layout: Layout
     ranges: dict[str, Range]
     """Such that export.int8.quantize gets the trained scales and zero points."""
     rules: Rules
@@ -135,7 +135,7 @@ class TrainedGraph:
 
     def quantized(self) -> ModelProto:
         """The graph that was evaluated in training."""
-        return quantize(self.model, self.plan, self.ranges, self.rules, self.weights)
+        return quantize(self.model, self.layout, self.ranges, self.rules, self.weights)
 
 
 def trained_graph(checkpoint: Checkpoint, fp32: ModelProto, placement: str | None = None) -> TrainedGraph:
@@ -158,18 +158,18 @@ def trained_graph(checkpoint: Checkpoint, fp32: ModelProto, placement: str | Non
             f"{checkpoint.path}: its int8 weights belong to another fp32 student than the one in the file. "
             "Take best.pth as training wrote it"
         )
-    made = plan(fp32, settings.placement, settings.rules)
-    if made.layers != learned.layers or set(made.tensors) != set(learned.ranges):
+    layout = lay_out(fp32, settings.placement, settings.rules)
+    if layout.layers != learned.layers or set(layout.tensors) != set(learned.ranges):
         raise ArtifactError(_another_graph(checkpoint, settings.opset, fp32))
     model = edit.with_values(fp32, {name: value.numpy() for name, value in learned.state.items()})
     scales = {tensor: values.numpy() for tensor, values in learned.scales.items()}
     view, unsigned = View(model), PLACEMENTS[settings.placement].unsigned
     ranges = {
         tensor: range_of(float(scales[tensor]), learned.zero_points[tensor], unsigned)
-        for tensor in made.tensors
+        for tensor in layout.tensors
     }
-    weights = {layer: on_grid(layer, scales, view) for layer in made.layers}
-    return TrainedGraph(model, made, ranges, settings.rules, weights)
+    weights = {layer: on_grid(layer, scales, view) for layer in layout.layers}
+    return TrainedGraph(model, layout, ranges, settings.rules, weights)
 
 
 def _another_graph(checkpoint: Checkpoint, trained_at: int, fp32: ModelProto) -> str:

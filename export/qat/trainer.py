@@ -31,7 +31,7 @@ from ..checks import samples
 from ..graph import from_torch
 from ..graph.view import View
 from ..int8.calibrate import calibrate
-from ..int8.quantize import PLACEMENTS, Plan, plan, quantize, with_shared_ranges
+from ..int8.quantize import PLACEMENTS, Layout, lay_out, quantize, with_shared_ranges
 from ..int8.ranges import Range
 from .torch_graph import TorchGraph, grids_of, scales_of
 from .trained import Learned, QatSettings, weights_sha256
@@ -66,10 +66,10 @@ class QatTrainer(Trainer):
         self.fp32 = from_torch.to_onnx(
             from_torch.merge(student), self.task.preprocess.input_size, self.settings.opset
         )
-        self.plan = plan(self.fp32, self.settings.placement, self.settings.rules)
+        self.layout = lay_out(self.fp32, self.settings.placement, self.settings.rules)
         self.ranges = self._ranges()
-        quantized = quantize(self.fp32, self.plan, self.ranges, self.settings.rules)
-        self.shared = shared_scales(self.plan, View(self.fp32))
+        quantized = quantize(self.fp32, self.layout, self.ranges, self.settings.rules)
+        self.shared = shared_scales(self.layout, View(self.fp32))
         self.graph = TorchGraph(self.fp32, quantized, self.shared)
         return self.graph
 
@@ -78,7 +78,7 @@ class QatTrainer(Trainer):
         last = self.task.folder / "last.pth"
         if self.resumes and last.is_file():
             started = Learned.of(load(last)).ranges
-            if set(started) == set(self.plan.tensors):  # otherwise `resume` will say what differs
+            if set(started) == set(self.layout.tensors):  # otherwise `resume` will say what differs
                 return {tensor: Range(*limits) for tensor, limits in started.items()}
         images, settings = self.calibration_images, self.settings
         chosen = samples.choose(images.labels, settings.calib_size, self.recipe.seed)
@@ -87,7 +87,7 @@ class QatTrainer(Trainer):
         )
         return calibrate(
             self.fp32,
-            self.plan.tensors,
+            self.layout.tensors,
             batches,
             settings.calib_method,
             settings.percentile,
@@ -149,7 +149,7 @@ class QatTrainer(Trainer):
         zeros = {grid.tensor: grid.zero for grid in grids_of(self.graph).values()}
         found.quantized = Learned(
             settings=self.settings,
-            layers=list(self.plan.layers),
+            layers=list(self.layout.layers),
             ranges={tensor: [float(limit) for limit in range_] for tensor, range_ in self.ranges.items()},
             zero_points={tensor: zeros[first] for tensor, first in self.shared.items()},
             state={name: value.detach().cpu().contiguous() for name, value in weights.items()},
@@ -182,12 +182,12 @@ class QatTrainer(Trainer):
         self.before = learned.before
 
 
-def shared_scales(made: Plan, view: View) -> dict[str, str]:
-    """{every tensor of the plan: the one whose scale it uses}, as export.int8.quantize shares ranges.
+def shared_scales(layout: Layout, view: View) -> dict[str, str]:
+    """{every tensor of the layout: the one whose scale it uses}, as export.int8.quantize shares ranges.
 
     Found by giving every tensor a range of its own: what comes out with the same range shares it.
     """
-    own = {tensor: Range(-float(index), float(index)) for index, tensor in enumerate(made.tensors, start=1)}
-    shared = with_shared_ranges(made.tensors, own, view, PLACEMENTS[made.placement].joins)
+    own = {tensor: Range(-float(index), float(index)) for index, tensor in enumerate(layout.tensors, start=1)}
+    shared = with_shared_ranges(layout.tensors, own, view, PLACEMENTS[layout.placement].joins)
     first: dict[Range, str] = {}
     return {tensor: first.setdefault(range_, tensor) for tensor, range_ in shared.items()}

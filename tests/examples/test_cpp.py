@@ -239,7 +239,7 @@ def int8(tmp_path_factory, images):
     from export.int8.calibrate import calibrate
 
     model = convnet()
-    plan = rules.plan(model, "tensorrt")
+    plan = rules.lay_out(model, "tensorrt")
     assert "c2" in plan.layers
     ranges = calibrate(model, plan.tensors, [SPEC.batch(images)], "minmax")
     path = tmp_path_factory.mktemp("int8") / "student.int8.onnx"

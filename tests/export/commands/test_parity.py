@@ -334,7 +334,7 @@ def test_another_network_in_the_file_is_named_by_the_first_decision(run, artifac
 
 @pytest.fixture
 def int8(student_onnx, digits_batch):
-    made = quantize.plan(student_onnx)
+    made = quantize.lay_out(student_onnx)
     return quantize.quantize(
         student_onnx, made, calibrate.calibrate(student_onnx, made.tensors, [digits_batch], "minmax")
     )

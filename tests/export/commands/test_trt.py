@@ -76,7 +76,7 @@ def fp32_file(student_onnx, preprocess, tmp_path):
 @pytest.fixture
 def int8_file(student_onnx, digits_batch, preprocess, tmp_path):
     def write(placement="tensorrt"):
-        plan = quantize.plan(student_onnx, placement)
+        plan = quantize.lay_out(student_onnx, placement)
         made = quantize.quantize(
             student_onnx,
             plan,

@@ -238,7 +238,7 @@ def test_constants_beyond_half_become_infinite_and_show():
 
 def quantized(body, weights, placement="tensorrt", spread=4.0):
     made = model(body, weights, "batch, d, e, f")
-    plan = quantize.plan(made, placement, quantize.Rules(few_channels=0, classifier=True))
+    plan = quantize.lay_out(made, placement, quantize.Rules(few_channels=0, classifier=True))
     return quantize.quantize(made, plan, dict.fromkeys(plan.tensors, Range(-spread, spread)))
 
 
@@ -348,7 +348,7 @@ def test_whole_networks_in_half(name, request):
 def test_whole_quantized_networks_in_half_with_some_layers_kept(name, placement, request):
     made, batch = networks(request, name)
     made = rewrite.prepare(made)
-    plan = quantize.plan(made, placement)
+    plan = quantize.lay_out(made, placement)
     ranges = calibrate(
         made, plan.tensors, [batch], "minmax", unsigned=quantize.PLACEMENTS[placement].unsigned
     )

@@ -78,7 +78,7 @@ def test_what_a_measurement_missed_is_found_in_the_fp16_graph():
 
 @pytest.mark.parametrize("keep", [None, {}])
 def test_in_an_int8_graph_the_layers_around_such_a_tensor_are_kept_and_their_pairs_are_float32(keep):
-    plan = quantize.plan(HOT, rules=quantize.Rules(few_channels=0))
+    plan = quantize.lay_out(HOT, rules=quantize.Rules(few_channels=0))
     ranges = dict.fromkeys(plan.tensors, Range(-1, 1)) | {"r": Range(0, 1e5), "s": Range(0, 10)}
     quantized = quantize.quantize(HOT, plan, ranges)
     assert not np.isfinite(run(overflow.to_half(quantized))).all()
@@ -262,7 +262,7 @@ def test_the_report_counts_nodes_and_work_by_precision():
         v=np.ones((8, 8, 1, 1), np.float32),
         last=np.ones((2, 8, 4, 4), np.float32),
     )
-    plan = quantize.plan(made, rules=quantize.Rules(few_channels=0))
+    plan = quantize.lay_out(made, rules=quantize.Rules(few_channels=0))
     quantized = quantize.quantize(made, plan, dict.fromkeys(plan.tensors, Range(-1, 1)))
     _, report = overflow.convert(quantized, lambda: [BATCH], keep={"logits": "a reason"})
     work = np.array(
@@ -295,7 +295,7 @@ def test_a_student_takes_the_same_decisions_in_half_at_half_the_size(student_onn
 @pytest.mark.parametrize("placement", ["tensorrt", "cpu"])
 def test_half_around_int8_costs_next_to_nothing_beside_int8_itself(placement, student_onnx, digits_batch):
     prepared = rewrite.prepare(student_onnx)
-    plan = quantize.plan(prepared, placement)
+    plan = quantize.lay_out(prepared, placement)
     ranges = calibrate(
         prepared, plan.tensors, [digits_batch[:32]], unsigned=quantize.PLACEMENTS[placement].unsigned
     )

@@ -72,7 +72,7 @@ def network(request):
 def quantized(network):
     made = rewrite.prepare(network)
     sides = [d.dim_value for d in made.graph.input[0].type.tensor_type.shape.dim[1:]]
-    plan = quantize.plan(made, "tensorrt")
+    plan = quantize.lay_out(made, "tensorrt")
     ranges = calibrate(
         made, plan.tensors, [np.random.default_rng(0).normal(size=(2, *sides)).astype(np.float32)], "minmax"
     )

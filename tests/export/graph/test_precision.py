@@ -141,7 +141,7 @@ def test_a_real_network_has_the_macs_torch_counts_and_as_many_int8_layers_as_pla
         sum(row.macs.total() for row in precision.table(student_onnx)) == 40_551_040
     )  # test_graph has it by hand
     for placement, int8, fp32 in (("tensorrt", 19, 1), ("cpu", 20, 0)):
-        made = quantize.plan(student_onnx, placement)
+        made = quantize.lay_out(student_onnx, placement)
         ranges = calibrate.calibrate(
             student_onnx, made.tensors, [digits_batch[:4]], "minmax", unsigned=placement == "cpu"
         )

@@ -37,7 +37,7 @@ def graph_of(body, weights):
 
 def grouped(body, weights):
     made = graph_of(body, weights)
-    return [group.layers for group in budget.groups(made, quantize.plan(made))]
+    return [group.layers for group in budget.groups(made, quantize.lay_out(made))]
 
 
 # ---- groups
@@ -83,18 +83,18 @@ def with_shortcut():
 @pytest.mark.parametrize("name", ["student_onnx", "convnext_onnx", "with_shortcut"])
 def test_every_layer_is_in_one_group_and_any_choice_of_groups_needs_no_new_range(request, name, placement):
     model = request.getfixturevalue(name)
-    made = quantize.plan(model, placement)
+    made = quantize.lay_out(model, placement)
     found = budget.groups(model, made)
     assert sorted(layer for group in found for layer in group.layers) == sorted(made.layers)
     for index in range(len(found)):
         for chosen in (found[index : index + 1], found[:index] + found[index + 1 :], found[::2]):
             layers = frozenset(layer for group in chosen for layer in group.layers)
-            part = quantize.plan(model, placement, quantize.Rules(exclude=budget.all_but(made, layers)))
+            part = quantize.lay_out(model, placement, quantize.Rules(exclude=budget.all_but(made, layers)))
             assert set(part.layers) == layers and set(part.tensors) <= set(made.tensors)
 
 
 def test_shares_are_of_the_whole_network(student_onnx):
-    made = quantize.plan(student_onnx)
+    made = quantize.lay_out(student_onnx)
     shares = {group.name: group.macs_percent for group in budget.groups(student_onnx, made)}
     assert shares["layer1.0.conv1"] == pytest.approx(
         100 * 32 * 32 * 16 * 16 * 9 / 40551040
@@ -105,7 +105,7 @@ def test_shares_are_of_the_whole_network(student_onnx):
 
 
 def test_names_that_look_like_patterns_are_taken_literally():
-    made = quantize.Plan(layers=["a[0]", "a0", "b*"])
+    made = quantize.Layout(layers=["a[0]", "a0", "b*"])
     assert budget.all_but(made, frozenset(["a0"])) == ("a[[]0]", "b[*]")
 
 
@@ -304,7 +304,7 @@ class Student:
 
     def __init__(self, model, images, damaged):
         self.model, self.images, self.runs = model, images, 0
-        self.made = quantize.plan(model)
+        self.made = quantize.lay_out(model)
         self.ranges = {name: Range(-6.0, 6.0) for name in self.made.tensors} | self.exact_ranges()
         tensor = next(node.input[0] for node in model.graph.node if node.name == damaged)
         self.ranges[tensor] = Range(*(bound / 60 for bound in self.ranges[tensor]))
@@ -330,7 +330,7 @@ class Student:
     def logits(self, layers, part):
         self.runs += 1
         rules = quantize.Rules(exclude=budget.all_but(self.made, layers))
-        made = quantize.plan(self.model, "tensorrt", rules)
+        made = quantize.lay_out(self.model, "tensorrt", rules)
         return self.session(quantize.quantize(self.model, made, self.ranges, rules)).run(
             ["logits"], {"images": self.images[part]}
         )[0]

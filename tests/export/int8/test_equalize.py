@@ -179,7 +179,7 @@ def test_equalizing_restores_a_network_made_fragile(student_onnx, digits_batch):
     reference = run(student_onnx, digits_batch)
 
     def error(made):
-        plan = q.plan(made)
+        plan = q.lay_out(made)
         int8 = q.quantize(made, plan, calibrate(made, plan.tensors, [digits_batch]))
         return np.sqrt(((run(int8, digits_batch) - reference) ** 2).mean() / (reference**2).mean())
 

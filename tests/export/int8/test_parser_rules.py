@@ -79,7 +79,7 @@ def int8():
             torch.manual_seed(0)
             network = stirred(models.build(name, 7, arguments))
             fp32 = rewrite.prepare(from_torch.to_onnx(from_torch.merge(network), (3, side, side)))
-            plan = quantize.plan(fp32, "tensorrt")
+            plan = quantize.lay_out(fp32, "tensorrt")
             batch = np.random.default_rng(0).normal(size=(2, 3, side, side)).astype(np.float32)
             made[family] = (
                 fp32,

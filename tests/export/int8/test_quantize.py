@@ -48,7 +48,7 @@ def conv_chain(weight, attributes="", size=(32, 8, 8)):
 
 def reason(made, rules=None):
     try:
-        return q.plan(made, rules=rules).left_float.get("layer")
+        return q.lay_out(made, rules=rules).left_float.get("layer")
     except UsageError as error:  # nothing left to quantize
         assert "nothing to quantize" in str(error)
         return next(
@@ -125,8 +125,10 @@ def test_layers_that_stay_float(weight, attributes, size, expected):
 
 def test_the_layer_that_makes_the_logits_stays_float_unless_asked_for():
     made = conv_chain((32, 32, 3, 3))
-    assert q.plan(made).left_float == {"logits": "makes the logits"}
-    assert q.plan(conv_chain((32, 32, 1, 1)), rules=q.Rules(classifier=True, few_channels=4)).left_float == {}
+    assert q.lay_out(made).left_float == {"logits": "makes the logits"}
+    assert (
+        q.lay_out(conv_chain((32, 32, 1, 1)), rules=q.Rules(classifier=True, few_channels=4)).left_float == {}
+    )
 
 
 def test_the_cpu_placement_quantizes_a_matrix_that_makes_the_logits_and_no_convolution():
@@ -134,11 +136,11 @@ def test_the_cpu_placement_quantizes_a_matrix_that_makes_the_logits_and_no_convo
         "c = Conv (images, w)  m = GlobalAveragePool (c)  f = Flatten (m)  logits = Gemm (f, w2)",
         {"w": (32, 32, 1, 1), "w2": (32, 4)},
     )
-    assert q.plan(gemm, "cpu").left_float == {} and q.plan(gemm, "tensorrt").left_float == {
+    assert q.lay_out(gemm, "cpu").left_float == {} and q.lay_out(gemm, "tensorrt").left_float == {
         "logits": "makes the logits"
     }
-    assert q.plan(gemm, "cpu", q.Rules(classifier=False)).left_float == {"logits": "makes the logits"}
-    assert q.plan(conv_chain((32, 32, 1, 1)), "cpu").left_float == {"logits": "makes the logits"}
+    assert q.lay_out(gemm, "cpu", q.Rules(classifier=False)).left_float == {"logits": "makes the logits"}
+    assert q.lay_out(conv_chain((32, 32, 1, 1)), "cpu").left_float == {"logits": "makes the logits"}
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,7 @@ def test_depthwise_policy(placement, depthwise, three, seven):
         {"w0": (32, 32, 1, 1), "w1": (32, 1, 3, 3), "w2": (32, 1, 7, 7), "w3": (4, 32, 1, 1)},
         (32, 16, 16),
     )
-    found = q.plan(made, placement, q.Rules(depthwise=depthwise)).left_float
+    found = q.lay_out(made, placement, q.Rules(depthwise=depthwise)).left_float
     assert (found.get("three"), found.get("seven")) == (three, seven)
 
 
@@ -168,7 +170,7 @@ def test_every_layer_that_reads_the_image_can_be_left_float():
         "logits = Conv (c, w4)",
         dict.fromkeys(("w1", "w2", "w3", "w4"), (32, 32, 1, 1)),
     )
-    found = q.plan(made, rules=q.Rules(first=False))
+    found = q.lay_out(made, rules=q.Rules(first=False))
     assert found.layers == ["c"] and found.left_float["a"] == found.left_float["b"] == "reads the image"
 
 
@@ -186,10 +188,10 @@ def test_a_light_first_layer_stays_float_in_the_cpu_placement_unless_asked_for(a
         {"w": weight, "w2": (16, 16, 1, 1)},
         (3, 16, 16),
     )
-    assert (q.plan(made, "cpu").left_float.get("layer") == "reads the image") == stays
+    assert (q.lay_out(made, "cpu").left_float.get("layer") == "reads the image") == stays
     assert (
-        "layer" in q.plan(made, "cpu", q.Rules(first=True)).layers
-        and "layer" in q.plan(made, "tensorrt").layers
+        "layer" in q.lay_out(made, "cpu", q.Rules(first=True)).layers
+        and "layer" in q.lay_out(made, "tensorrt").layers
     )
 
 
@@ -198,7 +200,7 @@ def test_layers_without_an_int8_form_stay_float_and_say_why():
         "a = Conv (images, w1)  t = ConvTranspose (a, w2)  d = Conv (t, a)  logits = Conv (t, w3)",
         dict.fromkeys(("w1", "w2", "w3"), (32, 32, 1, 1)),
     )
-    found = q.plan(made).left_float
+    found = q.lay_out(made).left_float
     assert "transposed" in found["t"] and found["d"] == "the weight is not a constant matrix"
 
 
@@ -207,13 +209,13 @@ def test_exclude_is_a_glob_and_says_how_many_it_matched():
         "a = Conv (images, w1)  b = Conv (a, w2)  logits = Conv (b, w3)",
         {"w1": (32, 32, 1, 1), "w2": (32, 32, 1, 1), "w3": (32, 32, 1, 1)},
     )
-    found = q.plan(made, rules=q.Rules(exclude=("[a]",)))
+    found = q.lay_out(made, rules=q.Rules(exclude=("[a]",)))
     assert found.layers == ["b"] and found.left_float["a"] == "excluded" and found.excluded == {"[a]": 1}
 
 
 def test_exclude_without_a_match_is_an_error():
     with pytest.raises(UsageError, match="matched 0 of 2 nodes"):
-        q.plan(conv_chain((32, 32, 3, 3)), rules=q.Rules(exclude=("layer9*",)))
+        q.lay_out(conv_chain((32, 32, 3, 3)), rules=q.Rules(exclude=("layer9*",)))
 
 
 # ---- where
@@ -228,13 +230,13 @@ RESIDUAL = (
 
 
 def test_only_the_skip_input_of_a_residual_add_is_quantized():
-    found = q.plan(model(*RESIDUAL))
+    found = q.lay_out(model(*RESIDUAL))
     assert found.edges == [("a", 0), ("b", 0), ("s", 1)]
     assert found.tensors == ["images", "r"]  # one pair for r, shared by the convolution and the Add
 
 
 def test_of_two_convolutions_into_an_add_the_shorter_branch_is_the_skip():
-    found = q.plan(
+    found = q.lay_out(
         model(
             "a = Conv (images, w1)  b = Conv (a, w2)  short = Conv (images, w3)  s = Add (short, b)  "
             "logits = Conv (s, w4)",
@@ -245,7 +247,7 @@ def test_of_two_convolutions_into_an_add_the_shorter_branch_is_the_skip():
 
 
 def test_an_add_without_a_quantized_convolution_is_left_alone():
-    found = q.plan(
+    found = q.lay_out(
         model(
             "a = Conv (images, w1)  r = Relu(a)  s = Add (r, images)  logits = Conv (s, w2)",
             {"w1": (32, 32, 1, 1), "w2": (32, 32, 1, 1)},
@@ -256,7 +258,7 @@ def test_an_add_without_a_quantized_convolution_is_left_alone():
 
 def test_cpu_placement_also_quantizes_outputs_after_their_activation():
     made = model(*RESIDUAL)
-    found = q.plan(made, "cpu")
+    found = q.lay_out(made, "cpu")
     assert set(found.tensors) == {"images", "r", "b", "t"}  # not a or s: a ReLU follows
     assert {("s", 0), ("s", 1), ("logits", 0)} <= set(found.edges)
 
@@ -268,8 +270,12 @@ def test_a_convolution_before_a_layer_norm_is_followed_by_a_pair():
         " (r)  o = LayerNormalization (v, g)  x = Transpose <perm = [0,3,1,2]> (o)  logits = Conv (x, w3)",
         {"w1": (32, 32, 1, 1), "w2": (32, 32, 1, 1), "w3": (4, 32, 1, 1), "g": (32,)},
     )
-    assert q.plan(made).edges == [("a", 0), ("b", 0), ("t", 0)]  # not after b: an activation stands between
-    assert q.plan(made, rules=q.Rules(exclude=("a",))).edges == [("b", 0)]
+    assert q.lay_out(made).edges == [
+        ("a", 0),
+        ("b", 0),
+        ("t", 0),
+    ]  # not after b: an activation stands between
+    assert q.lay_out(made, rules=q.Rules(exclude=("a",))).edges == [("b", 0)]
 
 
 CONCAT = (
@@ -283,7 +289,7 @@ CONCAT = (
 
 def test_everything_around_a_concat_has_one_scale_the_union():
     made = model(*CONCAT)
-    plan = q.plan(made)
+    plan = q.lay_out(made)
     assert set(plan.tensors) == {"images", "r", "p", "c"} and {("c", 0), ("c", 1)} <= set(plan.edges)
     ranges = {"images": Range(-9, 9), "r": Range(0, 3), "p": Range(-1, 2), "c": Range(-1, 2.5)}
     one = Range(-1, 3)
@@ -307,7 +313,7 @@ def test_two_concats_that_share_an_input_share_one_scale():
 
 def test_the_cpu_placement_leaves_each_input_of_a_concat_its_range():
     made = model(*CONCAT)
-    plan = q.plan(made, "cpu")
+    plan = q.lay_out(made, "cpu")
     ranges = {name: Range(-1, 2) for name in plan.tensors} | {"r": Range(0, 3)}
     values = {t.name: numpy_helper.to_array(t) for t in q.quantize(made, plan, ranges).graph.initializer}
     assert (
@@ -328,7 +334,7 @@ def test_a_pad_with_another_number_than_zero_does_not_share_a_scale():
 
 def test_unknown_placement_is_an_error():
     with pytest.raises(UsageError, match="tensorrt, cpu"):
-        q.plan(model(*RESIDUAL), "dla")
+        q.lay_out(model(*RESIDUAL), "dla")
 
 
 def test_maxpool_shares_the_scale_of_its_input():
@@ -356,7 +362,7 @@ def test_quantized_graph_equals_the_float_graph_on_rounded_numbers():
     )
     batch = np.random.default_rng(1).normal(size=(2, 16, 4, 4)).astype(np.float32)
     ranges = {"images": Range(-2.0, 2.0)}
-    result = q.quantize(made, q.plan(made), ranges)
+    result = q.quantize(made, q.lay_out(made), ranges)
     found = ort.InferenceSession(result.SerializeToString(), providers=["CPUExecutionProvider"]).run(
         None, {"images": batch}
     )[0]
@@ -406,7 +412,7 @@ MIXED = (
 
 def test_given_weights_and_biases_are_written_in_place_of_the_own():
     made = model(*MIXED)
-    plan = q.plan(made)
+    plan = q.lay_out(made)
     assert plan.layers == ["c", "m", "g"]
     random = np.random.default_rng(5)
     weights = {
@@ -446,7 +452,7 @@ def test_a_bias_after_a_matmul_is_replaced_where_it_is():
         (16, 4, 4),
         "batch, k",
     )
-    plan, given = q.plan(made), np.arange(16, dtype=np.float32)
+    plan, given = q.lay_out(made), np.arange(16, dtype=np.float32)
     result = q.quantize(made, plan, dict.fromkeys(plan.tensors, Range(-1, 1)), biases={"m": given})
     add = next(node for node in result.graph.node if node.op_type == "Add")
     values = {t.name: numpy_helper.to_array(t) for t in result.graph.initializer}
@@ -462,7 +468,7 @@ def test_a_weight_that_two_layers_share_can_differ_between_them():
         {"w": (16, 16, 1, 1), "w_last": (4, 16, 1, 1)},
         (16, 4, 4),
     )
-    plan = q.plan(made)
+    plan = q.lay_out(made)
     given = q.Int8Weight(np.ones((16, 16, 1, 1), np.int8), np.ones(16, np.float32))
     result = q.quantize(made, plan, dict.fromkeys(plan.tensors, Range(-1, 1)), weights={"b": given})
     values = {t.name: numpy_helper.to_array(t) for t in result.graph.initializer}
@@ -497,7 +503,7 @@ def test_a_weight_that_two_layers_share_can_differ_between_them():
 )
 def test_given_weights_that_do_not_fit_are_an_error(given, message):
     made = model(*MIXED)
-    plan = q.plan(made)
+    plan = q.lay_out(made)
     with pytest.raises(UsageError, match=message):
         q.quantize(made, plan, dict.fromkeys(plan.tensors, Range(-1, 1)), **given)
 
@@ -516,7 +522,7 @@ def test_a_dead_channel_keeps_its_bias_where_it_becomes_int32():
     weight[5], bias[5] = 0, 5000.0  # in steps of 1e-6 x 1/255: 1.3e12, far beyond int32
     for name, value in (("w", weight), ("bias", bias)):
         values[name].CopyFrom(numpy_helper.from_array(value, name))
-    plan = q.plan(made, "cpu")
+    plan = q.lay_out(made, "cpu")
     ranges = {"images": Range(0.0, 1.0), "c": Range(-10.0, 5000.0), "d": Range(-20000.0, 20000.0)}
     assert set(ranges) == set(plan.tensors)
     result = q.quantize(made, plan, ranges)
@@ -537,7 +543,7 @@ def test_a_layer_left_float_is_not_made_int8_behind_our_back(tmp_path):
     weight[0] *= 1000  # one scale for all channels would erase the others
     values["w2"].CopyFrom(numpy_helper.from_array(weight, "w2"))
     batch = np.random.default_rng(0).normal(size=(4, 16, 4, 4)).astype(np.float32)
-    plan = q.plan(made, "cpu", q.Rules(exclude=("b",)))
+    plan = q.lay_out(made, "cpu", q.Rules(exclude=("b",)))
     ranges = calibrate(made, plan.tensors, [batch], "minmax")
     result = q.quantize(made, plan, ranges)
     kinds = kinds_in_onnxruntime(result, tmp_path)
@@ -563,7 +569,7 @@ def test_a_shortcut_of_slice_and_pad_stays_integer(tmp_path):
     made.graph.initializer.extend(
         numpy_helper.from_array(np.array(value), name) for name, value in numbers.items()
     )
-    plan = q.plan(made, "cpu", q.Rules(classifier=True))
+    plan = q.lay_out(made, "cpu", q.Rules(classifier=True))
     ranges = dict.fromkeys(plan.tensors, Range(-40.0, 40.0)) | {"images": Range(-1.0, 3.0)}
     result = q.quantize(made, plan, ranges)
     pad = next(node for node in result.graph.node if node.op_type == "Pad")
@@ -641,7 +647,7 @@ def broken_rules(quantized: onnx.ModelProto, placement: str) -> list[str]:
 
 def quantized_network(fp32, size, placement):
     batch = np.random.default_rng(0).normal(size=(4, *size)).astype(np.float32)
-    made = q.plan(fp32, placement)
+    made = q.lay_out(fp32, placement)
     return made, q.quantize(fp32, made, calibrate(fp32, made.tensors, [batch], "minmax"))
 
 

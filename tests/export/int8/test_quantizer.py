@@ -41,9 +41,9 @@ def test_one_calibration_has_a_range_for_every_layer_that_goes_back_to_float(
     model = student_onnx if network == "student" else conv_logits
     known = set(quantizers.candidates(model, rules))
     for placement in quantize.PLACEMENTS:
-        layers = quantize.plan(model, placement, rules).layers
+        layers = quantize.lay_out(model, placement, rules).layers
         for left_out in layers if len(layers) > 1 else ():
-            made = quantize.plan(model, placement, dataclasses.replace(rules, exclude=(left_out,)))
+            made = quantize.lay_out(model, placement, dataclasses.replace(rules, exclude=(left_out,)))
             assert set(made.tensors) <= known
 
 
@@ -71,7 +71,7 @@ def conv_logits():
 @pytest.mark.parametrize("placement", quantize.PLACEMENTS)
 def test_only_the_layers_asked_for_are_quantized(student_onnx, calibration, placement):
     quantizer = quantizers.Calibrated(student_onnx, placement, OPTIONS, calibration)
-    every = quantizer.plan().layers
+    every = quantizer.layout().layers
     made, graph = quantizer.build(frozenset(every[:3]))
     assert made.layers == every[:3]
     int8_weights = [t for t in graph.graph.initializer if t.data_type == 3 and len(t.dims) > 1]

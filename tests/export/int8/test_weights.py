@@ -249,7 +249,7 @@ def test_matmul_is_corrected_over_all_axes_but_the_last(batches):
 
 @pytest.fixture(scope="module", params=["tensorrt", "cpu"])
 def case(request, small, batches):
-    made = q.plan(small, request.param, q.Rules(classifier=True, exclude=("logits",)))
+    made = q.lay_out(small, request.param, q.Rules(classifier=True, exclude=("logits",)))
     assert made.layers == list(LAYERS)
     return made, calibrate(small, made.tensors, batches, "minmax")
 

@@ -242,7 +242,7 @@ def test_every_channel_of_a_weight_has_its_own_scale_and_gradient():
 @pytest.fixture(scope="module", params=["tensorrt", "cpu"])
 def quantized(request, student_onnx, digits_batch):
     """(fp32 graph, int8 graph, which scales are one)."""
-    made = q.plan(student_onnx, request.param)
+    made = q.lay_out(student_onnx, request.param)
     ranges = calibrate(
         student_onnx, made.tensors, [digits_batch], "minmax", unsigned=q.PLACEMENTS[request.param].unsigned
     )
@@ -290,7 +290,7 @@ def test_a_concat_of_two_signs_and_a_float_layer_behind_it_train_as_they_ship(pl
         onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", 5])
     )
     rules = q.Rules(first=True, exclude=exclude)
-    made = q.plan(fp32, placement, rules)
+    made = q.lay_out(fp32, placement, rules)
     assert ("c" in made.layers) == (not exclude)
     assert {"r", "b"} <= set(made.tensors) or (placement, *exclude) == ("tensorrt", "c")
     ranges = calibrate(fp32, made.tensors, [images], "minmax", unsigned=q.PLACEMENTS[placement].unsigned)

@@ -253,7 +253,7 @@ def test_layers_may_go_back_to_float_and_keep_their_trained_weights(run, fp32):
     weights = initializers(parts.model)
     assert all(
         (weights[f"{layer}.weight"] == best.quantized["state"][f"{layer}.weight"].numpy()).all()
-        for layer in parts.plan.layers
+        for layer in parts.layout.layers
     )
 
 

@@ -42,7 +42,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def int8_bytes(student_onnx, digits_batch, preprocess):
-    plan = quantize.plan(student_onnx, "tensorrt")
+    plan = quantize.lay_out(student_onnx, "tensorrt")
     made = quantize.quantize(
         student_onnx, plan, calibrate(student_onnx, plan.tensors, [digits_batch], "minmax")
     )
