@@ -2,18 +2,18 @@
 
 In:  a file, or its bytes.
 Out: the model; ArtifactError with one line on what is wrong with the file.
-Elsewhere: its metadata alone, without `onnx` (runtime.onnx_file), the seal (runtime.artifact), running it
-(runtime.predictor).
+Elsewhere: its metadata alone, without `onnx` (runtime.backends.onnx_file), the seal (runtime.artifact),
+running it (runtime.predictor).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import GraphProto, ModelProto, TensorProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from runtime.artifact import check_seal
 from runtime.errors import ArtifactError
@@ -46,7 +46,7 @@ def parse(content: bytes, name: str) -> ModelProto:
         raise ArtifactError(f"{name}: not an ONNX file, or cut short ({error}). {AGAIN}") from error
     if not model.graph.node:  # an empty file is a message too
         raise ArtifactError(f"{name}: holds no graph; not an ONNX file, or cut short. {AGAIN}")
-    outside = next((each.name for each in tensors(model.graph) if _is_outside(each)), None)
+    outside = next((each.name for each in _tensors_of(model) if _is_outside(each)), None)
     if outside is not None:
         raise ArtifactError(
             f"{name}: weights such as {outside} are in another file, which no seal covers and which is easily"
@@ -56,12 +56,24 @@ def parse(content: bytes, name: str) -> ModelProto:
     return model
 
 
+def _tensors_of(model: ModelProto) -> Iterator[TensorProto]:
+    yield from tensors(model.graph)
+    for function in model.functions:
+        yield from _in_nodes(function.node)
+    for training in model.training_info:
+        yield from (*tensors(training.initialization), *tensors(training.algorithm))
+
+
 def tensors(graph: GraphProto) -> Iterator[TensorProto]:
     """Every tensor with numbers in a graph: initializers, attributes of nodes, and those of graphs inside."""
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)
-    for node in graph.node:
+    yield from _in_nodes(graph.node)
+
+
+def _in_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
         for attribute in node.attribute:
             yield attribute.t
             yield from attribute.tensors

@@ -8,8 +8,9 @@ Elsewhere: files as an application opens them (runtime.predictor), more outputs 
 
 from __future__ import annotations
 
-import onnxruntime as ort
 from onnx import ModelProto
+
+from runtime.backends.telemetry import onnxruntime as ort
 
 
 def session(model: ModelProto, *, fetches_much: bool = False) -> ort.InferenceSession:

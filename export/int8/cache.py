@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from runtime import files
+from runtime.backends.telemetry import onnxruntime
 from runtime.errors import Large2SmallError
 
 from .histogram import BINS, Histogram

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime import files
-from runtime.artifact import Metadata, check_file, read_map, require_same_classes
+from runtime.artifact import Metadata, read_map, require_same_classes
 from runtime.errors import ArtifactError
 from runtime.images import ImageSet, open_images
 
@@ -68,13 +68,7 @@ def open_source(options: TrtOptions, folder: Path) -> Source:
 
 def read_onnx(path: Path) -> Metadata:
     """What an .onnx file says about itself, its seal checked."""
-    import onnx
+    from ..graph.read import read_onnx as read_whole
 
-    check_file(path)
-    try:
-        model = onnx.load(str(path))
-    except Exception as error:  # protobuf's DecodeError and others without a public base
-        raise ArtifactError(
-            f"{path}: not an ONNX file ({type(error).__name__}). Expected .onnx, or a checkpoint"
-        ) from error
+    model = read_whole(path)
     return read_map({entry.key: entry.value for entry in model.metadata_props}, str(path))

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from runtime.artifact import Metadata, check_file, read_map, read_sidecar
+from runtime.artifact import Metadata, read_map, read_sidecar
 from runtime.errors import ArtifactError
 
 from ..notes import note
@@ -76,30 +76,15 @@ def read_onnx(path: Path, sha256: str) -> Model:
     """What is served of an ONNX file. Raises ArtifactError when it was changed, or Triton would not run it as
     verified.
     """
-    check_file(path)
-    import onnx
-    from google.protobuf.message import DecodeError
+    from ..graph.read import read_onnx as read_whole
 
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except DecodeError as error:
-        raise ArtifactError(
-            f"{path}: not an ONNX file, or cut short ({error}). Copy it again from its source"
-        ) from error
+    model = read_whole(path)
     weights = {each.name for each in model.graph.initializer}
     inputs = [each for each in model.graph.input if each.name not in weights]
     if not inputs or not model.graph.output:  # such as an empty file, which is a message too
         raise ArtifactError(
             f"{path}: not a network: it has {len(inputs)} inputs and {len(model.graph.output)} outputs. Copy"
             " it again from its source, or export again: distill export onnx CKPT"
-        )
-    elsewhere = [
-        each.name for each in model.graph.initializer if each.data_location == onnx.TensorProto.EXTERNAL
-    ]
-    if elsewhere:
-        raise ArtifactError(
-            f"{path}: weights such as {elsewhere[0]} lie in another file, which would be left behind. Export"
-            " it with its weights inside: distill export onnx CKPT"
         )
     meta = read_map({each.key: each.value for each in model.metadata_props}, str(path))
     if meta.precision == "int8+fp16":

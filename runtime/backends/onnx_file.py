@@ -1,7 +1,7 @@
-"""What an .onnx file says about itself, read without the onnx package and without an engine.
+"""What an .onnx file says about itself, and whether it is whole: without the onnx package or an engine.
 
 In:  a file.
-Out: its `metadata_props`.
+Out: its `metadata_props`; ArtifactError when weights of it are elsewhere.
 Elsewhere: what the entries mean, and their seal (runtime.artifact); the layers (the engines).
 """
 
@@ -16,6 +16,27 @@ from ..errors import ArtifactError
 METADATA_PROPS = 14
 """Field of ModelProto, whose entries have the key in field 1 and the value in field 2 (onnx.proto of the ONNX
 project)."""
+
+MODEL = "model"
+MESSAGES: dict[str, dict[int, str]] = {
+    MODEL: {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse tensor"},
+    "node": {5: "attribute"},
+    "attribute": {
+        5: "tensor",
+        6: "graph",
+        10: "tensor",
+        11: "graph",
+        22: "sparse tensor",
+        23: "sparse tensor",
+    },
+    "sparse tensor": {1: "tensor", 2: "tensor"},
+}
+"""Message -> its fields that hold messages in which a tensor may be (onnx.proto of the ONNX project)."""
+TENSOR_NAME, EXTERNAL_DATA, DATA_LOCATION = 8, 13, 14
+"""Fields of TensorProto; its data are elsewhere when it has the second, or 1 in the third."""
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 """Wire types that a field's tag ends with (protobuf.dev, encoding); 3 and 4 are groups, which ONNX has none
@@ -46,26 +67,82 @@ def metadata_props(path: str | Path) -> dict[str, str]:
     return {pair.get(1, ""): pair.get(2, "") for pair in pairs}
 
 
-def _parts(content: bytes | mmap.mmap) -> Iterator[tuple[int, int, int]]:
+def require_whole(path: str | Path) -> None:
+    """Raise ArtifactError when a tensor of the file, at any depth, has its data in another place.
+
+    To be called before an engine opens the file: an engine reads whatever file such a tensor names, and one
+    of them takes an address in this process's memory for a name (OpenVINO, `*/_ORT_MEM_ADDR_/*`).
+    """
+    path = Path(path)
+    if not path.stat().st_size:
+        return  # nothing cannot be mapped, and is no network to any engine
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            outside = next((name for name, is_outside in _tensors(content) if is_outside), None)
+    except (ValueError, IndexError) as error:
+        raise ArtifactError(
+            f"{path}: not an ONNX file, or cut short ({error}). Copy it again from its source, or export"
+            " again: distill export onnx CKPT"
+        ) from error
+    if outside is not None:
+        raise ArtifactError(
+            f"{path}: weights such as {outside} are in another file, which no seal covers and which is easily"
+            " left behind. Put them inside: onnx.save(onnx.load(FILE), NEW), or export again: distill export"
+            " onnx CKPT"
+        )
+
+
+def _tensors(content: bytes | mmap.mmap) -> Iterator[tuple[str, bool]]:
+    """(name, whether its data are elsewhere) of every tensor."""
+    waiting = [(MODEL, 0, len(content))]
+    while waiting:
+        message, start, end = waiting.pop()
+        if message != "tensor":
+            inner = MESSAGES[message]
+            waiting += [
+                (inner[field], first, last)
+                for field, first, last in _parts(content, start, end)
+                if field in inner
+            ]
+            continue
+        name, is_outside = b"", False
+        for field, kind, first, last in _fields(content, start, end):
+            if kind == BYTES and field == TENSOR_NAME:
+                name = content[first:last]
+            is_outside |= kind == BYTES and field == EXTERNAL_DATA
+            is_outside |= kind == VARINT and field == DATA_LOCATION and _varint(content, first)[0] != 0
+        yield name.decode(errors="replace"), is_outside
+
+
+def _parts(
+    content: bytes | mmap.mmap, start: int = 0, end: int | None = None
+) -> Iterator[tuple[int, int, int]]:
     """(field, start, end) of every field that holds bytes. Raises ValueError or IndexError where there is no
     message.
     """
-    place = 0
-    while place < len(content):
+    for field, kind, first, last in _fields(content, start, len(content) if end is None else end):
+        if kind == BYTES:
+            yield field, first, last
+
+
+def _fields(content: bytes | mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """(field, wire type, start, end) of every field of the message between `start` and `end`."""
+    place = start
+    while place < end:
         tag, place = _varint(content, place)
-        kind = tag & 7
+        field, kind, first = tag >> 3, tag & 7, place
         if kind == VARINT:
             _, place = _varint(content, place)
         elif kind in (FIXED64, FIXED32):
             place += 8 if kind == FIXED64 else 4
         elif kind == BYTES:
-            size, place = _varint(content, place)
-            yield tag >> 3, place, place + size
-            place += size
+            size, first = _varint(content, place)
+            place = first + size
         else:
             raise ValueError(f"byte {place} begins no field")
-    if place > len(content):
-        raise ValueError(f"{len(content)} bytes where {place} are announced")
+        if place > end:
+            raise ValueError(f"{end - start} bytes where {place - start} are announced")
+        yield field, kind, first, place
 
 
 def _varint(content: bytes | mmap.mmap, place: int) -> tuple[int, int]:

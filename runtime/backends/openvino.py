@@ -17,7 +17,7 @@ import numpy as np
 from ..artifact import Metadata, check_file
 from ..errors import ArtifactError, MissingError, UsageError
 from . import Engine, Settings, known_batch_sizes, metadata_of
-from .onnx_file import metadata_props
+from .onnx_file import metadata_props, require_whole
 from .ort import require_out
 
 HINTS = ("latency", "throughput")
@@ -49,6 +49,7 @@ class OpenVinoBackend:
         self.path, self.device, self.hint = Path(path), device, hint
         _check(self.path, device, threads, hint)
         self._metadata = metadata_props(self.path)
+        require_whole(self.path)
         self.version: str = openvino.get_version().split("-")[0]
         core = openvino.Core()
         plugin = _plugin(device, core.available_devices)

@@ -19,7 +19,7 @@ from ..artifact import Metadata, check_file, read_map
 from ..errors import ArtifactError, MissingError, UsageError
 from ..files import sha256
 from . import Engine, Settings, known_batch_sizes, metadata_of
-from .onnx_file import metadata_props
+from .onnx_file import metadata_props, require_whole
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -55,7 +55,7 @@ class OrtBackend:
         take all of it.
         """
         try:
-            import onnxruntime as ort
+            from .telemetry import onnxruntime as ort
         except ImportError as error:
             extra = "cpu" if (provider or device or "cpu").startswith("cpu") else "gpu"
             raise MissingError(
@@ -67,6 +67,7 @@ class OrtBackend:
         self.provider, options = _provider(self.device, provider, ort.get_available_providers())
         if not self.path.is_file():
             raise UsageError(f"{path}: no such file")
+        require_whole(self.path)
         if self.provider == PROVIDERS["tensorrt"]:
             options |= _tensorrt_options(self.path)
         self.session = _open(ort, self.path, self.provider, options, threads, integer_kernels)

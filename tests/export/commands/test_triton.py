@@ -292,7 +292,7 @@ def test_weights_in_another_file_are_refused(tmp_path, served):
         model, str(tmp_path / "m.onnx"), save_as_external_data=True, location="weights.bin", size_threshold=0
     )
     code, _, said = served(tmp_path / "m.onnx")
-    assert code == 4 and "lie in another file" in said.err
+    assert code == 4 and "are in another file" in said.err
 
 
 @pytest.mark.parametrize(
