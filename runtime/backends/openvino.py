@@ -40,7 +40,7 @@ class OpenVinoBackend:
         ArtifactError when OpenVINO cannot open the file.
         """
         try:
-            import openvino
+            from .telemetry import openvino
         except ImportError as error:
             raise MissingError(
                 f'{path} on OpenVINO needs its package. Install it: pip install "large2small[openvino]" '

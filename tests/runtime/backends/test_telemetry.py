@@ -1,4 +1,4 @@
-"""Nothing here reports home: ONNX Runtime's telemetry is off unless the user turns it on."""
+"""Nothing here reports home: telemetry of ONNX Runtime and OpenVINO is off unless the user turns it on."""
 
 from __future__ import annotations
 
@@ -55,15 +55,42 @@ def test_the_user_may_turn_it_on(tmp_path):
         assert any("Microsoft" in each for each in left)
 
 
-def test_onnx_runtime_is_imported_in_one_place():
+def test_consent_to_openvino_is_respected(tmp_path):
+    """Its identifier is then in the home: the first test would find it."""
+    pytest.importorskip("openvino_telemetry")
+    code = (
+        "import sys\n"
+        "from openvino_telemetry.utils import opt_in_checker as found\n"
+        "checker = found.OptInChecker()\n"
+        "checker.create_or_check_consent_dir()\n"
+        "checker.update_result(found.ConsentCheckResult.ACCEPTED)\n"
+        "import openvino_telemetry.main as main\n"
+        "main.Telemetry.send_event = lambda *_, **__: None\n"
+        "from runtime.backends.telemetry import openvino\n"
+        "print(openvino.tools.ovc.telemetry_utils.tm.__name__)\n"
+    )
+    environment = os.environ | {"HOME": str(tmp_path), "CI": ""}
+    for said, expected in (
+        (code, "openvino_telemetry"),
+        (code.replace("ACCEPTED", "DECLINED"), "openvino.tools.ovc.telemetry_stub"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", said], env=environment, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split()[-1] == expected
+
+
+def test_the_engines_are_imported_in_one_place():
     root = Path(__file__).parents[3]
     importing = [
         str(path.relative_to(root))
         for folder in ("runtime", "export", "bench", "distill")
         for path in (root / folder).rglob("*.py")
         if any(
-            line.strip().startswith(("import onnxruntime", "from onnxruntime"))
+            line.strip().startswith(
+                ("import onnxruntime", "from onnxruntime", "import openvino", "from openvino ")
+            )
             for line in path.read_text(encoding="utf-8").splitlines()
         )
     ]
-    assert importing == ["runtime/backends/telemetry.py"]
+    assert importing == []  # telemetry.py imports them by name
