@@ -1,7 +1,6 @@
 """A small trained student and real images (scikit-learn's digits) for the tests of `export`.
 
-ResNet-20 with random convolutions whose batch norm has seen the data, and a last layer solved by ridge
-regression: real accuracy (about 75 %) in seconds, without a training loop.
+The student is a ResNet-20 that is right on 99 % of the validation digits; student/train.py made its weights.
 """
 
 from __future__ import annotations
@@ -28,28 +27,11 @@ def preprocess() -> Preprocess:
 
 
 @pytest.fixture(scope="session")
-def student(preprocess: Preprocess) -> torch.nn.Module:
-    torch.manual_seed(0)
+def student() -> torch.nn.Module:
     network = models.build("resnet20", 10)
-    digits = open_images("digits", "train")
-    labels = torch.from_numpy(digits.labels[:700])
-    images = torch.from_numpy(preprocess.batch(digits.image(i) for i in range(len(labels))))
-    with torch.no_grad():
-        network.train()
-        for module in network.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.momentum = None  # the average over everything seen
-        network.forward_features(images[:256])
-        network.eval()
-        features = network.forward_head(network.forward_features(images), pre_logits=True).double()
-        centred = features - features.mean(0)
-        wanted = torch.nn.functional.one_hot(labels, 10).double() - 0.1
-        weight = torch.linalg.solve(
-            centred.T @ centred + 0.1 * torch.eye(64, dtype=torch.float64), centred.T @ wanted
-        )
-        network.linear.weight.copy_(10 * weight.T)
-        network.linear.bias.copy_(-10 * features.mean(0) @ weight)
-    return network
+    with np.load(Path(__file__).parent / "student" / "weights.npz") as file:
+        network.load_state_dict({name: torch.from_numpy(file[name]) for name in file.files})
+    return network.eval()
 
 
 @pytest.fixture(scope="session")
