@@ -21,7 +21,7 @@ from runtime.images import ImageSet
 
 from ..checks import samples, speed, verify
 from ..checks.evaluation import Evaluation
-from ..fp16 import overflow
+from ..fp16 import engine, overflow
 from ..graph import from_torch
 from ..graph.view import attribute
 from ..int8 import pipeline
@@ -106,7 +106,8 @@ def _lowered(
     """The graph that ships: int8 within the budget, then fp16 around it, within the budget too."""
 
     def finish(candidate: ModelProto) -> bytes:
-        return from_torch.write_metadata(halving.quickly(candidate) if halving else candidate, meta)
+        graph = engine.judged(halving.quickly(candidate)) if halving else candidate
+        return from_torch.write_metadata(graph, meta)
 
     if inputs.options.int8:
         assert inputs.draw is not None
@@ -119,7 +120,9 @@ def _lowered(
     if halving is None:
         return lowered
     graph, report = halving.checked(lowered.graph)
-    logits = evaluation.logits(from_torch.write_metadata(graph, meta), f"accuracy of {meta.precision}")
+    judged = engine.judged(graph)
+    report["judged_as"] = None if judged is graph else engine.sentence()
+    logits = evaluation.logits(from_torch.write_metadata(judged, meta), f"accuracy of {meta.precision}")
     if not lowered.how["not_for_accuracy"]:
         verify.require_small_drop(evaluation.compare(logits), inputs.options.max_drop, meta.precision)
     return _Lowered(graph, logits, lowered.how | {"fp16": report}, lowered.outcome)

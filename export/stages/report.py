@@ -77,6 +77,8 @@ def sentences(meta: Metadata, found: dict[str, Any]) -> list[str]:
             "kept in fp32: "
             + "; ".join(f"{name} ({why})" for name, why in list(how["fp16"]["kept_fp32"].items())[:3])
         )
+    if how.get("fp16") and how["fp16"].get("judged_as"):
+        lines.append(how["fp16"]["judged_as"])
     if how.get("not_for_accuracy"):
         lines.append("ranges of noise: this artifact is not for accuracy")
     pays = "pays" if speed["ratio"] < 1 else "does NOT pay"
@@ -158,5 +160,6 @@ def figures(options: OnnxOptions, shipped: Shipped) -> dict[str, Any]:
             "rolled_back": how["budget"]["float_layers"] if how["budget"] else [],
             "draws": how["draws"],
             "not_for_accuracy": how["not_for_accuracy"],
+            "judged_as": (how.get("fp16") or {}).get("judged_as"),
         }
     return result

@@ -8,7 +8,9 @@ Elsewhere: building (export.trt.process), the same checks for ONNX files (export
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from runtime.artifact import Metadata
 from runtime.errors import GateError
 
 from ..checks import verify
+from ..fp16 import engine as half
+from ..graph.read import read_onnx
 
 FP32_TOLERANCE = 0.01
 """Like verify's tolerances, for fp32 plans: TF32 keeps 10 bits of each factor (docs.nvidia.com, A100
@@ -53,7 +57,7 @@ def check(
     labels (N,) of them. max_drop: points of top-1 the plan may lose against the fp32 student; what its ONNX
     file lost is counted in.
     """
-    with load(plan, device) as engine, load(onnx) as reference:
+    with load(plan, device) as engine, reference_of(onnx, meta) as reference:
         most = engine.largest_batch
         parts = chunks(batches if batches is not None else [noise(engine.input_shape)], most)
         some = next(parts)
@@ -69,6 +73,26 @@ def check(
             "consistency": consistency(engine, some, tolerance(meta.precision)),
         }
     return found | (accuracy(theirs, ours, labels, meta, max_drop) if labels is not None else {})
+
+
+@contextlib.contextmanager
+def reference_of(path: Path, meta: Metadata) -> Iterator[Predictor]:
+    """The ONNX file on ONNX Runtime's CPU engine; a copy of it where that would not compute what it says."""
+    may_differ = meta.precision in ("int8+fp16", "unknown") and half.drops_fractions()
+    model = read_onnx(path) if may_differ else None
+    if model is None or not half.quantizes_half(model):
+        with load(path) as predictor:
+            yield predictor
+        return
+    from ..graph import from_torch  # here, because it imports torch
+
+    with (
+        tempfile.TemporaryDirectory(prefix="large2small-") as folder,
+        verify.opened(
+            from_torch.write_metadata(half.judged(model), meta), Path(folder) / path.name
+        ) as predictor,
+    ):
+        yield predictor
 
 
 def chunks(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:

@@ -1,4 +1,5 @@
-"""Train the student of the tests of `export`: ResNet-20 on scikit-learn's digits, about 20 seconds on one core.
+"""Train the student of the tests of `export`: ResNet-20 on scikit-learn's digits, in about half a
+minute on one core.
 
     python tests/export/student/train.py FILE.npz
 
