@@ -36,9 +36,9 @@ SHOWN = 8
 
 def inspect_onnx(path: Path, seal: str) -> dict[str, Any]:
     """Everything the file says and shows. Raises ArtifactError when it is no ONNX file."""
-    from ..graph import precision
+    from ..graph import precision, read
 
-    model = _read_onnx(path)
+    model = read.read_onnx(path, check=False)  # what its seal says is shown beside it
     entries = {entry.key: entry.value for entry in model.metadata_props}
     try:
         meta = read_map(entries, str(path))
@@ -212,23 +212,6 @@ def problem_of(path: Path, seal: str | None, ancestors: Iterable[lineage.Ancesto
         f"{path}: {wrong.looked_at} is not the {wrong.what} it was made from{more}. Put the right one there,"
         " or name it: distill inspect --help"
     )
-
-
-def _read_onnx(path: Path) -> Any:
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except DecodeError as error:
-        raise ArtifactError(
-            f"{path}: not an ONNX file, or cut short ({error}). Copy it again from its source"
-        ) from error
-    if not model.graph.node:
-        raise ArtifactError(
-            f"{path}: holds no graph; not an ONNX file, or cut short. Copy it again from its source"
-        )
-    return model
 
 
 def _seal(path: Path) -> str:
