@@ -19,9 +19,7 @@ import onnxslim
 import torch
 from onnx import ModelProto
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from distill.models import depthwise
 from distill.models.merge import reparameterize
 from runtime.artifact import Metadata, seal
 from runtime.errors import GateError
@@ -44,8 +42,8 @@ class GlobalMean(nn.Module):
 def merge(student: nn.Module) -> nn.Module:
     """A copy for inference: re-parameterizable blocks (ours and timm's) become single convolutions.
 
-    Batch norm that follows a convolution stays here and is folded by `to_onnx`, so that `count` gives the
-    published parameters.
+    Batch norm that follows a convolution stays here and is folded by `to_onnx`, so that `parameters` gives
+    the published parameters.
     """
     merged = reparameterize(student.eval(), fold_batch_norm=False)
     for parent in list(merged.modules()):
@@ -55,13 +53,11 @@ def merge(student: nn.Module) -> nn.Module:
     return merged.eval()
 
 
-def count(merged: nn.Module, input_size: tuple[int, int, int]) -> tuple[int, int]:
-    """(parameters, multiply-accumulates of one image) of the merged network; batch norm counts as parameters,
-    as in timm.
+def parameters(merged: nn.Module) -> int:
+    """Number of parameters of the merged network; batch norm's are among them, as in timm.
+    Multiply-accumulates are counted on the graph (export.graph.macs.total).
     """
-    with FlopCounterMode(display=False) as counter, torch.inference_mode(), depthwise.forced("conv2d"):
-        merged(torch.zeros(1, *input_size))
-    return sum(p.numel() for p in merged.parameters()), counter.get_total_flops() // 2
+    return sum(each.numel() for each in merged.parameters())
 
 
 def to_onnx(merged: nn.Module, input_size: tuple[int, int, int], opset: int = 19) -> ModelProto:

@@ -21,7 +21,7 @@ from runtime import env, files
 from runtime.artifact import Metadata
 
 from ..checks import samples, verify
-from ..graph import from_torch
+from ..graph import from_torch, macs
 from .inputs import Inputs
 
 
@@ -45,7 +45,7 @@ def export_fp32(inputs: Inputs) -> Fp32:
     student = network_of(inputs.checkpoint)
     merged = from_torch.merge(student)
     model = from_torch.to_onnx(merged, preprocess.input_size, options.opset)
-    meta = first_metadata(inputs, *from_torch.count(merged, preprocess.input_size))
+    meta = first_metadata(inputs, from_torch.parameters(merged), macs.total(model))
     chosen = samples.choose(inputs.evaluation.labels, options.verify_size, options.seed)
     images = np.concatenate(
         [batch for batch, _ in samples.batches(inputs.evaluation, chosen, preprocess, about="")]
