@@ -52,6 +52,9 @@ class StagedNet(nn.Module):
     """
 
     norm_first = False
+    stages: nn.ModuleList
+    norm: nn.Module
+    head: nn.Module
 
     def __init__(
         self,
@@ -157,6 +160,8 @@ class DownsampledNet(StagedNet):
     """A StagedNet of ConvNeXt's plan: `downsample_layers[i]`, which a subclass sets too, leads into stage i;
     [0] is the stem.
     """
+
+    downsample_layers: nn.ModuleList
 
     def enter(self, index: int, x: Tensor) -> Tensor:
         return self.downsample_layers[index](x)

@@ -80,6 +80,7 @@ def to_onnx(merged: nn.Module, input_size: tuple[int, int, int], opset: int = 19
                 output_names=[OUTPUT],
                 dynamic_shapes=({0: torch.export.Dim(BATCH)},),
             )
+            assert program is not None  # only without dynamo
             modules = _modules(program.model_proto)
             model = rewrite.prepare(_tidy(onnxslim.slim(program.model_proto), modules))
         onnx.checker.check_model(model, full_check=True)
