@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-import onnxruntime
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from runtime.backends.telemetry import onnxruntime
 
 from ..graph import run
 from .cast import HALF, rounded, types

@@ -1,6 +1,7 @@
 """Augmentation: every operation of every policy of timm at its extremes, whatever Pillow is installed."""
 
 import copy
+import json
 import pickle
 import random
 
@@ -10,7 +11,10 @@ import torch
 from PIL import Image, ImageOps
 from timm.data import auto_augment, create_transform
 
+from distill.data import augment
 from distill.data.augment import TransformError, operations, training_transform
+from distill.recipe.reader import load
+from runtime.cli import front_door
 from runtime.preprocess import Preprocess
 
 SPEC = Preprocess((3, 32, 32), "bicubic", 1.0)
@@ -165,6 +169,38 @@ def test_each_step_is_named_with_the_flag_it_comes_from(step, image, recipe):
     with pytest.raises(TransformError, match=f"{step}: RuntimeError: not today") as caught:
         transform(image)
     assert flag in caught.value.flags and bool(flag) == bool(caught.value.flags)
+
+
+def test_three_thousand_images_pass_the_papers_augmentation(recipe, monkeypatch):
+    """So many that its policy draws 0 bits for some: 1 image in 700 or so."""
+    paper = load("paper", recipe())
+    drawn = []
+
+    def counting(image, bits, **unused):
+        drawn.append(bits)
+        return posterize(image, bits)
+
+    posterize = augment.posterize
+    monkeypatch.setattr(augment, "posterize", counting)
+    transform = training_transform(paper, SPEC)
+    x = np.random.default_rng(1).integers(0, 256, (100, 32, 32, 3), np.uint8)
+    for seed in range(3000):
+        assert torch.isfinite(seeded(transform, Image.fromarray(x[seed % 100]), seed)).all()
+    assert 0 < drawn.count(0) < 50 and min(drawn) == 0
+
+
+@pytest.mark.slow
+def test_the_papers_recipe_trains_on_three_thousand_images(tmp_path, made, capfd):
+    for split, count in (("train", 3000), ("val", 40)):
+        x, y = made(count, size=32)
+        np.savez(tmp_path / f"{split}.npz", x=x, y=y, class_names=np.array(["ant", "bee", "cat", "dog"]))
+    words = ["--recipe", "paper", "--data", f"npz:{tmp_path}", "--img-size", "32", "--teacher", "none"]
+    words += ["--student", "resnet20", "--student-args", "width=0.25", "--batch", "100", "--grad-accum", "1"]
+    words += ["--epochs", "1", "--warmup-epochs", "0", "--device", "cpu", "--output", str(tmp_path / "run")]
+    assert front_door.main(["train", *words]) == 0
+    assert "top-1" in capfd.readouterr().out
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["epoch"] == 1
 
 
 def test_mending_posterize_leaves_timm_as_it_was(recipe):
