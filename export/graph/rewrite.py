@@ -50,7 +50,7 @@ def fold_one_batch_norm(model: ModelProto, view: View) -> bool:
             continue
         before, after = view.producer.get(node.input[0]), view.only_reader(node.output[0])
         scale, shift = affine(node, view)
-        if before is not None and is_plain(before, view) and view.only_reader(before.output[0]) is node:
+        if before is not None and is_plain(before, view) and is_only_reader(node, before, view):
             fold_back(before, scale, shift, model, view)
             before.output[0] = node.output[0]
         elif (
@@ -78,6 +78,11 @@ def affine(node: NodeProto, view: View) -> tuple[np.ndarray, np.ndarray]:
 def is_plain(node: NodeProto, view: View) -> bool:
     """A convolution whose weight and bias are constants."""
     return node.op_type == "Conv" and all(name in view.constants for name in node.input[1:] if name)
+
+
+def is_only_reader(node: NodeProto, of: NodeProto, view: View) -> bool:
+    """Does `node`, and nobody else, read what `of` puts out?"""
+    return view.only_reader(of.output[0]) is node
 
 
 def is_padded(node: NodeProto) -> bool:

@@ -8,11 +8,11 @@ be met.
 Elsewhere: building and running the graphs (the caller), accuracy (export.checks.verify), multiply-accumulates
 (export.graph.macs).
 
-Ranking images are labeled calibration-side images held back from calibration: were --data used to rank, the
-same images would choose the layers and then judge the choice. Groups are ranked by KL(fp32 || int8), not by
-points: on some hundred images most groups lose no image or one, while KL still tells them apart. The budget
-itself is always accuracy on --data, looked at once per try, so the drop that is kept is flattered a little by
-the choice; the Outcome's history says how many tries.
+Ranking images are the selection images, labeled training images that are not calibrated on: were --data
+used to rank, the same images would choose the layers and then judge the choice. Groups are ranked by
+KL(fp32 || int8), not by points: on some hundred images most groups lose no image or one, while KL still
+tells them apart. The budget itself is always accuracy on --data, looked at once per try, so the drop that
+is kept is flattered a little by the choice; the Outcome's history says how many tries.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ and zero point (export.int8.quantize).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -30,12 +30,21 @@ SMOOTHED = 17
 
 
 class Range(NamedTuple):
-    """Values a tensor is expected to take; what lies outside saturates. (Inside this module also arrays, one
-    per candidate.)
-    """
+    """Values a tensor is expected to take; what is outside saturates."""
 
     low: float
     high: float
+
+
+class Ranges(NamedTuple):
+    """Candidates for the range of one tensor, one per place of the arrays (candidates,)."""
+
+    low: np.ndarray
+    high: np.ndarray
+
+
+Candidates = Callable[[np.ndarray], Ranges]
+"""From thresholds (candidates,) to the ranges that they make."""
 
 
 def find(histogram: Histogram, method: str, percentile: float = 99.99, unsigned: bool = False) -> Range:
@@ -49,7 +58,7 @@ def find(histogram: Histogram, method: str, percentile: float = 99.99, unsigned:
     if histogram.limit == 0.0 or method == "minmax":  # only zeros have no limit
         return seen
     if method == "percentile":
-        found = clip(seen, magnitude(histogram, percentile))
+        found: Range | Ranges = clip(seen, magnitude(histogram, percentile))
     else:
         found = entropy(histogram, unsigned) if method == "entropy" else mse(histogram, unsigned)
     return Range(float(found.low), float(found.high))
@@ -66,18 +75,18 @@ def check_method(method: str, percentile: float) -> None:
         )
 
 
-def clip(seen: Range, threshold: Any) -> Range:
+def clip(seen: Range, threshold: np.ndarray | float) -> Ranges:
     """The part of what was seen with magnitudes up to `threshold`; never empty, so a constant
     stays itself.
     """
     threshold = np.maximum(threshold, max(seen.low, -seen.high))
-    return Range(np.maximum(seen.low, -threshold), np.minimum(seen.high, threshold))
+    return Ranges(np.maximum(seen.low, -threshold), np.minimum(seen.high, threshold))
 
 
-def cells(range_: Range, unsigned: bool) -> tuple[np.ndarray, np.ndarray]:
+def cells(candidates: Ranges, unsigned: bool) -> tuple[np.ndarray, np.ndarray]:
     """(codes x step (candidates, codes), the borders between them (candidates, codes - 1)) of the grid that
-    export.int8.quantize.activation_scale makes of a range (without its floor)."""
-    low, high = np.minimum(range_.low, 0.0), np.maximum(range_.high, 0.0)
+    export.int8.quantize.activation_scale makes of each range (without its floor)."""
+    low, high = np.minimum(candidates.low, 0.0), np.maximum(candidates.high, 0.0)
     if unsigned:
         step = (high - low) / 255
         codes = np.arange(256) - np.rint(-low / step)[:, None]
@@ -123,8 +132,8 @@ def mse(histogram: Histogram, unsigned: bool) -> Range:
             for order in range(3)
         ]
 
-    def error(range_: Range) -> np.ndarray:
-        codes, borders = cells(range_, unsigned)
+    def error(candidates: Ranges) -> np.ndarray:
+        codes, borders = cells(candidates, unsigned)
         outside = np.full((len(borders), 1), np.inf)
         mass, first, second = (np.diff(each) for each in moments(np.hstack([-outside, borders, outside])))
         return (second - 2 * codes * first + codes**2 * mass).sum(1)
@@ -133,13 +142,17 @@ def mse(histogram: Histogram, unsigned: bool) -> Range:
     best = search(lambda t: clip(seen, t), max(-seen.low, seen.high), MSE_SHARES, error)
     if unsigned and seen.low < 0.0 < seen.high:
         for _ in range(2):
-            best = search(
-                lambda t, low=best.low: Range(np.full_like(t, low), t), seen.high, MSE_SHARES, error
-            )
-            best = search(
-                lambda t, high=best.high: Range(-t, np.full_like(t, high)), -seen.low, MSE_SHARES, error
-            )
+            best = search(_from(best.low), seen.high, MSE_SHARES, error)
+            best = search(_up_to(best.high), -seen.low, MSE_SHARES, error)
     return best
+
+
+def _from(low: float) -> Candidates:
+    return lambda thresholds: Ranges(np.full_like(thresholds, low), thresholds)
+
+
+def _up_to(high: float) -> Candidates:
+    return lambda thresholds: Ranges(-thresholds, np.full_like(thresholds, high))
 
 
 def entropy(histogram: Histogram, unsigned: bool) -> Range:
@@ -161,8 +174,8 @@ def entropy(histogram: Histogram, unsigned: bool) -> Range:
         np.append(0.0, np.cumsum(each)) for each in (mass, (mass > 0) * width, x_log_x(mass, width))
     )
 
-    def divergence(range_: Range) -> np.ndarray:
-        codes, borders = cells(range_, unsigned)
+    def divergence(candidates: Ranges) -> np.ndarray:
+        codes, borders = cells(candidates, unsigned)
         step = codes[:, 1:2] - codes[:, :1]
         ends = np.clip(
             np.hstack([codes[:, :1] - step / 2, borders, codes[:, -1:] + step / 2]), edges[0], edges[-1]
@@ -222,10 +235,10 @@ def used(counts: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def search(
-    candidate: Callable[[np.ndarray], Range],
+    candidate: Candidates,
     largest: float,
     shares: np.ndarray,
-    cost: Callable[[Range], np.ndarray],
+    cost: Callable[[Ranges], np.ndarray],
 ) -> Range:
     """The candidate of least cost: over thresholds that are `shares` (falling from 1) of `largest`, then
     finer around the best; the widest of equals.

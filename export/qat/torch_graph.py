@@ -476,9 +476,11 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
 def _place(root: nn.Module, name: str, value: Tensor, persistent: bool = False) -> None:
     *path, leaf = name.split(".")
     for part in path:
-        if part not in root._modules:
-            root.add_module(part, nn.Module())
-        root = root._modules[part]
+        inner = root._modules.get(part)
+        if inner is None:
+            inner = nn.Module()
+            root.add_module(part, inner)
+        root = inner
     if isinstance(value, nn.Parameter):
         root.register_parameter(leaf, value)
     else:
@@ -487,6 +489,11 @@ def _place(root: nn.Module, name: str, value: Tensor, persistent: bool = False) 
 
 def _find(root: nn.Module, name: str) -> Tensor:
     *path, leaf = name.split(".")
+    modules: Any = root._modules  # what `_place` put there
     for part in path:
-        root = root._modules[part]
-    return root._parameters[leaf] if leaf in root._parameters else root._buffers[leaf]
+        root, modules = modules[part], modules[part]._modules
+    value: Tensor | None = root._parameters.get(leaf)
+    if value is None:
+        value = root._buffers[leaf]
+    assert value is not None, name
+    return value

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def check(
     file lost is counted in.
     """
     with load(plan, device) as engine, reference_of(onnx, meta) as reference:
-        most = engine.largest_batch
+        most = largest_batch(engine)
         parts = chunks(batches if batches is not None else [noise(engine.input_shape)], most)
         some = next(parts)
         found_by = [
@@ -153,7 +153,7 @@ def consistency(engine: Predictor, images: np.ndarray, allowed: float) -> dict[s
     row_spread: between the rows of a batch of one image again and again; batch_spread: between the smallest
     batch and the largest, None for a plan of one batch size.
     """
-    least, most = engine.fit(1), engine.largest_batch
+    least, most = engine.fit(1), largest_batch(engine)
     some = np.resize(images, (most, *images.shape[1:]))
     repeated = engine.logits(np.repeat(some[:1], most, axis=0))
     row_spread, batch_spread = float(np.abs(repeated - repeated[:1]).max()), None
@@ -202,6 +202,14 @@ def accuracy(
     }
 
 
-def noise(shape: list[int | None]) -> np.ndarray:
-    """(NOISE, C, H, W) from a normal distribution, seed 0."""
-    return np.random.default_rng(0).standard_normal((NOISE, *shape[1:]), np.float32)
+def largest_batch(engine: Predictor) -> int:
+    """Most images the plan takes in one call; a plan's profiles always end somewhere."""
+    most = engine.largest_batch
+    assert most is not None, engine.path
+    return most
+
+
+def noise(shape: Sequence[int | None]) -> np.ndarray:
+    """(NOISE, C, H, W) from a normal distribution, seed 0; of a plan only the batch is open."""
+    sizes = [size for size in shape[1:] if size is not None]
+    return np.random.default_rng(0).standard_normal((NOISE, *sizes), np.float32)
