@@ -172,7 +172,7 @@ def label(predictor: Predictor, role: str | None = None) -> str:
     """'student int8', or the file's name when it says nothing about itself; ranges of noise are named."""
     metadata = predictor.metadata
     words = [role or metadata.role, None if metadata.precision == "unknown" else metadata.precision]
-    if (metadata.quantization or {}).get("not_for_accuracy"):
+    if metadata.quantization and metadata.quantization.not_for_accuracy:
         words.append("(not for accuracy)")
     return " ".join(word for word in words if word) or predictor.path.name
 

@@ -13,16 +13,17 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import ArtifactError
 from .preprocess import Preprocess
+from .records import EngineRecord, Quantization, Verification
 
-SCHEMA = 1
-"""Version of the metadata; raised when a reader of the old one would go wrong."""
+SCHEMA = 2
+"""Version of the metadata; raised when a reader of the old one would go wrong. 1 is read, too."""
 
 KEY = "large2small"
 """Name of the one metadata entry, a JSON object."""
@@ -49,29 +50,34 @@ class Metadata:
     preprocess: Preprocess | None = None
     class_names: list[str] | None = None
     precision: str = "fp32"
-    """fp32 or int8."""
+    """fp32, fp16, int8 or int8+fp16."""
     parameters: int | None = None
     """Number of weights of the merged network."""
     macs: int | None = None
     """Multiply-accumulates for one image."""
     training: dict[str, Any] = field(default_factory=dict)
     """Recipe name, epochs, KD loss, metrics at the best epoch (top1 in percent)."""
-    quantization: dict[str, Any] | None = None
-    """Method, placement, images with hashes, layers left in float, scales' count."""
-    verification: dict[str, Any] = field(default_factory=dict)
+    quantization: Quantization | None = None
+    """How a file in int8 or fp16 came about: method, placement, images with hashes, layers left in float."""
+    verification: Verification = field(default_factory=Verification)
     """What was checked before the file was written, with the numbers."""
     lineage: dict[str, Any] = field(default_factory=dict)
     """SHA-256 of checkpoint, teacher, fp32 ONNX and data this was made from."""
     versions: dict[str, str] = field(default_factory=dict)
     """Packages that made it."""
-    engine: dict[str, Any] | None = None
+    engine: EngineRecord | None = None
     """Only for a plan, and read by runtime.backends.tensorrt.plan: which TensorRT built it where, from which
     ONNX, its profiles and layers."""
 
     def to_map(self) -> dict[str, str]:
         """The entries to store in ONNX `metadata_props`."""
-        values = asdict(self) | {"preprocess": self.preprocess.to_dict() if self.preprocess else None}
-        return {KEY: json.dumps(values, sort_keys=True)}
+        return {KEY: json.dumps(self.to_dict(), sort_keys=True)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        plain = {each.name: getattr(self, each.name) for each in fields(self)}
+        records = ("preprocess", "quantization", "verification", "engine")
+        return plain | {name: plain[name].to_dict() if plain[name] else None for name in records}
 
     def unknown(self) -> list[str]:
         """Which of the fields that prediction needs are not known."""
@@ -93,17 +99,50 @@ def read_map(entries: Mapping[str, str], name: str) -> Metadata:
         raise ArtifactError(
             f"{name}: its large2small metadata is damaged ({error}). Export it again"
         ) from error
-    if found != SCHEMA:
+    if found not in (1, SCHEMA):
         raise ArtifactError(
             f"{name}: metadata schema {found}; this runtime reads {SCHEMA}. "
             "Install the large2small that wrote it, or export it again"
         )
-    known = {f.name for f in fields(Metadata)}
-    preprocess = values.get("preprocess")
-    return Metadata(
-        **{k: v for k, v in values.items() if k in known and k != "preprocess"},
-        preprocess=Preprocess.from_dict(preprocess) if preprocess else None,
-    )
+    if found == 1:
+        values = _of_schema_1(values)
+    readers: dict[str, Callable[[Any], Any]] = {
+        "preprocess": Preprocess.from_dict,
+        "quantization": lambda value: Quantization.from_dict(value, f"{name}: quantization"),
+        "verification": lambda value: Verification.from_dict(value, f"{name}: verification"),
+        "engine": lambda value: EngineRecord.from_dict(value, f"{name}: engine"),
+    }
+    read: dict[str, Any] = {key: reader(values[key]) for key, reader in readers.items() if values.get(key)}
+    plain = {each.name for each in fields(Metadata)} - set(readers) - {"schema"}
+    return Metadata(**read, **{key: value for key, value in values.items() if key in plain})
+
+
+def _of_schema_1(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of the first schema under today's names.
+
+    It called the reference fp32 and the candidate int8, also in fp16 files and for plans, the evaluation
+    images held_out and the number of selection images held_back.
+    """
+    top1 = {"fp32_top1": "reference_top1", "int8_top1": "candidate_top1", "class": "class_name"}
+    checks = dict(values.get("verification") or {})
+    lowered = next((checks.pop(key) for key in ("int8", "fp16") if key in checks), None)
+    if isinstance(lowered, Mapping):
+        checks["lowered"] = _renamed(lowered, top1)
+        if isinstance(lowered.get("worst_class"), Mapping):
+            checks["lowered"]["worst_class"] = _renamed(lowered["worst_class"], top1)
+    how = values.get("quantization")
+    if isinstance(how, Mapping):
+        how = _renamed(how, {"held_back": "selection"})
+        if isinstance(how.get("draws"), Mapping):
+            how["draws"] = _renamed(how["draws"], top1)
+    lineage = values.get("lineage") or {}
+    if isinstance(lineage, Mapping) and isinstance(lineage.get("data"), Mapping):
+        lineage = {**lineage, "data": _renamed(lineage["data"], {"held_out": "evaluation"})}
+    return {**values, "verification": checks, "quantization": how, "lineage": lineage}
+
+
+def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(key, key): value for key, value in values.items()}
 
 
 def sidecar_of(plan: str | Path) -> Path:

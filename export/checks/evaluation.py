@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from runtime.images import ImageSet
 from runtime.preprocess import Preprocess
+from runtime.records import Judged
 
 from . import samples, verify
 
@@ -71,9 +71,9 @@ class Evaluation:
         """An artifact's logits (N, K) on these images against the torch student's."""
         return verify.accuracy(self.student_logits, logits, self.labels)
 
-    def shipped(self, logits: np.ndarray) -> dict[str, Any]:
-        """Everything that is recorded about the artifact that is written."""
-        return verify.shipped(
+    def judged(self, logits: np.ndarray) -> Judged:
+        """What is recorded about the accuracy of the artifact that is written."""
+        return verify.judged(
             self.student_logits, self.fp32_logits, logits, self.labels, self.images.class_names
         )
 

@@ -23,7 +23,7 @@ from runtime.terminal import progress_bar
 PIXELS_PER_BATCH = 2**18
 """A batch holds about so many pixels: 5 images of 224 x 224, at most 32; bounds the memory for
 activations."""
-FEWEST_HELD_BACK = 128
+FEWEST_SELECTED = 128
 """Images below which choosing between settings by their accuracy is a lottery."""
 
 
@@ -53,17 +53,17 @@ def choose(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
     return np.sort(_order(labels, seed)[:size])
 
 
-def split(labels: np.ndarray, size: int, held_back: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two disjoint choices of indices: `size` images to use as `choose` gives them, and up to `held_back`
+def split(labels: np.ndarray, size: int, selection: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two disjoint choices of indices: `size` images to use as `choose` gives them, and up to `selection`
     others to judge by.
 
-    Where fewer than FEWEST_HELD_BACK would be left over, the last quarter of the stratified order is held
+    Where fewer than FEWEST_SELECTED would be left over, the last quarter of the stratified order is held
     back from use.
     """
     order = _order(labels, seed)
-    if len(order) - size < min(held_back, FEWEST_HELD_BACK):
-        size = min(size, len(order) - min(held_back, len(order) // 4))
-    return np.sort(order[:size]), np.sort(order[size : size + held_back])
+    if len(order) - size < min(selection, FEWEST_SELECTED):
+        size = min(size, len(order) - min(selection, len(order) // 4))
+    return np.sort(order[:size]), np.sort(order[size : size + selection])
 
 
 def _order(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -133,17 +133,17 @@ def judged_on(images: ImageSet, size: int, seed: int) -> dict[str, Any]:
     return {"images": len(chosen), "seed": seed, "sha256": content(images, chosen)}
 
 
-def require_apart(calibration: ImageSet, indices: Sequence[int] | np.ndarray, held_out: ImageSet) -> None:
+def require_apart(calibration: ImageSet, indices: Sequence[int] | np.ndarray, evaluation: ImageSet) -> None:
     """Raise UsageError naming an image that is in both: accuracy on it would be flattered.
 
-    All of held_out is compared with the chosen calibration images, by content.
+    All of evaluation is compared with the chosen calibration images, by content.
     """
     chosen = {calibration.item_sha256(int(i)): int(i) for i in indices}
-    for index in progress(range(len(held_out)), "comparing calibration and evaluation images"):
-        twin = chosen.get(held_out.item_sha256(index))
+    for index in progress(range(len(evaluation)), "comparing calibration and evaluation images"):
+        twin = chosen.get(evaluation.item_sha256(index))
         if twin is not None:
             raise UsageError(
                 f"{calibration.item_name(twin)} is a calibration image and also in --data"
-                f" ({held_out.item_name(index)}). Calibrate on training images that are not evaluated:"
+                f" ({evaluation.item_name(index)}). Calibrate on training images that are not evaluated:"
                 " --calib DIR"
             )

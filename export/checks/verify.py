@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +22,7 @@ import numpy as np
 from runtime.artifact import Metadata
 from runtime.errors import GateError
 from runtime.predictor import Predictor, load
+from runtime.records import Agreement, Judged, WorstClass
 
 if TYPE_CHECKING:
     from torch import nn  # a plan is checked on boards without torch
@@ -47,7 +48,7 @@ CHANCE_LEVEL = 0.01
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Match:
     """How two sets of logits for the same images compare."""
 
     images: int
@@ -58,33 +59,34 @@ class Agreement:
     top1_agreement: float
     """Share of images with the same best class, percent."""
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def to_record(self) -> Agreement:
+        """For the metadata."""
+        return Agreement(**asdict(self))
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """int8 against fp32 on the same labeled images; percent and points of top-1."""
+    """A candidate against a reference on the same labeled images; percent and points of top-1."""
 
     images: int
-    fp32_top1: float
-    int8_top1: float
+    reference_top1: float
+    candidate_top1: float
     drop: float
-    """fp32_top1 - int8_top1, points; negative when int8 is better."""
+    """reference_top1 - candidate_top1, points; negative when the candidate is better."""
     drop_low_points: float
     drop_high_points: float
     """The 95 % interval of the drop on images like these (`paired_interval`)."""
     right_to_wrong: int
-    """Images that fp32 gets right and int8 gets wrong."""
+    """Images that the reference gets right and the candidate gets wrong."""
     wrong_to_right: int
     mcnemar_p: float
     """How often two equally good networks would differ at least as much as these two (`mcnemar_p`)."""
     agreement: float
     """Share of images for which both choose the same class, percent."""
     kl_nats: float
-    """Mean KL(fp32 || int8) per image."""
+    """Mean KL(reference || candidate) per image."""
     max_abs: float
-    """Largest difference between an fp32 and an int8 logit."""
+    """Largest difference between a logit of the one and of the other."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"drop_points": self.drop}
@@ -114,7 +116,7 @@ def torch_logits(network: nn.Module, images: np.ndarray, batch: int = 16) -> np.
     return np.concatenate(parts)
 
 
-def require_equal(reference: np.ndarray, logits: np.ndarray, atol: float, what: str) -> Agreement:
+def require_equal(reference: np.ndarray, logits: np.ndarray, atol: float, what: str) -> Match:
     """Raise GateError unless every logit is within `atol` times the logit scale and every top-1 is the same.
 
     reference, logits (N, K). The scale is max(1, largest |reference|): float32 rounding grows with the
@@ -123,7 +125,7 @@ def require_equal(reference: np.ndarray, logits: np.ndarray, atol: float, what: 
     if not (np.isfinite(reference).all() and np.isfinite(logits).all()):
         raise GateError(f"{what}: logits are not finite. The checkpoint's network overflows on these images")
     scale = max(1.0, float(np.abs(reference).max()))
-    found = Agreement(
+    found = Match(
         len(reference),
         float(np.abs(reference - logits).max()),
         scale,
@@ -138,24 +140,25 @@ def require_equal(reference: np.ndarray, logits: np.ndarray, atol: float, what: 
     return found
 
 
-def parity(predictor: Predictor, reference: np.ndarray, images: np.ndarray, atol: float) -> dict[str, Any]:
+def parity(predictor: Predictor, reference: np.ndarray, images: np.ndarray, atol: float) -> Agreement:
     """ONNX against torch at each of BATCH_SIZES, and equal rows for equal images. Raises GateError.
 
     reference (N, K) are the unmerged network's logits for images (N, C, H, W), preprocessed.
     """
-    worst: list[Agreement] = []
+    worst: list[Match] = []
     for size in BATCH_SIZES:
         count = len(images) if size == max(BATCH_SIZES) else min(len(images), 8 * size)
         logits = predictor.logits_in_batches(images[:count], size)
         worst.append(require_equal(reference[:count], logits, atol, f"ONNX against torch at batch {size}"))
     spread = require_consistent(predictor, images, atol)
     largest = max(worst, key=lambda found: found.max_abs)
-    return worst[-1].to_dict() | {
-        "max_abs": largest.max_abs,
-        "atol": atol,
-        "batch_sizes": list(BATCH_SIZES),
-        "batch_spread": spread,
-    }
+    return replace(
+        worst[-1].to_record(),
+        max_abs=largest.max_abs,
+        atol=atol,
+        batch_sizes=list(BATCH_SIZES),
+        batch_spread=spread,
+    )
 
 
 def tolerance(precision: str) -> float:
@@ -216,74 +219,78 @@ def require_repeatable(content: bytes, path: Path, images: np.ndarray) -> dict[s
     return {"images": len(images), "runs": 2, "sessions": 2, "bit_equal": True}
 
 
-def accuracy(fp32: np.ndarray, int8: np.ndarray, labels: np.ndarray) -> Accuracy:
-    """Compare the logits (N, K) of both artifacts for the same images with labels (N,)."""
-    found = flips(hits(fp32, labels), hits(int8, labels))
+def accuracy(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray) -> Accuracy:
+    """Compare the logits (N, K) of two networks for the same images with labels (N,)."""
+    found = flips(hits(reference, labels), hits(candidate, labels))
     return Accuracy(
         len(labels),
-        top1(fp32, labels),
-        top1(int8, labels),
+        top1(reference, labels),
+        top1(candidate, labels),
         found.drop,
         *paired_interval(found),
         found.right_to_wrong,
         found.wrong_to_right,
         mcnemar_p(found),
-        agreement(fp32, int8),
-        mean_kl(fp32, int8),
-        float(np.abs(fp32 - int8).max()),
+        agreement(reference, candidate),
+        mean_kl(reference, candidate),
+        float(np.abs(reference - candidate).max()),
     )
 
 
-def shipped(
+def judged(
     student: np.ndarray,
     fp32: np.ndarray,
-    int8: np.ndarray,
+    candidate: np.ndarray,
     labels: np.ndarray,
     class_names: Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """Three sets of logits (N, K) for the same images: the torch student's, the fp32 ONNX file's, the int8
-    file's.
+) -> Judged:
+    """Three sets of logits (N, K) for the same images: those of the torch student, of the fp32 ONNX file, and
+    of the candidate, the file in int8 or fp16.
 
-    All that `accuracy` says of int8 against the student (so fp32_top1 is the student's), `fp32_onnx_*` for
-    the step between, and the class that loses most.
+    All that `accuracy` says of the candidate against the student, `fp32_onnx_*` for the step between, and the
+    class that loses most.
     """
     middle = flips(hits(student, labels), hits(fp32, labels))
-    return accuracy(student, int8, labels).to_dict() | {
-        "fp32_onnx_top1": top1(fp32, labels),
-        "fp32_onnx_right_to_wrong": middle.right_to_wrong,
-        "fp32_onnx_wrong_to_right": middle.wrong_to_right,
-        "worst_class": worst_class(student, int8, labels, class_names),
-    }
+    return Judged(
+        **accuracy(student, candidate, labels).to_dict(),
+        fp32_onnx_top1=top1(fp32, labels),
+        fp32_onnx_right_to_wrong=middle.right_to_wrong,
+        fp32_onnx_wrong_to_right=middle.wrong_to_right,
+        worst_class=worst_class(student, candidate, labels, class_names),
+    )
 
 
 def worst_class(
-    fp32: np.ndarray, int8: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None = None
-) -> dict[str, Any]:
+    reference: np.ndarray,
+    candidate: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str] | None = None,
+) -> WorstClass:
     """The class with the largest drop of top-1; of equal ones, that with more images.
 
     Its interval holds for all classes at once (Bonferroni): the worst of many small classes always looks bad
     by itself.
     """
-    right_fp32, right_int8 = hits(fp32, labels), hits(int8, labels)
+    before, after = hits(reference, labels), hits(candidate, labels)
     present = np.unique(labels)
-    found = {int(k): flips(right_fp32[labels == k], right_int8[labels == k]) for k in present}
+    found = {int(k): flips(before[labels == k], after[labels == k]) for k in present}
     index = max(found, key=lambda k: (found[k].drop, found[k].images))
     n, lost, won = found[index]
     low, high = paired_interval(found[index], 1 - (1 - CONFIDENCE) / len(present))
-    right = int(right_fp32[labels == index].sum())
-    return {
-        "class": class_names[index] if class_names else str(index),
-        "index": index,
-        "images": n,
-        "classes": len(present),
-        "fp32_top1": 100 * right / n,
-        "int8_top1": 100 * (right - lost + won) / n,
-        "drop_points": found[index].drop,
-        "drop_low_points": low,
-        "drop_high_points": high,
-        "right_to_wrong": lost,
-        "wrong_to_right": won,
-    }
+    right = int(before[labels == index].sum())
+    return WorstClass(
+        class_name=class_names[index] if class_names else str(index),
+        index=index,
+        images=n,
+        classes=len(present),
+        reference_top1=100 * right / n,
+        candidate_top1=100 * (right - lost + won) / n,
+        drop_points=found[index].drop,
+        drop_low_points=low,
+        drop_high_points=high,
+        right_to_wrong=lost,
+        wrong_to_right=won,
+    )
 
 
 def hits(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -382,8 +389,8 @@ def require_small_drop(found: Accuracy, max_drop: float, precision: str = "int8"
     if found.drop > max_drop:
         hint = "Try another --calib-method, a larger --calib-size, --exclude LAYER for sensitive layers"
         raise GateError(
-            f"{precision} top-1 is {found.int8_top1:.2f} %, {found.drop:.2f} points below fp32's"
-            f" {found.fp32_top1:.2f} % on {found.images} images; at most {max_drop:g} allowed, nothing"
+            f"{precision} top-1 is {found.candidate_top1:.2f} %, {found.drop:.2f} points below fp32's"
+            f" {found.reference_top1:.2f} % on {found.images} images; at most {max_drop:g} allowed, nothing"
             " written. "
             + (f"{hint}, or allow" if "int8" in precision else "Export fp32, or allow")
             + " more with --max-drop"

@@ -9,13 +9,13 @@ Elsewhere: the seal (runtime.artifact), ancestors (export.inspection.lineage), p
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from runtime import env, files
 from runtime.artifact import Metadata, check_file, read_map, read_sidecar
 from runtime.errors import ArtifactError, UsageError
+from runtime.records import EngineRecord, Quantization
 
 from . import lineage
 
@@ -62,7 +62,7 @@ def inspect_onnx(path: Path, seal: str) -> dict[str, Any]:
         "sha256": files.sha256(path),
         "size_bytes": path.stat().st_size,
         "seal": seal,
-        "metadata": _plain(meta),
+        "metadata": meta.to_dict(),
         "graph": graph,
         "warnings": [*_seal_warnings(seal, ours), *_graph_warnings(meta, graph), *warnings_of(meta)],
     }
@@ -75,17 +75,17 @@ def inspect_plan(path: Path, seal: str) -> dict[str, Any]:
     from runtime.backends.tensorrt import plan
 
     header, meta = plan.header(path), read_sidecar(path)
-    built = meta.engine or {}
-    version = ".".join(map(str, header.version)) if header.version else built.get("version", "unknown")
+    built = meta.engine or EngineRecord()
+    version = ".".join(map(str, header.version)) if header.version else built.version or "unknown"
     return {
         "file": str(path),
         "kind": f"plan of {plan.PRODUCTS[header.flavor]} {version}",
         "sha256": files.sha256(path),
         "size_bytes": path.stat().st_size,
         "seal": seal,
-        "metadata": _plain(meta),
+        "metadata": meta.to_dict(),
         "graph": None,
-        "warnings": [*built.get("warnings", []), *warnings_of(meta)],
+        "warnings": [*built.warnings, *warnings_of(meta)],
     }
 
 
@@ -128,27 +128,30 @@ def inspect_checkpoint(path: Path, seal: str | None) -> dict[str, Any]:
 
 def warnings_of(meta: Metadata) -> list[str]:
     """What the metadata says that its user should know before trusting the file."""
-    how, found = meta.quantization or {}, []
-    if how.get("not_for_accuracy"):
+    how, found = meta.quantization or Quantization(), []
+    if how.not_for_accuracy:
         found.append("calibrated with random data: for speed tests only, not for accuracy")
-    if how.get("placement") == "cpu":
+    if how.placement == "cpu":
         found.append(
             "cpu placement: TensorRT refuses its uint8 zero points. For NVIDIA devices export again with "
             "--placement tensorrt"
         )
-    for name, checks in meta.verification.items():
-        if not isinstance(checks, Mapping):
-            continue
-        drop, speed = checks.get("drop"), checks.get("speed")
-        if isinstance(drop, (int, float)) and drop >= NOTABLE_DROP:
-            found.append(
-                f"{name} lost {drop:.2f} points of top-1 against the fp32 student (n={checks.get('images')})"
-            )
-        if isinstance(speed, Mapping) and (speed.get("ratio") or 0) >= 1:
-            found.append(
-                f"{name} took {speed['ratio']:.2f} of fp32's time on {speed.get('engine')} where it was made:"
-                " it does not pay there"
-            )
+    lowered, name = meta.verification.lowered, meta.precision
+    if lowered and (lowered.drop or 0) >= NOTABLE_DROP:
+        found.append(
+            f"{name} lost {lowered.drop:.2f} points of top-1 against the fp32 student (n={lowered.images})"
+        )
+    engine = meta.verification.engine
+    if engine and (engine.drop or 0) >= NOTABLE_DROP:
+        found.append(
+            f"the plan lost {engine.drop:.2f} points of top-1 against the fp32 student (n={engine.images})"
+        )
+    speed = lowered.speed if lowered else None
+    if speed and (speed.ratio or 0) >= 1:
+        found.append(
+            f"{name} took {speed.ratio:.2f} of fp32's time on {speed.engine} where it was made: it does not"
+            " pay there"
+        )
     return found + _versions(meta.versions)
 
 
@@ -244,12 +247,6 @@ def _trained(quantized: Mapping[str, Any] | None) -> dict[str, Any] | None:
         return None
     kept = {name: quantized[name] for name in ("settings", "before") if name in quantized}
     return kept | {"layers": len(quantized.get("layers", ())), "scales": len(quantized.get("scales", ()))}
-
-
-def _plain(meta: Metadata) -> dict[str, Any]:
-    return asdict(replace(meta, preprocess=None)) | {
-        "preprocess": meta.preprocess.to_dict() if meta.preprocess else None
-    }
 
 
 def _values(entries: Any, constants: set[str]) -> list[dict[str, Any]]:

@@ -118,14 +118,16 @@ def _data(
     lineage: Mapping[str, Any], quantization: Mapping[str, Any], file: Path, given: Given
 ) -> Iterator[Ancestor]:
     data = lineage.get("data") or {}
-    held_out, used = data.get("held_out") or {}, quantization.get("images")
+    evaluation, used = data.get("evaluation") or {}, quantization.get("images")
     opened = _Opened(file.parent)
     yield from _one_of(
         opened.compare("validation images", data.get("val_spec"), data.get("val_sha256"), "val", given.data),
-        opened.compare("evaluation images", held_out.get("spec"), held_out.get("sha256"), "val", given.data),
+        opened.compare(
+            "evaluation images", evaluation.get("spec"), evaluation.get("sha256"), "val", given.data
+        ),
     )
-    if isinstance(held_out.get("judged_on"), Mapping):
-        yield _judged_on(held_out["judged_on"], *opened.find(held_out.get("spec"), "val", given.data))
+    if isinstance(evaluation.get("judged_on"), Mapping):
+        yield _judged_on(evaluation["judged_on"], *opened.find(evaluation.get("spec"), "val", given.data))
     yield from _one_of(
         opened.compare(
             "training images", data.get("train_spec"), data.get("train_sha256"), "train", given.calib

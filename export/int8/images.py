@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from runtime.images import ImageSet
 from runtime.preprocess import Preprocess
+from runtime.records import Quantization
 
 from ..checks import samples
 from ..notes import note
@@ -72,17 +72,16 @@ class CalibrationImages:
     def _of(self, images: ImageSet, indices: np.ndarray, about: str) -> Iterator[np.ndarray]:
         return (batch for batch, _ in samples.batches(images, indices, self.preprocess, about=about))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_record(self) -> Quantization:
         """Which images these were, by name and content: for the metadata."""
         if self.images is None:
-            return {"images": [], "data": "random", "not_for_accuracy": True, "seed": self.seed}
-        return {
-            "images": samples.listing(self.images, self.used),
-            "data_sha256": self.images.fingerprint(),
-            "seed": self.seed,
-            "held_back": len(self.selection),
-            "not_for_accuracy": False,
-        }
+            return Quantization(images=[], data="random", not_for_accuracy=True, seed=self.seed)
+        return Quantization(
+            images=samples.listing(self.images, self.used),
+            data_sha256=self.images.fingerprint(),
+            seed=self.seed,
+            selection=len(self.selection),
+        )
 
 
 def choose(

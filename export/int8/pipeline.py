@@ -12,7 +12,7 @@ and roll-back (export.int8.budget), accuracy (export.checks.verify); files and m
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 from onnx import ModelProto
 
 from runtime.errors import UsageError
+from runtime.records import Budget, Quantization
 
 from ..checks.evaluation import Evaluation
 from ..checks.verify import Accuracy
@@ -46,7 +47,7 @@ class Int8Graph:
     """As calibrated; what is written may have been made fp16 around the Q/DQ."""
     logits: np.ndarray
     """(N, K) of what is written, on the evaluation images."""
-    record: dict[str, Any]
+    record: Quantization
     """How it came about, for the metadata."""
     outcome: budget.Outcome
 
@@ -78,25 +79,22 @@ def make(
     if outcome.float_layers:
         layout, graph = quantizer.build(outcome.int8_layers)
         logits = judge.shipped(graph, said)
-    record = (
-        calibration.to_dict()
-        | quantizer.about
-        | {
-            "method": quantizer.method,
-            "percentile": options.percentile if quantizer.method == "percentile" else None,
-            "chosen_from": [vars(score) for score in scores],
-            "placement": quantizer.placement,
-            "scales": quantize.scale_count(layout, quantizer.model),
-            "tensors": len(layout.tensors),
-            "int8_layers": len(layout.layers),
-            "float_layers": (
-                layout.left_float
-                | dict.fromkeys(outcome.float_layers, "rolled back to hold the accuracy budget")
-            ),
-            "exclude": list(options.exclude),
-            "budget": outcome.to_dict(),
-            "draws": _draws(judge, outcome.int8_layers, draw, options.calib_draws),
-        }
+    record = replace(
+        calibration.to_record(),
+        **quantizer.about,
+        method=quantizer.method,
+        percentile=options.percentile if quantizer.method == "percentile" else None,
+        chosen_from=[vars(score) for score in scores],
+        placement=quantizer.placement,
+        scales=quantize.scale_count(layout, quantizer.model),
+        tensors=len(layout.tensors),
+        int8_layers=len(layout.layers),
+        float_layers=(
+            layout.left_float | dict.fromkeys(outcome.float_layers, "rolled back to hold the accuracy budget")
+        ),
+        exclude=list(options.exclude),
+        budget=Budget.from_dict(outcome.to_dict(), "budget"),
+        draws=_draws(judge, outcome.int8_layers, draw, options.calib_draws),
     )
     return Int8Graph(layout, graph, logits, record, outcome)
 
@@ -185,14 +183,14 @@ def _draws(judge: Judge, int8_layers: frozenset[str], draw: Draw, count: int) ->
     quantizer = judge.quantizer
     if count < 2 or not isinstance(quantizer, Calibrated):
         return None
-    top1 = [judge.gate(int8_layers).int8_top1]
+    top1 = [judge.gate(int8_layers).candidate_top1]
     for number in range(1, count):
         calibration = draw(judge.calibration.seed + number)
         other = Judge(quantizer.redrawn(calibration), calibration, judge.evaluation, judge.finish)
-        top1.append(other.gate(int8_layers).int8_top1)
+        top1.append(other.gate(int8_layers).candidate_top1)
     spread = float(np.std(top1, ddof=1))
     note(
         f"--calib-draws {len(top1)}: int8 top-1 {min(top1):.2f} to {max(top1):.2f} %, standard deviation"
         f" {spread:.3f} points"
     )
-    return {"int8_top1": top1, "standard_deviation_points": spread}
+    return {"candidate_top1": top1, "standard_deviation_points": spread}

@@ -201,57 +201,52 @@ def as_it_was_built(options: TrtOptions) -> TrtOptions:
     if path.suffix != ".plan":
         raise UsageError(f"--rebuild {path}: expected a .plan file")
     built = read_sidecar(path).engine
-    if not built:
+    if built is None:
         raise ArtifactError(
             f"{sidecar_of(path)}: does not say how the plan was built. Build it from the ONNX file: "
             "distill export trt STUDENT.onnx"
         )
-    try:
-        flags = built["flags"]
-        profiles = [Profile(**sizes) for sizes in built["profiles"]]
-        settings = {
-            name: flags[name]
-            for name in (
-                "opt_level",
-                "hardware_compat",
-                "version_compat",
-                "strip_weights",
-                "sparsity",
-                "tf32",
-            )
-        }
-        for name, value in settings.items():
-            if type(value) is not type(getattr(Settings(), name)):
-                raise TypeError(f"{name} is {value!r}")
-        workspace = flags["workspace_bytes"]
-        is_static = len(profiles) == 1 and profiles[0].min == profiles[0].max
-        return replace(
-            options,
-            flavor=built["flavor"],
-            batch=profiles[0].opt if is_static else None,
-            dynamic=() if is_static else tuple(",".join(map(str, sizes)) for sizes in profiles),
-            workspace=None if workspace is None else str(workspace),
-            **settings,
-        )
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+    flags, profiles = built.flags, [Profile(**sizes) for sizes in built.profiles or ()]
+    settings = {
+        name: getattr(flags, name)
+        for name in ("opt_level", "hardware_compat", "version_compat", "strip_weights", "sparsity", "tf32")
+    }
+    unknown = [name for name, value in settings.items() if value is None]
+    flavors: dict[str | None, Literal["tensorrt", "rtx"]] = {"tensorrt": "tensorrt", "rtx": "rtx"}
+    unknown += ["flavor"] * (built.flavor not in flavors) + ["profiles"] * (not profiles)
+    if unknown:
         raise ArtifactError(
-            f"{sidecar_of(path)}: does not say all of how the plan was built, or in the words of another"
-            f" version ({type(error).__name__}: {error}). Build it from the ONNX file: distill export trt"
-            " STUDENT.onnx"
-        ) from error
+            f"{sidecar_of(path)}: does not say all of how the plan was built (no {', '.join(unknown)})."
+            " Build it from the ONNX file: distill export trt STUDENT.onnx"
+        )
+    is_static = len(profiles) == 1 and profiles[0].min == profiles[0].max
+    return replace(
+        options,
+        flavor=flavors[built.flavor],
+        batch=profiles[0].opt if is_static else None,
+        dynamic=() if is_static else tuple(",".join(map(str, sizes)) for sizes in profiles),
+        workspace=None if flags.workspace_bytes is None else str(flags.workspace_bytes),
+        **settings,
+    )
 
 
 def onnx_of(path: Path) -> Path:
     """The ONNX file that the plan was built from, beside it. Raises ArtifactError where it is not, or is
     another.
     """
-    recorded = (read_sidecar(path).engine or {})["onnx"]
-    onnx = path.with_name(recorded["file"])
+    built = read_sidecar(path).engine
+    recorded = built.onnx if built else None
+    if recorded is None or not recorded.file:
+        raise ArtifactError(
+            f"{sidecar_of(path)}: does not name the ONNX file that the plan was built from. Build the"
+            " plan from the ONNX file: distill export trt STUDENT.onnx"
+        )
+    onnx = path.with_name(Path(recorded.file).name)
     if not onnx.is_file():
         raise ArtifactError(
             f"{onnx}: what {path.name} was built from is not beside it. Copy it there, or export again"
         )
-    if files.sha256(onnx) != recorded["sha256"]:
+    if files.sha256(onnx) != recorded.sha256:
         raise ArtifactError(
             f"{onnx}: not what {path.name} was built from (SHA-256 differs). Copy it again, or export again"
         )

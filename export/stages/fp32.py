@@ -19,6 +19,7 @@ from distill import models
 from distill.checkpoint import Checkpoint, load_weights
 from runtime import env, files
 from runtime.artifact import Metadata
+from runtime.records import Verification
 
 from ..checks import samples, verify
 from ..graph import from_torch, macs
@@ -57,7 +58,7 @@ def export_fp32(inputs: Inputs) -> Fp32:
     unchecked = from_torch.write_metadata(model, meta)
     with verify.opened(unchecked, inputs.scratch / "fp32.onnx") as predictor:
         parity = verify.parity(predictor, reference, images, options.atol)
-    meta = replace(meta, verification={"merged": merging.to_dict(), "parity": parity})
+    meta = replace(meta, verification=Verification(merged=merging.to_record(), parity=parity))
     return Fp32(student, model, from_torch.write_metadata(model, meta), meta)
 
 
@@ -73,7 +74,7 @@ def first_metadata(inputs: Inputs, parameters: int, macs: int) -> Metadata:
     checkpoint, evaluation, options = inputs.checkpoint, inputs.evaluation, inputs.options
     recorded = without_folders(checkpoint.lineage)
     data = dict(recorded.get("data") or {})
-    data["held_out"] = {
+    data["evaluation"] = {
         "spec": without_folders(evaluation.name),
         "images": len(evaluation),
         "sha256": evaluation.fingerprint(),

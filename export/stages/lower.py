@@ -18,6 +18,7 @@ from onnx import ModelProto
 from runtime import env
 from runtime.artifact import Metadata
 from runtime.images import ImageSet
+from runtime.records import Judged, Quantization, Speed
 
 from ..checks import samples, speed, verify
 from ..checks.evaluation import Evaluation
@@ -57,7 +58,7 @@ class _Lowered:
 
     graph: ModelProto
     logits: np.ndarray
-    how: dict[str, Any]
+    how: Quantization
     """How it came about, for the metadata."""
     outcome: Outcome | None
 
@@ -90,7 +91,7 @@ def lower_precision(fp32: Fp32, inputs: Inputs) -> Shipped:
     meta = replace(
         meta,
         quantization=lowered.how,
-        verification=meta.verification | {meta.precision.partition("+")[0]: checks},
+        verification=replace(meta.verification, lowered=checks),
     )
     return Shipped(from_torch.write_metadata(lowered.graph, meta), meta, lowered.outcome, inputs.evaluation)
 
@@ -115,22 +116,21 @@ def _lowered(
         made = pipeline.make(quantizer, inputs.options, calibration, evaluation, finish, inputs.draw)
         lowered = _Lowered(made.graph, made.logits, made.record, made.outcome)
     else:
-        how = {"method": None, "budget": None, "draws": None, "not_for_accuracy": False}
-        lowered = _Lowered(fp32.model, np.zeros(0), how, None)
+        lowered = _Lowered(fp32.model, np.zeros(0), Quantization(), None)
     if halving is None:
         return lowered
     graph, report = halving.checked(lowered.graph)
     judged = engine.judged(graph)
     report["judged_as"] = None if judged is graph else engine.sentence()
     logits = evaluation.logits(from_torch.write_metadata(judged, meta), f"accuracy of {meta.precision}")
-    if not lowered.how["not_for_accuracy"]:
+    if not lowered.how.not_for_accuracy:
         verify.require_small_drop(evaluation.compare(logits), inputs.options.max_drop, meta.precision)
-    return _Lowered(graph, logits, lowered.how | {"fp16": report}, lowered.outcome)
+    return _Lowered(graph, logits, replace(lowered.how, fp16=report), lowered.outcome)
 
 
 def _checks(
     fp32: Fp32, inputs: Inputs, evaluation: Evaluation, lowered: _Lowered, content: bytes, meta: Metadata
-) -> dict[str, Any]:
+) -> Judged:
     """What is recorded about the file that ships.
 
     Raises GateError where the file is not consistent or not repeatable.
@@ -138,18 +138,19 @@ def _checks(
     some, path = evaluation.some(), inputs.scratch / "lowered.onnx"
     with verify.opened(content, path) as predictor:
         consistency = verify.consistency(predictor, some, verify.tolerance(meta.precision))
-    return evaluation.shipped(lowered.logits) | {
-        "max_drop": inputs.options.max_drop,
-        "consistency": consistency,
-        "batch_spread": consistency["batch_spread"],
-        "repeatability": verify.require_repeatable(content, path, some),
-        "speed": {
-            "ratio": speed.ratio(fp32.content, content),
-            "batch": 1,
-            "threads": env.usable_cores(),
-            "engine": "onnxruntime",
-        },
-    }
+    return replace(
+        evaluation.judged(lowered.logits),
+        max_drop=inputs.options.max_drop,
+        consistency=consistency,
+        batch_spread=consistency["batch_spread"],
+        repeatability=verify.require_repeatable(content, path, some),
+        speed=Speed(
+            ratio=speed.ratio(fp32.content, content),
+            batch=1,
+            threads=env.usable_cores(),
+            engine="onnxruntime",
+        ),
+    )
 
 
 def _lineage(fp32: Fp32, inputs: Inputs) -> dict[str, Any]:
@@ -157,9 +158,9 @@ def _lineage(fp32: Fp32, inputs: Inputs) -> dict[str, Any]:
     lineage, options = fp32.meta.lineage, inputs.options
     size = max(options.verify_size, options.accuracy_size)  # a larger choice holds every smaller one
     judged_on = samples.judged_on(inputs.evaluation, size, options.seed)
-    held = lineage["data"]["held_out"] | {"judged_on": judged_on}
+    evaluation = lineage["data"]["evaluation"] | {"judged_on": judged_on}
     return lineage | {
-        "data": lineage["data"] | {"held_out": held},
+        "data": lineage["data"] | {"evaluation": evaluation},
         "fp32_onnx": {"sha256": hashlib.sha256(fp32.content).hexdigest()},
     }
 

@@ -12,13 +12,14 @@ import hashlib
 import json
 import platform
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from runtime import env, files
 from runtime.artifact import Metadata, sidecar_bytes, sidecar_of
 from runtime.errors import GateError
+from runtime.records import EngineCheck, EngineFlags, EngineRecord, FileHash
 
 from ..checks import samples
 from ..options.trt import TrtOptions, is_same, onnx_of
@@ -64,36 +65,35 @@ def from_its_onnx(options: TrtOptions) -> TrtOptions:
 def plan_metadata(source: Source, settings: Settings, finished: Finished) -> Metadata:
     """The plan's metadata: its ONNX file's, and how it was built."""
     about, sha256 = finished.about, files.sha256(source.onnx)
-    flags = {
-        name: value
-        for name, value in asdict(settings).items()
-        if name not in ("flavor", "profiles", "workspace")
-    }
+    chosen = asdict(settings)
+    flags = {each.name: chosen[each.name] for each in fields(EngineFlags) if each.name in chosen}
     warnings = layers.sentences(about["layers"], source.meta.precision) if about["layers"] else []
     if settings.strip_weights and "int8" in source.meta.precision:
         warnings.append(
-            "weights can be refitted, so scales of neighbouring layers are not merged: int8 may be slower"
+            "weights can be refitted, so scales of neighboring layers are not merged: int8 may be slower"
         )
-    built = {
-        "flavor": settings.flavor,
-        "version": about["version"],
-        "plan_sha256": hashlib.sha256(finished.plan).hexdigest(),
-        "plan_bytes": len(finished.plan),
-        "platform": f"{platform.system()} {platform.machine()}",
-        **{key: about[key] for key in ("gpu", "compute_capability", "driver")},
-        "inputs": about["inputs"],
-        "outputs": about["outputs"],
-        "profiles": [profile._asdict() for profile in settings.profiles],
-        "flags": flags | {"workspace_bytes": settings.workspace},
-        "onnx": {"file": source.onnx.name, "sha256": sha256},
-        "layers": about["layers"],
-        "timing_cache": about["timing_cache"],
-        "warnings": warnings,
-        "builder_warnings": about["warnings"],
-        "state": "built, not run",
-        "build_seconds": about["seconds"],
-        "build_peak_mib": about["peak_mib"],
-    }
+    built = EngineRecord(
+        flavor=settings.flavor,
+        version=about["version"],
+        plan_sha256=hashlib.sha256(finished.plan).hexdigest(),
+        plan_bytes=len(finished.plan),
+        platform=f"{platform.system()} {platform.machine()}",
+        gpu=about["gpu"],
+        compute_capability=about["compute_capability"],
+        driver=about["driver"],
+        inputs=about["inputs"],
+        outputs=about["outputs"],
+        profiles=[profile._asdict() for profile in settings.profiles],
+        flags=EngineFlags(**flags, workspace_bytes=settings.workspace),
+        onnx=FileHash(file=source.onnx.name, sha256=sha256),
+        layers=about["layers"],
+        timing_cache=about["timing_cache"],
+        warnings=warnings,
+        builder_warnings=about["warnings"],
+        state="built, not run",
+        build_seconds=about["seconds"],
+        build_peak_mib=about["peak_mib"],
+    )
     lineage = source.meta.lineage | {"onnx": {"file": source.onnx.name, "sha256": sha256}}
     versions = source.meta.versions | env.versions(env.EXPORT_PACKAGES) | {settings.flavor: about["version"]}
     return replace(source.meta, engine=built, lineage=lineage, versions=versions)
@@ -105,12 +105,12 @@ def run_on_gpu(unchecked: BuiltPlan, source: Source, plan: Path, options: TrtOpt
     plan: a path to open it from.
     """
     meta = unchecked.meta
-    built = meta.engine or {}
-    if built["gpu"] is None:
+    built = meta.engine
+    if built is None or built.gpu is None:
         return unchecked
     plan.write_bytes(unchecked.content)
     sidecar_of(plan).write_bytes(sidecar_bytes(meta))
-    if built["flags"]["strip_weights"]:
+    if built.flags.strip_weights:
         plan.with_name(source.onnx.name).write_bytes(source.onnx.read_bytes())
     batches = labels = None
     if source.evaluation is not None and meta.preprocess is not None:
@@ -135,8 +135,8 @@ def run_on_gpu(unchecked: BuiltPlan, source: Source, plan: Path, options: TrtOpt
         warnings = [f"accuracy was not measured: {why}"]
     checked = replace(
         meta,
-        engine=built | {"state": "run", "warnings": [*built["warnings"], *warnings]},
-        verification=meta.verification | {"engine": found},
+        engine=replace(built, state="run", warnings=[*built.warnings, *warnings]),
+        verification=replace(meta.verification, engine=found),
     )
     return replace(unchecked, meta=checked)
 
@@ -165,37 +165,24 @@ def write(options: TrtOptions, source: Source, built: BuiltPlan) -> None:
 
 def print_result(options: TrtOptions, meta: Metadata) -> dict[str, Any]:
     """Print the result; with --json one object. Returns the object."""
-    built = meta.engine or {}
-    checked = meta.verification.get("engine") or {}
+    built, checked = meta.engine or EngineRecord(), meta.verification.engine or EngineCheck()
+    shown = ("flavor", "version", "gpu", "compute_capability", "driver", "profiles", "layers", "warnings")
     result = {
         "output": str(options.target),
         "sidecar": str(sidecar_of(options.target)),
-        "onnx": str(options.target.with_name(built["onnx"]["file"])),
+        "onnx": str(options.target.with_name((built.onnx and built.onnx.file) or "")),
         "precision": meta.precision,
         "model": meta.model,
-        "size_bytes": built["plan_bytes"],
-        "sha256": built["plan_sha256"],
+        "size_bytes": built.plan_bytes,
+        "sha256": built.plan_sha256,
         **{
-            key: built[key]
-            for key in (
-                "flavor",
-                "version",
-                "gpu",
-                "compute_capability",
-                "driver",
-                "profiles",
-                "layers",
-                "warnings",
-                "state",
-                "build_seconds",
-                "build_peak_mib",
-                "timing_cache",
-            )
+            name: getattr(built, name)
+            for name in (*shown, "state", "build_seconds", "build_peak_mib", "timing_cache")
         },
-        "top1_percent": checked.get("top1"),
-        "onnx_top1_percent": checked.get("onnx_top1"),
-        "drop_points": checked.get("drop"),
-        "agreement_percent": checked.get("agreement"),
+        "top1_percent": checked.top1,
+        "onnx_top1_percent": checked.onnx_top1,
+        "drop_points": checked.drop,
+        "agreement_percent": checked.agreement,
     }
     if options.json:
         print(json.dumps(result))

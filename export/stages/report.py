@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from runtime.artifact import Metadata
+from runtime.records import Agreement, Budget, Judged, Quantization, Speed
 
 from ..options.onnx import OnnxOptions
 from .lower import Shipped
@@ -24,69 +25,77 @@ LITTLE = 50.0
 """Share of the multiply-accumulates in int8, percent, below which the file gains little over fp16 or fp32."""
 
 
-def show(path: Path, meta: Metadata, found: dict[str, Any]) -> None:
-    """Print the result of an export below fp32. found: the checks of `verify.shipped`."""
+def show(path: Path, meta: Metadata, found: Judged) -> None:
+    """Print the result of an export below fp32."""
     screen = Console(highlight=False)
     table = Table("", "top-1 %", "drop, points", "agreement %", title=f"{path}", title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
-    table.add_row("student, fp32, torch", f"{found['fp32_top1']:.2f}", "", "")
-    table.add_row(
-        "fp32 ONNX",
-        f"{found['fp32_onnx_top1']:.2f}",
-        f"{found['fp32_top1'] - found['fp32_onnx_top1']:.2f}",
-        "",
-    )
+    between = None
+    if found.reference_top1 is not None and found.fp32_onnx_top1 is not None:
+        between = found.reference_top1 - found.fp32_onnx_top1
+    table.add_row("student, fp32, torch", number(found.reference_top1), "", "")
+    table.add_row("fp32 ONNX", number(found.fp32_onnx_top1), number(between), "")
     table.add_row(
         f"{meta.precision} ONNX",
-        f"{found['int8_top1']:.2f}",
-        f"{found['drop']:.2f}",
-        f"{found['agreement']:.2f}",
+        number(found.candidate_top1),
+        number(found.drop),
+        number(found.agreement),
     )
     screen.print(table)
     for line in sentences(meta, found):
         screen.print(line, soft_wrap=True)
 
 
-def sentences(meta: Metadata, found: dict[str, Any]) -> list[str]:
+def number(value: float | None, digits: int = 2) -> str:
+    """A figure with so many decimals; a dash where it was not measured."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def sentences(meta: Metadata, found: Judged) -> list[str]:
     """What the table cannot hold."""
-    worst, how, speed = found["worst_class"], meta.quantization or {}, found["speed"]
-    lines = [
-        (
-            f"{found['right_to_wrong']} of {found['images']} images go wrong, {found['wrong_to_right']} go"
-            f" right: drop {found['drop']:.2f} points, 95 % interval {found['drop_low_points']:.2f} to"
-            f" {found['drop_high_points']:.2f} (McNemar p = {found['mcnemar_p']:.2g})"
-        ),
-        (
-            f"worst class: {worst['class']}, {worst['fp32_top1']:.2f} to {worst['int8_top1']:.2f} %"
-            f" (n={worst['images']})"
-        ),
-    ]
-    if how.get("budget"):
+    how, lines = meta.quantization or Quantization(), []
+    lines.append(
+        f"{found.right_to_wrong} of {found.images} evaluation images go wrong, {found.wrong_to_right} go"
+        f" right: drop {number(found.drop)} points, 95 % interval {number(found.drop_low_points)} to"
+        f" {number(found.drop_high_points)} (McNemar p = {found.mcnemar_p:.2g})"
+    )
+    if worst := found.worst_class:
         lines.append(
-            f"{how['placement']} placement, {how['method']} ranges: {how['budget']['int8_macs_percent']:.1f}"
-            " % of the multiply-accumulates in int8" + rolled_back(how["budget"]["float_layers"])
+            f"worst class: {worst.class_name}, {number(worst.reference_top1)} to"
+            f" {number(worst.candidate_top1)} % (n={worst.images})"
         )
-        if how["budget"]["int8_macs_percent"] < LITTLE:
+    if how.budget and how.budget.int8_macs_percent is not None:
+        lines.append(
+            f"{how.placement} placement, {how.method} ranges: {how.budget.int8_macs_percent:.1f} % of the"
+            " multiply-accumulates in int8" + rolled_back(how.budget.float_layers or [])
+        )
+        if how.budget.int8_macs_percent < LITTLE:
             lines.append(
                 "little is left in int8: try another --calib-method, or training as int8 (distill train"
                 " --qat)"
             )
-    if how.get("fp16") and how["fp16"]["kept_fp32"]:
-        lines.append(
-            "kept in fp32: "
-            + "; ".join(f"{name} ({why})" for name, why in list(how["fp16"]["kept_fp32"].items())[:3])
-        )
-    if how.get("fp16") and how["fp16"].get("judged_as"):
-        lines.append(how["fp16"]["judged_as"])
-    if how.get("not_for_accuracy"):
-        lines.append("ranges of noise: this artifact is not for accuracy")
-    pays = "pays" if speed["ratio"] < 1 else "does NOT pay"
-    lines.append(
-        f"{meta.precision} {pays} on ONNX Runtime here: {speed['ratio']:.2f} of fp32's time (batch"
-        f" {speed['batch']}, {speed['threads']} threads, medians of calls in turns)"
-    )
-    return lines
+    if how.fp16 and how.fp16["kept_fp32"]:
+        kept = list(how.fp16["kept_fp32"].items())[:3]
+        lines.append("kept in fp32: " + "; ".join(f"{name} ({why})" for name, why in kept))
+    if how.fp16 and how.fp16.get("judged_as"):
+        lines.append(how.fp16["judged_as"])
+    if how.not_for_accuracy:
+        lines.append("the ranges come from noise: this artifact is not for accuracy")
+    return [*lines, *pace(meta.precision, found.speed)]
+
+
+def pace(precision: str, speed: Speed | None) -> list[str]:
+    """How fast the file is beside the fp32 file, in one sentence."""
+    if speed is None or not speed.ratio:
+        return []
+    conditions = f"batch {speed.batch}, {speed.threads} threads, medians of alternating calls"
+    if speed.ratio < 1:
+        return [f"{precision} is {1 / speed.ratio:.2g} x as fast as fp32 on ONNX Runtime here ({conditions})"]
+    return [
+        f"{precision} does NOT pay on ONNX Runtime here: it takes {speed.ratio:.2f} x the time of fp32"
+        f" ({conditions})"
+    ]
 
 
 def rolled_back(layers: list[str]) -> str:
@@ -101,7 +110,7 @@ def print_result(options: OnnxOptions, shipped: Shipped) -> dict[str, Any]:
     """Print the result: a line and, below fp32, a table; with --json one object. Returns the object."""
     meta = shipped.meta
     result = figures(options, shipped)
-    found = meta.verification.get(meta.precision.partition("+")[0])
+    found = meta.verification.lowered
     if options.json:
         print(json.dumps(result))
     elif found:
@@ -117,7 +126,8 @@ def print_result(options: OnnxOptions, shipped: Shipped) -> dict[str, Any]:
 def figures(options: OnnxOptions, shipped: Shipped) -> dict[str, Any]:
     """The result as JSON values."""
     meta, content = shipped.meta, shipped.content
-    checks = meta.verification
+    parity = meta.verification.parity or Agreement()
+    how = meta.quantization
     result = {
         "output": str(options.target),
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -126,40 +136,38 @@ def figures(options: OnnxOptions, shipped: Shipped) -> dict[str, Any]:
         "model": meta.model,
         "parameters": meta.parameters,
         "macs": meta.macs,
-        "placement": (meta.quantization or {}).get("placement"),
-        "parity_images": checks["parity"]["images"],
-        "parity_max_abs": checks["parity"]["max_abs"],
-        "parity_agreement_percent": checks["parity"]["top1_agreement"],
+        "placement": how and how.placement,
+        "parity_images": parity.images,
+        "parity_max_abs": parity.max_abs,
+        "parity_agreement_percent": parity.top1_agreement,
     }
-    key = meta.precision.partition("+")[0]  # int8, with or without fp16
-    found = checks.get(key)
-    if found:
-        same = (
+    if found := meta.verification.lowered:
+        key = meta.precision.partition("+")[0]  # int8, with or without fp16
+        flips = (
             "images",
             "drop_low_points",
             "drop_high_points",
             "right_to_wrong",
             "wrong_to_right",
             "kl_nats",
-            "worst_class",
-            "speed",
         )
         result |= {
-            "fp32_top1_percent": found["fp32_top1"],
-            "fp32_onnx_top1_percent": found["fp32_onnx_top1"],
-            f"{key}_top1_percent": found["int8_top1"],
-            "drop_points": found["drop"],
-            f"{key}_agreement_percent": found["agreement"],
-            **{name: found[name] for name in same},
+            "fp32_top1_percent": found.reference_top1,
+            "fp32_onnx_top1_percent": found.fp32_onnx_top1,
+            f"{key}_top1_percent": found.candidate_top1,
+            "drop_points": found.drop,
+            f"{key}_agreement_percent": found.agreement,
+            **{name: getattr(found, name) for name in flips},
+            "worst_class": found.worst_class and found.worst_class.to_dict(),
+            "speed": found.speed and found.speed.to_dict(),
         }
-    if meta.quantization:
-        how = meta.quantization
+    if how:
+        budget = how.budget or Budget()
         result |= {
-            "method": how["method"],
-            "int8_macs_percent": how["budget"] and how["budget"]["int8_macs_percent"],
-            "rolled_back": how["budget"]["float_layers"] if how["budget"] else [],
-            "draws": how["draws"],
-            "not_for_accuracy": how["not_for_accuracy"],
-            "judged_as": (how.get("fp16") or {}).get("judged_as"),
+            "method": how.method,
+            "int8_macs_percent": budget.int8_macs_percent,
+            "rolled_back": budget.float_layers or [],
+            "draws": how.draws,
+            "not_for_accuracy": how.not_for_accuracy,
         }
     return result

@@ -52,7 +52,7 @@ def open_source(options: TrtOptions, folder: Path) -> Source:
         note(f"{inner.target}: the portable ONNX file, checked; it stays")
         return Source(inner.target, shipped.meta, shipped.evaluation)
     meta = read_onnx(options.checkpoint)
-    if (meta.quantization or {}).get("placement") == "cpu":
+    if meta.quantization and meta.quantization.placement == "cpu":
         raise ArtifactError(
             f"{options.checkpoint}: its Q/DQ is placed for CPU engines (uint8 zero points), refused by"
             " TensorRT. Export it again: distill export onnx --int8 --placement tensorrt CKPT"

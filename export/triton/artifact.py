@@ -13,6 +13,7 @@ from typing import Any
 
 from runtime.artifact import Metadata, read_map, read_sidecar
 from runtime.errors import ArtifactError
+from runtime.records import EngineRecord
 
 from ..notes import note
 from .repository import Model, Tensor
@@ -26,50 +27,62 @@ def read_plan(path: Path, sha256: str) -> Model:
     run it.
     """
     meta = read_sidecar(path)
-    try:
-        return _plan(path, sha256, meta, meta.engine or {})
-    except KeyError as missing:
+    engine = meta.engine or EngineRecord()
+    needed = ("plan_sha256", "flavor", "version", "state", "inputs", "outputs", "profiles")
+    missing = [name for name in needed if getattr(engine, name) is None]
+    if missing:
         raise ArtifactError(
-            f"{path}.json: does not say {missing} of the plan. Build it again: distill export trt --rebuild "
-            f"{path}"
-        ) from missing
-
-
-def _plan(path: Path, sha256: str, meta: Metadata, engine: dict[str, Any]) -> Model:
-    if engine["plan_sha256"] != sha256:
-        raise ArtifactError(
-            f"{path}: not the plan that {path.name}.json describes (SHA-256 {sha256[:12]}..., expected "
-            f"{engine['plan_sha256'][:12]}...). Copy both files again, or distill export trt --rebuild {path}"
+            f"{path}.json: does not say {missing[0]!r} of the plan. Build it again: distill export trt"
+            f" --rebuild {path}"
         )
-    if engine["flavor"] != "tensorrt":
-        raise ArtifactError(
-            f"{path}: built by TensorRT for RTX; Triton runs TensorRT's plans. Build it again: "
-            f"distill export trt {engine['onnx']['file']} --flavor tensorrt"
-        )
-    if engine["flags"]["strip_weights"]:
-        raise ArtifactError(
-            f"{path}: its weights are not in it, and Triton does not put them in. Build it again without "
-            "--strip-weights"
-        )
-    if engine["state"] != "run":
-        note(f"{path} is {engine['state']}: nothing is known yet about its answers on a GPU")
-    if engine["flags"]["version_compat"]:
+    require_servable(path, sha256, engine)
+    if engine.state != "run":
+        note(f"{path} is {engine.state}: nothing is known yet about its answers on a GPU")
+    if engine.flags.version_compat:
         note(
             "start the server with --backend-config=tensorrt,version-compatible=true: the plan was built with"
             " --version-compat"
         )
-    tensors = {
-        kind: [Tensor(each["name"], each["dtype"], tuple(each["shape"])) for each in engine[kind]]
-        for kind in ("inputs", "outputs")
-    }
     return Model(
         path,
-        tensors["inputs"],
-        tensors["outputs"],
+        _recorded(engine.inputs, path),
+        _recorded(engine.outputs, path),
         meta.class_names,
-        parameters(meta, sha256) | {"large2small.tensorrt": engine["version"]},
-        engine["profiles"],
+        parameters(meta, sha256) | {"large2small.tensorrt": str(engine.version)},
+        engine.profiles or [],
     )
+
+
+def require_servable(path: Path, sha256: str, engine: EngineRecord) -> None:
+    """Raise ArtifactError when the metadata is another plan's, or Triton cannot run the plan."""
+    recorded = engine.plan_sha256 or ""
+    if recorded != sha256:
+        raise ArtifactError(
+            f"{path}: not the plan that {path.name}.json describes (SHA-256 {sha256[:12]}..., expected "
+            f"{recorded[:12]}...). Copy both files again, or distill export trt --rebuild {path}"
+        )
+    if engine.flavor != "tensorrt":
+        source = (engine.onnx and engine.onnx.file) or "STUDENT.onnx"
+        raise ArtifactError(
+            f"{path}: built by TensorRT for RTX; Triton runs TensorRT's plans. Build it again: "
+            f"distill export trt {source} --flavor tensorrt"
+        )
+    if engine.flags.strip_weights:
+        raise ArtifactError(
+            f"{path}: its weights are not in it, and Triton does not put them in. Build it again without "
+            "--strip-weights"
+        )
+
+
+def _recorded(tensors: list[dict[str, Any]] | None, path: Path) -> list[Tensor]:
+    """Inputs or outputs as the plan's metadata names them."""
+    try:
+        return [Tensor(each["name"], each["dtype"], tuple(each["shape"])) for each in tensors or ()]
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{path}.json: does not say {error} of a tensor. Build it again: distill export trt"
+            f" --rebuild {path}"
+        ) from error
 
 
 def read_onnx(path: Path, sha256: str) -> Model:

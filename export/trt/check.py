@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 from runtime import Predictor, load
 from runtime.artifact import Metadata
 from runtime.errors import GateError
+from runtime.records import EngineCheck
 
 from ..checks import verify
 from ..fp16 import engine as half
@@ -50,7 +52,7 @@ def check(
     labels: np.ndarray | None,
     max_drop: float,
     device: str = "cuda",
-) -> dict[str, Any]:
+) -> EngineCheck:
     """Run plan and ONNX file on the same images and compare.
 
     batches: preprocessed images (n, C, H, W) float32, or None for noise, on which no accuracy is measured;
@@ -66,13 +68,13 @@ def check(
             for part in itertools.chain([some], parts)
         ]
         ours, theirs = (np.concatenate(each) for each in zip(*found_by, strict=True))
-        found = {
-            "provider": engine.provider,
-            "noise": labels is None,
-            **agreement(theirs, ours, meta.precision, labels is None),
-            "consistency": consistency(engine, some, tolerance(meta.precision)),
-        }
-    return found | (accuracy(theirs, ours, labels, meta, max_drop) if labels is not None else {})
+        found = replace(
+            agreement(theirs, ours, meta.precision, labels is None),
+            provider=engine.provider,
+            noise=labels is None,
+            consistency=consistency(engine, some, tolerance(meta.precision)),
+        )
+    return found if labels is None else with_accuracy(found, theirs, ours, labels, meta, max_drop)
 
 
 @contextlib.contextmanager
@@ -114,7 +116,7 @@ def tolerance(precision: str) -> float:
     return FP32_TOLERANCE if precision == "fp32" else verify.tolerance(precision)
 
 
-def agreement(reference: np.ndarray, logits: np.ndarray, precision: str, is_noise: bool) -> dict[str, Any]:
+def agreement(reference: np.ndarray, logits: np.ndarray, precision: str, is_noise: bool) -> EngineCheck:
     """How the engine's logits (N, K) compare with the ONNX file's; on noise, where classes are close, by size
     alone.
     """
@@ -128,18 +130,19 @@ def agreement(reference: np.ndarray, logits: np.ndarray, precision: str, is_nois
     scale = max(1.0, float(np.abs(reference).max()))
     same = verify.hits(logits, reference.argmax(1))
     spread = float(np.sqrt(np.mean((reference - logits) ** 2))) / scale
-    found = {
-        "images": len(same),
-        "agreement": 100 * float(same.mean()),
-        "max_abs": float(np.abs(reference - logits).max()),
-        "rms": spread,
-    }
+    agreed = 100 * float(same.mean())
+    found = EngineCheck(
+        images=len(same),
+        agreement=agreed,
+        max_abs=float(np.abs(reference - logits).max()),
+        rms=spread,
+    )
     differ = int((~same).sum())
     if spread > tolerance(precision) or (
         not is_noise and differ > max(1, (1 - AGREEMENT / 100) * max(len(same), ENOUGH))
     ):
         raise GateError(
-            f"the engine does not decide as its ONNX file: same class on {found['agreement']:.2f} % of"
+            f"the engine does not decide as its ONNX file: same class on {agreed:.2f} % of"
             f" {len(same)} images, logits differ by {spread:.3g} of their scale (root mean square, allowed"
             f" {tolerance(precision):g}). No plan is written. Try another TensorRT version, or report the"
             " architecture"
@@ -175,31 +178,37 @@ def consistency(engine: Predictor, images: np.ndarray, allowed: float) -> dict[s
     }
 
 
-def accuracy(
-    reference: np.ndarray, logits: np.ndarray, labels: np.ndarray, meta: Metadata, max_drop: float
-) -> dict[str, Any]:
-    """Top-1 of the engine and its ONNX file; GateError when the engine loses more than `max_drop` against the
-    fp32 student.
+def with_accuracy(
+    found: EngineCheck,
+    reference: np.ndarray,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    meta: Metadata,
+    max_drop: float,
+) -> EngineCheck:
+    """The same with top-1 of engine and ONNX file; GateError when the engine loses more than `max_drop`
+    points against the fp32 student.
     """
     compared = verify.accuracy(reference, logits, labels)
-    recorded = meta.verification.get(meta.precision.partition("+")[0]) or {}
-    drop = compared.drop + recorded.get("drop", 0.0)
-    judged = not (meta.quantization or {}).get("not_for_accuracy")  # ranges of noise have no accuracy to keep
-    if judged and drop > max_drop:
+    lowered = meta.verification.lowered
+    drop = compared.drop + ((lowered and lowered.drop) or 0.0)
+    judged = not (meta.quantization and meta.quantization.not_for_accuracy)
+    if judged and drop > max_drop:  # ranges of noise have no accuracy to keep
         raise GateError(
-            f"engine top-1 is {compared.int8_top1:.2f} %, {compared.drop:.2f} points below its ONNX file and"
-            f" {drop:.2f} below the fp32 student on {compared.images} images; at most {max_drop:g} allowed,"
+            f"engine top-1 is {compared.candidate_top1:.2f} %, {compared.drop:.2f} points below its ONNX"
+            f" file and {drop:.2f} below the fp32 student on {compared.images} images; at most {max_drop:g} allowed,"
             " no plan is written. Allow more with --max-drop"
         )
-    return {
-        "top1": compared.int8_top1,
-        "onnx_top1": compared.fp32_top1,
-        "drop": drop,
-        "right_to_wrong": compared.right_to_wrong,
-        "wrong_to_right": compared.wrong_to_right,
-        "mcnemar_p": compared.mcnemar_p,
-        "kl_nats": compared.kl_nats,
-    }
+    return replace(
+        found,
+        top1=compared.candidate_top1,
+        onnx_top1=compared.reference_top1,
+        drop=drop,
+        right_to_wrong=compared.right_to_wrong,
+        wrong_to_right=compared.wrong_to_right,
+        mcnemar_p=compared.mcnemar_p,
+        kl_nats=compared.kl_nats,
+    )
 
 
 def largest_batch(engine: Predictor) -> int:

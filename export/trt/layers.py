@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from runtime.artifact import Metadata
+from runtime.records import EngineRecord
 
 from ..graph.view import View
 
@@ -218,40 +219,35 @@ def _names(names: Sequence[str]) -> str:
 
 def show(path: Path, meta: Metadata) -> None:
     """Print what was built: a table of facts, then every warning."""
-    built = meta.engine or {}
-    layers, checked = built["layers"], meta.verification.get("engine") or {}
+    built, checked = meta.engine or EngineRecord(), meta.verification.engine
     screen = Console(highlight=False)
     table = Table(show_header=False, title=str(path), title_justify="left")
-    product = "TensorRT for RTX" if built["flavor"] == "rtx" else "TensorRT"
-    table.add_row(
-        "engine", f"{product} {built['version']}, {meta.precision}, {built['plan_bytes'] / 1e6:,.1f} MB"
-    )
-    memory = f", {built['build_peak_mib']:,.0f} MiB" if built["build_peak_mib"] else ""
-    where = (
-        f" on {built['gpu']} (compute capability {built['compute_capability']})"
-        if built["gpu"]
-        else ", without a GPU"
-    )
-    table.add_row("built", f"in {built['build_seconds']:.1f} s{memory}{where}")
-    table.add_row("batch", "; ".join(_sizes(sizes) for sizes in built["profiles"]))
-    if layers:
+    product = "TensorRT for RTX" if built.flavor == "rtx" else "TensorRT"
+    size = (built.plan_bytes or 0) / 1e6
+    table.add_row("engine", f"{product} {built.version}, {meta.precision}, {size:,.1f} MB")
+    memory = f", {built.build_peak_mib:,.0f} MiB" if built.build_peak_mib else ""
+    capability = f" (compute capability {built.compute_capability})"
+    where = f" on {built.gpu}{capability}" if built.gpu else ", without a GPU"
+    table.add_row("built", f"in {built.build_seconds or 0:.1f} s{memory}{where}")
+    table.add_row("batch", "; ".join(_sizes(sizes) for sizes in built.profiles or ()))
+    if layers := built.layers:
         counts = ", ".join(f"{count} {name}" for name, count in layers["convolutions"].items())
         table.add_row("convolutions", f"{counts} ({layers['source']}, {layers['layers']} layers)")
     if checked:
         table.add_row(
             "against ONNX",
-            f"same class on {checked['agreement']:.2f} % of {checked['images']} "
-            f"{'images of noise' if checked['noise'] else 'images'}, logits within {checked['max_abs']:.3g}",
+            f"same class on {checked.agreement:.2f} % of {checked.images} "
+            f"{'images of noise' if checked.noise else 'images'}, logits within {checked.max_abs:.3g}",
         )
-    if "top1" in checked:
+    if checked and checked.top1 is not None:
         table.add_row(
             "top-1 %",
-            f"{checked['top1']:.2f}, ONNX file {checked['onnx_top1']:.2f}; drop against the fp32 student "
-            f"{checked['drop']:.2f} points",
+            f"{checked.top1:.2f}, ONNX file {checked.onnx_top1:.2f}; drop against the fp32 student "
+            f"{checked.drop:.2f} points",
         )
-    table.add_row("state", built["state"])
+    table.add_row("state", built.state)
     screen.print(table)
-    for line in built["warnings"]:
+    for line in built.warnings:
         screen.print(f"note: {line}", soft_wrap=True)
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from ... import files
 from ...artifact import Metadata
 from ...errors import ArtifactError, MissingError, UsageError
+from ...records import FileHash
 from .. import BatchSizes
 from ..ort import require_out
 from . import cuda, messages, plan
@@ -201,7 +202,7 @@ class _Held:
 
 
 def _deserialize(path: Path, trt: ModuleType, runtime: Any, meta: Metadata, device: Device) -> Any:
-    if meta.engine and meta.engine["flags"]["version_compat"]:
+    if meta.engine and meta.engine.flags.version_compat:
         runtime.engine_host_code_allowed = (
             True  # such plans bring their own runtime; the hash says that it is ours
         )
@@ -219,15 +220,16 @@ def _deserialize(path: Path, trt: ModuleType, runtime: Any, meta: Metadata, devi
 
 def _refit(path: Path, trt: ModuleType, engine: Any, meta: Metadata) -> None:
     """Give a plan that was built without its weights those of the ONNX file beside it."""
-    if not meta.engine or not meta.engine["flags"]["strip_weights"]:
+    if not meta.engine or not meta.engine.flags.strip_weights:
         return
-    onnx = path.with_name(meta.engine["onnx"]["file"])
+    source = meta.engine.onnx or FileHash()
+    onnx = path.with_name(Path(source.file or "").name or "the ONNX file")
     if not onnx.is_file():
         raise ArtifactError(
             f"{path}: was built without its weights, and {onnx.name}, which has them, is not beside it. "
             "Copy both files"
         )
-    if files.sha256(onnx) != meta.engine["onnx"]["sha256"]:
+    if files.sha256(onnx) != source.sha256:
         raise ArtifactError(
             f"{onnx}: not the file {path.name} was built from (SHA-256 differs), so its weights do not fit. "
             "Copy both files again"

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from ... import files
 from ...artifact import Metadata, read_sidecar, sidecar_of
 from ...errors import ArtifactError, MissingError, UsageError
+from ...records import EngineRecord
 
 MAGIC = {b"ftrt": "tensorrt", b"vtrt": "rtx"}
 VERSION_AT = slice(24, 28)
@@ -42,9 +43,6 @@ RECORDED = (
     "plan_sha256",
     "plan_bytes",
     "platform",
-    "gpu",
-    "compute_capability",
-    "flags",
     "onnx",
 )
 """What the metadata beside a plan must say for these checks."""
@@ -85,7 +83,7 @@ def preflight(path: str | Path, verify: bool = True) -> Metadata:
     Raises ArtifactError.
     """
     meta = require_whole(path, verify)
-    built, here = (meta.engine or {}).get("platform"), f"{platform.system()} {platform.machine()}"
+    built, here = meta.engine.platform if meta.engine else None, f"{platform.system()} {platform.machine()}"
     if built not in (None, here):
         raise ArtifactError(
             f"{path}: built on {built}, this is {here}; plans do not move between systems. {rebuild(path)}"
@@ -102,20 +100,21 @@ def require_whole(path: str | Path, verify: bool = True) -> Metadata:
     if not verify and not sidecar_of(path).exists():
         return Metadata(precision="unknown")
     meta = read_sidecar(path)
-    built = meta.engine or {}
-    missing = [key for key in RECORDED if key not in built]
+    built = meta.engine or EngineRecord()
+    missing = [name for name in RECORDED if getattr(built, name) is None]
     if missing:
         raise ArtifactError(
             f"{sidecar_of(path)}: does not describe a plan (no {', '.join(missing)}). {_again(path)}"
         )
     size = path.stat().st_size
-    if size != built["plan_bytes"]:
-        what = "cut short" if size < built["plan_bytes"] else "longer than it was written"
+    expected = built.plan_bytes or 0
+    if size != expected:
+        what = "cut short" if size < expected else "longer than it was written"
         raise ArtifactError(
-            f"{path}: {size:,} bytes, {sidecar_of(path).name} says {built['plan_bytes']:,}: {what}, or the "
+            f"{path}: {size:,} bytes, {sidecar_of(path).name} says {expected:,}: {what}, or the "
             f"metadata is of another plan. {_again(path)}"
         )
-    if verify and files.sha256(path) != built["plan_sha256"]:
+    if verify and files.sha256(path) != built.plan_sha256:
         raise ArtifactError(
             f"{path}: its SHA-256 is not the one in {sidecar_of(path).name}: changed since it was built, or"
             f" the metadata is of another plan. {_again(path)}"
@@ -131,12 +130,10 @@ def header(path: str | Path) -> Header:
     try:
         return read_header(path)
     except ArtifactError:
-        with contextlib.suppress(
-            ArtifactError, KeyError
-        ):  # what is wrong with the plan itself is the one to tell
-            built = read_sidecar(path).engine or {}
-            if path.stat().st_size and built["flags"]["version_compat"]:
-                return Header(built["flavor"], None)
+        with contextlib.suppress(ArtifactError):  # what is wrong with the plan itself is the one to tell
+            built = read_sidecar(path).engine
+            if built and built.flavor in PRODUCTS and path.stat().st_size and built.flags.version_compat:
+                return Header(built.flavor, None)
         raise
 
 
@@ -148,8 +145,8 @@ def require_version(path: str | Path, meta: Metadata) -> ModuleType:
     """
     found = header(path)
     trt = tensorrt_module(found.flavor)
-    compatible = bool(meta.engine and meta.engine["flags"]["version_compat"])
-    wrote = found.version or _numbers(meta.engine["version"] if meta.engine else "")
+    compatible = bool(meta.engine and meta.engine.flags.version_compat)
+    wrote = found.version or _numbers((meta.engine and meta.engine.version) or "")
     here = _numbers(str(trt.__version__))
     parts = min(len(here), len(wrote))  # a module may leave the build number out
     same, later = here[:parts] == wrote[:parts], here[:parts] > wrote[:parts]
@@ -173,14 +170,13 @@ def require_gpu(path: str | Path, meta: Metadata, device: Any) -> None:
     TensorRT for RTX makes its kernels on the user's GPU, so its plans fit any that it supports.
     """
     built = meta.engine
-    if built is None or built["flavor"] == "rtx" or built["compute_capability"] is None:
+    if built is None or built.flavor == "rtx" or built.compute_capability is None:
         return
-    needs, has = _numbers(built["compute_capability"]), tuple(device.compute_capability)
-    level = built["flags"]["hardware_compat"]
-    fits = {"none": has == needs, "same_cc": has == needs, "ampere_plus": has >= (8, 0)}[level]
+    needs, has = _numbers(built.compute_capability), tuple(device.compute_capability)
+    fits = has >= (8, 0) if built.flags.hardware_compat == "ampere_plus" else has == needs
     if not fits:
         raise ArtifactError(
-            f"{path}: built for compute capability {built['compute_capability']} ({built['gpu']}),"
+            f"{path}: built for compute capability {built.compute_capability} ({built.gpu}),"
             f" {device.name} has {'.'.join(map(str, has))}. {rebuild(path)}"
         )
 
