@@ -166,7 +166,7 @@ def measure(file: str, data: str, options: argparse.Namespace) -> dict[str, Any]
             {
                 "tool": tool,
                 "method": method,
-                "top1": score["int8_top1"],
+                "top1": score["candidate_top1"],
                 "drop": score["drop"],
                 "flips": f"{score['right_to_wrong']}/{score['wrong_to_right']}",
                 "agreement": score["agreement"],
@@ -176,7 +176,7 @@ def measure(file: str, data: str, options: argparse.Namespace) -> dict[str, Any]
             }
         )
         print(
-            f"{found.model}: {tool} {method} {score['int8_top1']:.2f} %", file=sys.stderr
+            f"{found.model}: {tool} {method} {score['candidate_top1']:.2f} %", file=sys.stderr
         )  # minutes apart on large images
     compare(rows, right)
     return {

@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr long schema = 1;
+constexpr long schema = 2;
 constexpr const char* key = "large2small";
 constexpr std::uint64_t most_metadata = 64 << 20;  // bytes; a damaged length must not ask for all memory
 
@@ -132,8 +132,8 @@ bool rows_first_when_tall(const Json& metadata) {
 
 void read_metadata(const Json& metadata, Artifact& artifact) {
     const long found = metadata.at("schema").integer();
-    if (found != schema) {
-        throw Error(Exit::artifact, "metadata schema " + std::to_string(found) + "; this program reads " + std::to_string(schema));
+    if (found != schema && found != 1) {  // what is read here is the same in both
+        throw Error(Exit::artifact, "metadata schema " + std::to_string(found) + "; this program reads 1 and " + std::to_string(schema));
     }
     const Json *preprocess = metadata.find("preprocess"), *names = metadata.find("class_names");
     if (!preprocess || preprocess->is_null()) throw Error(Exit::artifact, "carries no preprocessing. Export it with distill export");

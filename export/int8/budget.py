@@ -279,10 +279,10 @@ def unmet(rows: Sequence[Row], tried: dict[int, Accuracy], max_drop: float) -> s
     found, worst = tried[best], ", ".join(row.group.name for row in rows[:3])
     return (
         f"int8 top-1 is {found.candidate_top1:.2f} % at best, {found.drop:.2f} points below fp32's"
-        f" {found.reference_top1:.2f} % on {found.images} images (one image is {100 / found.images:.2g}"
-        f" points), with {best} of {len(rows)} groups of layers float; at most {max_drop:g} allowed, nothing written."
-        f" Most damage: {worst}. Try another --calib-method, a larger --calib-size, distill train --qat, or"
-        " allow more with --max-drop"
+        f" {found.reference_top1:.2f} % on {found.images} images (one image is"
+        f" {100 / found.images:.2g} points), with {best} of {len(rows)} groups of layers float; at most"
+        f" {max_drop:g} allowed, nothing written. Most damage: {worst}. Try another --calib-method, a larger"
+        " --calib-size, distill train --qat, or allow more with --max-drop"
     )
 
 

@@ -169,5 +169,6 @@ def figures(options: OnnxOptions, shipped: Shipped) -> dict[str, Any]:
             "rolled_back": budget.float_layers or [],
             "draws": how.draws,
             "not_for_accuracy": how.not_for_accuracy,
+            "judged_as": (how.fp16 or {}).get("judged_as"),
         }
     return result

@@ -30,6 +30,7 @@ def read_plan(path: Path, sha256: str) -> Model:
     engine = meta.engine or EngineRecord()
     needed = ("plan_sha256", "flavor", "version", "state", "inputs", "outputs", "profiles")
     missing = [name for name in needed if getattr(engine, name) is None]
+    missing += [each for each in ("strip_weights", "version_compat") if getattr(engine.flags, each) is None]
     if missing:
         raise ArtifactError(
             f"{path}.json: does not say {missing[0]!r} of the plan. Build it again: distill export trt"

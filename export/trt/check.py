@@ -195,9 +195,9 @@ def with_accuracy(
     judged = not (meta.quantization and meta.quantization.not_for_accuracy)
     if judged and drop > max_drop:  # ranges of noise have no accuracy to keep
         raise GateError(
-            f"engine top-1 is {compared.candidate_top1:.2f} %, {compared.drop:.2f} points below its ONNX"
-            f" file and {drop:.2f} below the fp32 student on {compared.images} images; at most {max_drop:g} allowed,"
-            " no plan is written. Allow more with --max-drop"
+            f"engine top-1 is {compared.candidate_top1:.2f} %, {compared.drop:.2f} points below its ONNX file"
+            f" and {drop:.2f} below the fp32 student on {compared.images} images; at most {max_drop:g}"
+            " allowed, no plan is written. Allow more with --max-drop"
         )
     return replace(
         found,

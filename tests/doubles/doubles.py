@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from runtime.records import EngineRecord
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 KINDS = ("device", "pinned", "streams", "events", "graphs", "contexts", "bytes")
@@ -82,7 +84,7 @@ def alive() -> dict[str, int]:
     return {kind: library.double_live(number) for number, kind in enumerate(KINDS)}
 
 
-def about(plan: bytes, onnx: Path, **changes: object) -> dict:
+def about(plan: bytes, onnx: Path, **changes: object) -> EngineRecord:
     """What `distill export trt` writes beside a plan about how it was built."""
     flags = {
         "workspace_bytes": None,
@@ -108,4 +110,4 @@ def about(plan: bytes, onnx: Path, **changes: object) -> dict:
         "warnings": [],
         "state": "built, not run",
     }
-    return built | changes
+    return EngineRecord.from_dict(built | changes, "the double")

@@ -20,6 +20,7 @@ import runtime
 from runtime import Preprocess
 from runtime.artifact import KEY, Metadata, sidecar_bytes, sidecar_of
 from runtime.preprocess import CROP_MODES, INTERPOLATIONS
+from runtime.records import EngineRecord
 
 SOURCE = Path(__file__).parents[2] / "examples" / "cpp"
 VERSIONS = {"pillow": PIL.__version__}
@@ -408,7 +409,13 @@ def test_a_plan_needs_its_metadata_and_tensorrt(classify, tmp_path, images):
 
     def beside(**changes) -> None:
         sidecar_of(plan).write_bytes(
-            sidecar_bytes(Metadata(preprocess=SPEC, class_names=NAMES, engine=engine | changes))
+            sidecar_bytes(
+                Metadata(
+                    preprocess=SPEC,
+                    class_names=NAMES,
+                    engine=EngineRecord.from_dict(engine | changes, "test"),
+                )
+            )
         )
 
     assert "student.plan.json is not beside it" in classify.refuses(4, plan, images[0])

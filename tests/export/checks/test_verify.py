@@ -74,7 +74,7 @@ def test_scale_is_at_least_1():
 def test_parity_looks_at_every_batch_size(images, tmp_path):
     with verify.opened(artifact(MEAN), tmp_path / "mean.onnx") as predictor:
         found = verify.parity(predictor, images.mean((2, 3)), images, 1e-4)
-        assert found["images"] == 20 and found["batch_sizes"] == [1, 2, 16] and found["max_abs"] < 1e-6
+        assert found.images == 20 and found.batch_sizes == [1, 2, 16] and found.max_abs < 1e-6
         with pytest.raises(GateError, match="ONNX against torch at batch 1"):
             verify.parity(predictor, images.mean((2, 3)) + 0.1, images, 1e-4)
 
@@ -91,7 +91,7 @@ def test_accuracy_counts_what_was_counted_by_hand():
     fp32 = np.eye(3)[[0, 1, 2, 0]]
     int8 = np.eye(3)[[0, 1, 1, 1]] * 3
     found = verify.accuracy(fp32, int8, np.array([0, 1, 2, 1]))
-    assert (found.images, found.fp32_top1, found.int8_top1, found.drop, found.agreement) == (
+    assert (found.images, found.reference_top1, found.candidate_top1, found.drop, found.agreement) == (
         4,
         75.0,
         75.0,
@@ -184,13 +184,13 @@ def test_kl_of_large_logits_is_finite():
 def test_three_networks_on_the_same_images():
     labels = np.array([0, 1, 2, 2])
     student, fp32, int8 = np.eye(3)[[0, 1, 2, 2]], np.eye(3)[[0, 1, 2, 1]], np.eye(3)[[0, 0, 2, 2]]
-    found = verify.shipped(student, fp32, int8, labels, ["cat", "dog", "eel"])
-    assert (found["fp32_top1"], found["fp32_onnx_top1"], found["int8_top1"]) == (100, 75, 75)
+    found = verify.judged(student, fp32, int8, labels, ["cat", "dog", "eel"])
+    assert (found.reference_top1, found.fp32_onnx_top1, found.candidate_top1) == (100, 75, 75)
     assert (
-        found["drop"] == found["drop_points"] == 25 and found["agreement"] == 75
+        found.drop == found.drop_points == 25 and found.agreement == 75
     )  # against the student, not the middle one
-    assert (found["fp32_onnx_right_to_wrong"], found["fp32_onnx_wrong_to_right"]) == (1, 0)
-    assert (found["worst_class"]["class"], found["worst_class"]["drop_points"]) == ("dog", 100)
+    assert (found.fp32_onnx_right_to_wrong, found.fp32_onnx_wrong_to_right) == (1, 0)
+    assert (found.worst_class.class_name, found.worst_class.drop_points) == ("dog", 100)
 
 
 def test_worst_class_is_the_one_that_loses_most_and_says_how_many_images_that_is():
@@ -202,22 +202,20 @@ def test_worst_class_is_the_one_that_loses_most_and_says_how_many_images_that_is
         np.eye(5)[3],
     )  # one won in 0; lost: 1 of 4, 2 of 8
     found = verify.worst_class(fp32, int8, labels)
-    assert (found["class"], found["index"], found["images"], found["classes"]) == (
+    assert (found.class_name, found.index, found.images, found.classes) == (
         "4",
         4,
         8,
         3,
     )  # equal points: the larger
-    assert (found["fp32_top1"], found["int8_top1"], found["drop_points"]) == (100, 75, 25)
-    assert (found["right_to_wrong"], found["wrong_to_right"]) == (2, 0)
+    assert (found.reference_top1, found.candidate_top1, found.drop_points) == (100, 75, 25)
+    assert (found.right_to_wrong, found.wrong_to_right) == (2, 0)
     low, high = verify.paired_interval(verify.Flips(8, 2, 0))
-    assert (
-        found["drop_low_points"] < low and high < found["drop_high_points"]
-    )  # wider: it was picked among three
+    assert found.drop_low_points < low and high < found.drop_high_points  # wider: it was picked among three
     low, high = verify.paired_interval(verify.Flips(8, 2, 0), 1 - 0.05 / 3)
-    assert (found["drop_low_points"], found["drop_high_points"]) == pytest.approx((low, high))
+    assert (found.drop_low_points, found.drop_high_points) == pytest.approx((low, high))
     int8[11] = np.eye(5)[3]  # now 2 of 4 in class 1: as many images as in 4, more points
-    assert verify.worst_class(fp32, int8, labels, list("abcde"))["class"] == "b"
+    assert verify.worst_class(fp32, int8, labels, list("abcde")).class_name == "b"
 
 
 # ---- chance

@@ -2,6 +2,7 @@
 of bad input.
 """
 
+import dataclasses
 import hashlib
 import json
 
@@ -20,6 +21,7 @@ from runtime import env
 from runtime.artifact import Metadata, read_sidecar, sidecar_bytes, sidecar_of
 from runtime.errors import ArtifactError
 from runtime.preprocess import Preprocess
+from runtime.records import EngineRecord, Judged, Quantization, Speed, Verification
 
 
 def network(int8=True, opset=19):
@@ -61,22 +63,19 @@ META = Metadata(
     precision="int8",
     parameters=6,
     macs=96,
-    quantization={
-        "method": "percentile",
-        "placement": "tensorrt",
-        "float_layers": {"fc": "makes the logits"},
-        "images": [["train/cat/1.png", "ab" * 32]] * 30,
-        "scales": 4,
-        "invented_later": {"deep": [1, 2.5]},
-    },
-    verification={
-        "int8": {
-            "images": 700,
-            "drop": 0.25,
-            "int8_top1": 91.5,
-            "speed": {"ratio": 0.5, "engine": "onnxruntime"},
-        }
-    },
+    quantization=Quantization(
+        method="percentile",
+        placement="tensorrt",
+        float_layers={"fc": "makes the logits"},
+        images=[["train/cat/1.png", "ab" * 32]] * 30,
+        scales=4,
+        more={"invented_later": {"deep": [1, 2.5]}},
+    ),
+    verification=Verification(
+        lowered=Judged(
+            images=700, drop=0.25, candidate_top1=91.5, speed=Speed(ratio=0.5, engine="onnxruntime")
+        )
+    ),
     versions={"onnx": onnx.__version__},
 )
 
@@ -124,7 +123,10 @@ def test_an_artifact_says_what_it_is(write, values):
         ["cat", "dog"],
         96,
     )
-    assert about["preprocess"] == META.preprocess.to_dict() and about["quantization"] == META.quantization
+    assert (
+        about["preprocess"] == META.preprocess.to_dict()
+        and about["quantization"] == META.quantization.to_dict()
+    )
     assert found["graph"]["opset"] == {"ai.onnx": 19} and found["graph"]["macs_percent"]["int8"] == 100
     assert found["graph"]["inputs"] == [{"name": "images", "type": "float", "shape": ["batch", 3, 4, 4]}]
     assert {"operator": "Conv", "count": {"int8": 1}, "macs": {"int8": 96}} in found["graph"]["operators"]
@@ -136,7 +138,7 @@ def test_a_person_reads_the_same(write, run):
     lines = {line.split()[0]: line.split()[1:] for line in out.splitlines() if len(line.split()) > 1}
     assert lines["method"] == ["percentile"] and lines["images"] == ["30"]
     assert " ".join(lines["float_layers"]) == "fc: makes the logits"
-    assert lines["invented_later.deep"] == ["1,", "2.5"] and lines["int8.int8_top1"] == [
+    assert lines["invented_later.deep"] == ["1,", "2.5"] and lines["lowered.candidate_top1"] == [
         "91.5"
     ]  # what a later version adds
     assert (
@@ -191,14 +193,18 @@ def test_an_ancestor_that_is_another_one_ends_with_exit_4_after_the_report(write
 @pytest.mark.parametrize(
     ("changes", "model", "said"),
     [
-        ({"quantization": {"not_for_accuracy": True}}, {}, "not for accuracy"),
-        ({"quantization": {"placement": "cpu"}}, {}, "TensorRT refuses"),
+        ({"quantization": Quantization(not_for_accuracy=True)}, {}, "not for accuracy"),
+        ({"quantization": Quantization(placement="cpu")}, {}, "TensorRT refuses"),
         (
-            {"verification": {"int8": {"drop": 1.4, "images": 700}}},
+            {"verification": Verification(lowered=Judged(drop=1.4, images=700))},
             {},
             "lost 1.40 points of top-1 against the fp32 student (n=700)",
         ),
-        ({"verification": {"int8": {"speed": {"ratio": 1.3, "engine": "onnxruntime"}}}}, {}, "does not pay"),
+        (
+            {"verification": Verification(lowered=Judged(speed=Speed(ratio=1.3, engine="onnxruntime")))},
+            {},
+            "does not pay",
+        ),
         ({"class_names": None}, {}, "carries no class_names"),
         (
             {"versions": {"onnx": "0.1", "made_up_package": "9"}},
@@ -379,19 +385,22 @@ def plan(tmp_path):
                 model="resnet20",
                 precision="int8",
                 lineage={"onnx": {"file": "a.onnx", "sha256": digest}},
-                engine={
-                    "plan_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-                    "plan_bytes": 128,
-                    "platform": "Linux of elsewhere",
-                    "warnings": ["3 layers only change a format"],
-                    "flavor": "tensorrt",
-                    "version": "10.3.0.30",
-                    "gpu": None,
-                    "compute_capability": None,
-                    "flags": {"version_compat": False, "hardware_compat": "none", "strip_weights": False},
-                    "profiles": [{"min": 1, "opt": 1, "max": 1}],
-                    "onnx": {"file": "a.onnx", "sha256": digest},
-                },
+                engine=EngineRecord.from_dict(
+                    {
+                        "plan_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                        "plan_bytes": 128,
+                        "platform": "Linux of elsewhere",
+                        "warnings": ["3 layers only change a format"],
+                        "flavor": "tensorrt",
+                        "version": "10.3.0.30",
+                        "gpu": None,
+                        "compute_capability": None,
+                        "flags": {"version_compat": False, "hardware_compat": "none", "strip_weights": False},
+                        "profiles": [{"min": 1, "opt": 1, "max": 1}],
+                        "onnx": {"file": "a.onnx", "sha256": digest},
+                    },
+                    "the test",
+                ),
             )
         )
     )
@@ -410,9 +419,13 @@ def test_a_version_compatible_plan_may_begin_with_its_own_runtime(plan, capsys):
     meta, content = read_sidecar(plan), b"\x7fELF" + plan.read_bytes()
     plan.write_bytes(content)
     assert cli.main(["inspect", str(plan)]) == 4 and "not a TensorRT plan" in capsys.readouterr().err
-    meta.engine.update(plan_sha256=hashlib.sha256(content).hexdigest(), plan_bytes=len(content))
-    meta.engine["flags"]["version_compat"] = True
-    sidecar_of(plan).write_bytes(sidecar_bytes(meta))
+    engine = dataclasses.replace(
+        meta.engine,
+        plan_sha256=hashlib.sha256(content).hexdigest(),
+        plan_bytes=len(content),
+        flags=dataclasses.replace(meta.engine.flags, version_compat=True),
+    )
+    sidecar_of(plan).write_bytes(sidecar_bytes(dataclasses.replace(meta, engine=engine)))
     assert cli.main(["inspect", str(plan), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kind"] == "plan of TensorRT 10.3.0.30"
 

@@ -123,29 +123,24 @@ def test_fp32_and_int8_of_one_student(student_file, tmp_path, temporary, capsys)
     assert first.quantization is None and first.versions["onnx"] == onnx.__version__
     assert second.lineage["fp32_onnx"]["sha256"] == hashlib.sha256(fp32.read_bytes()).hexdigest()
     how = second.quantization
-    assert (how["method"], how["placement"], how["int8_layers"], how["tensors"]) == (
+    assert (how.method, how.placement, how.int8_layers, how.tensors) == (
         "percentile",
         "tensorrt",
         19,
         21,
     )
-    assert how["scales"] == 21 + 7 * 16 + 6 * 32 + 6 * 64  # one a tensor and one an output channel
-    assert len(how["images"]) == 64 and how["float_layers"] == {"linear": "makes the logits"}
-    checks = second.verification["int8"]
-    assert checks["images"] == 200 and checks["fp32_top1"] > 50 and checks["drop"] <= 5.0
-    assert checks["fp32_onnx_top1"] == checks["fp32_top1"] and checks["repeatability"]["bit_equal"]
-    assert checks["drop"] == pytest.approx(
-        (checks["right_to_wrong"] - checks["wrong_to_right"]) / 2
-    )  # of 200 images
-    assert (
-        checks["drop_low_points"] <= checks["drop"] <= checks["drop_high_points"]
-        and checks["speed"]["ratio"] > 0
-    )
-    assert not how["not_for_accuracy"] and how["budget"]["history"] == [
+    assert how.scales == 21 + 7 * 16 + 6 * 32 + 6 * 64  # one a tensor and one an output channel
+    assert len(how.images) == 64 and how.float_layers == {"linear": "makes the logits"}
+    checks = second.verification.lowered
+    assert checks.images == 200 and checks.reference_top1 > 50 and checks.drop <= 5.0
+    assert checks.fp32_onnx_top1 == checks.reference_top1 and checks.repeatability["bit_equal"]
+    assert checks.drop == pytest.approx((checks.right_to_wrong - checks.wrong_to_right) / 2)  # of 200 images
+    assert checks.drop_low_points <= checks.drop <= checks.drop_high_points and checks.speed.ratio > 0
+    assert not how.not_for_accuracy and how.budget.more["history"] == [
         {
             "float_groups": 0,
-            "drop_points": checks["drop"],
-            "int8_macs_percent": how["budget"]["int8_macs_percent"],
+            "drop_points": checks.drop,
+            "int8_macs_percent": how.budget.int8_macs_percent,
         }
     ]
 
@@ -172,7 +167,7 @@ def test_layers_go_back_to_float_until_the_budget_holds(student_file, tmp_path, 
     assert back == result["rolled_back"]
     assert "| layers | top-1 lost, points |" in (tmp_path / "student.sensitivity.md").read_text()
     with runtime.load(out) as predictor:
-        left = predictor.metadata.quantization["float_layers"]
+        left = predictor.metadata.quantization.float_layers
         assert {name for name, why in left.items() if "budget" in why} == set(result["rolled_back"])
         digits = open_images("digits", "val")
         chosen = samples.choose(digits.labels, 200, 0)
@@ -241,9 +236,9 @@ def test_fp16_computes_the_same_in_half_the_size(student_file, tmp_path, exporte
     with runtime.load(out) as predictor:
         meta = predictor.metadata
     assert meta.precision == ("int8+fp16" if "--int8" in words else "fp16")
-    checks = meta.verification["int8" if "--int8" in words else "fp16"]
-    assert checks["agreement"] >= 99 and checks["drop"] <= 1 and checks["images"] == 200
-    assert meta.quantization["fp16"]["kept_fp32"] == {}
+    checks = meta.verification.lowered
+    assert checks.agreement >= 99 and checks.drop <= 1 and checks.images == 200
+    assert meta.quantization.fp16["kept_fp32"] == {}
 
 
 def test_an_engine_that_drops_fractions_is_not_the_judge_and_is_named(
@@ -262,12 +257,12 @@ def test_an_engine_that_drops_fractions_is_not_the_judge_and_is_named(
     chosen = samples.choose(digits.labels, 50, 0)
     with runtime.load(out) as predictor:
         meta = predictor.metadata
-    assert said in report.sentences(meta, meta.verification["int8"])
+    assert said in report.sentences(meta, meta.verification.lowered)
     x = meta.preprocess.batch(digits.image(i) for i in chosen)
     session = onnxruntime.InferenceSession(tmp_path / "copy.onnx", providers=["CPUExecutionProvider"])
     logits = session.run(None, {session.get_inputs()[0].name: x})[0]
     student = from_torch_logits(student_file, x)
-    assert meta.verification["int8"]["max_abs"] == pytest.approx(np.abs(logits - student).max(), rel=1e-3)
+    assert meta.verification.lowered.max_abs == pytest.approx(np.abs(logits - student).max(), rel=1e-3)
 
 
 def from_torch_logits(file, x):
@@ -320,7 +315,7 @@ def test_ranges_of_noise_are_marked_not_for_accuracy_and_held_to_no_budget(
     assert "not for accuracy" in printed and "not held to --max-drop" in notes
     with runtime.load(out) as predictor:
         how = predictor.metadata.quantization
-    assert how["not_for_accuracy"] and how["images"] == [] and how["data"] == "random"
+    assert how.not_for_accuracy and how.images == [] and how.data == "random"
 
 
 def test_calibrating_on_evaluation_images_is_refused_by_name(student_file, tmp_path, digits_npz, capsys):
@@ -387,7 +382,7 @@ def test_foreign_weights_take_class_names_from_the_data_and_json_is_one_object(
     )
     with runtime.load(tmp_path / "foreign.int8.onnx") as predictor:
         assert predictor.class_names == [str(i) for i in range(10)]
-        assert predictor.metadata.quantization["float_layers"]["layer1.0.conv1"] == "excluded"
+        assert predictor.metadata.quantization.float_layers["layer1.0.conv1"] == "excluded"
 
 
 def test_json_of_a_failure_is_one_object_too(tmp_path, capsys):

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from export import __main__ as cli
 from runtime.artifact import Metadata, seal, sidecar_bytes, sidecar_of
 from runtime.preprocess import Preprocess
+from runtime.records import EngineRecord
 
 SPEC = Preprocess(input_size=(3, 8, 8), interpolation="bilinear", crop_pct=1.0, mean=(0, 0, 0), std=(1, 1, 1))
 META = Metadata(
@@ -78,7 +79,9 @@ def plan(tmp_path):
             **changes,
         }
         engine.pop(without, None)
-        sidecar_of(path).write_bytes(sidecar_bytes(replace(META, precision="int8", engine=engine)))
+        sidecar_of(path).write_bytes(
+            sidecar_bytes(replace(META, precision="int8", engine=EngineRecord.from_dict(engine, "test")))
+        )
         return path
 
     return make

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -27,6 +28,7 @@ from export.trt.build import Profile, Settings
 from runtime.artifact import Metadata, check_file, read_sidecar, sidecar_bytes, sidecar_of
 from runtime.backends.tensorrt.plan import preflight
 from runtime.errors import ArtifactError, MissingError
+from runtime.records import FileHash, Quantization
 
 rtx = pytest.mark.skipif(
     find_spec("tensorrt_rtx_bindings") is None, reason="TensorRT for RTX is not installed"
@@ -91,7 +93,7 @@ def int8_file(student_onnx, digits_batch, preprocess, tmp_path):
                     model="resnet20",
                     preprocess=preprocess,
                     class_names=list("0123456789"),
-                    quantization={"placement": placement, "not_for_accuracy": False},
+                    quantization=Quantization(placement=placement),
                 ),
             )
         )
@@ -116,26 +118,21 @@ def test_checkpoint_becomes_plan_with_its_onnx_file_and_metadata(student_file, t
     meta = read_sidecar(plan)
     built = meta.engine
     assert plan.read_bytes()[:4] == b"vtrt"
-    assert built["plan_sha256"] == said["sha256"] == hashlib.sha256(plan.read_bytes()).hexdigest()
-    assert built["onnx"] == {
-        "file": portable.name,
-        "sha256": hashlib.sha256(portable.read_bytes()).hexdigest(),
-    }
-    assert (
-        built["state"] == said["state"] == "built, not run"
-        and built["gpu"] is None
-        and built["flavor"] == "rtx"
+    assert built.plan_sha256 == said["sha256"] == hashlib.sha256(plan.read_bytes()).hexdigest()
+    assert built.onnx == FileHash(
+        file=portable.name, sha256=hashlib.sha256(portable.read_bytes()).hexdigest()
     )
-    assert built["inputs"] == [{"name": "images", "dtype": "float32", "shape": [1, 3, 32, 32]}]
-    assert built["outputs"] == [{"name": "logits", "dtype": "float32", "shape": [1, 10]}]
-    assert built["profiles"] == [{"min": 1, "opt": 1, "max": 1}]
-    assert built["layers"]["convolutions"] == {"int8": 19} and built["warnings"] == []
+    assert built.state == said["state"] == "built, not run" and built.gpu is None and built.flavor == "rtx"
+    assert built.inputs == [{"name": "images", "dtype": "float32", "shape": [1, 3, 32, 32]}]
+    assert built.outputs == [{"name": "logits", "dtype": "float32", "shape": [1, 10]}]
+    assert built.profiles == [{"min": 1, "opt": 1, "max": 1}]
+    assert built.layers["convolutions"] == {"int8": 19} and built.warnings == []
     assert (
         meta.precision == "int8"
         and meta.class_names == list("0123456789")
         and meta.preprocess.input_size == (3, 32, 32)
     )
-    assert meta.quantization["placement"] == "tensorrt" and "int8" in meta.verification
+    assert meta.quantization.placement == "tensorrt" and meta.verification.lowered
     with runtime.load(portable) as student:
         assert student.metadata.lineage["checkpoint"] == meta.lineage["checkpoint"]
 
@@ -152,9 +149,9 @@ def test_onnx_file_with_several_batch_sizes(int8_file, capsys):
     printed = capsys.readouterr().out
     assert "1 to 4, tuned for 2; 8" in printed and "19 int8" in printed and "built, not run" in printed
     built = read_sidecar(path.with_suffix(".plan")).engine
-    assert built["profiles"] == [{"min": 1, "opt": 2, "max": 4}, {"min": 8, "opt": 8, "max": 8}]
-    assert built["inputs"][0]["shape"] == [-1, 3, 32, 32]
-    assert built["flags"]["workspace_bytes"] == 256 * 2**20 and built["flags"]["opt_level"] == 1
+    assert built.profiles == [{"min": 1, "opt": 2, "max": 4}, {"min": 8, "opt": 8, "max": 8}]
+    assert built.inputs[0]["shape"] == [-1, 3, 32, 32]
+    assert built.flags.workspace_bytes == 256 * 2**20 and built.flags.opt_level == 1
 
 
 @rtx
@@ -185,15 +182,13 @@ def test_rebuild_elsewhere_replaces_nothing_unasked(fp32_file, tmp_path, capsys)
 
 
 @rtx
-@pytest.mark.parametrize(
-    "change", [lambda flags: flags.pop("tf32"), lambda flags: flags.update(opt_level=None)]
-)
+@pytest.mark.parametrize("change", [{"tf32": None}, {"opt_level": None}])
 def test_rebuild_of_a_plan_of_another_version_of_ours(fp32_file, capsys, change):
     plan = fp32_file.with_suffix(".plan")
     assert export(fp32_file, "--flavor", "rtx") == 0
     meta = read_sidecar(plan)
-    change(meta.engine["flags"])
-    sidecar_of(plan).write_bytes(sidecar_bytes(meta))
+    engine = replace(meta.engine, flags=replace(meta.engine.flags, **change))
+    sidecar_of(plan).write_bytes(sidecar_bytes(replace(meta, engine=engine)))
     assert export("--rebuild", plan) == 4
     assert "does not say all of how the plan was built" in error_of(capsys)
 
@@ -225,14 +220,15 @@ def test_rebuild_takes_the_settings_it_was_built_with(fp32_file, capsys):
     assert export("--rebuild", plan) == 0
     again = preflight(plan).engine
     assert all(
-        again[key] == first[key] for key in ("flavor", "profiles", "flags", "onnx", "inputs", "layers")
+        getattr(again, key) == getattr(first, key)
+        for key in ("flavor", "profiles", "flags", "onnx", "inputs", "layers")
     )
-    assert again["flags"]["opt_level"] == 2 and again["profiles"] == [{"min": 1, "opt": 2, "max": 4}]
+    assert again.flags.opt_level == 2 and again.profiles == [{"min": 1, "opt": 2, "max": 4}]
     assert export("--rebuild", plan, "--batch", 3) == 0
-    assert read_sidecar(plan).engine["profiles"] == [{"min": 3, "opt": 3, "max": 3}]
+    assert read_sidecar(plan).engine.profiles == [{"min": 3, "opt": 3, "max": 3}]
     assert export("--rebuild", plan, "--dynamic", "1,1,2", "--opt-level", 3) == 0  # also back to the defaults
     built = read_sidecar(plan).engine
-    assert built["profiles"] == [{"min": 1, "opt": 1, "max": 2}] and built["flags"]["opt_level"] == 3
+    assert built.profiles == [{"min": 1, "opt": 1, "max": 2}] and built.flags.opt_level == 3
     capsys.readouterr()
     fp32_file.write_bytes(fp32_file.read_bytes() + b" ")
     assert export("--rebuild", plan) == 4 and "SHA-256 differs" in error_of(capsys)

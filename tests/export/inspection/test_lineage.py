@@ -132,7 +132,7 @@ def recorded(photos):
                 "val_spec": "photos",
                 "train_sha256": train.fingerprint(),
                 "val_sha256": val.fingerprint(),
-                "held_out": {"spec": "val", "images": 6, "sha256": val.fingerprint()},
+                "evaluation": {"spec": "val", "images": 6, "sha256": val.fingerprint()},
             }
         },
         {"images": samples.listing(train, [0, 2, 5]), "data_sha256": train.fingerprint()},
@@ -180,7 +180,7 @@ def test_an_image_that_did_not_calibrate_may_change_its_bytes_but_not_its_class(
 
 def test_a_set_need_not_be_both_validation_and_evaluation(recorded, check, tmp_path, photos):
     about, how = recorded
-    about["data"]["held_out"]["sha256"] = "00" * 32
+    about["data"]["evaluation"]["sha256"] = "00" * 32
     found = {ancestor.what: ancestor for ancestor in check(about, how, data=str(photos))}
     assert found["validation images"].status == MATCHES
     assert found["evaluation images"].status == ABSENT and "is another one" in found["evaluation images"].note
@@ -208,7 +208,7 @@ def test_the_bundled_digits_are_always_at_hand(check):
         "data": {
             "train_spec": "digits",
             "train_sha256": train.fingerprint(),
-            "held_out": {"spec": val.name, "sha256": val.fingerprint()},
+            "evaluation": {"spec": val.name, "sha256": val.fingerprint()},
         }
     }
     assert status(check(about, {"images": samples.listing(train, [1])})) == {
@@ -232,7 +232,7 @@ def test_a_changed_byte_in_an_image_it_was_judged_on_is_found(recorded, check, p
     about, how = recorded
     val = FolderSet(photos / "val")
     digest = samples.content(val, samples.choose(val.labels, 4, 3))
-    about["data"]["held_out"]["judged_on"] = {"images": 4, "seed": 3, "sha256": digest}
+    about["data"]["evaluation"]["judged_on"] = {"images": 4, "seed": 3, "sha256": digest}
     assert status(check(about, how))["4 evaluated images"] == ABSENT
     place = str(photos)
     assert status(check(about, how, data=place))["4 evaluated images"] == MATCHES

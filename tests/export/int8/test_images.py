@@ -9,6 +9,7 @@ from export.int8 import images
 from export.options import Int8Options
 from runtime.errors import UsageError
 from runtime.images import open_images
+from runtime.records import Quantization
 
 OPTIONS = Int8Options(calib_size=48, calib_cache="none")
 
@@ -23,10 +24,10 @@ def calibration(preprocess):
 def test_calibration_images_and_selection_images_are_apart_and_named_with_hashes(calibration):
     assert len(calibration.used) == 48 and len(calibration.selection) == 512
     assert not set(calibration.used) & set(calibration.selection)
-    record = calibration.to_dict()
+    record = calibration.to_record()
     digits = open_images("digits", "train")
-    assert [sha for _, sha in record["images"]] == [digits.item_sha256(int(i)) for i in calibration.used]
-    assert record["held_back"] == 512 and not record["not_for_accuracy"]
+    assert [sha for _, sha in record.images] == [digits.item_sha256(int(i)) for i in calibration.used]
+    assert record.selection == 512 and not record.not_for_accuracy
 
 
 def test_noise_is_reproducible_and_marked(preprocess):
@@ -38,7 +39,7 @@ def test_noise_is_reproducible_and_marked(preprocess):
         32,
         32,
     )
-    assert noise.to_dict() == {"images": [], "data": "random", "not_for_accuracy": True, "seed": 3}
+    assert noise.to_record() == Quantization(images=[], data="random", not_for_accuracy=True, seed=3)
 
 
 def test_images_that_are_evaluated_are_refused_as_selection_images_too(preprocess):

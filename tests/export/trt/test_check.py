@@ -11,6 +11,7 @@ from function_engine import given, predictor_of
 from export.trt import check
 from runtime.artifact import Metadata
 from runtime.errors import GateError
+from runtime.records import EngineCheck, Judged, Quantization, Verification
 
 WEIGHTS = np.random.default_rng(0).normal(size=(3 * 4 * 4, 5)).astype(np.float32)
 IMAGES = np.random.default_rng(1).normal(size=(300, 3, 4, 4)).astype(np.float32)
@@ -41,7 +42,7 @@ def test_equal_engine_passes_with_its_numbers():
     found = check.consistency(engine_of(), IMAGES, 1e-4)
     assert found["batch_sizes"] == [1, 8] and found["row_spread"] == 0 and found["batch_spread"] < 1e-4
     same = check.agreement(network(IMAGES), network(IMAGES), "int8", False)
-    assert same["agreement"] == 100 and same["max_abs"] == 0 and same["images"] == 300
+    assert same.agreement == 100 and same.max_abs == 0 and same.images == 300
 
 
 @pytest.mark.parametrize("wrong", [1, 8])
@@ -87,7 +88,7 @@ def test_decisions_may_differ_on_one_image_in_a_hundred_however_close_the_logits
     reference = np.tile(np.float32([5, 5 + 1e-3]), (images, 1))
     swapped = np.where(np.arange(images)[:, None] < flips, reference[:, ::-1], reference)
     if passes:
-        assert check.agreement(reference, swapped, "int8", False)["agreement"] == pytest.approx(
+        assert check.agreement(reference, swapped, "int8", False).agreement == pytest.approx(
             100 - 100 * flips / images
         )
     else:
@@ -111,7 +112,7 @@ def test_rows_may_differ_by_a_share_of_the_logits(scale, passes):
 def test_noise_is_compared_by_size_of_the_difference_alone():
     reference = np.zeros((10, 2), np.float32)
     reference[:, 1] = 1e-4  # a flip of the class means nothing here
-    assert check.agreement(reference, -reference, "int8", True)["agreement"] == 0
+    assert check.agreement(reference, -reference, "int8", True).agreement == 0
     with pytest.raises(GateError, match=r"logits differ by 0\.5 of their scale"):
         check.agreement(np.ones((10, 2), np.float32), np.full((10, 2), 0.5, np.float32), "int8", True)
 
@@ -130,27 +131,25 @@ def test_budget_counts_what_the_onnx_file_lost_already():
     reference = network(IMAGES)
     labels, engine = reference.argmax(1), reference.copy()
     engine[:3] = -engine[:3]  # 3 of 300 go wrong: 1 point
-    meta = Metadata(precision="int8", verification={"int8": {"drop": 0.3}})
-    found = check.accuracy(reference, engine, labels, meta, 1.4)
-    assert (
-        found["top1"] == pytest.approx(99)
-        and found["onnx_top1"] == 100
-        and found["drop"] == pytest.approx(1.3)
-    )
-    assert found["right_to_wrong"] == 3 and found["wrong_to_right"] == 0
+    meta = Metadata(precision="int8", verification=Verification(lowered=Judged(drop=0.3)))
+    found = check.with_accuracy(EngineCheck(), reference, engine, labels, meta, 1.4)
+    assert found.top1 == pytest.approx(99) and found.onnx_top1 == 100 and found.drop == pytest.approx(1.3)
+    assert found.right_to_wrong == 3 and found.wrong_to_right == 0
     with pytest.raises(
         GateError,
         match=r"top-1 is 99\.00 %, 1\.00 points below its ONNX file and 1\.30 below the fp32 student",
     ):
-        check.accuracy(reference, engine, labels, meta, 1.2)
+        check.with_accuracy(EngineCheck(), reference, engine, labels, meta, 1.2)
 
 
 def test_ranges_of_noise_are_measured_and_held_to_nothing():
     reference = network(IMAGES)
     meta = Metadata(
-        precision="int8", verification={"int8": {"drop": 60.0}}, quantization={"not_for_accuracy": True}
+        precision="int8",
+        verification=Verification(lowered=Judged(drop=60.0)),
+        quantization=Quantization(not_for_accuracy=True),
     )
-    assert check.accuracy(reference, reference, reference.argmax(1), meta, 1.0)["drop"] == 60
+    assert check.with_accuracy(EngineCheck(), reference, reference, reference.argmax(1), meta, 1.0).drop == 60
 
 
 def test_whole_check_opens_both_files(monkeypatch):
@@ -159,9 +158,9 @@ def test_whole_check_opens_both_files(monkeypatch):
     meta, labels = Metadata(precision="fp32"), network(IMAGES).argmax(1)
     found = check.check("a.plan", "a.onnx", meta, [IMAGES[:100], IMAGES[100:]], labels, 0.0)
     assert opened == [("a.plan", "cuda"), ("a.onnx",)]
-    assert found["top1"] == 100 and found["images"] == 300 and not found["noise"]
+    assert found.top1 == 100 and found.images == 300 and not found.noise
     without = check.check("a.plan", "a.onnx", meta, None, None, 0.0)
-    assert without["noise"] and "top1" not in without and without["images"] == check.NOISE
+    assert without.noise and without.top1 is None and without.images == check.NOISE
 
 
 def test_noise_has_the_shape_of_the_input():

@@ -24,6 +24,7 @@ from export.int8 import quantize
 from export.int8.calibrate import calibrate
 from runtime.artifact import Metadata, read_sidecar, sidecar_of
 from runtime.images import open_images
+from runtime.records import Quantization
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def int8_bytes(student_onnx, digits_batch, preprocess):
             model="resnet20",
             preprocess=preprocess,
             class_names=list("0123456789"),
-            quantization={"placement": "tensorrt"},
+            quantization=Quantization(placement="tensorrt"),
         ),
     )
 
@@ -95,9 +96,9 @@ def test_plan_is_run_on_labeled_images_before_it_is_written(run, source, some_di
     assert said["top1_percent"] == said["onnx_top1_percent"] > 50
     assert said["layers"]["source"] == "engine inspector" and said["layers"]["convolutions"]["int8"] == 19
     plan = source.with_suffix(".plan")
-    checks = read_sidecar(plan).verification["engine"]
-    assert checks["images"] == 60
-    assert checks["consistency"]["batch_sizes"] == [1, 8] and checks["consistency"]["batch_spread"] < 1e-3
+    checks = read_sidecar(plan).verification.engine
+    assert checks.images == 60
+    assert checks.consistency["batch_sizes"] == [1, 8] and checks.consistency["batch_spread"] < 1e-3
     latency = run(
         "bench", "latency", "--engine", plan, "--iterations", 3, "--warmup", 1, "--json", version=version
     )
@@ -113,13 +114,13 @@ def test_without_labeled_images_noise_is_compared_and_that_is_said(run, source):
     said = json.loads(export(run, source, "--timing-cache", "none").stdout)
     assert said["state"] == "run" and said["top1_percent"] is None
     assert said["warnings"][-1] == "accuracy was not measured: no labeled images (--data DIR)"
-    assert read_sidecar(source.with_suffix(".plan")).verification["engine"]["noise"]
+    assert read_sidecar(source.with_suffix(".plan")).verification.engine.noise
 
 
 def test_plan_that_is_less_accurate_than_allowed_is_not_written(run, source, some_digits):
     model = onnx.load(source)  # the same network, whose file says that its budget is spent
     entry = next(entry for entry in model.metadata_props if entry.key == "large2small")
-    spent = json.loads(entry.value) | {"verification": {"int8": {"drop": 1.5}}}
+    spent = json.loads(entry.value) | {"verification": {"lowered": {"drop": 1.5}}}
     without_metadata(model)
     model.metadata_props.add(key="large2small", value=json.dumps(spent))
     onnx.save(model, source)
@@ -191,7 +192,7 @@ def test_plan_of_another_gpu_says_how_to_build_again_and_rebuild_does(run, sourc
     )
     assert again.returncode == 0, again.stderr
     built = read_sidecar(plan).engine
-    assert built["compute_capability"] == "8.7" and built["profiles"] == [{"min": 1, "opt": 2, "max": 4}]
+    assert built.compute_capability == "8.7" and built.profiles == [{"min": 1, "opt": 2, "max": 4}]
     opened = run(
         "bench", "latency", "--engine", plan, "--iterations", 2, "--warmup", 1, LIBCUDA_DOUBLE_CAPABILITY=87
     )

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.trt import layers
 from runtime.artifact import Metadata
+from runtime.records import EngineRecord
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +206,7 @@ def test_report_for_a_person(model, tmp_path, capsys):
         "warnings": ["one sentence"],
         "state": "built, not run",
     }
-    layers.show(tmp_path / "a.plan", Metadata(precision="int8", engine=built))
+    layers.show(tmp_path / "a.plan", Metadata(precision="int8", engine=EngineRecord.from_dict(built, "test")))
     printed = capsys.readouterr().out
     for words in (
         "TensorRT for RTX 1.7.1.116, int8, 3.2 MB",
