@@ -13,7 +13,7 @@ from pathlib import Path
 
 from runtime import files
 from runtime.artifact import Metadata, read_map, require_same_classes
-from runtime.errors import ArtifactError
+from runtime.errors import ArtifactError, MissingError
 from runtime.images import ImageSet, open_images
 
 from ..notes import note
@@ -40,7 +40,13 @@ def open_source(options: TrtOptions, folder: Path) -> Source:
     follow: the exported one then waits in `folder`.
     """
     if not options.from_onnx:
-        from . import onnx  # a board that builds plans from ONNX files has no torch
+        try:
+            from . import onnx  # here, because a board that builds plans from ONNX files has no torch
+        except ModuleNotFoundError as error:
+            raise MissingError(
+                f"a plan from a checkpoint needs {error.name}. Install it: pip install"
+                ' "large2small[export]", or give the .onnx file'
+            ) from error
 
         inner = options.onnx_options
         shipped = onnx.export(inner)

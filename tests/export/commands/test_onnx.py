@@ -209,7 +209,7 @@ def test_the_default_placement_is_for_cpus_and_auto_says_what_it_tried(
     )
     printed, notes = capsys.readouterr()
     result = json.loads(printed)
-    methods, draws = ("minmax", "percentile", "entropy", "mse"), result["draws"]["int8_top1"]
+    methods, draws = ("minmax", "percentile", "entropy", "mse"), result["draws"]["candidate_top1"]
     assert result["placement"] == "cpu" and result["method"] in methods
     assert all(f"{method} " in notes for method in methods) and "512 selection images" in notes
     assert len(draws) == 2 and draws[0] == pytest.approx(result["int8_top1_percent"])
