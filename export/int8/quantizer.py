@@ -23,7 +23,8 @@ from runtime.errors import UsageError
 
 from ..notes import note
 from ..options import Int8Options
-from . import budget, cache, equalize, quantize, ranges, weights
+from ..graph import equalize
+from . import budget, cache, quantize, ranges, weights
 from .calibrate import collect
 from .histogram import Histogram
 from .images import CalibrationImages

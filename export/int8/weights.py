@@ -4,7 +4,7 @@ int8 export.
 In:  fp32 ONNX model and its layout; calibration batches (n, C, H, W) float32 for what looks at activations.
 Out: {layer: Int8Weight} and {layer: bias (channels,) float32} for `quantize.quantize`; a layer that is in
 neither keeps its own.
-Elsewhere: scale moved between layers before calibration (export.int8.equalize), where Q/DQ goes
+Elsewhere: scale moved between layers before calibration (export.graph.equalize), where Q/DQ goes
 (export.int8.quantize).
 """
 

@@ -1,4 +1,4 @@
-"""export.int8.equalize: the same function, equal ranges, and which pairs are left alone; then a network made
+"""export.graph.equalize: the same function, equal ranges, and which pairs are left alone; then a network made
 fragile on purpose.
 """
 
@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from export.int8 import quantize as q
 from export.int8.calibrate import calibrate
-from export.int8.equalize import Pair, equalize, find_pairs
+from export.graph.equalize import Pair, equalize, find_pairs
 
 TWO = (
     "a = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (images, w1, b1)  r = Relu (a)  logits = Conv"

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from onnx import ModelProto, NodeProto
 
-from ..graph import edit
-from ..graph.view import View, along, attribute
+from . import edit
+from .view import View, along, attribute
 
 HOMOGENEOUS = ("Relu", "LeakyRelu", "MaxPool", "AveragePool")
 """They let a positive scale per channel through."""
