@@ -1,16 +1,15 @@
-"""last.pth: all a stopped training needs to end with the bits of one that was never stopped.
+"""What a resumed training must have in common with the run that was stopped, and the state of chance.
 
-In:  a trainer; or last.pth and a trainer of the same recipe, images and teacher.
-Out: last.pth's `state` entry; the trainer as it was when that was written.
-Elsewhere: the file itself (distill.checkpoint), when it is written (distill.training.trainer).
+In:  last.pth, the recipe and lineage of today; or the generators of this process.
+Out: the saved state, once nothing differs; the state of every random generator.
+Elsewhere: the file itself (distill.checkpoint), what else is saved and put back (distill.training.trainer).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,51 +19,9 @@ from runtime.errors import UsageError
 from .. import recipe as recipes
 from ..checkpoint import Checkpoint
 from ..recipe import Recipe
-from .records import EpochRecord, Tally
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
 
 FREE_ON_RESUME = {"workers", "device", "checkpoint_minutes", "eval_batch", "tensorboard", "skip_bad_images"}
 """Settings that a resumed run may change: none of them changes the weights."""
-
-
-def state_of(trainer: Trainer) -> dict[str, Any]:
-    """Everything besides the weights, as plain values and tensors."""
-    return {
-        "recipe": recipes.to_dict(trainer.recipe),
-        "epoch": trainer.epoch,
-        "step_in_epoch": trainer.step_in_epoch,
-        "updates": trainer.updates,
-        "optimizer": trainer.optimizer.state_dict(),
-        "scaler": trainer.precision.scaler.state_dict(),
-        "ema": trainer.ema.module.state_dict() if trainer.ema else None,
-        "sparse": trainer.sparse.state_dict() if trainer.sparse else None,
-        "projectors": trainer.objective.state_dict() if trainer.objective else {},
-        "random": random_state(trainer.device),
-        "tally": dataclasses.asdict(trainer.tally),
-        "history": [record.to_dict() for record in trainer.history],
-        "best": trainer.best.to_dict() if trainer.best else {},
-    }
-
-
-def put_back(trainer: Trainer, state: Mapping[str, Any]) -> None:
-    """Undo `state_of`. The weights are in place already."""
-    trainer.optimizer.load_state_dict(state["optimizer"])
-    trainer.precision.scaler.load_state_dict(state["scaler"])
-    if trainer.ema:
-        trainer.ema.module.load_state_dict(state["ema"])
-    if trainer.sparse:
-        trainer.sparse.load_state_dict(state["sparse"])
-    if trainer.objective:
-        trainer.objective.load_state_dict(state["projectors"])
-    trainer.epoch, trainer.step_in_epoch = state["epoch"], state["step_in_epoch"]
-    trainer.updates = state["updates"]
-    trainer.schedule.step_update(trainer.updates)
-    trainer.tally = Tally(**state["tally"])
-    trainer.history = [EpochRecord.from_dict(values) for values in state["history"]]
-    trainer.best = EpochRecord.from_dict(state["best"]) if state["best"] else None
-    set_random_state(state["random"], trainer.device)
 
 
 def require_same_run(last: Checkpoint, recipe: Recipe, lineage: Mapping[str, Any]) -> dict[str, Any]:

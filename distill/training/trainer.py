@@ -10,6 +10,7 @@ parts (distill.training.parts), what last.pth holds (distill.training.state), th
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 from runtime.errors import DataError, GateError, Interrupted
 
 from .. import checkpoint as checkpoints
+from .. import recipe as recipes
 from ..data import Batch, TrainLoader, eval_loader
 from ..evaluate import Evaluation, evaluate, require_readable, same_class_percent
 from ..losses.base import Outputs
@@ -338,7 +340,7 @@ class Trainer:
         """Write last.pth: the weights and everything `resume` needs."""
         self.flush()
         last = self.checkpoint_of(self.model.state_dict(), {})
-        last.state = state.state_of(self)
+        last.state = self._state()
         checkpoints.save(last, self.task.folder / "last.pth")
 
     def resume(self, path: Path) -> None:
@@ -348,5 +350,41 @@ class Trainer:
         last = checkpoints.load(path)
         saved = state.require_same_run(last, self.recipe, self.lineage)
         self.restore(last)
-        state.put_back(self, saved)
+        self._put_back(saved)
         write_records(self.task.folder, self.history)
+
+    def _state(self) -> dict[str, Any]:
+        """Everything besides the weights, as plain values and tensors."""
+        return {
+            "recipe": recipes.to_dict(self.recipe),
+            "epoch": self.epoch,
+            "step_in_epoch": self.step_in_epoch,
+            "updates": self.updates,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.precision.scaler.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else None,
+            "sparse": self.sparse.state_dict() if self.sparse else None,
+            "projectors": self.objective.state_dict() if self.objective else {},
+            "random": state.random_state(self.device),
+            "tally": dataclasses.asdict(self.tally),
+            "history": [record.to_dict() for record in self.history],
+            "best": self.best.to_dict() if self.best else {},
+        }
+
+    def _put_back(self, saved: Mapping[str, Any]) -> None:
+        """Undo `_state`. The weights are in place already."""
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.precision.scaler.load_state_dict(saved["scaler"])
+        if self.ema:
+            self.ema.module.load_state_dict(saved["ema"])
+        if self.sparse:
+            self.sparse.load_state_dict(saved["sparse"])
+        if self.objective:
+            self.objective.load_state_dict(saved["projectors"])
+        self.epoch, self.step_in_epoch = saved["epoch"], saved["step_in_epoch"]
+        self.updates = saved["updates"]
+        self.schedule.step_update(self.updates)
+        self.tally = Tally(**saved["tally"])
+        self.history = [EpochRecord.from_dict(values) for values in saved["history"]]
+        self.best = EpochRecord.from_dict(saved["best"]) if saved["best"] else None
+        state.set_random_state(saved["random"], self.device)
