@@ -21,9 +21,9 @@ from onnx import ModelProto
 
 from runtime.errors import UsageError
 
+from ..graph import equalize
 from ..notes import note
 from ..options import Int8Options
-from ..graph import equalize
 from . import budget, cache, quantize, ranges, weights
 from .calibrate import collect
 from .histogram import Histogram

@@ -8,9 +8,9 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
+from export.graph.equalize import Pair, equalize, find_pairs
 from export.int8 import quantize as q
 from export.int8.calibrate import calibrate
-from export.graph.equalize import Pair, equalize, find_pairs
 
 TWO = (
     "a = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (images, w1, b1)  r = Relu (a)  logits = Conv"
