@@ -81,11 +81,10 @@ def run(options: Options) -> int:
 
 def _report(options: Options, seal: str | None) -> int:
     path = options.file
-    values = (
-        contents.ARTIFACTS[path.suffix][1]
-        if path.suffix in contents.ARTIFACTS
-        else contents.inspect_checkpoint
-    )(path, seal)
+    if path.suffix in contents.ARTIFACTS:
+        values = contents.ARTIFACTS[path.suffix][1](path, seal or "")
+    else:
+        values = contents.inspect_checkpoint(path, seal)
     given = lineage.Given(
         options.checkpoint, options.teacher, options.student, options.fp32, options.data, options.calib
     )
