@@ -185,7 +185,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(student, folder):
         (["{student}", "--folder", ".", "--when-full", "explode"], 2, "invalid choice"),
         (["{student}", "--folder", ".", "--device", "gpu"], 2, "device"),
         (["{student}", "--camera", "0"], 3, "opencv-python-headless"),
-        (["{broken}", "--folder", "."], 4, "cannot open it"),
+        (["{broken}", "--folder", "."], 4, "not an ONNX file, or cut short"),
         (["{foreign}", "--folder", "."], 4, "carries no preprocessing"),
     ],
     ids=lambda value: None if isinstance(value, (str, int)) else " ".join(value),
