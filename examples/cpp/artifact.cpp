@@ -163,11 +163,11 @@ Json plan_metadata(Artifact& artifact, std::uint64_t plan_size) {
     }
     if (const Json* flags = engine.find("flags")) {
         const Json *stripped = flags->find("strip_weights"), *compatible = flags->find("version_compat");
-        if (stripped && stripped->boolean()) {
+        if (stripped && !stripped->is_null() && stripped->boolean()) {
             throw Error(Exit::artifact,
                         "built without its weights, which this program cannot put back. Build it without --strip-weights");
         }
-        artifact.version_compatible = compatible && compatible->boolean();
+        artifact.version_compatible = compatible && !compatible->is_null() && compatible->boolean();
     }
     return metadata;
 }

@@ -250,7 +250,7 @@ def int8(tmp_path_factory, images):
     model = convnet()
     plan = rules.lay_out(model, "tensorrt")
     assert "c2" in plan.layers
-    ranges = calibrate(model, plan.tensors, [SPEC.batch(images)], "minmax")
+    ranges = calibrate(model, plan.tensors, [SPEC.batch(map(of_the_runtime, images))], "minmax")
     path = tmp_path_factory.mktemp("int8") / "student.int8.onnx"
     return write(path, quantize.quantize(model, plan, ranges), SPEC, precision="int8")
 
