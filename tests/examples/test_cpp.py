@@ -436,7 +436,9 @@ def test_a_plan_needs_its_metadata_and_tensorrt(classify, tmp_path, images):
     beside()
     words = classify.refuses(3, plan, images[0])  # built without it, or no GPU in this machine
     assert "TensorRT" in words or "GPU" in words
-    np.testing.assert_array_equal(pixels(classify, plan, images[:1], SPEC)[0], SPEC(images[0]))
+    np.testing.assert_array_equal(
+        pixels(classify, plan, images[:1], SPEC)[0], SPEC(of_the_runtime(images[0]))
+    )
     sidecar_of(plan).write_text("{}")
     assert "metadata is damaged" in classify.refuses(4, plan, images[0])
 
