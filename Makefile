@@ -6,7 +6,7 @@ JOBS ?= 2
 # What `make test` and `make quick` run: a test file or folder instead of all of them.
 T ?=
 
-.PHONY: help setup demo test quick lint clean
+.PHONY: help setup demo test quick test-oldest lint clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -30,10 +30,21 @@ test: setup $(if $(T),,lint) ## lint, then run all tests
 quick: setup ## run the tests that are not marked slow
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow' $(T)
 
+test-oldest: .venv-oldest/.installed ## run the quick tests with the lowest versions that pyproject.toml allows, in .venv-oldest
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow' $(T)
+
+.venv-oldest/.installed: pyproject.toml tests/helpers/lowest_versions.py
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 12) and "the lowest versions have wheels for Python 3.10 and 3.11; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.10 test-oldest")'
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --upgrade pip
+	.venv-oldest/bin/python tests/helpers/lowest_versions.py > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --quiet --editable '.[dev]' --constraint .venv-oldest/constraints.txt
+	touch $@
+
 lint: setup ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-clean: ## remove .venv, builds and the demo's folder
-	rm -rf .venv build *.egg-info demo-run
+clean: ## remove the virtual environments, builds and the demo's folder
+	rm -rf .venv .venv-oldest build *.egg-info demo-run

@@ -40,6 +40,7 @@ def all_specs():
 
 def timms(spec: Preprocess, data: bytes) -> np.ndarray:
     from timm.data import create_transform
+    from timm.data.transforms import str_to_interp_mode
 
     transform = create_transform(
         spec.input_size,
@@ -50,6 +51,9 @@ def timms(spec: Preprocess, data: bytes) -> np.ndarray:
         crop_pct=spec.crop_pct,
         crop_mode=spec.crop_mode,
     )
+    for step in transform.transforms:  # timm before 1.0.31 forgets the filter where the sides differ
+        if type(step).__name__ == "ResizeKeepRatio":
+            step.interpolation = str_to_interp_mode(spec.interpolation)
     return transform(Image.open(io.BytesIO(data)).convert("RGB")).numpy()
 
 

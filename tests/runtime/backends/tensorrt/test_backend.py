@@ -5,7 +5,6 @@ What happens inside one process is in trt_cases.py, run once; here is what needs
 plans, missing parts, exits.
 """
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -14,6 +13,8 @@ import sys
 import doubles
 import pytest
 import trt_cases as cases
+
+from runtime.env import versions
 
 NAMES = [name for name in dir(cases) if name.startswith("case_")]
 
@@ -185,12 +186,13 @@ def test_driver_missing(compiled, plan):
 
 
 def test_plan_of_tensorrt_for_rtx_without_a_driver(compiled, tmp_path):
-    plan, _ = cases.write(tmp_path, version="rtx-1.7", engine={"flavor": "rtx", "version": "1.7.1.116"})
-    refused(
-        latency(compiled, plan, driver=False),
-        3,
-        "driver" if importlib.util.find_spec("tensorrt_rtx_bindings") else "[rtx]",
+    here = versions(("tensorrt_rtx_cu13_bindings",)).get("tensorrt_rtx_cu13_bindings")
+    engine = {"flavor": "rtx", "version": here or "1.7.1.116"}
+    plan, _ = cases.write(tmp_path, version="rtx-1.7", engine=engine)
+    code, said = (
+        (3, "[rtx]") if here is None else (3, "driver") if here.startswith("1.7.") else (4, "RTX 1.7")
     )
+    refused(latency(compiled, plan, driver=False), code, said)
 
 
 def test_no_gpu(compiled, plan):

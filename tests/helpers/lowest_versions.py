@@ -1,6 +1,6 @@
 """The lowest versions that pyproject.toml allows, as constraints for pip; `make test-oldest` installs them.
 
-    python tests/lowest_versions.py > constraints.txt
+    python tests/helpers/lowest_versions.py > constraints.txt
 
 In:  pyproject.toml of this repository: dependencies and extras, each `NAME>=VERSION`.
 Out: a line `NAME==VERSION` for each on stdout, with its environment marker. What a dependency itself needs is
@@ -21,7 +21,7 @@ else:  # pip reads its own settings with the same package
 
 UNTESTED = {"cuda-bindings"}
 """Left to pip: torch, which most tests need, asks for 13, and boards with CUDA 12 for 12."""
-PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)>=(?P<version>[\w.]+)(?P<marker> *;.*)?")
 
 
