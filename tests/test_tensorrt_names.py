@@ -123,6 +123,8 @@ def _dotted(node: ast.Attribute, kinds: dict[str, str]) -> str | None:
     if isinstance(base, ast.Name) and base.id == "trt":
         return None if parts[0].startswith("__") else ".".join(parts)
     kind = _kind(base, kinds)
+    if isinstance(base, ast.Attribute) and isinstance(base.value, ast.Name) and base.value.id == "meta":
+        return None  # meta.engine is a runtime.records.EngineRecord
     name = base.id if isinstance(base, ast.Name) else getattr(base, "attr", "")
     if kind is None or parts[0] in OURS.get(name, ()) or (kind == "DataType" and parts[0] == "name"):
         return None
@@ -207,6 +209,11 @@ def test_names_are_really_found(file, at_least):
 )
 def test_name_that_a_version_lacks_is_found(source, name, known):
     assert len(missing(source, known)) == 1 and name in missing(source, known)[0]
+
+
+def test_the_metadatas_engine_is_not_tensorrts(known):
+    assert missing("meta.engine.flags.version_compat", known) == []
+    assert missing("self.engine.flags", known) != []
 
 
 def test_name_asked_for_first_is_fine(known):
