@@ -180,8 +180,8 @@ def build(path: Path, flags: list[str], flavor: str) -> dict[str, Any]:
             "convolutions": None,
             "warnings": [],
         }
-    found = read_sidecar(plan).engine or {}
-    missing = [name for name in COMPLETE if found.get(name) in (None, "", [], {})]
+    found = read_sidecar(plan).engine
+    missing = [name for name in COMPLETE if getattr(found, name, None) in (None, "", [], {})]
     plan.unlink()
     return {
         "error": f"metadata without {', '.join(missing)}" if missing else None,
