@@ -15,6 +15,7 @@ from typing import Any
 from runtime.cli import flags
 
 from .. import recipe as recipes
+from ..training.folder import choose_folder
 from ..training.options import TrainOptions, given_data, run_folder, value_of, with_file
 
 SUMMARY = "train a student from a teacher, or plainly with --teacher none"
@@ -29,9 +30,10 @@ Options = TrainOptions
 
 def run(options: TrainOptions) -> None:
     """Train student and, if asked, control; print the result."""
-    from ..training import job
+    folder = choose_folder(options)
+    from ..training import job  # after what can be refused at once: torch takes seconds to import
 
-    job.run(options)
+    job.run(options, folder)
 
 
 def instead(argv: Sequence[str]) -> str | None:

@@ -7,6 +7,7 @@ Elsewhere: what is in the folder (distill.training.records, distill.training.sta
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -18,9 +19,19 @@ from .options import TrainOptions, run_folder
 
 def choose_folder(options: TrainOptions) -> Path:
     """RUN: the one to resume, or a new one. Raises UsageError where it cannot be resumed, holds another run,
-    or holds the weights that this run starts from.
+    or holds the weights that this run starts from, and under torchrun, whose processes would all write it.
     """
+    require_one_process()
     return _resumed(options) if options.resume else _new(options)
+
+
+def require_one_process() -> None:
+    """Raise UsageError under torchrun."""
+    if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
+        raise UsageError(
+            "started as one of several processes (WORLD_SIZE): training uses one GPU, and each process would"
+            " write the same run. Start it without torchrun"
+        )
 
 
 def _resumed(options: TrainOptions) -> Path:

@@ -9,7 +9,6 @@ sentences at the end (distill.training.result).
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -34,7 +33,7 @@ from ..erf.options import ErfOptions
 from ..evaluate import Evaluation, evaluate, pick_device
 from ..recipe import Recipe
 from . import trainer as trainers
-from .folder import absolute, choose_folder, remove_old_run
+from .folder import absolute, remove_old_run
 from .options import TrainOptions
 from .result import RoleResult, RunResult, TeacherResult
 from .task import Splits, Task, lineage_of
@@ -57,18 +56,20 @@ class Job:
     make_trainer: Callable[[Task], trainers.Trainer]
 
 
-def run(options: TrainOptions, make_trainer: Callable[[Task], trainers.Trainer] | None = None) -> None:
-    """Train, save, print the result. make_trainer: what trains; by default `Trainer`."""
-    job = prepare(options, make_trainer or trainers.Trainer)
+def run(
+    options: TrainOptions, folder: Path, make_trainer: Callable[[Task], trainers.Trainer] | None = None
+) -> None:
+    """Train, save, print the result. folder: RUN, from `distill.training.folder.choose_folder`; make_trainer:
+    what trains, by default `Trainer`.
+    """
+    job = prepare(options, folder, make_trainer or trainers.Trainer)
     results = [train_role(job, task) for task in job.tasks]
     result = finish(job, results)
     print(json.dumps(result.to_dict()) if options.json else result.summary())
 
 
-def prepare(options: TrainOptions, make_trainer: Callable[[Task], trainers.Trainer]) -> Job:
+def prepare(options: TrainOptions, folder: Path, make_trainer: Callable[[Task], trainers.Trainer]) -> Job:
     """Check and read everything that the run needs; show the teacher's own accuracy."""
-    require_one_process()
-    folder = choose_folder(options)
     options = replace(
         options,
         data=absolute(options.data),
@@ -163,15 +164,6 @@ def finish(job: Job, results: Sequence[RoleResult]) -> RunResult:
         result = replace(result, erf=_measure_erf(job, result))
         _write_result(job.folder, result)
     return result
-
-
-def require_one_process() -> None:
-    """Raise UsageError under torchrun."""
-    if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
-        raise UsageError(
-            "started as one of several processes (WORLD_SIZE): training uses one GPU, and each process would"
-            " write the same run. Start it without torchrun"
-        )
 
 
 def open_splits(recipe: Recipe) -> Splits:

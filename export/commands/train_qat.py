@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 from distill import losses, recipe
 from distill.commands import train
 from distill.recipe import Recipe
+from distill.training.folder import choose_folder
 from distill.training.options import TrainOptions, given_data, value_of
 from runtime.cli import flags, help
 from runtime.cli.settings import Flag
@@ -100,6 +101,7 @@ Options = QatOptions
 def run(options: QatOptions) -> None:
     """Train, print what it mended."""
     require_possible(options)
+    folder = choose_folder(options)
     from distill.training import job
 
     from ..int8.rules import rules_of
@@ -114,7 +116,7 @@ def run(options: QatOptions) -> None:
         options.calib_method,
         options.percentile,
     )
-    job.run(options, partial(QatTrainer, settings, options.train_size, bool(options.resume)))
+    job.run(options, folder, partial(QatTrainer, settings, options.train_size, bool(options.resume)))
 
 
 def parse(argv: Sequence[str], prog: str = "distill train --qat") -> QatOptions:

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from distill import checkpoint as checkpoints
 from distill import models
+from distill.commands import train
 from distill.commands.train import parse
 from distill.data import TrainLoader
-from distill.training import job
 from distill.training import trainer as trainers
 from distill.training.state import random_state, set_random_state
 from runtime.errors import DataError, GateError, Interrupted, UsageError
@@ -595,7 +595,7 @@ def test_the_control_starts_from_the_same_weights_and_sees_the_same_batches(
     )
     checkpoints.save(saved, tmp_path / "teacher.pth")
     monkeypatch.setattr(trainers, "Trainer", Watched)
-    job.run(
+    train.run(
         parse(
             [
                 "--data",

@@ -67,6 +67,15 @@ def test_help_of_train_imports_no_torch():
     assert done.stdout.splitlines()[-1] == "False"
 
 
+def test_what_train_can_refuse_at_once_needs_no_torch(tmp_path):
+    code = (
+        "import sys\nfrom distill.__main__ import main\ncode = main(['train', '--student', 'resnet18'])\n"
+        "print(code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.splitlines() == ["2 False"] and "no data given" in done.stderr
+
+
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]])
 def test_help_names_every_command(argv, capsys):
     assert cli.main(argv) == (0 if argv else 2)
