@@ -60,10 +60,7 @@ def metadata_props(path: str | Path) -> dict[str, str]:
             {field: entry[start:end].decode() for field, start, end in _parts(entry)} for entry in entries
         ]
     except (ValueError, IndexError) as error:
-        raise ArtifactError(
-            f"{path}: not an ONNX file, or cut short ({error}). Copy it again from its source, or export"
-            " again: distill export onnx CKPT"
-        ) from error
+        raise _not_onnx(str(path), error) from error
     return {pair.get(1, ""): pair.get(2, "") for pair in pairs}
 
 
@@ -76,20 +73,29 @@ def require_whole(path: str | Path) -> None:
     path = Path(path)
     if not path.stat().st_size:
         return  # nothing cannot be mapped, and is no network to any engine
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        require_inside(content, str(path))
+
+
+def require_inside(content: bytes | mmap.mmap, name: str) -> None:
+    """The same for a file's content. name is used in messages."""
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            outside = next((name for name, is_outside in _tensors(content) if is_outside), None)
+        outside = next((tensor for tensor, is_outside in _tensors(content) if is_outside), None)
     except (ValueError, IndexError) as error:
-        raise ArtifactError(
-            f"{path}: not an ONNX file, or cut short ({error}). Copy it again from its source, or export"
-            " again: distill export onnx CKPT"
-        ) from error
+        raise _not_onnx(name, error) from error
     if outside is not None:
         raise ArtifactError(
-            f"{path}: weights such as {outside} are in another file, which no seal covers and which is easily"
+            f"{name}: weights such as {outside} are in another file, which no seal covers and which is easily"
             " left behind. Put them inside: onnx.save(onnx.load(FILE), NEW), or export again: distill export"
             " onnx CKPT"
         )
+
+
+def _not_onnx(name: str, error: Exception) -> ArtifactError:
+    return ArtifactError(
+        f"{name}: not an ONNX file, or cut short ({error}). Copy it again from its source, or export again:"
+        " distill export onnx CKPT"
+    )
 
 
 def _tensors(content: bytes | mmap.mmap) -> Iterator[tuple[str, bool]]:
