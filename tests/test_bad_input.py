@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_training import TINY
 
 from distill import checkpoint as checkpoints
 from distill import models
@@ -17,20 +18,7 @@ from distill.checkpoint import Checkpoint
 from runtime import files
 from runtime.preprocess import Preprocess
 
-STUDENT = [
-    "--student",
-    "resnet20",
-    "--student-args",
-    "width=0.25",
-    "--img-size",
-    "16",
-    "--batch",
-    "4",
-    "--epochs",
-    "1",
-    "--device",
-    "cpu",
-]
+STUDENT = ["--student", "resnet20", *TINY]
 PROGRESS = ("plain: ", "student: ", "control: ", "teacher: ")
 
 

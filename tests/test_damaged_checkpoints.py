@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tiny_training import TINY
 
 from distill import checkpoint as checkpoints
 from distill import models
@@ -54,18 +55,6 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-TINY = [
-    "--student-args",
-    "width=0.25",
-    "--img-size",
-    "16",
-    "--batch",
-    "4",
-    "--epochs",
-    "1",
-    "--device",
-    "cpu",
-]
 TRAIN = ["train", "--data", "npz:set", "--student", "resnet20", *TINY]
 
 

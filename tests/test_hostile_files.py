@@ -19,6 +19,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tiny_training import TINY
 
 from distill import checkpoint as checkpoints
 from distill import models
@@ -30,18 +31,6 @@ from runtime.errors import UsageError
 from runtime.preprocess import Preprocess
 
 CLASSES = ["ant", "bee", "cat", "dog"]
-TINY = [
-    "--student-args",
-    "width=0.25",
-    "--img-size",
-    "16",
-    "--batch",
-    "4",
-    "--epochs",
-    "1",
-    "--device",
-    "cpu",
-]
 STARTS = (
     "subprocess.Popen",
     "os.system",

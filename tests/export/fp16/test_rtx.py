@@ -10,6 +10,7 @@ from importlib.util import find_spec
 import numpy as np
 import onnx
 import pytest
+from rtx_script import PARSE
 
 from export.fp16 import cast
 from export.graph import from_torch, rewrite
@@ -23,21 +24,10 @@ pytestmark = [
     ),
 ]
 
-BUILD = """
-import json, sys
-import tensorrt_rtx_bindings as trt
-class Log(trt.ILogger):
-    def __init__(self):
-        trt.ILogger.__init__(self)
-        self.lines = []
-    def log(self, severity, text):
-        self.lines.append(text)
-log = Log()
-builder = trt.Builder(log)
-network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-parser = trt.OnnxParser(network, log)
-if not parser.parse(open(sys.argv[1], "rb").read()):
-    sys.exit("; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)))
+BUILD = (
+    PARSE
+    + """
+import json
 config, profile = builder.create_builder_config(), builder.create_optimization_profile()
 images = network.get_input(0)
 profile.set_shape(images.name, *[(batch, *images.shape[1:]) for batch in (1, 2, 4)])
@@ -49,6 +39,7 @@ print(json.dumps({"types": [str(t.dtype) for t in (images, network.get_output(0)
                   "int8 in half": sum(
     "Converting conv activation scales to fp32" in line for line in log.lines)}))
 """
+)
 
 
 def build(made, folder):

@@ -15,6 +15,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from rtx_script import PARSE
 
 from distill import models
 from export.graph import from_torch, rewrite
@@ -276,21 +277,9 @@ def test_family_obeys_the_parser(int8, family):
     }
 
 
-BUILD = """
-import sys
-import tensorrt_rtx_bindings as trt
-class Log(trt.ILogger):
-    def __init__(self):
-        trt.ILogger.__init__(self)
-        self.lines = []
-    def log(self, severity, text):
-        self.lines.append(text)
-log = Log()
-builder = trt.Builder(log)
-network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-parser = trt.OnnxParser(network, log)
-if not parser.parse(open(sys.argv[1], "rb").read()):
-    sys.exit("; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)))
+BUILD = (
+    PARSE
+    + """
 config, profile = builder.create_builder_config(), builder.create_optimization_profile()
 side = int(sys.argv[2])
 profile.set_shape("images", (1, 3, side, side), (2, 3, side, side), (4, 3, side, side))
@@ -298,6 +287,7 @@ config.add_optimization_profile(profile)
 plan = builder.build_serialized_network(network, config)
 sys.exit("; ".join(log.lines[-5:]) if plan is None or not plan.nbytes else 0)
 """
+)
 
 
 @pytest.mark.slow
