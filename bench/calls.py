@@ -23,7 +23,7 @@ import numpy as np
 
 from runtime import Predictor, UsageError
 from runtime.images import FolderSet, ImageSet
-from runtime.preprocess import open_rgb
+from runtime.images.decode import open_rgb
 
 BOUNDARIES = ("compute", "end_to_end")
 

@@ -19,7 +19,8 @@ import numpy as np
 from .artifact import Metadata
 from .backends import Backend, BatchSizes, Engine, Settings, registry
 from .errors import ArtifactError, UsageError
-from .preprocess import Image, Preprocess
+from .images.decode import Image
+from .preprocess import Preprocess
 
 
 class Prediction(NamedTuple):

@@ -19,7 +19,8 @@ import runtime
 from distill.data import loaders, open_data
 from runtime.cli.front_door import main
 from runtime.images import EXTENSIONS, FolderSet
-from runtime.preprocess import FORMATS, Preprocess, open_rgb
+from runtime.images.decode import FORMATS, open_rgb
+from runtime.preprocess import Preprocess
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
 

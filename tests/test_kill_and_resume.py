@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reas
 
 FORKER = """
 import json, os, sys
-import distill.training.job, distill.training.trainer
+import distill.run.job, distill.training.trainer
 from distill.__main__ import main
 for line in sys.stdin:
     request = json.loads(line)

@@ -1,8 +1,8 @@
 """`distill train`: from flags, files and recipes to the options of a run.
 
 In:  argv.
-Out: a run folder (distill.training.job).
-Elsewhere: what a run does (distill.training.job), settings of a training (distill.recipe), training as int8
+Out: a run folder (distill.run.job).
+Elsewhere: what a run does (distill.run.job), settings of a training (distill.recipe), training as int8
 (export.commands.train_qat).
 """
 
@@ -15,8 +15,8 @@ from typing import Any
 from runtime.cli import flags
 
 from .. import recipe as recipes
-from ..training.folder import choose_folder
-from ..training.options import TrainOptions, given_data, run_folder, value_of, with_file
+from ..run.folder import choose_folder
+from ..run.options import TrainOptions, given_data, run_folder, value_of, with_file
 
 SUMMARY = "train a student from a teacher, or plainly with --teacher none"
 DESCRIPTION = """examples:
@@ -31,7 +31,7 @@ Options = TrainOptions
 def run(options: TrainOptions) -> None:
     """Train student and, if asked, control; print the result."""
     folder = choose_folder(options)
-    from ..training import job  # after what can be refused at once: torch takes seconds to import
+    from ..run import job  # after what can be refused at once: torch takes seconds to import
 
     job.run(options, folder)
 

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from runtime.env import usable_cores, versions
 from runtime.errors import DataError, Large2SmallError, MissingError, UsageError
 from runtime.images import ImageSet
-from runtime.preprocess import Preprocess, only_formats, open_rgb
+from runtime.images.decode import only_formats, open_rgb
+from runtime.preprocess import Preprocess
 
 from ..recipe import Recipe
 from .augment import TransformError, in_one_line, training_transform

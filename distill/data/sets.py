@@ -16,7 +16,7 @@ from timm.data import create_dataset
 
 from runtime.errors import DataError, MissingError, UsageError
 from runtime.images import ImageSet, open_images
-from runtime.preprocess import only_formats, open_rgb
+from runtime.images.decode import only_formats, open_rgb
 
 TIMM_PREFIXES = ("torch/", "hfds/", "wds/", "tfds/", "hfids/")
 STREAMED = ("wds/", "tfds/", "hfids/")

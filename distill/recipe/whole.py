@@ -2,7 +2,7 @@
 
 In:  the groups (distill.recipe.groups).
 Out: a frozen `Recipe`, checked.
-Elsewhere: YAML (distill.recipe.reader), where a run goes (distill.training.options).
+Elsewhere: YAML (distill.recipe.reader), where a run goes (distill.run.options).
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Training: one run folder from flags to `best.pth`; the loop, its losses weighed together, sparsity."""
+"""Training: the loop, its losses weighed together, sparsity, and what is written while it runs."""

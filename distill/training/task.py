@@ -1,8 +1,8 @@
 """What one training is given, all together: a student's budget, images, teacher and folder.
 
-In:  a recipe, labelled images, a teacher or None.
+In:  a recipe, labeled images, a teacher or None.
 Out: a `Task`; `lineage_of`, the record of where its checkpoints come from.
-Elsewhere: who makes tasks (distill.training.job), what is built from one (distill.training.parts), the
+Elsewhere: who makes tasks (distill.run.job), what is built from one (distill.training.parts), the
 training itself (distill.training.trainer).
 """
 

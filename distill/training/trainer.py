@@ -4,7 +4,7 @@ In:  a `Task`.
 Out: RUN/best.pth, last.pth, summary.csv, metrics.jsonl; the same bits for the same seed, interrupted or not.
 Elsewhere: formulas (distill.losses), batches (distill.data), the teacher (distill.teacher), building the
 parts (distill.training.parts), what last.pth holds (distill.training.state), the command
-(distill.training.job).
+(distill.run.job).
 """
 
 from __future__ import annotations

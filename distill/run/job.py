@@ -2,8 +2,8 @@
 
 In:  a `TrainOptions`.
 Out: RUN/ (student), RUN/control/ (the same without the teacher), RUN/result.json.
-Elsewhere: the training itself (distill.training.trainer), the run folder (distill.training.folder), the
-sentences at the end (distill.training.result).
+Elsewhere: the training itself (distill.training.trainer), its images (distill.run.splits), the run folder
+(distill.run.folder), the sentences at the end (distill.run.result).
 """
 
 from __future__ import annotations
@@ -17,26 +17,23 @@ from pathlib import Path
 import torch
 
 from runtime import files
-from runtime.artifact import require_same_classes
 from runtime.errors import UsageError
-from runtime.images import ImageSet, has_own_split
-from runtime.preprocess import Preprocess
+from runtime.images import ImageSet
 
-from .. import checkpoint as checkpoints
-from .. import models
 from .. import recipe as recipes
 from .. import teacher as teachers
-from ..data import eval_loader, open_data
-from ..data.sets import TIMM_PREFIXES
+from ..data import eval_loader
 from ..erf import field, report
 from ..erf.options import ErfOptions
 from ..evaluate import Evaluation, evaluate, pick_device
 from ..recipe import Recipe
-from . import trainer as trainers
+from ..training import trainer as trainers
+from ..training.task import Splits, Task, lineage_of
 from .folder import absolute, remove_old_run
 from .options import TrainOptions
 from .result import RoleResult, RunResult, TeacherResult
-from .task import Splits, Task, lineage_of
+from .splits import open_splits
+from .student import student_preprocess
 
 ERF_IMAGES = 50
 """Validation images that --erf averages over, as in the papers."""
@@ -59,7 +56,7 @@ class Job:
 def run(
     options: TrainOptions, folder: Path, make_trainer: Callable[[Task], trainers.Trainer] | None = None
 ) -> None:
-    """Train, save, print the result. folder: RUN, from `distill.training.folder.choose_folder`; make_trainer:
+    """Train, save, print the result. folder: RUN, from `distill.run.folder.choose_folder`; make_trainer:
     what trains, by default `Trainer`.
     """
     job = prepare(options, folder, make_trainer or trainers.Trainer)
@@ -164,45 +161,6 @@ def finish(job: Job, results: Sequence[RoleResult]) -> RunResult:
         result = replace(result, erf=_measure_erf(job, result))
         _write_result(job.folder, result)
     return result
-
-
-def open_splits(recipe: Recipe) -> Splits:
-    """Training and validation images and the specs to find them again; classes and their order must agree."""
-    train_spec = absolute(recipe.data)
-    val_spec = absolute(recipe.val_data) or train_spec
-    train = open_data(train_spec, "train", recipe.num_classes)
-    splittable = train_spec.startswith(TIMM_PREFIXES) or (
-        not train_spec.endswith(".tar") and has_own_split(train_spec, "val")
-    )
-    if not recipe.val_data and not splittable:
-        raise UsageError(
-            f"{recipe.data}: has no validation images apart from the training images. "
-            "Expected a val/ folder in it, or --val-data"
-        )
-    val = open_data(val_spec, "val", recipe.num_classes)
-    require_same_classes(
-        train.class_names, f"training images {train_spec}", val.class_names, f"validation images {val_spec}"
-    )
-    return Splits(train, val, train_spec, val_spec)
-
-
-def student_preprocess(recipe: Recipe) -> Preprocess:
-    """How the student's images are resized, cropped and normalized. Raises UsageError for two sizes."""
-    if recipe.student_ckpt:
-        preprocess = checkpoints.load_any(recipe.student_ckpt, recipe.student).preprocess
-    else:
-        preprocess = models.preprocess_of(recipe.student)
-    built_for = recipes.key_values(recipe.student_args).get("img_size", 0)
-    if recipe.img_size and built_for not in (0, recipe.img_size):
-        raise UsageError(
-            f"--img-size {recipe.img_size} and --student-args img_size={built_for}: two sizes. Give one"
-        )
-    size = models.preprocess_of(
-        recipe.student, recipe.img_size or built_for or preprocess.input_size[1:]
-    ).input_size
-    # random crops of a padded image show it at its own scale, and so must validation
-    crop_pct = recipe.crop_pct or (1.0 if recipe.crop_padding else preprocess.crop_pct)
-    return replace(preprocess, input_size=size, crop_pct=crop_pct)
 
 
 def recipe_of(options: TrainOptions) -> Recipe:

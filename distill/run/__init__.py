@@ -1,0 +1,1 @@
+"""A run: from flags to a run folder with a student, a control and a result."""

@@ -1,0 +1,49 @@
+"""Labeled images by name, without torch: a folder tree, npz arrays, or scikit-learn's digits.
+
+In:  a spec (`DIR`, `npz:FILE`, `digits`) and a split (`train` or `val`).
+Out: an `ImageSet`.
+Elsewhere: every other source timm reads (distill.data); augmentation (distill.data.augment); resize, crop,
+scale (runtime.preprocess).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import DataError
+from .digits import open_digits
+from .folder import FolderSet, split_folder
+from .npz import open_npz
+from .sets import ImageSet
+
+
+def open_images(spec: str, split: str) -> ImageSet:
+    """The labeled images that `spec` names.
+
+    spec: `digits`; `npz:FILE`; or a folder. split: `train` or `val`; a folder without a sub-folder of that
+    meaning (SPLIT_FOLDERS) is used as it is. Raises DataError when it is missing, empty, or has fewer than
+    two classes.
+    """
+    images: ImageSet
+    if spec == "digits":
+        images = open_digits(split)
+    elif spec.startswith("npz:"):
+        images = open_npz(spec[len("npz:") :], split)
+    else:
+        images = FolderSet(split_folder(Path(spec), split))
+    if len(images.class_names) < 2:
+        raise DataError(
+            f"{images.name}: one class ({images.class_names[0]!r}) cannot be classified. "
+            "Expected at least two class folders"
+        )
+    return images
+
+
+def has_own_split(spec: str, split: str) -> bool:
+    """Whether `spec` keeps `split` apart from the other one (a sub-folder, a split file, the digits)."""
+    if spec == "digits":
+        return True
+    if spec.startswith("npz:"):
+        path = Path(spec[len("npz:") :])
+        return path.is_dir() or "{split}" in str(path)
+    return split_folder(Path(spec), split) != Path(spec)
