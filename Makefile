@@ -6,7 +6,7 @@ JOBS ?= 2
 # What `make test` and `make quick` run: a test file or folder instead of all of them.
 T ?=
 
-.PHONY: help setup demo test quick test-oldest lint clean
+.PHONY: help setup demo test quick test-oldest lint flags clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +45,9 @@ lint: setup ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+flags: setup ## write large2small/flags.py, the keywords of `import large2small`, after a flag has changed
+	$(BIN)/python tests/helpers/python_flags.py
 
 clean: ## remove the virtual environments, builds and the demo's folder
 	rm -rf .venv .venv-oldest build *.egg-info demo-run

@@ -1,4 +1,6 @@
-"""`python -m export`, and the console script `export`: the front door with the first word typed already."""
+"""`python -m export`: the front door with the first word typed already. No console script has this name: in
+a POSIX shell `export` is a builtin, which would take the rest as variable names.
+"""
 
 import sys
 from collections.abc import Sequence

@@ -10,17 +10,18 @@ Elsewhere: opening the model (runtime.backends), writing ONNX (export.graph.from
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import ArtifactError
 from .preprocess import Preprocess
-from .records import EngineRecord, Quantization, Verification
+
+if TYPE_CHECKING:
+    from .records import EngineRecord, Quantization, Verification
 
 SCHEMA = 2
 """Version of the metadata; raised when a reader of the old one would go wrong. 1 is read, too."""
@@ -36,6 +37,12 @@ DIGITS = 64
 
 BLOCK = 1 << 20
 """Bytes hashed at a time."""
+
+
+def _nothing_checked() -> Verification:
+    from .records import Verification  # when a file is read: its classes take a third of `import runtime`
+
+    return Verification()
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class Metadata:
     """Recipe name, epochs, KD loss, metrics at the best epoch (top1 in percent)."""
     quantization: Quantization | None = None
     """How a file in int8 or fp16 came about: method, placement, images with hashes, layers left in float."""
-    verification: Verification = field(default_factory=Verification)
+    verification: Verification = field(default_factory=_nothing_checked)
     """What was checked before the file was written, with the numbers."""
     lineage: dict[str, Any] = field(default_factory=dict)
     """SHA-256 of checkpoint, teacher, fp32 ONNX and data this was made from."""
@@ -106,6 +113,8 @@ def read_map(entries: Mapping[str, str], name: str) -> Metadata:
         )
     if found == 1:
         values = _of_schema_1(values)
+    from .records import EngineRecord, Quantization, Verification
+
     readers: dict[str, Callable[[Any], Any]] = {
         "preprocess": Preprocess.from_dict,
         "quantization": lambda value: Quantization.from_dict(value, f"{name}: quantization"),
@@ -280,7 +289,9 @@ def check_file(path: str | Path) -> bool:
 
 def _digest(frame: _Frame, content: bytes | mmap.mmap, start: int) -> bytes:
     """The hex digits over the frame's start, zeros for the digits, and `content` from `start` on."""
-    digest = hashlib.sha256(frame.before + b"0" * DIGITS)
+    from hashlib import sha256  # loads OpenSSL
+
+    digest = sha256(frame.before + b"0" * DIGITS)
     for place in range(start, len(content), BLOCK):
         digest.update(content[place : place + BLOCK])
     return digest.hexdigest().encode()

@@ -12,15 +12,17 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from .artifact import Metadata
 from .backends import Backend, BatchSizes, Engine, Settings, registry
 from .errors import ArtifactError, UsageError
-from .images.decode import Image
 from .preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from .images.decode import Image
 
 
 class Prediction(NamedTuple):
@@ -243,6 +245,18 @@ class Predictor:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        what = self.metadata.precision.replace("unknown", "")
+        about = " ".join(word for word in (what, self.metadata.model) if word) or "unknown network"
+        ran_on = "closed" if self._backend is None else f"{self.engine} on {self.device}"
+        return f"<Predictor {self.path}: {about}, input {self._expected()}, {self._classes()}, {ran_on}>"
+
+    def _classes(self) -> str:
+        if not self.class_names:
+            return "classes not named"
+        some = ", ".join(self.class_names[:3]) + (", ..." if len(self.class_names) > 3 else "")
+        return f"{len(self.class_names)} classes ({some})"
 
     def _fits(self, shape: tuple[int, ...]) -> bool:
         sizes = self._sizes

@@ -12,12 +12,14 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .errors import DataError, UsageError
-from .images.decode import Image, open_rgb
+
+if TYPE_CHECKING:
+    from .images.decode import Image
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
@@ -80,6 +82,8 @@ class Preprocess:
 
     def pixels(self, image: Image) -> np.ndarray:
         """Decoded, resized and cropped: (H, W, 3) uint8."""
+        from .images.decode import open_rgb  # here, so that `import runtime` does not pay for it
+
         name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else "image"
         return np.asarray(_crop(_resize(open_rgb(image), self, name), self), dtype=np.uint8)
 

@@ -211,7 +211,7 @@ def test_links_inside_the_repository_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_file_that_a_page_names_is_there(page):
     text = re.sub(r"```(?!bash|sh).*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    folders = "runtime|distill|export|bench|tests|docs|measurements|examples|docker"
+    folders = "runtime|distill|export|bench|large2small|tests|docs|measurements|examples|docker"
     named = set(re.findall(rf"(?<![\w/.-])((?:{folders})/[\w/.-]*[\w/])", text))
     lost = {name for name in named if "NAME" not in name and not (ROOT / name).exists()}
     assert lost - {"runtime/NAME"} == set()

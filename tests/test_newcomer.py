@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("runtime", "distill", "export", "bench")
+PACKAGES = ("runtime", "distill", "export", "bench", "large2small")
 
 
 def lists() -> dict[str, list[str]]:
@@ -26,7 +26,7 @@ def lists() -> dict[str, list[str]]:
 
 
 class Copy:
-    """A copy of the four packages in which only the files of one list can be edited."""
+    """A copy of the packages in which only the files of one list can be edited."""
 
     def __init__(self, folder: Path, heading: str) -> None:
         self.folder, self.listed = folder, lists()[heading]

@@ -15,14 +15,20 @@ import pytest
 from runtime.cli import front_door
 
 ROOT = Path(__file__).parents[1]
-ARROWS = {"runtime": set(), "distill": {"runtime"}, "export": {"distill", "runtime"}, "bench": {"runtime"}}
+ARROWS = {
+    "runtime": set(),
+    "distill": {"runtime"},
+    "export": {"distill", "runtime"},
+    "bench": {"runtime"},
+    "large2small": {"runtime", "distill", "export", "bench"},
+}
 HEAVY = {"torch", "timm", "torchvision", "onnx", "onnxscript", "onnxslim", "sklearn"}
 MOST_SIBLINGS = 14
 """Files and folders that one folder may hold; `py.typed`, which says nothing to a reader, is not counted."""
 
 
 def modules() -> dict[str, Path]:
-    """Dotted name -> file, of the four packages; a folder's __init__.py has the folder's name."""
+    """Dotted name -> file, of the packages; a folder's __init__.py has the folder's name."""
     found = {}
     for folder in ARROWS:
         for file in sorted((ROOT / folder).rglob("*.py")):
@@ -134,7 +140,8 @@ def test_commands_are_the_top_floor(package):
 
 
 def test_nobody_imports_the_front_door_but_who_types_commands():
-    doors = {f"{package}.__main__" for package in ("distill", "export", "bench")} | {"distill.commands.demo"}
+    doors = {f"{package}.__main__" for package in ("distill", "export", "bench")}
+    doors |= {"distill.commands.demo", "large2small.calls"}
     assert {name for name, targets in arrows().items() if "runtime.cli.front_door" in targets} == doors
 
 
@@ -151,7 +158,7 @@ def test_no_folder_has_more_siblings_than_a_reader_can_take_in(folder):
     assert crowded == {}
 
 
-@pytest.mark.parametrize("folder", ["runtime", "bench"])
+@pytest.mark.parametrize("folder", ["runtime", "bench", "large2small"])
 def test_what_runs_on_the_edge_names_no_training_package(folder):
     allowed = {("runtime/images/digits.py", "sklearn")}  # the demo's digits, imported when asked for
     wrong = {

@@ -57,14 +57,14 @@ class Options(RunOptions):
 
 def run(options: Options) -> None:
     """Measure top-1, top-5 and agreement of an artifact on labeled images, and print the result."""
-    found = measure(options)
+    found = do(options)
     if options.json:
         report.print_json(found.to_dict())
     else:
         report.console().print(tables.accuracy(found))
 
 
-def measure(options: Options) -> accuracy.AccuracyReport:
+def do(options: Options) -> accuracy.AccuracyReport:
     """The accuracy of the artifact, and of the reference where one is given. Raises as
     `bench.accuracy.evaluate` does.
     """

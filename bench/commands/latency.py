@@ -77,17 +77,35 @@ class Options(RunOptions):
 
 def run(options: Options) -> None:
     """Measure percentiles and throughput of an artifact, and print the result."""
-    if options.results_file:
-        files.refuse_existing(options.results_file, options.overwrite)
-        files.require_writable(options.results_file)
+    require_place(options)
     result = measure(options)
     if not options.json:  # shown first: what was measured is not lost when it cannot be written
         report.console().print(tables.latency(result))
+    keep(options, result)
+    if options.json:  # last: stdout is one object, this one or that of an error
+        report.print_json(result.to_dict())
+
+
+def do(options: Options) -> latency.LatencyResult:
+    """Measure percentiles and throughput of an artifact."""
+    require_place(options)
+    result = measure(options)
+    keep(options, result)
+    return result
+
+
+def require_place(options: Options) -> None:
+    """Raise UsageError where --results-file cannot be written: now, and not after the measurement."""
+    if options.results_file:
+        files.refuse_existing(options.results_file, options.overwrite)
+        files.require_writable(options.results_file)
+
+
+def keep(options: Options, result: latency.LatencyResult) -> None:
+    """Write --results-file, with every single duration."""
     if options.results_file:
         kept = result.to_dict() | {"samples_ms": result.samples_ms()}
         files.write_text(options.results_file, report.to_json(kept))
-    if options.json:  # last: stdout is one object, this one or that of an error
-        report.print_json(result.to_dict())
 
 
 def measure(options: Options) -> latency.LatencyResult:

@@ -8,15 +8,19 @@ Elsewhere: what a run does (distill.run.job), settings of a training (distill.re
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runtime.cli import flags
 
 from .. import recipe as recipes
 from ..run.folder import choose_folder
 from ..run.options import TrainOptions, given_data, run_folder, value_of, with_file
+
+if TYPE_CHECKING:
+    from ..run.result import RunResult
 
 SUMMARY = "train a student from a teacher, or plainly with --teacher none"
 DESCRIPTION = """examples:
@@ -30,10 +34,20 @@ Options = TrainOptions
 
 def run(options: TrainOptions) -> None:
     """Train student and, if asked, control; print the result."""
+    print_result(options, do(options))
+
+
+def do(options: TrainOptions) -> RunResult:
+    """Train student and, if asked, control."""
     folder = choose_folder(options)
     from ..run import job  # after what can be refused at once: torch takes seconds to import
 
-    job.run(options, folder)
+    return job.run(options, folder)
+
+
+def print_result(options: TrainOptions, result: RunResult) -> None:
+    """A few lines for a person, or with --json one object."""
+    print(json.dumps(result.to_dict()) if options.json else result.summary())
 
 
 def instead(argv: Sequence[str]) -> str | None:

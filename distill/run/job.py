@@ -55,14 +55,12 @@ class Job:
 
 def run(
     options: TrainOptions, folder: Path, make_trainer: Callable[[Task], trainers.Trainer] | None = None
-) -> None:
-    """Train, save, print the result. folder: RUN, from `distill.run.folder.choose_folder`; make_trainer:
+) -> RunResult:
+    """Train and save. folder: RUN, from `distill.run.folder.choose_folder`; make_trainer:
     what trains, by default `Trainer`.
     """
     job = prepare(options, folder, make_trainer or trainers.Trainer)
-    results = [train_role(job, task) for task in job.tasks]
-    result = finish(job, results)
-    print(json.dumps(result.to_dict()) if options.json else result.summary())
+    return finish(job, [train_role(job, task) for task in job.tasks])
 
 
 def prepare(options: TrainOptions, folder: Path, make_trainer: Callable[[Task], trainers.Trainer]) -> Job:

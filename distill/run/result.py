@@ -52,7 +52,7 @@ class TeacherResult:
         return self.origin.to_dict() | {"top1_percent": self.top1_percent}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunResult:
     """A student, and beside it what it is to be compared with."""
 
@@ -65,6 +65,37 @@ class RunResult:
     control: RoleResult | None = None
     erf: Sequence[Measured] = ()
     """Effective receptive fields of teacher, control and student."""
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return Path(self.run)
+
+    @property
+    def checkpoint(self) -> Path:
+        """The student after its best epoch."""
+        return Path(self.best.checkpoint)
+
+    @property
+    def top1(self) -> float:
+        """Top-1 of the student on the validation images, percent."""
+        return self.best.top1_percent
+
+    @property
+    def teacher_top1(self) -> float | None:
+        """Top-1 of the teacher on the same images, percent; None without a teacher."""
+        return self.teacher.top1_percent if self.teacher else None
+
+    @property
+    def control_top1(self) -> float | None:
+        """Top-1 of the student trained without the teacher, percent; None without a control."""
+        return self.control.top1_percent if self.control else None
+
+    def __repr__(self) -> str:
+        measured = ("top1", "teacher_top1", "control_top1")
+        known = {name: getattr(self, name) for name in measured if getattr(self, name) is not None}
+        figures = "".join(f", {name}={value:.2f}" for name, value in known.items())
+        return f"RunResult(path={self.run!r}, student={self.student!r}{figures})"
 
     @property
     def gain_points(self) -> float | None:

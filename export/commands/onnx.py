@@ -7,7 +7,12 @@ Elsewhere: the stages (export.stages.onnx), the flags (export.options.onnx).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..options.onnx import OnnxOptions, check_onnx
+
+if TYPE_CHECKING:
+    from ..stages.exported import Exported
 
 SUMMARY = "write a checkpoint as a verified ONNX file, with --int8 quantized"
 DESCRIPTION = """Branches are merged, and the file is compared with torch on real images before it is written.
@@ -23,9 +28,17 @@ Options = OnnxOptions
 
 def run(options: OnnxOptions) -> None:
     """Write the artifact and print what was measured."""
+    written = do(options)
+    from ..stages import report
+
+    report.print_result(options, written)
+
+
+def do(options: OnnxOptions) -> Exported:
+    """Write the artifact."""
     check_onnx(options)
     from ..stages import onnx, report  # after the checks: torch takes seconds to import
 
     shipped = onnx.export(options)
     onnx.write(options, shipped)
-    report.print_result(options, shipped)
+    return report.exported(options, shipped)

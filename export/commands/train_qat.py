@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from distill import losses, recipe
 from distill.commands import train
@@ -25,6 +25,9 @@ from distill.run.options import TrainOptions, given_data, value_of
 from runtime.cli import flags, help
 from runtime.cli.settings import Flag
 from runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from distill.run.result import RunResult
 
 SUMMARY = "train a student as the int8 graph that export will write"
 DESCRIPTION = """Takes the student's own recipe from its checkpoint, with few epochs at a low learning rate;
@@ -100,6 +103,11 @@ Options = QatOptions
 
 def run(options: QatOptions) -> None:
     """Train, print what it mended."""
+    train.print_result(options, do(options))
+
+
+def do(options: QatOptions) -> RunResult:
+    """Train the graph."""
     require_possible(options)
     folder = choose_folder(options)
     from distill.run import job
@@ -116,7 +124,7 @@ def run(options: QatOptions) -> None:
         options.calib_method,
         options.percentile,
     )
-    job.run(options, folder, partial(QatTrainer, settings, options.train_size, bool(options.resume)))
+    return job.run(options, folder, partial(QatTrainer, settings, options.train_size, bool(options.resume)))
 
 
 def parse(argv: Sequence[str], prog: str = "distill train --qat") -> QatOptions:

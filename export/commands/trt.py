@@ -10,10 +10,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from runtime.cli import flags
 
 from ..options.trt import TrtOptions, as_it_was_built, settings_of
+
+if TYPE_CHECKING:
+    from ..stages.exported import Exported
 
 SUMMARY = "build a TensorRT plan from a checkpoint or an ONNX file"
 DESCRIPTION = """The ONNX file stays beside the plan.
@@ -29,10 +33,18 @@ Options = TrtOptions
 
 def run(options: TrtOptions) -> None:
     """Write the plan and print what was measured."""
+    written = do(options)
+    from ..stages import plan
+
+    plan.print_result(options, written)
+
+
+def do(options: TrtOptions) -> Exported:
+    """Write the plan."""
     settings = settings_of(options)
     from ..stages import plan  # after the checks: it imports rich and what shows progress
 
-    plan.print_result(options, plan.export(options, settings).meta)
+    return plan.exported(options, plan.export(options, settings).meta)
 
 
 def parse(argv: Sequence[str], prog: str) -> TrtOptions:

@@ -26,6 +26,7 @@ from ..options.trt import TrtOptions, is_same, onnx_of
 from ..trt import check, layers, process
 from ..trt.build import Settings
 from ..trt.process import Finished
+from .exported import Exported
 from .source import Source, open_source
 
 
@@ -163,11 +164,28 @@ def write(options: TrtOptions, source: Source, built: BuiltPlan) -> None:
     files.write_bytes(sidecar_of(options.target), sidecar_bytes(built.meta))
 
 
-def print_result(options: TrtOptions, meta: Metadata) -> dict[str, Any]:
-    """Print the result; with --json one object. Returns the object."""
+def exported(options: TrtOptions, meta: Metadata) -> Exported:
+    """What was written, and measured on the way."""
+    found = figures(options, meta)
+    checked = meta.verification.engine or EngineCheck()
+    return Exported(
+        options.target, meta.precision, found["size_bytes"], checked.top1, checked.drop, meta, found
+    )
+
+
+def print_result(options: TrtOptions, written: Exported) -> None:
+    """Print the result; with --json one object."""
+    if options.json:
+        print(json.dumps(written.figures))
+    else:
+        layers.show(written.path, written.metadata)
+
+
+def figures(options: TrtOptions, meta: Metadata) -> dict[str, Any]:
+    """The result as JSON values."""
     built, checked = meta.engine or EngineRecord(), meta.verification.engine or EngineCheck()
     shown = ("flavor", "version", "gpu", "compute_capability", "driver", "profiles", "layers", "warnings")
-    result = {
+    return {
         "output": str(options.target),
         "sidecar": str(sidecar_of(options.target)),
         "onnx": str(options.target.with_name((built.onnx and built.onnx.file) or "")),
@@ -184,8 +202,3 @@ def print_result(options: TrtOptions, meta: Metadata) -> dict[str, Any]:
         "drop_points": checked.drop,
         "agreement_percent": checked.agreement,
     }
-    if options.json:
-        print(json.dumps(result))
-    else:
-        layers.show(options.target, meta)
-    return result

@@ -19,6 +19,7 @@ from runtime.artifact import Metadata
 from runtime.records import Agreement, Budget, Judged, Quantization, Speed
 
 from ..options.onnx import OnnxOptions
+from .exported import Exported
 from .lower import Shipped
 
 LITTLE = 50.0
@@ -106,21 +107,34 @@ def rolled_back(layers: list[str]) -> str:
     return f"; back to float to hold the budget: {', '.join(layers[:3])}{more}"
 
 
-def print_result(options: OnnxOptions, shipped: Shipped) -> dict[str, Any]:
-    """Print the result: a line and, below fp32, a table; with --json one object. Returns the object."""
+def exported(options: OnnxOptions, shipped: Shipped) -> Exported:
+    """What was written, and measured on the way."""
     meta = shipped.meta
-    result = figures(options, shipped)
     found = meta.verification.lowered
+    return Exported(
+        options.target,
+        meta.precision,
+        len(shipped.content),
+        found.candidate_top1 if found else None,
+        found.drop if found else None,
+        meta,
+        figures(options, shipped),
+    )
+
+
+def print_result(options: OnnxOptions, written: Exported) -> None:
+    """Print the result: a line and, below fp32, a table; with --json one object."""
+    result = written.figures
+    found = written.metadata.verification.lowered
     if options.json:
         print(json.dumps(result))
     elif found:
-        show(options.target, meta, found)
+        show(written.path, written.metadata, found)
     else:
         print(
-            f"{options.target}: top-1 agreement with torch {result['parity_agreement_percent']:.2f} % on "
+            f"{written.path}: top-1 agreement with torch {result['parity_agreement_percent']:.2f} % on "
             f"{result['parity_images']} images, largest logit difference {result['parity_max_abs']:.3g}"
         )
-    return result
 
 
 def figures(options: OnnxOptions, shipped: Shipped) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 A command is imported when it is called, and no other.
 
-In:  the words that were typed after `distill` (or after `export`, `bench`).
+In:  the words that were typed after `distill` (or after `python -m export`, `bench`).
 Out: an exit code: 0 ok, 1 a check failed, 2 usage, 3 something needed is missing here, 4 the file is not
      usable here, 70 a bug of ours, 130 interrupted.
 Elsewhere: each command (the module that the table names), its flags (runtime.cli.flags), errors as one line
@@ -43,9 +43,7 @@ COMMANDS = {
 GROUPS = {
     "": "Distills a large-kernel ConvNet into a small-kernel student, exports it with calibrated INT8, "
     "and tabulates accuracy against latency.",
-    "export": "Makes an artifact from a checkpoint; it then runs without torch.\n\n"
-    "In a POSIX shell type `distill export ...` or `python -m export ...`: the word alone is a builtin of\n"
-    "the shell, which would take the rest as variable names and never start this program.",
+    "export": "Makes an artifact from a checkpoint; it then runs without torch.",
     "bench": "Measures artifacts, and names the conditions of every number.",
 }
 """First word of a group of commands -> what the group is for; the empty word is the whole program."""
@@ -79,8 +77,10 @@ VERSION_FLAGS = ("-V", "--version")
 class Command(Protocol):
     """What a command's module holds.
 
-    It may also hold `parse(argv, prog) -> Options`, where flags depend on a file that another flag names, and
-    `instead(argv) -> str | None`, the command of the table that these words ask for instead of this one.
+    It may also hold `parse(argv, prog) -> Options`, where flags depend on a file that another flag names;
+    `instead(argv) -> str | None`, the command of the table that these words ask for instead of this one; and
+    `do(options)`, what `run` does, without the printing: its result is what a function of large2small
+    returns.
     """
 
     SUMMARY: str
@@ -152,19 +152,28 @@ def _meant(asked: str, known: list[str]) -> str:
 
 
 def _run(name: str, words: list[str]) -> int | None:
+    name, command = chosen(name, words)
+    code: int | None = command.run(options_of(name, command, words))
+    return code
+
+
+def chosen(name: str, words: Sequence[str]) -> tuple[str, Any]:
+    """(name, module) of the command that does it: the one named, or the one that these words ask for
+    instead.
+    """
     command: Any = importlib.import_module(COMMANDS[name])
     other = command.instead(words) if hasattr(command, "instead") else None
-    if other:
-        name, command = other, importlib.import_module(COMMANDS[other])
+    return (other, importlib.import_module(COMMANDS[other])) if other else (name, command)
+
+
+def options_of(name: str, command: Any, words: list[str]) -> Any:
+    """The command's Options from the words behind its name, checked."""
     prog = _typed(name)
     if hasattr(command, "parse"):
-        options = command.parse(words, prog)
-    else:
-        from . import flags
+        return command.parse(words, prog)
+    from . import flags
 
-        options = flags.parse(command.Options, words, prog, flags.description(command, prog))
-    code: int | None = command.run(options)
-    return code
+    return flags.parse(command.Options, words, prog, flags.description(command, prog))
 
 
 def overview(group: str = "") -> str:

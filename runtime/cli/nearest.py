@@ -8,7 +8,7 @@ Elsewhere: the sentences themselves, in every message about an unknown word.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from .settings import Setting
 
@@ -99,13 +99,27 @@ def nearest_flag(typed: str, settings: Iterable[Setting]) -> str:
     by_name = {setting.name: setting for setting in settings}
     word = typed[2:].replace("-", "_").lower()
     if word in SYNONYMS:
-        meant = next((by_name[name] for name in SYNONYMS[word] if name in by_name), None)
+        meant = _synonym(word, by_name)
         return _meant(meant) if meant else "."
     known = {flag[2:]: flag for s in by_name.values() for flag in s.words if flag.startswith("--")}
     if word.startswith("no_"):
         known = {s.negated[2:]: s.negated for s in by_name.values() if s.negated and s.words}
     close = difflib.get_close_matches(word.replace("_", "-"), sorted(known), n=1, cutoff=0.66)
     return f"; did you mean {known[close[0]]}?" if close else "."
+
+
+def nearest_keyword(word: str, settings: Iterable[Setting]) -> str:
+    """The same for a keyword of a Python function, which has the name of the field."""
+    by_name = {setting.name: setting for setting in settings}
+    if word in SYNONYMS:
+        meant = _synonym(word, by_name)
+        return f"; did you mean {meant.name}?" if meant else "."
+    close = difflib.get_close_matches(word, sorted(by_name), n=1, cutoff=0.66)
+    return f"; did you mean {close[0]}?" if close else "."
+
+
+def _synonym(word: str, by_name: Mapping[str, Setting]) -> Setting | None:
+    return next((by_name[name] for name in SYNONYMS[word] if name in by_name), None)
 
 
 def _meant(setting: Setting) -> str:

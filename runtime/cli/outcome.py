@@ -1,7 +1,8 @@
 """From what a command raises to one line on stderr and an exit code.
 
 In:  a function that runs a command.
-Out: the exit code; on failure one line on stderr, and with --json the same as an object on stdout.
+Out: the exit code; on failure one line on stderr, and with --json the same as an object on stdout. Or the
+failure as an error of this project (`as_ours`), for who calls a command from Python.
 Elsewhere: the errors and their codes (runtime.errors).
 """
 
@@ -26,41 +27,32 @@ def run(command: Callable[[], int | None], as_json: bool = False) -> int:
     """
     try:
         return command() or 0
-    except Large2SmallError as error:
-        return _report(str(error), error.exit_code, as_json)
     except KeyboardInterrupt:
         return _report("interrupted", 130, as_json)
     except BrokenPipeError:  # `distill ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except ImportError as error:
-        if os.environ.get("L2S_TRACEBACK"):
-            traceback.print_exc()
-        extra = _extra_for(error.name or "")
-        if extra:
-            missing = MissingError(
-                f'this command needs {error.name}. Install it: pip install "large2small[{extra}]"'
-            )
-            return _report(str(missing), missing.exit_code, as_json)
-        return _report(f"internal error: {error}", INTERNAL_ERROR, as_json)
-    except OSError as error:
-        if error.errno == 28:  # ENOSPC, raised outside of runtime.files
-            return _report(
-                f"no space left on the disk ({error}). Free space or choose another --output",
-                MissingError.exit_code,
-                as_json,
-            )
-        return _internal(error, as_json)
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # torch's; torch itself is not imported here
-            return _report(
-                "out of GPU memory. Give a smaller --batch (in training with --grad-accum for the same step)",
-                MissingError.exit_code,
-                as_json,
-            )
-        if lost := _lost_worker(str(error)):
-            return _report(lost, MissingError.exit_code, as_json)
-        return _internal(error, as_json)
+        ours = as_ours(error)
+        return _report(str(ours), ours.exit_code, as_json) if ours else _internal(error, as_json)
+
+
+def as_ours(error: Exception) -> Large2SmallError | None:
+    """The failure as one of runtime.errors, whoever raised it; None for a bug of ours."""
+    if isinstance(error, Large2SmallError):
+        return error
+    if isinstance(error, ImportError) and (extra := _extra_for(error.name or "")):
+        return MissingError(
+            f'this command needs {error.name}. Install it: pip install "large2small[{extra}]"'
+        )
+    if isinstance(error, OSError) and error.errno == 28:  # ENOSPC, raised outside of runtime.files
+        return MissingError(f"no space left on the disk ({error}). Free space or choose another --output")
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; torch itself is not imported here
+        return MissingError(
+            "out of GPU memory. Give a smaller --batch (in training with --grad-accum for the same step)"
+        )
+    lost = _lost_worker(str(error))
+    return MissingError(lost) if lost else None
 
 
 LOST_WORKER = r"DataLoader worker .*(killed by signal|exited unexpectedly)|Pin memory thread exited"

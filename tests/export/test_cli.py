@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 from export import __main__ as cli
 
@@ -12,11 +13,19 @@ def test_unknown_command_names_the_nearest_and_exits_2(capsys):
     assert "did you mean onnx?" in capsys.readouterr().err
 
 
-def test_help_explains_the_builtin_and_shows_no_command_that_a_shell_would_swallow(capsys):
+def test_help_shows_no_command_that_a_shell_would_swallow(capsys):
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert "builtin" in text and "distill export onnx best.pth --int8" in text
+    assert "distill export onnx best.pth --int8" in text
     assert not re.search(r"(^|[`:])\s*export ", text, re.MULTILINE)
+
+
+def test_no_program_has_the_name_of_a_builtin_of_posix_shells():
+    """One that is installed under such a name cannot be called from them."""
+    known = "alias bg cd command eval exec exit export fg jobs read set shift test times trap umask unset"
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    scripts = re.findall(r"^(\w+) = \"\w+\.__main__:main\"$", text, flags=re.MULTILINE)
+    assert "distill" in scripts and not set(scripts) & set(known.split())
 
 
 def test_no_command_prints_the_help_and_exits_2(capsys):

@@ -17,9 +17,8 @@ from distill.data import loaders
 from export.checks import samples
 from export.graph import from_torch
 from export.int8 import calibrate, quantize
-from runtime import preprocess
 from runtime.artifact import Metadata
-from runtime.images import FolderSet, open_images
+from runtime.images import FolderSet, decode, open_images
 
 NAMES = [str(i) for i in range(10)]
 
@@ -213,7 +212,7 @@ def test_another_interpolation_in_evaluation_is_named(run, artifact, monkeypatch
 
 
 def test_exchanged_colours_in_the_runtime_are_named_as_such(run, artifact, monkeypatch, photos):
-    def as_opencv_reads(image, opened=preprocess.open_rgb):
+    def as_opencv_reads(image, opened=decode.open_rgb):
         found = opened(image)
         return (
             Image.fromarray(np.ascontiguousarray(np.asarray(found)[:, :, ::-1]))
@@ -221,7 +220,7 @@ def test_exchanged_colours_in_the_runtime_are_named_as_such(run, artifact, monke
             else found
         )
 
-    monkeypatch.setattr(preprocess, "open_rgb", as_opencv_reads)
+    monkeypatch.setattr(decode, "open_rgb", as_opencv_reads)
     code, _, err = run(artifact(), "--size", 0)
     assert (
         code == 1

@@ -1,0 +1,230 @@
+"""The keywords of `import large2small`, with their types: for type checkers and editors.
+
+In:  nothing.
+Out: one TypedDict for each function.
+Elsewhere: the functions (large2small.functions), what the flags mean (`distill COMMAND --help-all`).
+
+Written by `make flags` from the Options of the commands; edit those.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypedDict
+
+Pathlike = str | os.PathLike[str]
+
+
+class TrainFlags(TypedDict, total=False):
+    """Flags of `distill train`."""
+
+    data: Pathlike
+    val_data: Pathlike
+    img_size: int
+    crop_pct: float
+    num_classes: int
+    skip_bad_images: bool
+    workers: int
+    student: str
+    student_args: Sequence[str] | Mapping[str, object]
+    student_ckpt: Pathlike
+    teacher: str
+    teacher_ckpt: Pathlike
+    teacher_args: Sequence[str] | Mapping[str, object]
+    teacher_dtype: Literal["auto", "fp32", "fp16", "bf16"]
+    kd_loss: str
+    kd_temperature: float | None
+    kd_gamma: float | None
+    kd_args: Sequence[str] | Mapping[str, object]
+    distill_loss_weight: float
+    feature_loss: str
+    feature_weight: float
+    feature_stages: str
+    feature_args: Sequence[str] | Mapping[str, object]
+    losses: Sequence[str]
+    task_loss_weight: float
+    smoothing: float
+    epochs: int
+    batch: int
+    grad_accum: int
+    eval_batch: int
+    opt: str
+    lr: float | None
+    lr_base: float
+    lr_base_size: int
+    momentum: float
+    weight_decay: float
+    layer_decay: float | None
+    clip_grad: float | None
+    sched: str
+    warmup_epochs: float
+    warmup_lr: float
+    min_lr: float
+    scale: Sequence[float]
+    ratio: Sequence[float]
+    crop_padding: int
+    hflip: float
+    color_jitter: float
+    aa: str
+    train_interpolation: Literal["random", "bilinear", "bicubic"]
+    reprob: float
+    remode: Literal["const", "rand", "pixel"]
+    mixup: float
+    cutmix: float
+    mixup_prob: float
+    mixup_switch_prob: float
+    drop: float
+    drop_path: float
+    model_ema: bool
+    model_ema_decay: float
+    model_ema_warmup: bool
+    sparsity: float
+    sparse_update_every: int
+    sparse_prune_rate: float
+    sparse_growth: Literal["random", "gradient"]
+    sparse_only_large: bool
+    device: str
+    amp: bool
+    amp_dtype: Literal["bf16", "fp16"]
+    channels_last: bool
+    compile: bool
+    seed: int
+    checkpoint_minutes: float
+    tensorboard: bool
+    recipe: Pathlike
+    output: Pathlike
+    resume: Pathlike
+    overwrite: bool
+    control: bool
+    erf: bool
+    qat: bool
+    placement: Literal["tensorrt", "cpu"]
+    calib_size: int
+    calib_method: Literal["minmax", "percentile", "entropy", "mse"]
+    percentile: float
+    exclude: Sequence[str]
+    depthwise: Literal["auto", "int8", "float"]
+    first_layer: Literal["auto", "int8", "float"]
+    last_layer: Literal["auto", "int8", "float"]
+    opset: int
+    train_size: int
+
+
+class OnnxFlags(TypedDict, total=False):
+    """Flags of `distill export onnx`."""
+
+    int8: bool
+    fp16: bool
+    data: Pathlike | None
+    model: str | None
+    model_args: Sequence[str] | Mapping[str, object]
+    output: Pathlike | None
+    overwrite: bool
+    img_size: int | None
+    opset: int
+    verify_size: int
+    atol: float
+    seed: int
+    calib: Pathlike | None
+    calib_size: int
+    calib_method: Literal["auto", "minmax", "percentile", "entropy", "mse"]
+    percentile: float
+    calib_draws: int
+    calib_cache: Pathlike
+    max_drop: float
+    accuracy_size: int
+    exclude: Sequence[str]
+    depthwise: Literal["auto", "int8", "fp16", "fp32"]
+    first_layer: Literal["auto", "int8", "float"]
+    last_layer: Literal["auto", "int8", "float"]
+    weight_scales: Literal["max", "mse"]
+    equalize: bool
+    bias_correction: bool
+    sensitivity: bool
+    placement: Literal["auto", "cpu", "tensorrt"]
+
+
+class TrtFlags(TypedDict, total=False):
+    """Flags of `distill export trt`."""
+
+    int8: bool
+    fp16: bool
+    data: Pathlike | None
+    model: str | None
+    model_args: Sequence[str] | Mapping[str, object]
+    output: Pathlike | None
+    overwrite: bool
+    img_size: int | None
+    opset: int
+    verify_size: int
+    atol: float
+    seed: int
+    flavor: Literal["auto", "tensorrt", "rtx"]
+    batch: int | None
+    dynamic: Sequence[str]
+    workspace: str | None
+    opt_level: int
+    timing_cache: Pathlike
+    hardware_compat: Literal["none", "ampere_plus", "same_cc"]
+    version_compat: bool
+    strip_weights: bool
+    sparsity: bool
+    tf32: bool
+    rebuild: bool
+    calib: Pathlike | None
+    calib_size: int
+    calib_method: Literal["auto", "minmax", "percentile", "entropy", "mse"]
+    percentile: float
+    calib_draws: int
+    calib_cache: Pathlike
+    max_drop: float
+    accuracy_size: int
+    exclude: Sequence[str]
+    depthwise: Literal["auto", "int8", "fp16", "fp32"]
+    first_layer: Literal["auto", "int8", "float"]
+    last_layer: Literal["auto", "int8", "float"]
+    weight_scales: Literal["max", "mse"]
+    equalize: bool
+    bias_correction: bool
+    sensitivity: bool
+
+
+class LatencyFlags(TypedDict, total=False):
+    """Flags of `distill bench latency`."""
+
+    engine_backend: str | None
+    provider: Literal["cpu", "cuda", "tensorrt"] | None
+    device: str | None
+    threads: int | None
+    hint: Literal["latency", "throughput"] | None
+    contexts: int | None
+    cuda_graph: bool
+    batch: int
+    warmup: int
+    iterations: int
+    duration: float | None
+    percentiles: str
+    boundary: Literal["compute", "end-to-end", "both"]
+    data: Pathlike | None
+    split: Literal["train", "val"]
+    img_size: str | None
+    seed: int
+    results_file: Pathlike | None
+    overwrite: bool
+
+
+class AccuracyFlags(TypedDict, total=False):
+    """Flags of `distill bench accuracy`."""
+
+    engine_backend: str | None
+    provider: Literal["cpu", "cuda", "tensorrt"] | None
+    device: str | None
+    threads: int | None
+    hint: Literal["latency", "throughput"] | None
+    contexts: int | None
+    cuda_graph: bool
+    split: Literal["train", "val"]
+    reference: Pathlike | None
+    batch: int
+    limit: int | None
+    skip_bad_images: bool
+    workers: int | None

@@ -1,0 +1,97 @@
+"""The functions of `import large2small` do what the commands do, and return it."""
+
+import inspect
+import json
+
+import pytest
+
+import large2small
+import runtime
+from runtime import errors
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A narrow student trained for an epoch beside its control, on the digits."""
+    folder = tmp_path_factory.mktemp("run")
+    shared = {"student_args": {"width": 0.25}, "data": "digits", "img_size": 32, "batch": 64, "epochs": 1}
+    teacher = large2small.train(
+        teacher="none", student="resnet20", output=folder / "teacher", quiet=True, **shared
+    )
+    return large2small.train(
+        teacher_ckpt=teacher.checkpoint,
+        student="resnet20",
+        output=folder / "student",
+        control=True,
+        quiet=True,
+        **shared,
+    )
+
+
+@pytest.fixture(scope="module")
+def artifact(run):
+    return large2small.export_onnx(run.checkpoint, verify_size=32, quiet=True)
+
+
+def test_every_error_of_the_runtime_is_there():
+    found = {name for name, each in vars(errors).items() if inspect.isclass(each)}
+    assert found <= set(large2small.__all__)
+    assert all(getattr(large2small, name) is getattr(errors, name) for name in found)
+
+
+def test_everything_of_the_runtime_is_there():
+    assert set(runtime.__all__) <= set(large2small.__all__)
+    assert large2small.load is runtime.load
+
+
+def test_a_run_says_what_its_result_file_says(run):
+    kept = json.loads((run.path / "result.json").read_text())
+    assert run.top1 == kept["best"]["top1_percent"] and run.control_top1 == kept["control"]["top1_percent"]
+    assert run.teacher_top1 == kept["teacher"]["top1_percent"]
+    assert run.checkpoint == run.path / "best.pth" and run.checkpoint.is_file()
+    assert run.to_dict() == kept
+    assert repr(run) == (
+        f"RunResult(path='{run.path}', student='resnet20', top1={run.top1:.2f},"
+        f" teacher_top1={run.teacher_top1:.2f}, control_top1={run.control_top1:.2f})"
+    )
+
+
+def test_an_export_is_a_path_wherever_one_is_expected(artifact, run):
+    assert artifact.path == run.path / "best.onnx"
+    assert artifact.size_bytes == artifact.path.stat().st_size and artifact.precision == "fp32"
+    with large2small.load(artifact) as predictor:
+        assert predictor.metadata == artifact.metadata
+    latency = large2small.bench_latency(artifact, iterations=3, warmup=0, results_file=run.path / "l.json")
+    assert latency.timings["compute"].summary.n == 3
+    kept = json.loads((run.path / "l.json").read_text())
+    assert len(kept["samples_ms"]["compute"]) == 3 and kept["file"] == str(artifact.path)
+
+
+def test_the_accuracy_of_the_file_is_that_of_the_run(artifact, run):
+    found = large2small.bench_accuracy(artifact, "digits", quiet=True)
+    assert found.result.top1 == pytest.approx(run.top1)  # of the same validation images
+
+
+def test_what_fails_is_an_exception_with_the_words_of_the_command(tmp_path, artifact):
+    with pytest.raises(large2small.UsageError, match=r"nowhere\.pth: no such checkpoint"):
+        large2small.export_onnx(tmp_path / "nowhere.pth")
+    with pytest.raises(large2small.UsageError, match="exists"):
+        large2small.export_onnx(artifact.path.with_name("best.pth"))
+    with pytest.raises(large2small.UsageError, match="has no keyword workspce; did you mean workspace"):
+        large2small.export_trt(artifact, workspce="1GiB")
+    with pytest.raises(large2small.DataError, match="no such folder"):
+        large2small.bench_accuracy(str(artifact.path), tmp_path / "none")
+
+
+def test_nothing_is_printed(artifact, capfd, tmp_path):
+    large2small.export_onnx(
+        artifact.path.with_name("best.pth"),
+        output=str(tmp_path / "int8.onnx"),
+        int8=True,
+        max_drop=100,
+        calib_size=16,
+        verify_size=16,
+        accuracy_size=16,
+        quiet=True,
+    )
+    assert capfd.readouterr() == ("", "")
