@@ -131,6 +131,14 @@ def test_runtime_overhead_measures_the_file_it_is_given(one_conv):
 
 
 @slow
+def test_imports_are_timed_and_the_exit_code_is_the_verdict():
+    done = run("measurements/import_time.py", "--runs", 1, codes=(0, 1))
+    times = dict(re.findall(r"^(\w[\w. ,]+?) +(\d+\.\d) ms", done.stdout, flags=re.MULTILINE))
+    assert set(times) == {"numpy", "PIL.Image", "runtime, beside numpy", "large2small, beside numpy"}
+    slow = [name for name, value in times.items() if "beside" in name and float(value) > 20]
+    assert done.returncode == (1 if slow else 0) and ("missed" if slow else "met") in done.stdout
+
+
 def test_a_training_step_is_timed_beside_a_plain_loop():
     out = run("measurements/kd_step.py", "--batch", 8, "--rounds", 2).stdout
     assert re.search(r"^large2small +median +[\d.]+ ms.*\nhand-written +median +[\d.]+ ms", out)
