@@ -9,6 +9,7 @@ Elsewhere: decoding and scaling (runtime.preprocess), the engine (runtime.backen
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ class Prediction(NamedTuple):
 
 
 def load(
-    path: str | Path,
+    path: str | os.PathLike[str],
     device: str | None = None,
     *,
     backend: str | None = None,

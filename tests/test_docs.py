@@ -250,6 +250,15 @@ def test_commands_are_only_in_blocks_whose_flags_are_checked(page):
     assert not [block for tag, block in blocks if tag not in ("bash", "sh") and re.search("^distill ", block)]
 
 
+def test_the_readme_says_what_every_extra_is_for():
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Install")[2].partition("\n## ")[0]
+    named = {name for found in re.findall(r"large2small\[([\w,-]+)\]", table) for name in found.split(",")}
+    for_developers = {"dev", "compare"}
+    assert named == set(project["optional-dependencies"]) - for_developers
+
+
 def test_the_index_leads_to_every_page():
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}

@@ -1,5 +1,6 @@
 """Checked types: which modules are checked how, and what a type checker of a user gets with the wheel."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -54,6 +55,38 @@ def test_every_finding_that_is_ignored_has_its_code_and_a_reason():
         if "type: ignore" in line and not re.search(r"# type: ignore\[[a-z-]+(, [a-z-]+)*\]  # \w", line)
     ]
     assert bare == []
+
+
+USE = """
+from pathlib import Path
+import large2small
+run = large2small.train(data="digits", student_args={"width": 0.5}, lr=None, output=Path("a"), control=True)
+points: float | None = run.control_top1
+file = large2small.export_onnx(run.checkpoint, int8=True, output="a.onnx")
+with large2small.load(file) as predictor:
+    label: str = predictor.classify("cat.jpg")[0][0].label
+p50: float = large2small.bench_latency(file, hint="latency").timings["compute"].summary.percentiles_ms[50]
+large2small.train(epoch=3)
+large2small.train(epochs="3")
+large2small.bench_latency(file, hint="speed")
+large2small.export_onnx()
+"""
+
+
+@pytest.mark.slow
+def test_a_type_checker_knows_the_keywords_and_results_of_large2small(tmp_path):
+    (tmp_path / "use.py").write_text(USE)
+    checker = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--ignore-missing-imports"]
+    done = subprocess.run(
+        [*checker, "--follow-imports=silent", "use.py"],
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    found = re.findall(r"^use\.py:(\d+): error: (.*)", done.stdout, flags=re.MULTILINE)
+    assert [int(line) for line, _ in found] == [10, 11, 12, 13], done.stdout + done.stderr
+    assert 'did you mean "epochs"?' in found[0][1] and "Literal['latency', 'throughput']" in found[2][1]
 
 
 def test_the_wheel_has_types_and_recipes(tmp_path):
