@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,6 +35,40 @@ class Evaluation:
     """Unreadable images left out."""
     classes: torch.Tensor = field(repr=False, compare=False)
     """(images,) predicted class of each, in order."""
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """How good a checkpoint is, and on which images: the result of `distill eval`."""
+
+    checkpoint: str
+    model: str
+    """Architecture."""
+    data: str
+    """The images, as --data names them."""
+    split: str
+    result: Evaluation
+    notes: list[str]
+    """What was done to the file to read it."""
+
+    @property
+    def top1(self) -> float:
+        """Percent."""
+        return self.result.top1
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "checkpoint": self.checkpoint,
+            "data": self.data,
+            "model": self.model,
+            "top1_percent": self.result.top1,
+            "top5_percent": self.result.top5,
+            "loss_nats": self.result.loss,
+            "images": self.result.images,
+            "skipped_images": self.result.skipped,
+            "notes": self.notes,
+        }
 
 
 def same_class_percent(one: torch.Tensor, other: torch.Tensor) -> float | None:

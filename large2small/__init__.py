@@ -22,7 +22,7 @@ from runtime.errors import (
     UsageError,
 )
 
-from .functions import bench_accuracy, bench_latency, export_onnx, export_trt, train
+from .functions import bench_accuracy, bench_latency, evaluate, export_onnx, export_trt, train
 
 __all__ = [
     "ArtifactError",
@@ -38,6 +38,7 @@ __all__ = [
     "UsageError",
     "bench_accuracy",
     "bench_latency",
+    "evaluate",
     "export_onnx",
     "export_trt",
     "load",

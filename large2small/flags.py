@@ -109,6 +109,21 @@ class TrainFlags(TypedDict, total=False):
     train_size: int
 
 
+class EvalFlags(TypedDict, total=False):
+    """Flags of `distill eval`."""
+
+    data: Pathlike
+    split: Literal["val", "train"]
+    model: str
+    model_args: Sequence[str] | Mapping[str, object]
+    img_size: int
+    batch: int
+    workers: int
+    device: str
+    num_classes: int
+    skip_bad_images: bool
+
+
 class OnnxFlags(TypedDict, total=False):
     """Flags of `distill export onnx`."""
 

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
     from bench.accuracy import AccuracyReport
     from bench.latency import LatencyResult
+    from distill.evaluate import EvaluationReport
     from distill.run.result import RunResult
     from export.stages.exported import Exported
 
-    from .flags import AccuracyFlags, LatencyFlags, OnnxFlags, Pathlike, TrainFlags, TrtFlags
+    from .flags import AccuracyFlags, EvalFlags, LatencyFlags, OnnxFlags, Pathlike, TrainFlags, TrtFlags
 
 
 def train(*, quiet: bool = False, **flags: Unpack[TrainFlags]) -> RunResult:
@@ -32,6 +33,16 @@ def train(*, quiet: bool = False, **flags: Unpack[TrainFlags]) -> RunResult:
     Raises UsageError, MissingError, ArtifactError, GateError or Interrupted (runtime.errors).
     """
     found: RunResult = calls.call("train", flags, quiet=quiet)
+    return found
+
+
+def evaluate(checkpoint: Pathlike, *, quiet: bool = False, **flags: Unpack[EvalFlags]) -> EvaluationReport:
+    """Measure top-1, top-5 and loss of a checkpoint on labeled images, by default those of its training.
+
+    flags: those of `distill eval`: data, split, model, ... quiet: nothing on stderr. Returns `top1` in
+    percent and `result` with the rest; `bench_accuracy` does the same with an artifact. Raises as `train` does.
+    """
+    found: EvaluationReport = calls.call("eval", flags, (checkpoint,), quiet)
     return found
 
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from runtime.artifact import require_same_classes
 from runtime.cli import settings
 from runtime.cli.settings import Flag
+
+if TYPE_CHECKING:
+    from ..evaluate import EvaluationReport
 
 SUMMARY = "measure top-1, top-5 and loss of a checkpoint"
 DESCRIPTION = """example:
@@ -56,6 +59,22 @@ class Options:
 
 def run(options: Options) -> None:
     """`distill eval`: print top-1, top-5 and loss of a checkpoint."""
+    found = do(options)
+    if options.json:
+        print(json.dumps(found.to_dict()))
+        return
+    for note in found.notes:
+        print(f"{found.checkpoint}: {note}")
+    result = found.result
+    skipped = f", {result.skipped} unreadable images skipped" if result.skipped else ""
+    print(
+        f"{found.checkpoint}: {found.model}  top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  "
+        f"loss {result.loss:.4f} nats  (n={result.images} {found.split} images of {found.data}{skipped})"
+    )
+
+
+def do(options: Options) -> EvaluationReport:
+    """Top-1, top-5 and loss of a checkpoint."""
     import torch
 
     from runtime.terminal import progress_bar
@@ -63,7 +82,7 @@ def run(options: Options) -> None:
     from .. import checkpoint as checkpoints
     from .. import models
     from ..data import eval_loader, open_data
-    from ..evaluate import evaluate, pick_device
+    from ..evaluate import EvaluationReport, evaluate, pick_device
     from ..recipe import key_values
 
     found = checkpoints.load_any(options.checkpoint, options.model or None, key_values(options.model_args))
@@ -85,29 +104,7 @@ def run(options: Options) -> None:
             skip_bad=options.skip_bad_images,
             after_batch=advance,
         )
-    if options.json:
-        print(
-            json.dumps(
-                {
-                    "checkpoint": options.checkpoint,
-                    "data": spec,
-                    "model": found.model,
-                    "top1_percent": result.top1,
-                    "top5_percent": result.top5,
-                    "loss_nats": result.loss,
-                    "images": result.images,
-                    "skipped_images": result.skipped,
-                    "notes": found.notes,
-                }
-            )
-        )
-        return
-    for note in found.notes:
-        print(f"{options.checkpoint}: {note}")
+    notes = list(found.notes)
     if found.class_names is None:
-        print(f"{options.checkpoint}: carries no class names; their order is taken from {spec}")
-    skipped = f", {result.skipped} unreadable images skipped" if result.skipped else ""
-    print(
-        f"{options.checkpoint}: {found.model}  top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  "
-        f"loss {result.loss:.4f} nats  (n={result.images} {options.split} images of {spec}{skipped})"
-    )
+        notes.append(f"carries no class names; their order is taken from {spec}")
+    return EvaluationReport(options.checkpoint, found.model, spec, options.split, result, notes)

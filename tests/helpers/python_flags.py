@@ -22,6 +22,7 @@ from runtime.cli.settings import Setting, settings_of  # noqa: E402
 
 CLASSES = {
     "TrainFlags": ("train", "train --qat"),
+    "EvalFlags": ("eval",),
     "OnnxFlags": ("export onnx",),
     "TrtFlags": ("export trt",),
     "LatencyFlags": ("bench latency",),

@@ -72,6 +72,11 @@ def test_the_accuracy_of_the_file_is_that_of_the_run(artifact, run):
     assert found.result.top1 == pytest.approx(run.top1)  # of the same validation images
 
 
+def test_a_checkpoint_is_evaluated_on_the_images_it_was_validated_with(run):
+    found = large2small.evaluate(run.checkpoint, quiet=True)
+    assert found.top1 == pytest.approx(run.top1) and found.to_dict()["images"] == run.best.images == 445
+
+
 def test_what_fails_is_an_exception_with_the_words_of_the_command(tmp_path, artifact):
     with pytest.raises(large2small.UsageError, match=r"nowhere\.pth: no such checkpoint"):
         large2small.export_onnx(tmp_path / "nowhere.pth")
