@@ -11,6 +11,9 @@ A keyword is a flag of the command, with underscores; a failure is one of the ex
 explains it. Importing this needs numpy alone; a function imports what it needs when it is called.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from runtime import Metadata, Prediction, Predictor, Preprocess, load
 from runtime.errors import (
     ArtifactError,
@@ -23,6 +26,13 @@ from runtime.errors import (
 )
 
 from .functions import bench_accuracy, bench_latency, evaluate, export_onnx, export_trt, train
+
+if TYPE_CHECKING:
+    from bench.accuracy import AccuracyReport as AccuracyReport
+    from bench.latency import LatencyResult as LatencyResult
+    from distill.evaluate import EvaluationReport as EvaluationReport
+    from distill.run.result import RunResult as RunResult
+    from export.stages.exported import Exported as Exported
 
 __all__ = [
     "ArtifactError",
@@ -44,3 +54,22 @@ __all__ = [
     "load",
     "train",
 ]
+
+RESULTS = {
+    "AccuracyReport": "bench.accuracy",
+    "EvaluationReport": "distill.evaluate",
+    "Exported": "export.stages.exported",
+    "LatencyResult": "bench.latency",
+    "RunResult": "distill.run.result",
+}
+"""What the functions return, for annotations -> the module of each, imported when it is asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in RESULTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(RESULTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *RESULTS])

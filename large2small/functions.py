@@ -40,7 +40,8 @@ def evaluate(checkpoint: Pathlike, *, quiet: bool = False, **flags: Unpack[EvalF
     """Measure top-1, top-5 and loss of a checkpoint on labeled images, by default those of its training.
 
     flags: those of `distill eval`: data, split, model, ... quiet: nothing on stderr. Returns `top1` in
-    percent and `result` with the rest; `bench_accuracy` does the same with an artifact. Raises as `train` does.
+    percent and `result` with the rest. `bench_accuracy` does the same with an artifact. Raises as `train`
+    does.
     """
     found: EvaluationReport = calls.call("eval", flags, (checkpoint,), quiet)
     return found

@@ -61,6 +61,7 @@ USE = """
 from pathlib import Path
 import large2small
 run = large2small.train(data="digits", student_args={"width": 0.5}, lr=None, output=Path("a"), control=True)
+same: large2small.RunResult = run
 points: float | None = run.control_top1
 file = large2small.export_onnx(run.checkpoint, int8=True, output="a.onnx")
 with large2small.load(file) as predictor:
@@ -85,7 +86,7 @@ def test_a_type_checker_knows_the_keywords_and_results_of_large2small(tmp_path):
         text=True,
     )
     found = re.findall(r"^use\.py:(\d+): error: (.*)", done.stdout, flags=re.MULTILINE)
-    assert [int(line) for line, _ in found] == [10, 11, 12, 13], done.stdout + done.stderr
+    assert [int(line) for line, _ in found] == [11, 12, 13, 14], done.stdout + done.stderr
     assert 'did you mean "epochs"?' in found[0][1] and "Literal['latency', 'throughput']" in found[2][1]
 
 

@@ -44,6 +44,14 @@ def test_everything_of_the_runtime_is_there():
     assert large2small.load is runtime.load
 
 
+def test_the_types_of_the_results_are_there_for_annotations(run, artifact):
+    assert isinstance(run, large2small.RunResult) and isinstance(artifact, large2small.Exported)
+    assert {name for name in dir(large2small) if name[0].isupper()} >= set(large2small.RESULTS)
+    assert all(getattr(large2small, name).__name__ == name for name in large2small.RESULTS)
+    with pytest.raises(AttributeError, match="has no attribute 'RunResults'"):
+        large2small.RunResults  # noqa: B018
+
+
 def test_a_run_says_what_its_result_file_says(run):
     kept = json.loads((run.path / "result.json").read_text())
     assert run.top1 == kept["best"]["top1_percent"] and run.control_top1 == kept["control"]["top1_percent"]

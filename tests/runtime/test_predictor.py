@@ -202,6 +202,26 @@ def test_what_runs_is_reported(student):
         assert predictor.unknown == []
 
 
+def test_a_predictor_shows_file_network_input_classes_and_engine(student):
+    what = f"<Predictor {student}: fp32 mean_colour, input (N, 3, 8, 8), 3 classes (blue, green, red), "
+    with runtime.load(student) as predictor:
+        assert repr(predictor) == f"{what}onnxruntime {predictor.engine.split()[1]} on cpu>"
+    assert repr(predictor) == f"{what}closed>"
+
+
+def test_a_predictor_of_a_file_of_unknown_origin_can_be_shown(tiny, tmp_path):
+    path = tiny.write(tmp_path / "foreign.onnx")
+    with pytest.warns(UserWarning, match="class_names"):
+        predictor = runtime.load(path)
+    assert f"{path}: unknown network, input (N, 3, 8, 8), classes not named, onnxruntime" in repr(predictor)
+
+
+def test_of_many_classes_three_are_shown(tiny, tmp_path):
+    many = [f"class-{i}" for i in range(1000)]
+    predictor = runtime.load(tiny.write(tmp_path / "m.onnx", meta=tiny.metadata()), class_names=many)
+    assert "1000 classes (class-0, class-1, class-2, ...)" in repr(predictor)
+
+
 @pytest.mark.parametrize(
     ("batch_sizes", "size", "calls"),
     [
