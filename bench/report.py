@@ -8,8 +8,10 @@ Elsewhere: measuring (bench.latency, bench.accuracy), the tables themselves (ben
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 UNKNOWN = "–"
@@ -55,6 +57,21 @@ def _scaled(value: float, units: tuple[str, ...]) -> str:
     ):  # rounded: 999,999 is 1.0M, not 1000k
         value, power = value / 1000, power + 1
     return f"{value:.{1 if power and value < 100 else 0}f}{units[power]}"
+
+
+def short_names(files: Sequence[str]) -> list[str]:
+    """The name of each file, with as many of its folders as tell it from another file of the same name:
+    a/best.onnx and b/best.onnx.
+    """
+    parts = [Path(os.path.abspath(file)).parts for file in files]
+    return [_short(own, [other for other in parts if other != own]) for own in parts]
+
+
+def _short(own: tuple[str, ...], others: Sequence[tuple[str, ...]]) -> str:
+    count = next(
+        count for count in range(1, len(own) + 1) if all(other[-count:] != own[-count:] for other in others)
+    )
+    return str(Path(*own[-count:]))
 
 
 def console() -> Any:

@@ -64,8 +64,11 @@ def accuracy(found: AccuracyReport) -> Any:
     """A row per artifact, the conditions below."""
     made = report.table("accuracy", left=["artifact"], right=["top-1 %", "top-5 %", "loss nats", "Δ top-1"])
     result, compared = found.result, found.comparison
+    name, other = found.subject.name, found.reference.name if found.reference else ""
+    if found.reference and name == other:
+        name, other = report.short_names([found.subject.file, found.reference.file])
     made.add_row(
-        found.subject.name,
+        name,
         report.number(result.top1),
         report.number(result.top5),
         report.number(result.loss, 4),
@@ -74,9 +77,7 @@ def accuracy(found: AccuracyReport) -> Any:
     skipped = f", {len(result.skipped)} unreadable images left out" if result.skipped else ""
     notes = [f"n={result.n} images of {found.data}{skipped}; {found.subject.file}; {found.subject.ran_on}"]
     if found.reference and compared:
-        made.add_row(
-            f"reference: {found.reference.name}", report.number(compared.reference_top1_percent), "", "", ""
-        )
+        made.add_row(f"reference: {other}", report.number(compared.reference_top1_percent), "", "", "")
         notes.append(
             f"agreement {compared.agreement_percent:.2f} % (same best class as {found.reference.file}); "
             f"largest logit difference {compared.max_abs_logit_difference:.3g}"
@@ -114,10 +115,9 @@ def caption(table: Table) -> list[str]:
     """The conditions in words, one line each."""
     c = table.conditions
     skipped = f" ({c.skipped} unreadable ones left out)" if c.skipped else ""
-    engines = {
-        row.ran_on: [Path(each.file).name for each in table.rows if each.ran_on == row.ran_on]
-        for row in table.rows
-    }
+    engines: dict[str, list[str]] = {}
+    for row, name in zip(table.rows, names(table), strict=True):
+        engines.setdefault(row.ran_on, []).append(name)
     ran_on = (
         next(iter(engines))
         if len(engines) == 1
@@ -137,6 +137,11 @@ def caption(table: Table) -> list[str]:
     ]
 
 
+def names(table: Table) -> list[str]:
+    """What each row's file is called: its name, or so much of its path that no two are alike."""
+    return report.short_names([row.file for row in table.rows])
+
+
 def trade_off(table: Table, width: int = report.PIPE_WIDTH) -> Any:
     """For a terminal of so many columns, with names of ordinary length; below 100 as two tables, so that no
     figure is cut.
@@ -147,10 +152,8 @@ def trade_off(table: Table, width: int = report.PIPE_WIDTH) -> Any:
     made = []
     for title, columns in parts:
         made.append(report.table(title, left=["artifact"], right=[column.heading for column in columns]))
-        for row in table.rows:
-            made[-1].add_row(
-                f"{row.artifact}\n{Path(row.file).name}", *(column.shown(row) for column in columns)
-            )
+        for row, name in zip(table.rows, names(table), strict=True):
+            made[-1].add_row(f"{row.artifact}\n{name}", *(column.shown(row) for column in columns))
     return report.with_notes(made, caption(table))
 
 
@@ -166,10 +169,8 @@ def to_markdown(table: Table) -> str:
         ],
         ["---", *("---:" for _ in COLUMNS)],
     ]
-    for row in table.rows:
-        lines.append(
-            [f"{row.artifact} (`{Path(row.file).name}`)", *(column.shown(row) for column in COLUMNS)]
-        )
+    for row, name in zip(table.rows, names(table), strict=True):
+        lines.append([f"{row.artifact} (`{name}`)", *(column.shown(row) for column in COLUMNS)])
     text = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
     return "\n".join(text) + "\n\n" + "\n".join(f"{line}  " for line in caption(table)) + "\n"
 

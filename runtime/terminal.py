@@ -43,3 +43,10 @@ def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
     ) as bars:
         task = bars.add_task(what, total=total)
         yield lambda done: bars.update(task, completed=done)
+
+
+def printable(text: str) -> str:
+    """One line without control characters, whatever a file or a class is called."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
+    )

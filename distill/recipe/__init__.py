@@ -5,7 +5,19 @@ Out: a frozen `Recipe`; its YAML form, saved in the run folder as args.yaml.
 Elsewhere: what the settings do (distill.data, distill.training.trainer); flags (runtime.cli.flags).
 """
 
-from .reader import DATA_FLAGS, from_dict, key_values, load, named, read, to_dict, to_yaml, typed, yaml_lines
+from .reader import (
+    DATA_FLAGS,
+    from_dict,
+    key_values,
+    load,
+    named,
+    read,
+    text_of,
+    to_dict,
+    to_yaml,
+    typed,
+    yaml_lines,
+)
 from .whole import Recipe
 
 __all__ = [
@@ -16,6 +28,7 @@ __all__ = [
     "load",
     "named",
     "read",
+    "text_of",
     "to_dict",
     "to_yaml",
     "typed",

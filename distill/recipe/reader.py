@@ -52,23 +52,25 @@ def read(name_or_file: str) -> dict[str, Any]:
     import yaml
 
     try:
-        if name_or_file in named():
-            text = (
-                resources.files("distill.recipe").joinpath(f"{name_or_file}.yaml").read_text(encoding="utf-8")
-            )
-        elif Path(name_or_file).is_file():
-            text = Path(name_or_file).read_text(encoding="utf-8")
-        else:
-            raise UsageError(
-                f"no recipe {name_or_file!r}{nearest(name_or_file, set(named()))} "
-                f"Shipped: {', '.join(named())}; or give a YAML file"
-            )
-        values = yaml.safe_load(text)
+        values = yaml.safe_load(text_of(name_or_file))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{name_or_file}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise UsageError(f"{name_or_file}: expected lines of `key: value`")
     return values
+
+
+def text_of(name_or_file: str) -> str:
+    """The YAML of a shipped recipe or a file as it is written. Raises UsageError for an unknown name."""
+    if name_or_file in named():
+        shipped = resources.files("distill.recipe").joinpath(f"{name_or_file}.yaml")
+        return shipped.read_text(encoding="utf-8")
+    if Path(name_or_file).is_file():
+        return Path(name_or_file).read_text(encoding="utf-8")
+    raise UsageError(
+        f"no recipe {name_or_file!r}{nearest(name_or_file, set(named()))} "
+        f"Shipped: {', '.join(named())}; or give a YAML file"
+    )
 
 
 def from_dict(

@@ -1,8 +1,9 @@
 """`distill inspect`: what is this file, where does it come from, is it still what was written?
 
-In:  an .onnx file (ours or foreign), a plan or a checkpoint; on wish its ancestors.
-Out: metadata, precision by operator, recorded checks, lineage hashed again, warnings; exit code 4 when a hash
-does not hold.
+In:  an .onnx file (ours or foreign), a plan, a checkpoint or a run folder; on wish its ancestors. Only a
+     checkpoint needs torch, and only the operators of a graph need onnx.
+Out: about twelve lines, with --all or --json everything: metadata, precision by operator, recorded checks,
+     lineage hashed again, warnings; exit code 4 when a hash does not hold.
 Elsewhere: the seal (runtime.artifact), hashing ancestors (export.inspection.lineage), precision
      (export.graph.precision), what the numbers were measured on (export.checks.verify); running the file
      against its checkpoint (export.commands.parity).
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,7 @@ flags name.
 
 examples:
   distill inspect best.int8.onnx
+  distill inspect runs/a --all
   distill inspect best.int8.onnx --checkpoint runs/a/best.pth --data data/val --calib data/train
   distill inspect best.pth --teacher teacher.pth --json"""
 
@@ -36,7 +38,9 @@ class Options:
     """Flags of `distill inspect`."""
 
     file: Annotated[Path, Flag("FILE", positional=True)]
-    """File to inspect: an .onnx file, a .plan file or a checkpoint."""
+    """File to inspect: an .onnx file, a .plan file, a checkpoint, or a run folder for its best.pth."""
+    all: bool = False
+    """Print everything that the file says, not the main lines alone."""
     checkpoint: Annotated[Path | None, Flag("CKPT")] = None
     """Checkpoint that the file was exported from; by default the file of the recorded name beside it."""
     teacher: Annotated[Path | None, Flag("CKPT")] = None
@@ -55,10 +59,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Print the report; returns 4, or raises ArtifactError, when a hash does not hold."""
-    path = options.file
-    if not path.is_file():
-        what = "a folder" if path.is_dir() else "no such file"
-        raise UsageError(f"{path}: {what}. Expected an .onnx file, a plan or a checkpoint")
+    path = _file(options.file)
     if path.suffix not in (*contents.ARTIFACTS, *contents.CHECKPOINTS):
         raise UsageError(
             f"{path}: neither an .onnx file nor a checkpoint ({', '.join(contents.CHECKPOINTS)}) nor a .plan"
@@ -70,13 +71,23 @@ def run(options: Options) -> int:
         else contents.checksums(path)
     )
     try:
-        return _report(options, seal)
+        return _report(replace(options, file=path), seal)
     except Large2SmallError:
         raise
     except Exception as error:  # what was changed may be of any type, in any place
         if not contents.is_broken(seal):
             raise
         raise ArtifactError(contents.problem_of(path, seal, ())) from error
+
+
+def _file(path: Path) -> Path:
+    """What is inspected: the file itself, or the best.pth of a run folder."""
+    if (path / "best.pth").is_file():
+        return path / "best.pth"
+    if not path.is_file():
+        what = "a folder, without a best.pth in it" if path.is_dir() else "no such file"
+        raise UsageError(f"{path}: {what}. Expected an .onnx file, a plan, a checkpoint or a run folder")
+    return path
 
 
 def _report(options: Options, seal: str | None) -> int:
@@ -101,7 +112,10 @@ def _report(options: Options, seal: str | None) -> int:
         return ArtifactError.exit_code if problem else 0
     from ..inspection import report
 
-    report.show(values)
+    if options.all:
+        report.show(values)
+    else:
+        report.show_main(values)
     if problem:
         raise ArtifactError(problem)
     return 0

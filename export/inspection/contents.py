@@ -8,19 +8,28 @@ Elsewhere: the seal (runtime.artifact), ancestors (export.inspection.lineage), p
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from runtime import env, files
-from runtime.artifact import Metadata, check_file, read_map, read_sidecar
-from runtime.errors import ArtifactError, UsageError
+from runtime.artifact import Metadata, check_file, read_sidecar
+from runtime.backends import metadata_of
+from runtime.backends.onnx_file import metadata_props
+from runtime.errors import ArtifactError, MissingError
 from runtime.records import EngineRecord, Quantization
 
 from . import lineage
 
 CHECKPOINTS = (".pth", ".pt", ".th", ".safetensors", ".bin", ".ckpt", ".tar")
 
+
+NO_ONNX = (
+    'the operators of the graph are not shown, for which the package onnx is needed: pip install "large2small'
+    '[export]"'
+)
 
 NOTABLE_DROP = 1.0
 """Points of top-1 from which a recorded loss is pointed out."""
@@ -35,16 +44,34 @@ SHOWN = 8
 
 
 def inspect_onnx(path: Path, seal: str) -> dict[str, Any]:
-    """Everything the file says and shows. Raises ArtifactError when it is no ONNX file."""
+    """Everything the file says, and what its graph shows where the package onnx is installed. Raises
+    ArtifactError when it is not an ONNX file.
+    """
+    if importlib.util.find_spec("onnx") is None:
+        meta = metadata_of(metadata_props(path), path)
+        graph, more = None, [NO_ONNX]
+    else:
+        meta, graph = _with_graph(path)
+        more = _graph_warnings(meta, graph)
+    ours = meta.precision != "unknown"
+    return {
+        "file": str(path),
+        "kind": "artifact" if ours else "foreign ONNX",
+        "sha256": files.sha256(path),
+        "size_bytes": path.stat().st_size,
+        "seal": seal,
+        "metadata": meta.to_dict(),
+        "graph": graph,
+        "warnings": [*_seal_warnings(seal, ours), *_unknown(meta), *more, *warnings_of(meta)],
+    }
+
+
+def _with_graph(path: Path) -> tuple[Metadata, dict[str, Any]]:
+    """The metadata, and the operators, inputs and outputs of the graph."""
     from ..graph import precision, read
 
     model = read.read_onnx(path, check=False)  # what its seal says is shown beside it
-    entries = {entry.key: entry.value for entry in model.metadata_props}
-    try:
-        meta = read_map(entries, str(path))
-    except UsageError as error:  # a preprocessing spec this version does not know
-        raise ArtifactError(f"{path}: {error}") from error
-    ours = meta.precision != "unknown"
+    meta = metadata_of({entry.key: entry.value for entry in model.metadata_props}, path)
     rows = precision.table(model, meta.preprocess.input_size[1:] if meta.preprocess else None)
     graph = {
         "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
@@ -56,16 +83,7 @@ def inspect_onnx(path: Path, seal: str) -> dict[str, Any]:
         "conversions": precision.conversions(model),
         "macs_percent": precision.shares(rows),
     }
-    return {
-        "file": str(path),
-        "kind": "artifact" if ours else "foreign ONNX",
-        "sha256": files.sha256(path),
-        "size_bytes": path.stat().st_size,
-        "seal": seal,
-        "metadata": meta.to_dict(),
-        "graph": graph,
-        "warnings": [*_seal_warnings(seal, ours), *_graph_warnings(meta, graph), *warnings_of(meta)],
-    }
+    return meta, graph
 
 
 def inspect_plan(path: Path, seal: str) -> dict[str, Any]:
@@ -90,8 +108,8 @@ def inspect_plan(path: Path, seal: str) -> dict[str, Any]:
 
 
 def inspect_checkpoint(path: Path, seal: str | None) -> dict[str, Any]:
-    """What a checkpoint holds besides its weights."""
-    from distill import checkpoint as checkpoints
+    """What a checkpoint holds besides its weights. Raises MissingError without torch."""
+    checkpoints = _reader(path)
 
     values = checkpoints.read_file(path, checked=False)  # a damaged one is reported, not refused
     ours = checkpoints.MARK in values
@@ -163,14 +181,17 @@ def _seal_warnings(seal: str, ours: bool) -> list[str]:
     ] * (seal == "none")
 
 
+def _unknown(meta: Metadata) -> list[str]:
+    unknown = meta.unknown()
+    if not unknown:
+        return []
+    missing = " and no ".join(unknown)
+    return [f"carries no {missing}: give them to runtime.load, or export it with distill export onnx"]
+
+
 def _graph_warnings(meta: Metadata, graph: dict[str, Any]) -> list[str]:
     """Where the graph is not what the metadata or an engine expects."""
-    unknown, found = meta.unknown(), []
-    if unknown:
-        found.append(
-            f"carries no {' and no '.join(unknown)}: give them to runtime.load, or export it with distill"
-            " export onnx"
-        )
+    found = []
     counts = {kind: sum(row["count"].get(kind, 0) for row in graph["operators"]) for kind in ("int8", "fp16")}
     for kind, count in counts.items():
         if meta.precision != "unknown" and (kind in meta.precision) != bool(count):
@@ -235,10 +256,22 @@ def _plan_seal(path: Path) -> str:
 
 
 def checksums(path: Path) -> str | None:
-    """What the checksums in a torch file say (distill.checkpoint); None in other formats."""
+    """What the checksums in a torch file say (distill.checkpoint); None in other formats. Raises MissingError
+    without torch.
+    """
+    return _reader(path).checksums(path)
+
+
+def _reader(path: Path) -> ModuleType:
+    """distill.checkpoint, which reads with torch."""
+    if importlib.util.find_spec("torch") is None:
+        raise MissingError(
+            f"{path}: a checkpoint, which is read with torch, and torch is not installed: pip install"
+            ' "large2small[train]". Exported files (.onnx, .plan) are inspected without it'
+        )
     from distill import checkpoint as checkpoints
 
-    return checkpoints.checksums(path)
+    return checkpoints
 
 
 def _trained(quantized: Mapping[str, Any] | None) -> dict[str, Any] | None:

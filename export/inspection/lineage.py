@@ -10,14 +10,14 @@ Elsewhere: what is recorded (export.commands.onnx, distill.training.trainer), th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
 from runtime import files
-from runtime.errors import DataError, UsageError
-from runtime.images import FolderSet, ImageSet
+from runtime.errors import DataError, MissingError, UsageError
+from runtime.images import FolderSet, ImageSet, open_images
 from runtime.recorded import is_plain, local_data
 
 from ..checks import samples
@@ -68,7 +68,7 @@ def check(
     Raises UsageError or DataError when something that was given cannot be read.
     """
     return [
-        *_files(lineage, file, given),
+        *_others_left_out(list(_files(lineage, file, given)), given),
         *_fp32(lineage, file, given),
         *_data(lineage, quantization or {}, file, given),
     ]
@@ -83,6 +83,18 @@ def _files(lineage: Mapping[str, Any], file: Path, given: Given) -> Iterator[Anc
         wanted = getattr(given, what, None)  # a plan's ONNX file is only looked for beside it
         places = [wanted] if wanted else [file.parent / PurePath(name).name, Path(name)] if name else []
         yield _hashed(what, name, str(entry["sha256"]), places, bool(wanted))
+
+
+def _others_left_out(found: list[Ancestor], given: Given) -> Iterator[Ancestor]:
+    """A file beside that matches one ancestor contradicts no other one of the same name: a teacher's best.pth
+    is not expected where the student's is.
+    """
+    known = {each.looked_at: each.what for each in found if each.status == MATCHES}
+    for each in found:
+        if each.status == DIFFERS and each.looked_at in known and getattr(given, each.what, None) is None:
+            note = f"{each.looked_at} is the {known[each.looked_at]}"
+            each = replace(each, status=ABSENT, note=note, looked_at=None)
+        yield each
 
 
 def _hashed(what: str, name: str, recorded: str, places: list[Path], is_given: bool) -> Ancestor:
@@ -203,15 +215,23 @@ def _at_hand(spec: Any, folder: Path) -> str | None:
 
 
 def _open(spec: str, split: str, is_given: bool) -> tuple[ImageSet, str] | None:
-    from distill.data import open_data
-
+    """None where the data is not one that this machine can open, unless the user named it."""
     try:
-        images = open_data(spec, split)
-    except DataError:
+        images = _reader(spec)(spec, split)
+    except (DataError, MissingError, ImportError):
         if is_given:
             raise
         return None
     return images, images.fingerprint()
+
+
+def _reader(spec: str) -> Callable[[str, str], ImageSet]:
+    """What opens the data: the runtime, and for what only timm reads the training's own reader."""
+    if spec == "digits" or spec.startswith("npz:") or Path(spec).is_dir():
+        return open_images
+    from distill.data import open_data
+
+    return open_data
 
 
 def _calibration(listed: list[list[str]], place: str | None, found: tuple[ImageSet, str] | None) -> Ancestor:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from bench import __main__ as cli
-from bench import table, tables
+from bench import report, table, tables
 from bench.commands import table as command
 from bench.table import Conditions, Row, Table
 from runtime import ArtifactError, UsageError
@@ -163,6 +163,38 @@ def test_markdown_is_a_table_with_the_conditions_below():
         "A CPU, 4 cores",
     ):
         assert words in text
+
+
+def test_files_of_one_name_are_told_apart_by_as_many_folders_as_it_takes():
+    rows = [
+        replace(row("teacher fp32", "teacher"), file="t/best.onnx"),
+        replace(row(), file="runs/a/out/best.int8.onnx"),
+        replace(row(), file="runs/b/out/best.int8.onnx"),
+        replace(row(), file="/elsewhere/best.onnx"),
+    ]
+    made = Table(table.with_differences(rows), CONDITIONS)
+    assert tables.names(made) == [
+        "t/best.onnx",
+        "a/out/best.int8.onnx",
+        "b/out/best.int8.onnx",
+        "elsewhere/best.onnx",
+    ]
+    markdown = tables.to_markdown(made)
+    assert "(`a/out/best.int8.onnx`)" in markdown and "(`b/out/best.int8.onnx`)" in markdown
+    console = report.console()
+    with console.capture() as shown:
+        console.print(tables.trade_off(made))
+    assert "a/out" in shown.get() and "b/out" in shown.get()
+
+
+def test_a_file_of_another_name_is_its_name_alone():
+    assert report.short_names(["runs/a/best.onnx", "runs/a/best.int8.onnx"]) == [
+        "best.onnx",
+        "best.int8.onnx",
+    ]
+    assert report.short_names(["x/y/best.onnx"]) == ["best.onnx"]
+    assert report.short_names(["best.onnx", "./best.onnx"]) == ["best.onnx"] * 2  # one file
+    assert report.short_names(["/best.onnx", "/a/best.onnx"]) == ["/best.onnx", "a/best.onnx"]
 
 
 @pytest.mark.parametrize("width", [100, 80, 64])

@@ -5,12 +5,15 @@ of bad input.
 import dataclasses
 import hashlib
 import json
+import subprocess
+import sys
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 from distill import __main__ as cli
 from distill import checkpoint
@@ -20,6 +23,7 @@ from export.inspection import report
 from runtime import env
 from runtime.artifact import Metadata, read_sidecar, sidecar_bytes, sidecar_of
 from runtime.errors import ArtifactError
+from runtime.images import open_images
 from runtime.preprocess import Preprocess
 from runtime.records import EngineRecord, Judged, Quantization, Speed, Verification
 
@@ -133,7 +137,7 @@ def test_an_artifact_says_what_it_is(write, values):
 
 
 def test_a_person_reads_the_same(write, run):
-    code, out, err = run(write())
+    code, out, err = run(write(), "--all")
     assert (code, err) == (0, "")
     lines = {line.split()[0]: line.split()[1:] for line in out.splitlines() if len(line.split()) > 1}
     assert lines["method"] == ["percentile"] and lines["images"] == ["30"]
@@ -245,6 +249,118 @@ def test_a_foreign_file_is_described_by_its_graph(tmp_path, run, values):
     assert code == 0 and "foreign ONNX" in out
 
 
+def test_without_all_about_twelve_lines_say_the_main_things(write, run):
+    path = write(
+        lineage={"data": {"train_spec": "photos", "train_images": 40, "val_sha256": "ab" * 32}},
+        training={"metrics": {"top1": 92.0}},
+    )
+    code, out, err = run(path)
+    lines = {line[:11].strip(): line[11:] for line in out.splitlines()}
+    assert (code, err) == (0, "") and 10 <= len(lines) <= 14
+    assert lines["kind"] == "artifact, student, tiny, int8"
+    assert lines["size"] == f"{path.stat().st_size:,} bytes, 6 parameters, 96 MACs"
+    assert lines["input"].startswith("3 x 4 x 4; crop_pct 0.875; crop_mode center; interpolation bicubic")
+    assert lines["classes"] == "2: cat, dog" and lines["seal"] == "intact"
+    assert lines["accuracy"] == "top-1 91.50 %, 0.25 points below fp32 (n=700); in training top-1 92.00 %"
+    assert lines["int8"] == "100.0 % of the MACs, method percentile, placement tensorrt, 1 layers in float"
+    assert lines["trained on"] == "photos (40 images)"
+    assert lines["made from"] == "not at hand: validation images, 30 calibration images"
+    assert lines["made with"] == f"onnx {onnx.__version__}"
+    assert out.splitlines()[-1] == f"everything it says: distill inspect {path} --all"
+
+
+def test_a_line_cannot_be_forged_by_what_a_file_says(write, run):
+    out = run(write(role="x\nseal       intact\x1b[2J", class_names=["a\rb", "c"]))[1]
+    assert "\x1b" not in out and "\r" not in out
+    assert [line for line in out.splitlines() if line.startswith("seal")] == ["seal       intact"]
+
+
+def test_a_teacher_of_the_same_name_is_not_looked_for_where_the_student_is(write, run, tmp_path):
+    """Both are called best.pth, each in the folder of its own run."""
+    (tmp_path / "best.pth").write_bytes(b"student")
+    names = {"checkpoint": b"student", "teacher": b"teacher"}
+    recorded = {
+        what: {"file": "best.pth", "sha256": hashlib.sha256(content).hexdigest()}
+        for what, content in names.items()
+    }
+    code, out, _ = run(write(lineage=recorded))
+    assert code == 0 and "matches: checkpoint best.pth; not at hand: teacher best.pth" in out
+    (tmp_path / "best.pth").write_bytes(b"neither")
+    code, _, err = run(write(lineage=recorded))
+    assert code == 4 and "is not the checkpoint it was made from" in err
+    (tmp_path / "best.pth").write_bytes(b"student")
+    assert run(write(lineage=recorded), "--teacher", tmp_path / "best.pth")[0] == 4
+
+
+LIGHT = """
+import sys
+sys.modules.update(dict.fromkeys(("torch", "timm", "onnx", "torchvision", "sklearn", "yaml")))
+from runtime.cli import front_door
+sys.exit(front_door.main(sys.argv[1:]))
+"""
+
+
+def without_torch_and_onnx(*words):
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT, "inspect", *map(str, words)], capture_output=True, text=True
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_metadata_lineage_and_seal_need_neither_torch_nor_onnx(write, values, tmp_path):
+    (tmp_path / "best.pth").write_bytes(b"weights")
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / "val" / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "data" / "val" / name / "1.png")
+    recorded = {
+        "checkpoint": {"file": "best.pth", "sha256": hashlib.sha256(b"weights").hexdigest()},
+        "data": {
+            "val_spec": str(tmp_path / "data"),
+            "val_sha256": open_images(str(tmp_path / "data"), "val").fingerprint(),
+            "train_spec": "digits",
+            "train_sha256": "ab" * 32,
+        },
+    }
+    path = write(lineage=recorded)
+    code, out, err = without_torch_and_onnx(path, "--json")
+    assert (code, err) == (0, "")
+    found, whole = json.loads(out), values(path)
+    assert found["metadata"] == whole["metadata"] and found["seal"] == "intact" and found["graph"] is None
+    status = {each["what"]: each["status"] for each in found["lineage"]}
+    assert (status["checkpoint"], status["validation images"], status["training images"]) == (
+        "matches",
+        "matches",
+        "not at hand",  # the digits need a package that is not there
+    )
+    assert [each for each in found["warnings"] if "package onnx" in each]
+    for words in ((path,), (path, "--all")):
+        code, out, err = without_torch_and_onnx(*words)
+        assert (code, err) == (0, "") and "tiny" in out
+    path.write_bytes(path.read_bytes().replace(b'"drop": 0.25', b'"drop": 0.05'))
+    code, _, err = without_torch_and_onnx(path)
+    assert code == 4 and "changed since it was written" in err
+
+
+def test_a_checkpoint_without_torch_is_one_clear_line(student_checkpoint):
+    path = student_checkpoint()
+    for given in (path, path.parent):
+        code, out, err = without_torch_and_onnx(given)
+        assert (code, out, err.count("\n")) == (3, "", 1)
+        assert "is read with torch" in err and 'pip install "large2small[train]"' in err
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff junk" * 50])
+def test_what_is_not_an_onnx_file_is_said_to_be_none_without_onnx_too(tmp_path, content):
+    (tmp_path / "x.onnx").write_bytes(content)
+    code, out, err = without_torch_and_onnx(tmp_path / "x.onnx")
+    assert (code, out, err.count("\n")) == (4, "", 1)
+
+
+def test_a_run_folder_is_its_best_checkpoint(student_checkpoint, values):
+    path = student_checkpoint()
+    assert values(path.parent) == values(path)
+
+
 @pytest.fixture
 def student_checkpoint(tmp_path):
     def make(**changes):
@@ -350,7 +466,7 @@ def test_bad_input_is_one_line_with_the_right_code(tmp_path, run, write):
         ("renamed.pth", 4, "not a checkpoint"),
         ("notes.txt", 2, "neither an .onnx file nor a checkpoint"),
         ("none.onnx", 2, "no such file"),
-        (".", 2, "a folder"),
+        (".", 2, "a folder, without a best.pth in it"),
     ):
         found, out, err = run(tmp_path / name)
         assert (found, out, err.count("\n")) == (code, "", 1) and words in err, (name, err)

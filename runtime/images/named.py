@@ -1,0 +1,65 @@
+"""Image files as a person names them: a file, a folder, or a pattern with * in it.
+
+In:  words of a command line.
+Out: the paths of image files, each once, in natural order inside of a folder; UsageError for a word that
+     names none.
+Elsewhere: sets of labeled images (runtime.images.folder), decoding (runtime.images.decode).
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator
+
+from ..errors import UsageError
+from .folder import EXTENSIONS, natural_key
+
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+NOT_IMAGES = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
+"""Folders that systems put beside people's images."""
+
+
+def image_files(words: Iterable[str]) -> list[str]:
+    """The image files that `words` name. A file that is named itself is taken whatever its ending.
+
+    Raises UsageError for a URL, for what is not there, and for a folder or pattern without an image.
+    """
+    return list(dict.fromkeys(path for word in words for path in _named_by(word)))
+
+
+def _named_by(word: str) -> list[str]:
+    if os.path.isdir(word):
+        found = _inside(word)
+        what = f"no images in this folder ({', '.join(EXTENSIONS)})"
+    elif os.path.lexists(word):
+        return [word]
+    elif URL.match(word):
+        raise UsageError(f"{word}: images are read from this disk, not from a URL. Download it first")
+    elif glob.has_magic(word):
+        matches = sorted(glob.glob(word, recursive=True), key=natural_key)
+        found = [path for match in matches for path in (_inside(match) if os.path.isdir(match) else [match])]
+        what = "matches no image"
+    else:
+        raise UsageError(
+            f"{word}: no such file or folder. Expected an image, a folder or a pattern such as 'DIR/*.jpg'"
+        )
+    if not found:
+        raise UsageError(
+            f"{word}: {what}. Expected an image, a folder of images or a pattern such as 'DIR/*.jpg'"
+        )
+    return found
+
+
+def _inside(folder: str) -> list[str]:
+    return sorted(_walk(folder), key=natural_key)
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """Every image below a folder; hidden files and folders are left out, links to folders not followed."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = [each for each in folders if not each.startswith(".") and each not in NOT_IMAGES]
+        for name in names:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
+                yield os.path.join(place, name)
