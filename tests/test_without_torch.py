@@ -127,6 +127,8 @@ def test_every_command_explains_itself(edge, command):
         "bench accuracy --engine int8.onnx --data photos --reference fp32.onnx",
         "bench table --data photos --teacher fp32.onnx int8.onnx --iterations 3",
         "env",
+        "predict int8.onnx photos/val --csv",
+        "inspect int8.onnx",
     ],
 )
 def test_what_needs_only_an_engine_works(edge, words):
@@ -149,6 +151,8 @@ def test_accuracy_is_that_of_the_training_run(edge):
         ("train --teacher none --student resnet20 --data photos", "train"),
         ("eval run/best.pth", "train"),
         ("export onnx run/best.pth --output other.onnx", "export"),
+        ("inspect run", "train"),
+        ("models --ours", "train"),
         ("parity run/best.pth fp32.onnx --data photos", "train"),
         ("bench accuracy --engine fp32.onnx --data digits", "demo"),
         ("bench latency --engine fp32.onnx --engine-backend openvino", "openvino"),
