@@ -15,6 +15,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from runtime.errors import UsageError
 
 PRINTED = ("json",)
@@ -60,7 +62,7 @@ def _typed(keyword: str, setting: Any, value: Any) -> list[str]:
             raise UsageError(f"{keyword} None: expected a value. Leave it out for the default")
         return [f"{flag}=None"]
     if setting.kind is bool:
-        if value not in (True, False):
+        if not isinstance(value, (bool, np.bool_)):
             raise UsageError(f"{keyword} {value!r}: expected True or False")
         return [flag if value else setting.negated]
     if setting.count == 1:
@@ -80,7 +82,7 @@ def _several(value: Any) -> Sequence[Any]:
 def _text(value: Any, expected: str, keyword: str = "") -> str:
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
-    if not isinstance(value, str) and not hasattr(value, "__float__"):  # as all numbers have, numpy's too
+    if not isinstance(value, (str, int, float, np.generic)):
         raise UsageError(f"{keyword} {value!r}: expected {expected}".lstrip())
     return str(value)
 
