@@ -25,7 +25,7 @@ from runtime.errors import (
     UsageError,
 )
 
-from .functions import bench_accuracy, bench_latency, evaluate, export_onnx, export_trt, train
+from .functions import bench_accuracy, bench_latency, evaluate, export_onnx, export_trt, predict, train
 
 if TYPE_CHECKING:
     from bench.accuracy import AccuracyReport as AccuracyReport
@@ -52,6 +52,7 @@ __all__ = [
     "export_onnx",
     "export_trt",
     "load",
+    "predict",
     "train",
 ]
 

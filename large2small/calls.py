@@ -19,7 +19,7 @@ import numpy as np
 
 from runtime.errors import UsageError
 
-PRINTED = ("json",)
+PRINTED = ("json", "csv")
 """Flags that only say how a command prints: a function has no such keyword."""
 
 

@@ -203,6 +203,16 @@ class TrtFlags(TypedDict, total=False):
     sensitivity: bool
 
 
+class PredictFlags(TypedDict, total=False):
+    """Flags of `distill predict`."""
+
+    top: int
+    batch: int
+    backend: str | None
+    device: str | None
+    threads: int | None
+
+
 class LatencyFlags(TypedDict, total=False):
     """Flags of `distill bench latency`."""
 

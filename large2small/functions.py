@@ -7,6 +7,8 @@ Elsewhere: from keywords to a command (large2small.calls), the keywords with the
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from . import calls
@@ -19,8 +21,18 @@ if TYPE_CHECKING:
     from distill.evaluate import EvaluationReport
     from distill.run.result import RunResult
     from export.stages.exported import Exported
+    from runtime.commands.predict import Found
 
-    from .flags import AccuracyFlags, EvalFlags, LatencyFlags, OnnxFlags, Pathlike, TrainFlags, TrtFlags
+    from .flags import (
+        AccuracyFlags,
+        EvalFlags,
+        LatencyFlags,
+        OnnxFlags,
+        Pathlike,
+        PredictFlags,
+        TrainFlags,
+        TrtFlags,
+    )
 
 
 def train(*, quiet: bool = False, **flags: Unpack[TrainFlags]) -> RunResult:
@@ -65,6 +77,24 @@ def export_trt(checkpoint: Pathlike, *, quiet: bool = False, **flags: Unpack[Trt
     raises as `export_onnx` does, and MissingError where TensorRT is not installed.
     """
     found: Exported = calls.call("export trt", flags, (checkpoint,), quiet)
+    return found
+
+
+def predict(
+    file: Pathlike,
+    images: Pathlike | Sequence[Pathlike],
+    *,
+    quiet: bool = False,
+    **flags: Unpack[PredictFlags],
+) -> list[Found]:
+    """Classify image files, folders or patterns with an artifact, without torch.
+
+    flags: those of `distill predict`: top, batch, device, ... Returns for each image its `image`, the
+    `guesses` with label, index and probability, and an `error` where it could not be read. Raises as
+    `runtime.load` does. `load` and `classify` do the same for images that are in memory.
+    """
+    several = [images] if isinstance(images, (str, os.PathLike)) else images
+    found: list[Found] = calls.call("predict", flags, (file, *several), quiet)
     return found
 
 

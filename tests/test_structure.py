@@ -128,13 +128,13 @@ def test_no_rooms_of_a_package_import_each_other(package):
 
 @pytest.mark.parametrize("package", ARROWS)
 def test_commands_are_the_top_floor(package):
-    """Nobody imports a command, but a command that is another one with more flags."""
+    """Nobody below large2small imports a command, but a command that is another one with more flags."""
     allowed = {("export.commands.train_qat", "distill.commands.train")}
     wrong = {
         (name, target)
         for name, targets in arrows().items()
         for target in targets
-        if target.startswith(f"{package}.commands.")
+        if target.startswith(f"{package}.commands.") and not name.startswith("large2small.")
     }
     assert wrong <= allowed
 

@@ -98,6 +98,15 @@ def run(options: Options) -> int:
     return 1 if unreadable else 0
 
 
+def do(options: Options) -> list[Found]:
+    """The best classes of every image, or why it could not be read."""
+    require_exported(options.file)
+    paths = image_files(options.images)
+    with _open(options) as predictor:
+        batches = predictions(predictor, paths, options.top, options.batch)
+        return [found for batch in batches for found in batch]
+
+
 def require_exported(path: Path) -> None:
     """Raise UsageError, with the command that exports it, for a checkpoint or a run folder."""
     checkpoint: Path | None = path if path.suffix in CHECKPOINTS else None

@@ -25,6 +25,7 @@ CLASSES = {
     "EvalFlags": ("eval",),
     "OnnxFlags": ("export onnx",),
     "TrtFlags": ("export trt",),
+    "PredictFlags": ("predict",),
     "LatencyFlags": ("bench latency",),
     "AccuracyFlags": ("bench accuracy",),
 }

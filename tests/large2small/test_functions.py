@@ -4,6 +4,7 @@ import inspect
 import json
 
 import pytest
+from PIL import Image
 
 import large2small
 import runtime
@@ -83,6 +84,17 @@ def test_the_accuracy_of_the_file_is_that_of_the_run(artifact, run):
 def test_a_checkpoint_is_evaluated_on_the_images_it_was_validated_with(run):
     found = large2small.evaluate(run.checkpoint, quiet=True)
     assert found.top1 == pytest.approx(run.top1) and found.to_dict()["images"] == run.best.images == 445
+
+
+def test_images_on_the_disk_are_classified_and_one_that_cannot_be_read_is_named(artifact, tmp_path):
+    Image.new("RGB", (8, 8), "white").save(tmp_path / "white.png")
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    broken, white = large2small.predict(artifact, tmp_path, top=2, quiet=True)
+    assert white.image == str(tmp_path / "white.png") and not white.error and len(white.guesses) == 2
+    with large2small.load(artifact) as predictor:
+        assert list(white.guesses) == predictor.classify(white.image, top=2)[0]
+    assert "broken.png" in broken.error and not broken.guesses
+    assert large2small.predict(str(artifact.path), [tmp_path / "white.png"], top=2) == [white]
 
 
 def test_what_fails_is_an_exception_with_the_words_of_the_command(tmp_path, artifact):
