@@ -22,8 +22,6 @@ def test_the_file_is_what_make_flags_writes():
 def test_a_function_has_a_keyword_for_every_field_of_its_command(name):
     asked = {"checkpoint", "engine", "file", "images"}  # by position
     asked |= {"data"} if name == "AccuracyFlags" else set()
-        {"data"} if name == "AccuracyFlags" else set()
-    )  # by position
     known = {field.name for command in CLASSES[name] for field in fields(options_of(command))}
     assert set(typing.get_type_hints(getattr(flags, name))) == known - asked - {"json", "csv"}
 
