@@ -96,6 +96,7 @@ class TrainFlags(TypedDict, total=False):
     overwrite: bool
     control: bool
     erf: bool
+    report: bool
     qat: bool
     placement: Literal["tensorrt", "cpu"]
     calib_size: int

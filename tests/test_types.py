@@ -104,5 +104,6 @@ def test_the_wheel_has_types_and_recipes(tmp_path):
     )
     names = zipfile.ZipFile(tmp_path / "wheel" / made.stdout.split()[-1]).namelist()
     assert {f"{package}/py.typed" for package in PACKAGES} <= set(names)
-    present = {str(file.relative_to(ROOT)) for file in (ROOT / "distill").rglob("*.yaml")}
-    assert len(present) >= 4 and present <= set(names)
+    beside = [file for kind in ("*.yaml", "*.j2") for file in (ROOT / "distill").rglob(kind)]
+    present = {str(file.relative_to(ROOT)) for file in beside}
+    assert len(present) >= 5 and present <= set(names)

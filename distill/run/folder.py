@@ -16,6 +16,9 @@ from runtime.errors import UsageError
 
 from .options import TrainOptions, run_folder
 
+PICTURED = ("report.html", "val_predictions.npz")
+"""What a report leaves in the run folder."""
+
 
 def choose_folder(options: TrainOptions) -> Path:
     """RUN: the one to resume, or a new one. Raises UsageError where it cannot be resumed, holds another run,
@@ -89,7 +92,7 @@ def _new(options: TrainOptions) -> Path:
 def remove_old_run(folder: Path) -> None:
     """Remove what a run wrote, for --overwrite; other files stay."""
     for place in (folder, folder / "control"):
-        for name in ("last.pth", "best.pth", "summary.csv", "metrics.jsonl", "result.json"):
+        for name in ("last.pth", "best.pth", "summary.csv", "metrics.jsonl", "result.json", *PICTURED):
             (place / name).unlink(missing_ok=True)
         for events in place.glob("events.out.tfevents.*"):  # TensorBoard would draw both runs as one
             events.unlink()

@@ -1,7 +1,7 @@
 """The command `distill train`: from flags to a run folder with a student, and a control if asked.
 
 In:  a `TrainOptions`.
-Out: RUN/ (student), RUN/control/ (the same without the teacher), RUN/result.json.
+Out: RUN/ (student), RUN/control/ (the same without the teacher), RUN/result.json, RUN/report.html.
 Elsewhere: the training itself (distill.training.trainer), its images (distill.run.splits), the run folder
 (distill.run.folder), the sentences at the end (distill.run.result).
 """
@@ -31,6 +31,7 @@ from ..training import trainer as trainers
 from ..training.task import Splits, Task, lineage_of
 from .folder import absolute, remove_old_run
 from .options import TrainOptions
+from .report import page
 from .result import RoleResult, RunResult, TeacherResult
 from .splits import open_splits
 from .student import student_preprocess
@@ -158,6 +159,8 @@ def finish(job: Job, results: Sequence[RoleResult]) -> RunResult:
     if job.options.erf:
         result = replace(result, erf=_measure_erf(job, result))
         _write_result(job.folder, result)
+    if job.options.report:
+        page.after_training(job.folder, job.data.val, job.options.device)
     return result
 
 

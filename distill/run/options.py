@@ -38,6 +38,8 @@ class TrainOptions(Recipe):
     erf: bool = False
     """Measure at the end how far teacher, control and student look (distill erf), into RUN/erf, result.json
     and metrics.jsonl."""
+    report: bool = True
+    """Make RUN/report.html at the end: curves, confusion, the worst images. Needs the extra report."""
     json: bool = False
     """Print the result as one JSON object and nothing else."""
 

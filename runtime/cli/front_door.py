@@ -33,6 +33,7 @@ COMMANDS = {
     "parity": "export.commands.parity",
     "predict": "runtime.commands.predict",
     "inspect": "export.commands.inspect",
+    "report": "distill.commands.report",
     "models": "distill.commands.models",
     "recipes": "distill.commands.recipes",
     "env": "runtime.commands.env",

@@ -90,6 +90,8 @@ def _extra_for(module: str) -> str | None:
         "sklearn": "demo",
         "tensorboard": "tensorboard",
         "webdataset": "webdataset",
+        "matplotlib": "report",
+        "jinja2": "report",
     }.get(root)
 
 

@@ -69,8 +69,10 @@ def test_a_run_folder_holds_all_there_is_to_know(run, tmp_path):
         "best.pth",
         "last.pth",
         "metrics.jsonl",
+        "report.html",
         "result.json",
         "summary.csv",
+        "val_predictions.npz",
     }
     best = checkpoints.load(folder / "best.pth")
     assert best.role == "plain"
@@ -136,6 +138,15 @@ def test_json_of_a_failure_is_one_object_too(run):
     code, out, err = run("--teacher-ckpt", "none.pth", "--json")
     assert json.loads(out) == {"error": err.removeprefix("error: ").rstrip("\n"), "exit_code": code}
     assert code == 2
+
+
+def test_a_report_shows_the_run_unless_it_is_not_wanted(run, teacher_file, tmp_path):
+    _, _, err = run("--teacher-ckpt", teacher_file, "--control", output="shown")
+    page = (tmp_path / "shown" / "report.html").read_text()
+    assert f"report: {tmp_path / 'shown' / 'report.html'}\n" in err
+    assert "On 16 validation images" in page and "control" in page
+    _, _, err = run("--teacher", "none", "--no-report", output="bare")
+    assert "report" not in err and not (tmp_path / "bare" / "report.html").exists()
 
 
 def test_an_existing_run_is_refused_and_untouched(run, tmp_path):
