@@ -102,8 +102,9 @@ def nearest_flag(typed: str, settings: Iterable[Setting]) -> str:
         meant = _synonym(word, by_name)
         return _meant(meant) if meant else "."
     known = {flag[2:]: flag for s in by_name.values() for flag in s.words if flag.startswith("--")}
-    if word.startswith("no_"):
-        known = {s.negated[2:]: s.negated for s in by_name.values() if s.negated and s.words}
+    if word.startswith("no_"):  # compared without it, which all of them share
+        word = word.removeprefix("no_")
+        known = {s.negated[len("--no-") :]: s.negated for s in by_name.values() if s.negated and s.words}
     close = difflib.get_close_matches(word.replace("_", "-"), sorted(known), n=1, cutoff=0.66)
     return f"; did you mean {known[close[0]]}?" if close else "."
 

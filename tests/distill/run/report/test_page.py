@@ -57,10 +57,18 @@ def test_the_command_writes_one_page_with_everything(finished, capsys):
     network = models.build("resnet20", 3, {"width": 0.25})
     parameters = sum(weights.numel() for weights in network.parameters())
     for words in (
-        f"resnet20, {parameters:,} parameters", "15 of ", "3: blue, green, red", "43.00 % after epoch 3 (n=15)",
-        "On 15 validation images", "always saying the commonest class would be right for 33.33 %", "The 15 worst validation images",
-        "taken for", "torch 9.9", "student: resnet20", "distill report",
-    ):  # fmt: skip
+        f"resnet20, {parameters:,} parameters",
+        "15 of ",
+        "3: blue, green, red",
+        "43.00 % after epoch 3 (n=15)",
+        "On 15 validation images",
+        "always saying the commonest class would be right for 33.33 %",
+        "The 15 worst validation images",
+        "taken for",
+        "torch 9.9",
+        "student: resnet20",
+        "distill report",
+    ):
         assert words in found.text, words
     assert sum(tag == "img" for tag, _ in found.elements) == 30
     assert sum(tag == "svg" for tag, _ in found.elements) == 4
