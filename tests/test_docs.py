@@ -130,8 +130,17 @@ def test_the_commands_of_the_page_about_large_kernels_run(toured):
         run_documented(line, toured)
 
 
+@pytest.mark.slow
+def test_the_commands_of_the_page_about_reports_run(toured):
+    lines = commands(ROOT / "docs" / "report.md")
+    assert [line.split()[1] for line in lines] == ["report", "report"]
+    for line in lines:
+        run_documented(line, toured)
+    assert (toured / "runs" / "student" / "report.html").is_file() and (toured / "compared.html").is_file()
+
+
 def test_every_page_with_commands_is_run_by_a_test_here():
-    run_here = {"README.md", "guide.md", "int8.md", "qat.md", "large_kernels.md", "cifar10.md"}
+    run_here = {"README.md", "guide.md", "int8.md", "qat.md", "large_kernels.md", "cifar10.md", "report.md"}
     assert {page.name for page in PAGES if commands(page)} == run_here
 
 

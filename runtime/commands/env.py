@@ -59,6 +59,8 @@ FIXES = {
     "onnxscript": _extra("export"),
     "onnxslim": _extra("export"),
     "sklearn": _extra("demo"),
+    "matplotlib": _extra("report"),
+    "jinja2": _extra("report"),
     "onnxruntime": _extra("cpu"),
     "CUDAExecutionProvider": _extra("gpu"),
     "TensorrtExecutionProvider": _extra("gpu"),
@@ -76,6 +78,7 @@ EXPORT = ("torch", "timm", "yaml", "onnx", "onnxscript", "onnxslim", "onnxruntim
 
 CAPABILITIES: dict[str, tuple[str, ...]] = {
     "train, eval": ("torch", "timm", "yaml"),
+    "report": ("torch", "timm", "yaml", "matplotlib", "jinja2"),
     "train on a GPU": ("torch", "timm", "yaml", "torch with CUDA", "a GPU"),
     "export onnx, --int8, --fp16": EXPORT,
     "export trt CKPT": ("tensorrt", "a GPU", *EXPORT),
@@ -184,7 +187,18 @@ def _present(
     """Every single need of FIXES -> whether it is here."""
     here = {
         name: importlib.util.find_spec(name) is not None
-        for name in ("torch", "timm", "yaml", "onnx", "onnxscript", "onnxslim", "sklearn", "pycuda")
+        for name in (
+            "torch",
+            "timm",
+            "yaml",
+            "onnx",
+            "onnxscript",
+            "onnxslim",
+            "sklearn",
+            "matplotlib",
+            "jinja2",
+            "pycuda",
+        )
     }
     return here | {
         "torch with CUDA": _torch_cuda() is not None,

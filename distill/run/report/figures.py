@@ -119,7 +119,7 @@ def class_accuracy(percents: Sequence[float | None], names: Sequence[str]) -> st
         places = range(len(known))
         axes.barh(places, [percent for percent, _ in known], color=COLORS[0], height=0.7)
         axes.set_yticks(places, [_cut(name) for _, name in known])
-        axes.invert_yaxis()
+        axes.set_ylim(len(known) - 0.5, -0.5)  # the first one on top
         axes.set_xlim(0, 100)
         axes.set_xlabel("right, percent")
 
