@@ -20,6 +20,9 @@ from .settings import Setting, explanation, settings_of, shown
 
 T = TypeVar("T")
 
+BEST = "best.pth"
+"""The checkpoint that is meant where a run's folder is given."""
+
 
 def parse(
     options: type[T], argv: Sequence[str], prog: str, description: str = "", default: T | None = None
@@ -163,6 +166,8 @@ def _value(setting: Setting, word: str) -> Any:
         except ValueError:
             expected = "a whole number" if setting.kind is int else "a number"
             raise UsageError(f"{setting.label} {typed}: expected {expected}") from None
+    if setting.is_checkpoint and (Path(word) / BEST).is_file():
+        word = str(Path(word) / BEST)
     return Path(word) if setting.kind is Path else word
 
 

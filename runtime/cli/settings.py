@@ -24,6 +24,8 @@ from ..errors import UsageError
 
 LARGEST = 2**63 - 1
 """Whole numbers beyond it do not fit the 64 bits that every library here counts in."""
+CHECKPOINTS = ("CKPT", "CKPT_OR_ONNX")
+"""Words in the help for values that are checkpoints."""
 METAVARS = {int: "N", float: "X", Path: "FILE", str: "NAME", bool: ""}
 
 
@@ -124,6 +126,11 @@ class Setting:
     def label(self) -> str:
         """How a sentence names it: --epochs, or CKPT."""
         return self.metavar.removesuffix(" ...") if self.flag.positional else self.words[0]
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """Is its value a checkpoint, for which the folder of a run may be given?"""
+        return self.flag.metavar in CHECKPOINTS
 
     @property
     def required(self) -> bool:

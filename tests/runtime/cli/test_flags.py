@@ -218,6 +218,33 @@ def test_what_a_recipe_says_can_be_taken_back():
     assert given.img_size is None
 
 
+@dataclass(frozen=True)
+class Weights:
+    """Flags that name checkpoints, and one that does not."""
+
+    checkpoint: Annotated[Path, Flag("CKPT", positional=True)]
+    teacher: Annotated[str, Flag("CKPT")] = ""
+    data: Annotated[str, Flag("DIR")] = ""
+
+
+def test_the_folder_of_a_run_is_its_best_checkpoint_where_one_is_asked_for(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "best.pth").write_bytes(b"")
+    found = flags.parse(Weights, [str(run), "--teacher", str(run), "--data", str(run)], "distill x")
+    assert found == Weights(run / "best.pth", str(run / "best.pth"), str(run))
+    (run / "best.pth").unlink()  # a folder without one is left as it is, for the command to refuse
+    assert flags.parse(Weights, [str(run)], "distill x").checkpoint == run
+
+
+@pytest.mark.parametrize(
+    "name", ["eval", "erf", "export onnx", "export trt", "parity", "inspect", "train", "train --qat"]
+)
+def test_every_command_that_reads_checkpoints_says_so_to_the_reader_of_flags(name):
+    options = importlib.import_module(front_door.COMMANDS[name]).Options
+    assert [each.name for each in settings_of(options) if each.is_checkpoint]
+
+
 @pytest.mark.parametrize(
     ("word", "of_float", "of_int"),
     [
