@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from runtime.terminal import printable
+
 UNKNOWN = "–"
 """What is shown for None: not measured, not known."""
 
@@ -92,6 +94,13 @@ def table(title: str, left: Sequence[str], right: Sequence[str]) -> Any:
     for heading in right:
         made.add_column(heading, justify="right", no_wrap=True)
     return made
+
+
+def plain_text(lines: str) -> Any:
+    """Lines for a cell in which nothing is taken for markup or moves the cursor, whatever a file says."""
+    from rich.text import Text
+
+    return Text("\n".join(printable(line) for line in lines.split("\n")))
 
 
 def with_notes(tables: Sequence[Any], notes: Sequence[str]) -> Any:

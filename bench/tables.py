@@ -153,7 +153,8 @@ def trade_off(table: Table, width: int = report.PIPE_WIDTH) -> Any:
     for title, columns in parts:
         made.append(report.table(title, left=["artifact"], right=[column.heading for column in columns]))
         for row, name in zip(table.rows, names(table), strict=True):
-            made[-1].add_row(f"{row.artifact}\n{name}", *(column.shown(row) for column in columns))
+            about = report.plain_text(f"{row.artifact}\n{name}")
+            made[-1].add_row(about, *(column.shown(row) for column in columns))
     return report.with_notes(made, caption(table))
 
 

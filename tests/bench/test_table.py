@@ -187,6 +187,14 @@ def test_files_of_one_name_are_told_apart_by_as_many_folders_as_it_takes():
     assert "a/out" in shown.get() and "b/out" in shown.get()
 
 
+def test_a_folder_that_looks_like_markup_is_shown_as_it_is():
+    rows = [replace(row(), file="[red]a/best.onnx"), replace(row(), file="\x1b[31mb/best.onnx")]
+    console = report.console()
+    with console.capture() as shown:
+        console.print(tables.trade_off(Table(table.with_differences(rows), CONDITIONS)))
+    assert "[red]a/" in shown.get() and "\\x1b[31mb/" in shown.get() and "\x1b" not in shown.get()
+
+
 def test_a_file_of_another_name_is_its_name_alone():
     assert report.short_names(["runs/a/best.onnx", "runs/a/best.int8.onnx"]) == [
         "best.onnx",

@@ -154,7 +154,7 @@ def section(
         loss=figures.loss(curves) if run.history else "",
         top1=figures.top1(curves, [] if teacher is None else [("teacher", teacher)]) if run.history else "",
         seen=own,
-        notes=[printable(note) for note in [*more, *run.checkpoint.notes]],
+        notes=[printable(str(note)) for note in [*more, *run.checkpoint.notes]],
         lineage=lineage(run),
         color=color,
     )
@@ -204,13 +204,13 @@ def result(run: Run) -> dict[str, str]:
 def lineage(run: Run) -> dict[str, str]:
     """Files and data with their SHA-256, and the packages of the training."""
     data, teacher = run.recorded("data") or {}, run.recorded("teacher") or {}
-    versions = run.recorded("versions") or {}
+    versions = run.recorded("versions")
     words = {
         "best.pth": run.sha256,
         "teacher": _with_sha256(teacher, "file", "sha256"),
         "training images": _with_sha256(data, "train_spec", "train_sha256"),
         "validation images": _with_sha256(data, "val_spec", "val_sha256"),
-        "trained with": ", ".join(f"{name} {version}" for name, version in dict(versions).items()),
+        "trained with": _words(versions, list(versions) if isinstance(versions, Mapping) else []),
     }
     return {what: printable(text) for what, text in words.items() if text}
 
@@ -287,7 +287,8 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 def _curves(run: Run, name: str, color: str, control_color: str) -> list[Curve]:
     """Of the student and the control; name: the run's, where several are in one drawing."""
-    curves = [Curve(name or "student", run.history, color)]
+    role = run.checkpoint.role if run.checkpoint.role == "control" else "student"
+    curves = [Curve(name or role, run.history, color)]
     if run.control:
         curves.append(Curve(f"{name} control".strip(), run.control, control_color, "--"))
     return curves
