@@ -9,7 +9,7 @@ import pytest
 from distill.run.report import figures
 from distill.run.report.collect import Epoch
 
-STRANGE = ["<script>alert(1)</script>", "$x^{", 'quote"&', "日本", "long " * 30]
+STRANGE = ["<script>alert(1)</script>", "$\\bad{$", 'quote"&', "日本", "long " * 30]
 
 
 def curves(label="student"):
