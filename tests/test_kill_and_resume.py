@@ -249,5 +249,5 @@ def test_python_m_distill_from_start_to_kill_to_end(workspace, whole):
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["run"] == str(folder)
-    assert all(line.startswith("plain: ") for line in done.stderr.splitlines()), done.stderr
+    assert all(line.startswith(("plain: ", "report: ")) for line in done.stderr.splitlines()), done.stderr
     assert_same_result(folder, whole)
