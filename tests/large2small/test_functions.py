@@ -53,6 +53,16 @@ def test_the_types_of_the_results_are_there_for_annotations(run, artifact):
         large2small.RunResults  # noqa: B018
 
 
+@pytest.mark.slow
+def test_a_run_is_resumed_and_its_student_trained_as_int8(run):
+    again = large2small.train(resume=run.path, quiet=True)
+    assert again.to_dict() == run.to_dict()
+    few = {"epochs": 1, "train_size": 64, "calib_size": 16}
+    int8 = large2small.train(qat=True, resume=run.checkpoint, quiet=True, **few)
+    assert int8.path == run.path.with_name("student-qat")
+    assert "qat: true" in (int8.path / "args.yaml").read_text()
+
+
 def test_a_run_says_what_its_result_file_says(run):
     kept = json.loads((run.path / "result.json").read_text())
     assert run.top1 == kept["best"]["top1_percent"] and run.control_top1 == kept["control"]["top1_percent"]
