@@ -91,6 +91,10 @@ class RunResult:
         """Top-1 of the student trained without the teacher, percent; None without a control."""
         return self.control.top1_percent if self.control else None
 
+    def __fspath__(self) -> str:
+        """The run folder, which is taken wherever a checkpoint is expected."""
+        return self.run
+
     def __repr__(self) -> str:
         measured = ("top1", "teacher_top1", "control_top1")
         known = {name: getattr(self, name) for name in measured if getattr(self, name) is not None}

@@ -86,6 +86,12 @@ def test_an_export_is_a_path_wherever_one_is_expected(artifact, run):
     assert len(kept["samples_ms"]["compute"]) == 3 and kept["file"] == str(artifact.path)
 
 
+def test_a_run_is_a_path_wherever_a_checkpoint_or_a_run_is_expected(run, tmp_path):
+    written = large2small.export_onnx(run, output=tmp_path / "a.onnx", verify_size=16, quiet=True)
+    assert written.path == tmp_path / "a.onnx" and written.path.is_file()
+    assert large2small.evaluate(run, quiet=True).top1 == pytest.approx(run.top1)
+
+
 def test_the_accuracy_of_the_file_is_that_of_the_run(artifact, run):
     found = large2small.bench_accuracy(artifact, "digits", quiet=True)
     assert found.result.top1 == pytest.approx(run.top1)  # of the same validation images
