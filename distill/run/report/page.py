@@ -126,7 +126,7 @@ def html(sections: Sequence[Section]) -> str:
     together = ("", "") if len(sections) < 2 else _together(sections)
     return environment.from_string(source).render(
         sections=sections,
-        title=" and ".join(each.name for each in sections),
+        title=", ".join(each.name for each in sections),
         loss=together[0],
         top1=together[1],
         machine=_machine(),
