@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from runtime import Predictor, UsageError
-from runtime.images import FolderSet, ImageSet
+from runtime.images import FileSet, ImageSet
 from runtime.images.decode import open_rgb
 
 BOUNDARIES = ("compute", "end_to_end")
@@ -135,7 +135,7 @@ def _image_groups(
     else:
         chosen = rng.permutation(len(images))[:wanted]
         encoded = [_encoded(images, int(i)) for i in chosen]
-        words = f"{images.name}, {'files' if isinstance(images, FolderSet) else 'encoded as PNG in memory'}"
+        words = f"{images.name}, {'files' if isinstance(images, FileSet) else 'encoded as PNG in memory'}"
     endless = itertools.cycle(encoded)
     groups = [list(itertools.islice(endless, batch)) for _ in range(wanted // batch)]
     return groups, f"{words}, {len(encoded)} different"
@@ -143,7 +143,7 @@ def _image_groups(
 
 def _encoded(images: ImageSet, index: int) -> Any:
     """A path where there is a file, else the image as PNG bytes."""
-    return images.item_name(index) if isinstance(images, FolderSet) else _encode(images.image(index), "PNG")
+    return images.item_name(index) if isinstance(images, FileSet) else _encode(images.image(index), "PNG")
 
 
 def _synthetic_jpeg(height: int, width: int, rng: np.random.Generator) -> bytes:

@@ -19,6 +19,9 @@ class TrainFlags(TypedDict, total=False):
 
     data: Pathlike
     val_data: Pathlike
+    val_split: float
+    csv_image: str
+    csv_label: str
     img_size: int
     crop_pct: float
     num_classes: int

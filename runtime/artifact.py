@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -193,7 +194,7 @@ def read_sidecar(plan: str | Path) -> Metadata:
 def first_class_difference(ours: list[str], theirs: list[str]) -> str | None:
     """One line on where two class lists part, or None when they are equal."""
     for index, (a, b) in enumerate(zip(ours, theirs, strict=False)):
-        if a != b:
+        if unicodedata.normalize("NFC", a) != unicodedata.normalize("NFC", b):
             return f"class {index} is {a!r} here and {b!r} there"
     if len(ours) != len(theirs):
         return f"{len(ours)} classes here and {len(theirs)} there"

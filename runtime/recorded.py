@@ -20,7 +20,8 @@ MEMORY_DISK = "/dev/shm"
 
 
 def local_data(spec: str, source: str, flag: str) -> str:
-    """`spec` in a form that no reader of timm is chosen by: "", digits, npz:PATH or an absolute path.
+    """`spec` in a form that no reader of timm is chosen by: "", digits, npz:PATH, csv:PATH or an absolute
+    path.
 
     source: the file that says it; flag: where a user may type it, and with it any spec there is. Raises
     UsageError for everything else (wds/, hfds/, torch/, URLs, pipes), and for what is neither folder nor
@@ -28,19 +29,24 @@ def local_data(spec: str, source: str, flag: str) -> str:
     """
     if spec in ("", "digits"):
         return spec
-    kind, path = ("npz:", spec[len("npz:") :]) if spec.startswith("npz:") else ("", spec)
+    kind = next((each for each in ("npz:", "csv:") if spec.startswith(each)), "")
+    path, columns = spec[len(kind) :], ""
+    if kind == "csv:":
+        path, mark, rest = path.partition("#")
+        columns = mark + rest
     if os.path.exists(path):
         if not is_plain(path):
             raise UsageError(
                 f"{source}: names {spec!r} as its data, which is neither a folder nor a regular file of data."
                 f" Give the data: {flag} DIR"
             )
-        return kind + os.path.abspath(path)
+        return kind + os.path.abspath(path) + columns
     if kind or os.path.isabs(path):
         return spec  # what opens it says what is missing
     raise UsageError(
-        f"{source}: names {spec!r} as its data. What a file names must be a folder, a .tar, npz:FILE or"
-        f" digits on this disk; all else is only opened when typed. If you trust it: {flag} {_typed(spec)}"
+        f"{source}: names {spec!r} as its data. What a file names must be a folder, a .tar, npz:FILE,"
+        f" csv:FILE or digits on this disk; all else is only opened when typed. If you trust"
+        f" it: {flag} {_typed(spec)}"
     )
 
 

@@ -98,9 +98,23 @@ def _create(name: str, root: str, split: str, spec: str, **more: Any) -> Any:
             f"{spec} needs the package {error.name}. Install it: pip install {error.name}"
         ) from error
     except Exception as error:  # each reader fails in its own way
+        if "download=True" in str(error):
+            raise DataError(f"{spec}: the data is not there. {_fetching(name, root)}") from error
         raise DataError(
             f"{spec}: timm cannot open it ({' '.join(str(error).split())[:200] or type(error).__name__})"
         ) from error
+
+
+def _fetching(name: str, root: str) -> str:
+    """The line that fetches a data set of torchvision, as far as its class is known."""
+    from timm.data.dataset_factory import _TORCH_BASIC_DS
+
+    kind = _TORCH_BASIC_DS.get(name.removeprefix("torch/"))
+    if kind is None:
+        return "Fetch it with torchvision.datasets, or give a folder that holds it"
+    name = kind.__name__
+    code = f"from torchvision.datasets import {name}; [{name}({root!r}, t, download=True) for t in (1, 0)]"
+    return f'Fetch it where there is a network: python -c "{code}"'
 
 
 def _timm_set(spec: str, split: str) -> TimmSet:

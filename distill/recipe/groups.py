@@ -41,11 +41,18 @@ class Data(Group):
     """Data: the labeled images"""
 
     data: Annotated[str, Flag("DATA", aliases=("--data-dir",), common=True)] = ""
-    """Training images: a folder (with train/ and val/, one sub-folder per class), a .tar, npz:FILE, digits,
-    or a name timm reads with its folder after a colon (torch/cifar10:DIR, hfds/NAME, wds/NAME:DIR,
-    tfds/NAME:DIR)."""
+    """Training images: a folder (with train/ and val/, one sub-folder per class), a list of path,label
+    (FILE.csv), a .tar, npz:FILE, digits, or a name timm reads with its folder after a colon
+    (torch/cifar10:DIR, hfds/NAME, wds/NAME:DIR, tfds/NAME:DIR)."""
     val_data: Annotated[str, Flag("DATA", common=True)] = ""
     """Validation images when --data does not hold them, in the forms that --data takes."""
+    val_split: Annotated[float, Flag("SHARE", common=True, least=0, below=1)] = 0.0
+    """Share of each class to set apart for validation, by --seed and content, where --data holds none; the
+    list is kept in the run folder. 0: none."""
+    csv_image: Annotated[str, Flag("COLUMN")] = ""
+    """Column of a list (--data FILE.csv) that holds the paths; by default guessed from the header."""
+    csv_label: Annotated[str, Flag("COLUMN")] = ""
+    """Column of a list (--data FILE.csv) that holds the labels; by default guessed from the header."""
     img_size: Annotated[int, Flag("PIXELS", aliases=("--imgsz",), common=True, least=0)] = 0
     """Side of the student's input; 0 takes what the student's architecture declares."""
     crop_pct: Annotated[float, Flag("SHARE", least=0, most=1)] = 0.0

@@ -92,7 +92,15 @@ def _new(options: TrainOptions) -> Path:
 def remove_old_run(folder: Path) -> None:
     """Remove what a run wrote, for --overwrite; other files stay."""
     for place in (folder, folder / "control"):
-        for name in ("last.pth", "best.pth", "summary.csv", "metrics.jsonl", "result.json", *PICTURED):
+        for name in (
+            "last.pth",
+            "best.pth",
+            "summary.csv",
+            "metrics.jsonl",
+            "result.json",
+            "val-split.csv",
+            *PICTURED,
+        ):
             (place / name).unlink(missing_ok=True)
         for events in place.glob("events.out.tfevents.*"):  # TensorBoard would draw both runs as one
             events.unlink()
@@ -105,5 +113,9 @@ def absolute(spec: str) -> str:
         return spec
     if Path(spec).exists():
         return str(Path(spec).absolute())
-    kind, _, path = spec.partition(":")  # npz:FILE, torch/NAME:DIR
-    return f"{kind}:{Path(path).absolute()}" if path and (kind == "npz" or Path(path).exists()) else spec
+    kind, _, path = spec.partition(":")  # npz:FILE, csv:FILE, torch/NAME:DIR
+    return (
+        f"{kind}:{Path(path).absolute()}"
+        if path and (kind in ("npz", "csv") or Path(path).exists())
+        else spec
+    )

@@ -76,7 +76,7 @@ def prepare(options: TrainOptions, folder: Path, make_trainer: Callable[[Task], 
     device = pick_device(options.device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what runs in fp32
-    data = open_splits(options)
+    data = open_splits(options, folder, bool(options.resume))
     preprocess = student_preprocess(options)
     teacher = teachers.load(options, data.train.class_names, preprocess, device)
     if options.control and not teacher:
@@ -214,6 +214,8 @@ def _begin(job: Job) -> None:
     options = job.options
     if options.overwrite and not options.resume:
         remove_old_run(job.folder)
+    for name, text in job.data.lists.items():
+        files.write_text(job.folder / name, text)
     args = recipes.to_yaml(recipe_of(options)) + recipes.yaml_lines(options.beside_recipe())
     files.write_text(job.folder / "args.yaml", args)
 

@@ -34,8 +34,9 @@ def require_same_run(last: Checkpoint, recipe: Recipe, lineage: Mapping[str, Any
     then = (
         recipes.to_dict(Recipe()) | last.state["recipe"]
     )  # a setting the run's version did not know has its default
+    free = FREE_ON_RESUME | _moved(last.lineage, lineage)
     for key in now:
-        if key not in FREE_ON_RESUME and now[key] != then[key]:
+        if key not in free and now[key] != then[key]:
             raise UsageError(
                 f"--{key.replace('_', '-')} is {now[key]!r}, the run to resume has {then[key]!r}. "
                 "A resumed run keeps its recipe; start another one with a new --output"
@@ -54,6 +55,20 @@ def require_same_run(last: Checkpoint, recipe: Recipe, lineage: Mapping[str, Any
             "or start another run with a new --output"
         )
     return last.state
+
+
+def _moved(then: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
+    """Settings that name a place whose content is the one the run began with, so that the place is free."""
+    pairs = {
+        "data": ("data", "train_sha256"),
+        "val_data": ("data", "val_sha256"),
+        "teacher_ckpt": ("teacher", "sha256"),
+    }
+    found = {
+        name: [(about.get(part) or {}).get(key) for about in (then, now)]
+        for name, (part, key) in pairs.items()
+    }
+    return {name for name, (before, today) in found.items() if before and before == today}
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

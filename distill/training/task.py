@@ -32,6 +32,8 @@ class Splits:
     val: ImageSet
     train_spec: str
     val_spec: str
+    lists: dict[str, str] = field(default_factory=dict)
+    """Files of the run folder that the specs name: name -> text."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 from runtime import files
 from runtime.errors import DataError, MissingError, UsageError
-from runtime.images import FolderSet, ImageSet, open_images
+from runtime.images import FileSet, ImageSet, open_images
 from runtime.recorded import is_plain, local_data
 
 from ..checks import samples
@@ -190,7 +190,7 @@ class _Opened:
         name = spec if isinstance(spec, str) else None
         if found is None or not found[1]:
             return Ancestor(what, name, sha256, None, ABSENT)
-        only_names = isinstance(found[0], FolderSet)
+        only_names = isinstance(found[0], FileSet)
         return Ancestor(
             what,
             name,

@@ -28,7 +28,7 @@ from distill.evaluate import require_readable
 from runtime import files
 from runtime.artifact import first_class_difference
 from runtime.errors import ArtifactError, GateError
-from runtime.images import FolderSet, ImageSet
+from runtime.images import FileSet, ImageSet
 from runtime.predictor import Predictor, load
 from runtime.preprocess import Preprocess
 
@@ -132,7 +132,7 @@ def application_input(images: ImageSet, index: int) -> Any:
     """What an application would hand to the runtime: the file, or the encoded image where there is
     no file.
     """
-    if isinstance(images, FolderSet):
+    if isinstance(images, FileSet):
         return images.item_name(index)
     encoded = io.BytesIO()
     images.image(index).save(encoded, "PNG")
@@ -144,11 +144,7 @@ def require_same_label(images: ImageSet, index: int, training: int, calibrating:
     does.
     """
     names = images.class_names
-    own = (
-        Path(images.item_name(index)).parent.name
-        if isinstance(images, FolderSet)
-        else names[images.labels[index]]
-    )
+    own = images.own_class(index) if isinstance(images, FileSet) else names[images.labels[index]]
     for label, road in zip((training, calibrating), ROADS, strict=False):
         if not 0 <= label < len(names) or names[label] != own:
             said = repr(names[label]) if 0 <= label < len(names) else f"class {label} of {len(names)}"

@@ -36,6 +36,7 @@ COMMANDS = {
     "report": "distill.commands.report",
     "models": "distill.commands.models",
     "recipes": "distill.commands.recipes",
+    "check": "runtime.commands.check",
     "env": "runtime.commands.env",
     "bench latency": "bench.commands.latency",
     "bench accuracy": "bench.commands.accuracy",

@@ -1,6 +1,6 @@
-"""Labeled images by name, without torch: a folder tree, npz arrays, or scikit-learn's digits.
+"""Labeled images by name, without torch: a folder tree, a list, npz arrays, or scikit-learn's digits.
 
-In:  a spec (`DIR`, `npz:FILE`, `digits`) and a split (`train` or `val`).
+In:  a spec (`DIR`, `FILE.csv`, `npz:FILE`, `digits`) and a split (`train` or `val`).
 Out: an `ImageSet`.
 Elsewhere: every other source timm reads (distill.data); augmentation (distill.data.augment); resize, crop,
 scale (runtime.preprocess).
@@ -13,6 +13,7 @@ from pathlib import Path
 from ..errors import DataError
 from .digits import open_digits
 from .folder import FolderSet, split_folder
+from .lists import has_splits, is_list, open_list
 from .npz import open_npz
 from .sets import ImageSet
 
@@ -20,8 +21,9 @@ from .sets import ImageSet
 def open_images(spec: str, split: str) -> ImageSet:
     """The labeled images that `spec` names.
 
-    spec: `digits`; `npz:FILE`; or a folder. split: `train` or `val`; a folder without a sub-folder of that
-    meaning (SPLIT_FOLDERS) is used as it is. Raises DataError when it is missing, empty, or has fewer than
+    spec: `digits`; `npz:FILE`; a list; or a folder. split: `train` or `val`; a folder without a
+    sub-folder of that meaning (SPLIT_FOLDERS) is used as it is. Raises DataError when it is missing,
+    empty, or has fewer than
     two classes.
     """
     images: ImageSet
@@ -29,6 +31,8 @@ def open_images(spec: str, split: str) -> ImageSet:
         images = open_digits(split)
     elif spec.startswith("npz:"):
         images = open_npz(spec[len("npz:") :], split)
+    elif is_list(spec):
+        images = open_list(spec, split)
     else:
         images = FolderSet(split_folder(Path(spec), split))
     if len(images.class_names) < 2:
@@ -46,4 +50,6 @@ def has_own_split(spec: str, split: str) -> bool:
     if spec.startswith("npz:"):
         path = Path(spec[len("npz:") :])
         return path.is_dir() or "{split}" in str(path)
+    if is_list(spec):
+        return has_splits(spec)
     return split_folder(Path(spec), split) != Path(spec)

@@ -1,14 +1,15 @@
-"""Labeled images in a folder tree, ROOT/CLASS/image.jpg.
+"""Labeled images in files: a folder tree ROOT/CLASS/image.jpg, or any files with labels.
 
-In:  a folder, and the split that is wanted.
-Out: a `FolderSet`, classes in natural order.
-Elsewhere: decoding (runtime.images.decode).
+In:  a folder, and the split that is wanted; or paths and labels.
+Out: a `FolderSet`, classes in natural order; a `FileSet`.
+Elsewhere: looking through the folder (runtime.images.scan), decoding (runtime.images.decode), lists of files
+(runtime.images.lists).
 """
 
 from __future__ import annotations
 
 import os
-import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +17,24 @@ import numpy as np
 
 from ..errors import DataError
 from .decode import open_rgb, require_file
+from .order import natural_key, ordered_classes
+from .scan import EXTENSIONS, is_system, scan
 from .sets import ImageSet
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+__all__ = ["EXTENSIONS", "SPLIT_FOLDERS", "FileSet", "FolderSet", "natural_key", "split_folder"]
+
 SPLIT_FOLDERS = {
     "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "eval", "evaluation", "test"),
+    "val": ("val", "valid", "validation", "eval", "evaluation", "test", "testing"),
 }
 
 
-class FolderSet(ImageSet):
-    """`ROOT/CLASS/image.jpg`, at any depth: an image's class is the folder it is in, classes in natural
-    order (2 before 10), both as timm reads them. Raises DataError for an image beside the class folders.
-    """
+class FileSet(ImageSet):
+    """Image files with labels."""
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
-        files = [
-            Path(folder) / file
-            for folder, _, names in os.walk(self.root, followlinks=True)
-            for file in names
-            if os.path.splitext(file)[1].lower() in EXTENSIONS
-        ]
-        if not files:
-            raise DataError(
-                f"{root}: no images found ({', '.join(EXTENSIONS)}). Expected {root}/CLASS/image.jpg"
-            )
-        self.files = sorted(files, key=lambda path: natural_key(str(path)))
-        loose = next((file for file in self.files if file.parent == self.root), None)
-        if loose:
-            raise DataError(f"{loose}: is not in a class folder. Expected {root}/CLASS/image.jpg")
-        names = [file.parent.name for file in self.files]
-        class_names = sorted(set(names), key=natural_key)
-        index = {name: i for i, name in enumerate(class_names)}
-        super().__init__(str(root), class_names, np.array([index[name] for name in names]))
+    def __init__(self, name: str, class_names: Sequence[str], labels: np.ndarray, files: list[Path]) -> None:
+        super().__init__(name, class_names, labels)
+        self.files = files
 
     def image(self, index: int) -> Any:
         return open_rgb(self.files[index])
@@ -61,27 +46,77 @@ class FolderSet(ImageSet):
         require_file(self.files[index])
         return self.files[index].read_bytes()
 
+    def item_size(self, index: int) -> int:
+        return os.stat(self.files[index]).st_size
 
-def natural_key(text: str) -> list[Any]:
-    """Sort key that reads runs of digits as numbers: class2 before class10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text.lower())]
+    def own_class(self, index: int) -> str:
+        """What the image's own place says its class is, apart from `labels`."""
+        name: str = self.class_names[int(self.labels[index])]
+        return name
+
+
+class FolderSet(FileSet):
+    """`ROOT/CLASS/image.jpg`: an image's class is the first folder below ROOT, classes in natural order (2
+    before 10), files in timm's. Raises DataError where the classes are not clear (runtime.images.scan).
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        tree = scan(root)
+        class_names = ordered_classes((name for name, _ in tree.images), str(root))
+        index = {name: i for i, name in enumerate(class_names)}
+        labels = np.array([index[name] for name, _ in tree.images])
+        super().__init__(str(root), class_names, labels, [self.root / path for _, path in tree.images])
+        self.left_out = tree.left_out
+
+    def own_class(self, index: int) -> str:
+        first: str = self.files[index].relative_to(self.root).parts[0]
+        return first
+
+    def place(self, index: int) -> str:
+        return str(self.files[index].relative_to(self.root))
 
 
 def split_folder(root: Path, split: str) -> Path:
     if not root.exists():
         raise DataError(
-            f"{root}: no such folder. Expected an image folder with one sub-folder per class, npz:FILE, or"
-            " digits"
+            f"{root}: no such folder. Expected an image folder with one sub-folder per class, a list"
+            " FILE.csv, npz:FILE, or digits"
         )
     if not root.is_dir():
-        raise DataError(f"{root}: not a folder. Expected an image folder, npz:FILE, or digits")
-    found = {
-        each: next((root / name for name in names if (root / name).is_dir()), None)
-        for each, names in SPLIT_FOLDERS.items()
-    }
-    if found[split] is None and any(found.values()):  # else the whole root would mix both splits
+        raise DataError(
+            f"{root}: not a folder. Expected an image folder, a list FILE.csv, npz:FILE, or digits"
+        )
+    found = _split_folders(root)
+    if split not in found and found:  # else the whole root would mix both splits
         raise DataError(
             f"{root}: has a folder of {'val' if split == 'train' else 'training'} images but none for"
             f" {split}. Expected one of {', '.join(SPLIT_FOLDERS[split])} in it, or a folder of class folders"
         )
-    return found[split] or root
+    return found.get(split, root)
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """Split -> its folder, in any case of the letters; a folder of that name that holds images beside other
+    class folders is a class.
+    """
+    folders = [each for each in root.iterdir() if not is_system(each.name) and each.is_dir()]
+    named = {word for words in SPLIT_FOLDERS.values() for word in words}
+    alone = all(each.name.lower() in named for each in folders)
+    by_name: dict[str, list[Path]] = {}
+    for each in folders:
+        if each.name.lower() in named and (alone or _has_folders(each)):
+            by_name.setdefault(each.name.lower(), []).append(each)
+    found = {}
+    for split, words in SPLIT_FOLDERS.items():
+        places = next((by_name[word] for word in words if word in by_name), [])
+        if len(places) > 1:
+            raise DataError(f"{places[0]} and {places[1]}: two folders for {split}. Rename one of them")
+        if places:
+            found[split] = places[0]
+    return found
+
+
+def _has_folders(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(entry.is_dir() and not is_system(entry.name) for entry in entries)

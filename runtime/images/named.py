@@ -14,11 +14,10 @@ import re
 from collections.abc import Iterable, Iterator
 
 from ..errors import UsageError
-from .folder import EXTENSIONS, natural_key
+from .order import file_key
+from .scan import EXTENSIONS, is_system
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-NOT_IMAGES = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
-"""Folders that systems put beside people's images."""
 
 
 def image_files(words: Iterable[str]) -> list[str]:
@@ -38,7 +37,7 @@ def _named_by(word: str) -> list[str]:
     elif URL.match(word):
         raise UsageError(f"{word}: images are read from this disk, not from a URL. Download it first")
     elif glob.has_magic(word):
-        matches = sorted(glob.glob(word, recursive=True), key=natural_key)
+        matches = sorted(glob.glob(word, recursive=True), key=file_key)
         found = [path for match in matches for path in (_inside(match) if os.path.isdir(match) else [match])]
         what = "matches no image"
     else:
@@ -53,13 +52,13 @@ def _named_by(word: str) -> list[str]:
 
 
 def _inside(folder: str) -> list[str]:
-    return sorted(_walk(folder), key=natural_key)
+    return sorted(_walk(folder), key=file_key)
 
 
 def _walk(folder: str) -> Iterator[str]:
     """Every image below a folder; hidden files and folders are left out, links to folders not followed."""
     for place, folders, names in os.walk(folder):
-        folders[:] = [each for each in folders if not each.startswith(".") and each not in NOT_IMAGES]
+        folders[:] = [each for each in folders if not is_system(each)]
         for name in names:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
+            if not is_system(name) and os.path.splitext(name)[1].lower() in EXTENSIONS:
                 yield os.path.join(place, name)

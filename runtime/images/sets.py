@@ -10,16 +10,22 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from .decode import open_rgb
+from .order import as_bytes
+from .summary import LeftOut, Overlap, Summary
 
 
 class ImageSet:
     """N images with labels; `image(i)` decodes, everything else is cheap."""
+
+    left_out: tuple[LeftOut, ...] = ()
+    """What was found beside the images and is not in the set."""
 
     def __init__(self, name: str, class_names: Sequence[str], labels: np.ndarray) -> None:
         self.name = name
@@ -45,14 +51,38 @@ class ImageSet:
         """SHA-256 of the image's content."""
         return hashlib.sha256(self.item_bytes(index)).hexdigest()
 
+    def item_size(self, index: int) -> int:
+        """Bytes of the image's content: images of different size are different."""
+        return len(self.item_bytes(index))
+
+    def place(self, index: int) -> str:
+        """The image's name inside the set, which stays when the whole set is moved."""
+        return str(index)
+
+    def summary(self) -> Summary:
+        """The set in a few numbers."""
+        counts = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
+        return Summary(self.name, len(self), tuple(self.class_names), tuple(counts), self.left_out)
+
+    def overlap(self, other: ImageSet, shown: int = 3) -> Overlap:
+        """Images of `other` whose content is in this set, too. Only what is of equal size is read."""
+        ours, theirs = _by_size(self), _by_size(other)
+        pairs: list[tuple[str, str]] = []
+        for size in ours.keys() & theirs.keys():
+            known = {self.item_sha256(i): i for i in ours[size]}
+            for j in theirs[size]:
+                if (i := known.get(other.item_sha256(j))) is not None:
+                    pairs.append((self.item_name(i), other.item_name(j)))
+        return Overlap(len(pairs), tuple(sorted(pairs, key=lambda pair: pair[1])[:shown]))
+
     def fingerprint(self) -> str:
         """SHA-256 over class names, item names and labels: changes when an image is added, removed or
         relabeled.
         """
-        digest = hashlib.sha256("\0".join(self.class_names).encode())
+        digest = hashlib.sha256(as_bytes("\0".join(self.class_names)))
         digest.update(self.labels.tobytes())
         for index in range(len(self)):
-            digest.update(os.path.basename(self.item_name(index)).encode())
+            digest.update(as_bytes(os.path.basename(self.item_name(index))))
         return digest.hexdigest()
 
 
@@ -71,7 +101,34 @@ class ArraySet(ImageSet):
 
     def fingerprint(self) -> str:
         """SHA-256 over class names, labels and pixels."""
-        digest = hashlib.sha256("\0".join(self.class_names).encode())
+        digest = hashlib.sha256(as_bytes("\0".join(self.class_names)))
         digest.update(self.labels.tobytes())
         digest.update(np.ascontiguousarray(self.x).data)
         return digest.hexdigest()
+
+
+class Subset(ImageSet):
+    """Some images of another set, with its classes."""
+
+    def __init__(self, images: ImageSet, chosen: np.ndarray) -> None:
+        super().__init__(images.name, images.class_names, images.labels[chosen])
+        self.images, self.chosen = images, chosen
+
+    def image(self, index: int) -> Any:
+        return self.images.image(int(self.chosen[index]))
+
+    def item_name(self, index: int) -> str:
+        return self.images.item_name(int(self.chosen[index]))
+
+    def item_bytes(self, index: int) -> bytes:
+        return self.images.item_bytes(int(self.chosen[index]))
+
+    def item_size(self, index: int) -> int:
+        return self.images.item_size(int(self.chosen[index]))
+
+
+def _by_size(images: ImageSet) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = defaultdict(list)
+    for index in range(len(images.labels)):  # a stream has none
+        found[images.item_size(index)].append(index)
+    return found

@@ -17,7 +17,7 @@ from distill import recipe as recipes
 from distill.__main__ import main
 from distill.run import job
 from distill.run.folder import absolute
-from runtime.errors import ArtifactError, UsageError
+from runtime.errors import ArtifactError, DataError, UsageError
 from runtime.images import open_images
 
 TINY = [
@@ -278,7 +278,6 @@ def test_resume_measures_the_field_again_and_a_failure_of_it_keeps_the_result(
     run, tmp_path, monkeypatch, capsys
 ):
     from distill.erf import report
-    from runtime.errors import DataError
 
     def fails(options):
         raise DataError("no map")
@@ -392,7 +391,7 @@ def test_other_classes_in_the_two_splits_are_refused_with_the_first_difference(t
     with pytest.raises(ArtifactError, match=r"class order differs.*bee.*bug"):
         job.open_splits(options(data=str(root)))
     shutil.rmtree(root / "val" / "bug")
-    with pytest.raises(ArtifactError, match="class order differs"):
+    with pytest.raises(DataError, match=r"val has no image of bee \(2 of 3 classes\)"):
         job.open_splits(options(data=str(root)))
 
 

@@ -1,0 +1,229 @@
+"""Look through a folder of class folders, without taking anything for a class that is not one.
+
+The first level is the class. Hidden and system files are left out and counted. Where a tree can be read in
+two ways, it is refused with a path of each.
+
+In:  a folder.
+Out: a `Tree`: (class, path) of every image; what was left out.
+Elsewhere: order (runtime.images.order), the set made from it (runtime.images.folder).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import DataError
+from .order import class_key, file_key
+from .summary import LeftOut, shown
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+OTHER_IMAGES = {
+    *(".tif", ".tiff", ".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".jfif", ".ppm", ".pgm", ".pbm"),
+    *(".tga", ".psd", ".dng", ".cr2", ".nef", ".arw", ".raw", ".exr", ".hdr", ".dcm", ".svg", ".ico"),
+}
+"""Suffixes of images that are not read: a class that only has these is not passed over in silence."""
+SYSTEM_NAMES = {
+    *("@eadir", "__macosx", "$recycle.bin", "system volume information", "lost+found", "#recycle"),
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__pycache__"),
+}
+"""What systems put beside people's images, in lower case; names that begin with a dot are hidden anyway."""
+WAY_OUT = "Give a list of path,label instead (--data FILE.csv), or put the images of a class in one folder"
+
+
+@dataclass
+class Tree:
+    """What is in a folder of class folders."""
+
+    root: str
+    images: list[tuple[str, str]] = field(default_factory=list)
+    """(class, path below the root), in timm's order."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+    folders: dict[str, str] = field(default_factory=dict)
+    """Folder below the root -> its first image."""
+    unread: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    """First level -> suffixes of images that are not read."""
+    first_level: list[str] = field(default_factory=list)
+
+    def leave_out(self, reason: str, path: str, count: int = 1) -> None:
+        """Count what is not in the set."""
+        self.reasons[reason] += count
+        self.examples.setdefault(reason, os.path.join(self.root, path))
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """The most frequent reason first."""
+        ordered = sorted(self.reasons.items(), key=lambda pair: (-pair[1], pair[0]))
+        return tuple(LeftOut(reason, count, self.examples[reason]) for reason, count in ordered)
+
+
+def is_system(name: str) -> bool:
+    """Whether a file or folder is hidden or a system's own."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
+
+
+def scan(root: str | Path) -> Tree:
+    """Every image below `root` with its class. Raises DataError where the classes are not clear."""
+    tree = Tree(str(root))
+    _walk(tree)
+    tree.images.sort(key=lambda pair: file_key(pair[1]))
+    _require_class_folders(tree)
+    _require_one_depth(tree)
+    _require_one_parent(tree)
+    _require_no_lost_class(tree)
+    return tree
+
+
+def _walk(tree: Tree) -> None:
+    root = os.path.realpath(tree.root)
+    above = {_identity(place) for place in (root, *map(str, Path(root).parents))}
+    seen = {_identity(root): ""}
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset(above))]
+    while waiting:
+        below, chain = waiting.pop()
+        for entry in _entries(os.path.join(tree.root, below) if below else tree.root):
+            path = os.path.join(below, entry.name) if below else entry.name
+            if is_system(entry.name):
+                tree.leave_out("hidden or system files", path, _files_in(entry))
+            elif _is_folder(entry):
+                inside = _enter(tree, entry, path, chain, seen)
+                if inside is not None:
+                    waiting.append((path, inside))
+                    if not below:
+                        tree.first_level.append(path)
+            else:
+                _take(tree, entry, below, path)
+
+
+def _enter(
+    tree: Tree,
+    entry: os.DirEntry[str],
+    path: str,
+    chain: frozenset[tuple[int, int]],
+    seen: dict[tuple[int, int], str],
+) -> frozenset[tuple[int, int]] | None:
+    """The chain of folders down to `entry`, or None for a link that leads back up; each folder once."""
+    one = _identity(entry.path)
+    if one in chain:
+        tree.leave_out("links to a folder above them", path)
+        return None
+    if one in seen:
+        raise DataError(
+            f"{os.path.join(tree.root, path)} and {os.path.join(tree.root, seen[one])} are one folder (a"
+            " link). Its images would count twice: remove one of them"
+        )
+    seen[one] = path
+    return chain | {one}
+
+
+def _take(tree: Tree, entry: os.DirEntry[str], below: str, path: str) -> None:
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if entry.is_symlink() and not os.path.exists(entry.path):
+        tree.leave_out("broken links", path)
+    elif suffix in EXTENSIONS:
+        tree.images.append((path.split(os.sep, 1)[0], path))
+        first = tree.folders.get(below)
+        tree.folders[below] = path if first is None or file_key(path) < file_key(first) else first
+    else:
+        convert = " (convert them to .png)" if suffix in OTHER_IMAGES else ""
+        tree.leave_out(f"{suffix or 'suffixless'} files{convert}", path)
+        if convert and below:
+            tree.unread[path.split(os.sep, 1)[0]][suffix] += 1
+
+
+def _require_class_folders(tree: Tree) -> None:
+    root = tree.root
+    if not tree.images:
+        why = f"; left out: {'; '.join(each.line() for each in tree.left_out)}" if tree.reasons else ""
+        raise DataError(
+            f"{root}: no images found ({', '.join(EXTENSIONS)}). Expected {root}/CLASS/image.jpg{why}"
+        )
+    if "" in tree.folders:
+        raise DataError(
+            f"{os.path.join(root, tree.folders[''])}: is not in a class folder. Expected"
+            f" {root}/CLASS/image.jpg"
+        )
+
+
+def _require_one_depth(tree: Tree) -> None:
+    depths: dict[int, str] = {}
+    for folder in sorted(tree.folders, key=file_key):
+        depths.setdefault(folder.count(os.sep), tree.folders[folder])
+    if len(depths) > 1:
+        one, two = (os.path.join(tree.root, depths[depth]) for depth in sorted(depths)[:2])
+        raise DataError(f"{one} and {two}: images at two depths, so their classes are not clear. {WAY_OUT}")
+
+
+def _require_one_parent(tree: Tree) -> None:
+    """A tree of YEAR/CLASS/image and one of CLASS/DAY/image look the same: one leaf name under two parents.
+
+    Where all classes hold one folder of one name (CLASS/images), only the first level can be meant.
+    """
+    leaves = {os.path.basename(folder) for folder in tree.folders}
+    classes = {folder.split(os.sep, 1)[0] for folder in tree.folders}
+    if len(leaves) == 1 and len(classes) == len(tree.folders) > 1:
+        return
+    parents: dict[str, str] = {}
+    for folder in sorted(tree.folders, key=file_key):
+        if os.sep not in folder:
+            continue
+        other = parents.setdefault(os.path.basename(folder), folder)
+        if other.split(os.sep, 1)[0] != folder.split(os.sep, 1)[0]:
+            one, two = (os.path.join(tree.root, each) for each in (other, folder))
+            raise DataError(
+                f"{one} and {two}: one name under two folders. It is not clear which of the two levels is"
+                f" the class. {WAY_OUT}"
+            )
+
+
+def _require_no_lost_class(tree: Tree) -> None:
+    classes = {name for name, _ in tree.images}
+    for name in sorted(set(tree.first_level) - classes, key=class_key):
+        if tree.unread.get(name):
+            suffixes = ", ".join(f"{count} {suffix}" for suffix, count in tree.unread[name].items())
+            raise DataError(
+                f"{os.path.join(tree.root, name)}: holds images that are not read ({suffixes}) and no other."
+                f" Convert them to one of {', '.join(EXTENSIONS)}, or remove the folder"
+            )
+        tree.leave_out("folders without images", name)
+    if len(classes) == 1:
+        only = next(iter(classes))
+        inner = sorted(
+            {folder.split(os.sep)[1] for folder in tree.folders if os.sep in folder}, key=class_key
+        )
+        if len(inner) > 1:
+            raise DataError(
+                f"{tree.root}: one class ({only!r}) cannot be classified. If {shown(inner)} are the classes,"
+                f" give the folder below: {os.path.join(tree.root, only)}"
+            )
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror or error})") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _identity(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def _files_in(entry: os.DirEntry[str]) -> int:
+    """Files in a folder that is left out; 1 for a file, a link or an empty folder."""
+    if not stat.S_ISDIR(entry.stat(follow_symlinks=False).st_mode):
+        return 1
+    return max(1, sum(len(names) for _, _, names in os.walk(entry.path)))
