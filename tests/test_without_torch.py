@@ -128,6 +128,7 @@ def test_every_command_explains_itself(edge, command):
         "bench table --data photos --teacher fp32.onnx int8.onnx --iterations 3",
         "env",
         "predict int8.onnx photos/val --csv",
+        "check photos",
         "inspect int8.onnx",
     ],
 )
