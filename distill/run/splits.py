@@ -34,6 +34,7 @@ def open_splits(recipe: Recipe, folder: Path | None = None, resumes: bool = Fals
     """
     train_spec = _with_columns(absolute(recipe.data), recipe)
     val_spec = _with_columns(absolute(recipe.val_data), recipe) or train_spec
+    train = open_data(train_spec, "train", recipe.num_classes)
     splittable = train_spec.startswith(TIMM_PREFIXES) or (
         not train_spec.endswith(".tar") and has_own_split(train_spec, "val")
     )
@@ -43,8 +44,7 @@ def open_splits(recipe: Recipe, folder: Path | None = None, resumes: bool = Fals
                 f"--val-split {recipe.val_split:g}: {recipe.val_data or recipe.data} holds validation images"
                 " already. Leave the flag out, or give the training images alone as --data"
             )
-        return _split(recipe, train_spec, folder or Path(), resumes)
-    train = open_data(train_spec, "train", recipe.num_classes)
+        return _split(recipe, train, train_spec, folder or Path(), resumes)
     if not recipe.val_data and not splittable:
         raise UsageError(
             f"{recipe.data}: has no validation images apart from the training images. "
@@ -79,9 +79,8 @@ def require_every_class(train: ImageSet, val: ImageSet) -> None:
         )
 
 
-def _split(recipe: Recipe, spec: str, folder: Path, resumes: bool) -> Splits:
+def _split(recipe: Recipe, images: ImageSet, spec: str, folder: Path, resumes: bool) -> Splits:
     """One set in two, and the list of it."""
-    images = open_data(spec, "train", recipe.num_classes)
     if spec.startswith(TIMM_PREFIXES) or spec.endswith(".tar") or not len(images.labels):
         raise UsageError(f"--val-split: {spec} cannot be split. Expected an image folder, a list or npz:FILE")
     kept = (folder / split.NAME).absolute()

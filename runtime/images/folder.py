@@ -100,7 +100,10 @@ def _split_folders(root: Path) -> dict[str, Path]:
     """Split -> its folder, in any case of the letters; a folder of that name that holds images beside other
     class folders is a class.
     """
-    folders = [each for each in root.iterdir() if not is_system(each.name) and each.is_dir()]
+    try:
+        folders = [each for each in root.iterdir() if not is_system(each.name) and each.is_dir()]
+    except OSError as error:
+        raise DataError(f"{root}: cannot be listed ({error.strerror or error})") from error
     named = {word for words in SPLIT_FOLDERS.values() for word in words}
     alone = all(each.name.lower() in named for each in folders)
     by_name: dict[str, list[Path]] = {}

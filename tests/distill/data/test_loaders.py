@@ -392,3 +392,8 @@ def test_a_name_torchvision_does_not_have_is_named():
 def test_a_batch_larger_than_the_data_is_refused(images, recipe):
     with pytest.raises(UsageError, match=r"16 training images are fewer than one step of 8 x 3"):
         loader(images(16), recipe, grad_accum=3)
+
+
+def test_a_set_of_torchvision_that_is_not_there_names_the_line_that_fetches_it(tmp_path):
+    with pytest.raises(DataError, match=r"from torchvision\.datasets import CIFAR100; .*download=True"):
+        open_data(f"torch/cifar100:{tmp_path}", "train")

@@ -106,3 +106,14 @@ def test_an_npz_file_keeps_its_order_of_classes(tmp_path, monkeypatch):
     assert len(train) + len(val) == 24
     ours, theirs = ({images.item_sha256(i) for i in range(len(images))} for images in (train, val))
     assert not ours & theirs
+
+
+def test_a_moved_teacher_of_the_same_content_resumes_and_another_one_does_not(flat, capsys):
+    assert run(*TRAIN, "--data", "flat", "--val-split", "0.25", "--output", "t") == 0
+    shutil.copy("t/best.pth", "teacher.pth")
+    words = [word for word in TRAIN if word not in ("--teacher", "none")]
+    given = ("--data", "flat", "--val-split", "0.25", "--teacher-ckpt", "teacher.pth", "--output", "r")
+    assert run(*words, *given) == 0
+    shutil.move("teacher.pth", "elsewhere.pth")
+    assert run("train", "--resume", "r", "--teacher-ckpt", "elsewhere.pth") == 0
+    assert run("train", "--resume", "r", "--teacher-ckpt", "r/best.pth") == 2
