@@ -81,8 +81,8 @@ def open_list(spec: str, split: str) -> ImageSet:
     gone = [row.path for row in files if not os.path.exists(row.path)]
     if len(gone) == len(files):
         raise DataError(
-            f"{file_of(spec)}: not a folder, and not a list of images: none of its {len(files)} paths is there,"
-            f" the first is {gone[0]}"
+            f"{file_of(spec)}: not a folder, and not a list of images: none of its {len(files)} paths is"
+            f" there, the first is {gone[0]}"
         )
     if gone:
         raise DataError(f"{spec}: {len(gone)} of {len(files)} images are not there, the first is {gone[0]}")
