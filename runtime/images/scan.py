@@ -71,6 +71,8 @@ def scan(root: str | Path) -> Tree:
     tree = Tree(str(root))
     _walk(tree)
     tree.images.sort(key=lambda pair: file_key(pair[1]))
+    for _, path in tree.images:
+        tree.folders.setdefault(os.path.dirname(path), path)
     _require_class_folders(tree)
     _require_one_depth(tree)
     _require_one_parent(tree)
@@ -126,8 +128,6 @@ def _take(tree: Tree, entry: os.DirEntry[str], below: str, path: str) -> None:
         tree.leave_out("broken links", path)
     elif suffix in EXTENSIONS:
         tree.images.append((path.split(os.sep, 1)[0], path))
-        first = tree.folders.get(below)
-        tree.folders[below] = path if first is None or file_key(path) < file_key(first) else first
     else:
         convert = " (convert them to .png)" if suffix in OTHER_IMAGES else ""
         tree.leave_out(f"{suffix or 'suffixless'} files{convert}", path)
