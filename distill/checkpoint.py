@@ -11,7 +11,9 @@ Elsewhere: building the network (`distill.models.build`), older names of publish
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
+import pathlib
 import pickle
 import zipfile
 import zlib
@@ -29,8 +31,15 @@ from runtime.recorded import local_data
 
 SCHEMA = 1
 MARK = "large2small_checkpoint"
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-"""Keys under which other projects keep the weights, the averaged ones first."""
+AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "ema", "averaged_model")
+"""Keys under which other projects keep averaged weights, which are the better ones."""
+WRAPPERS = (
+    *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "module"),
+    *("params", "student"),
+)
+"""Keys under which they keep the others."""
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "student.", "ema_model.")
+"""What names begin with when a network was wrapped: in parallel, compiled, as a part of another."""
 CODE = ("GLOBAL", "call reduce", "create new object", "Can only build")
 """Words of torch's weights-only reader when it meets a function or class it will not call."""
 FIT, BROKEN = "checksums fit", "broken: "
@@ -151,14 +160,17 @@ def load_any(
     model: str | None = None,
     model_args: Mapping[str, Any] | None = None,
     flag: str = "--model",
+    entry: str = "",
 ) -> Checkpoint:
     """Read our checkpoint, or foreign weights (timm, torchvision, plain state dict, published .th) of
     architecture `model`.
 
-    flag: what the user calls `model`, for the message. What was changed on the way stands in
+    flag: what the user calls `model`, for the message; entry: which entry of a foreign file holds the weights
+    (`unwrap`). What was changed on the way stands in
     lineage["converted"], and arguments that a foreign file shows (kernels, merged or not) are in model_args.
     Raises UsageError when a foreign file comes without `model`, ArtifactError when the architectures differ.
     """
+    path = Path(path)
     values = read_file(path)
     if MARK in values:
         checkpoint = from_values(values, path)
@@ -171,7 +183,7 @@ def load_any(
         raise UsageError(f"{path}: weights without a description. Say which architecture: {flag} NAME")
     from .models import convert, preprocess_of  # here: models import timm, reading a file does not need it
 
-    state_dict, notes = unwrap(values, str(path))
+    state_dict, notes = unwrap(values, str(path), entry)
     preprocess = preprocess_of(model, (model_args or {}).get("img_size", 0))
     state_dict, arguments, more = convert.convert(model, model_args or {}, state_dict)
     return Checkpoint(
@@ -203,9 +215,7 @@ def read_file(path: str | Path, checked: bool = True) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return dict(load_file(path))
-        with torch.serialization.safe_globals(
-            [argparse.Namespace]
-        ):  # plain settings, which many keep beside the weights
+        with torch.serialization.safe_globals(_plain_types()):
             values = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if any(words in str(error) for words in CODE):  # torch's text names weights_only for a cut file too
@@ -219,6 +229,30 @@ def read_file(path: str | Path, checked: bool = True) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ArtifactError(f"{path}: holds a {type(values).__name__}; expected a dict of weights")
     return values
+
+
+def _ordinary_dict(*_default: Any) -> dict[Any, Any]:
+    return {}
+
+
+def _plain_types() -> list[Any]:
+    """Types that many keep beside the weights, whose making runs no code of the file: settings, counters,
+    NumPy's scalars and arrays of numbers.
+    """
+    import numpy as np
+
+    kinds = (np.float64, np.float32, np.float16, np.int64, np.int32, np.uint8, np.bool_)
+    types: list[Any] = [argparse.Namespace, list, dict, int, float, str]
+    types.append((_ordinary_dict, "collections.defaultdict"))  # which torch's reader would not fill
+    types += [pathlib.PurePosixPath, (pathlib.PurePosixPath, "pathlib.PosixPath"), np.dtype, np.ndarray]
+    types += [type(np.dtype(kind)) for kind in kinds]
+    multiarray: Any = importlib.import_module(
+        "numpy._core.multiarray" if hasattr(np, "_core") else "numpy.core.multiarray"
+    )
+    for function in ("scalar", "_reconstruct"):
+        made = getattr(multiarray, function)
+        types += [(made, f"numpy.core.multiarray.{function}"), (made, f"numpy._core.multiarray.{function}")]
+    return types
 
 
 def checksums(path: Path) -> str | None:
@@ -264,30 +298,120 @@ def _require_bounded(path: Path) -> None:
         )
 
 
-def unwrap(values: Mapping[str, Any], name: str) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Weights out of another project's wrapper, and a list of what was renamed for the user to read."""
-    notes = []
-    for wrapper in WRAPPERS:
-        if isinstance(values.get(wrapper), dict):
-            values = values[wrapper]
-            notes.append(f"taken from entry {wrapper!r}")
-            break
-    state_dict = {
-        key: value
-        for key, value in values.items()
-        if isinstance(key, str) and isinstance(value, torch.Tensor)
+def unwrap(
+    values: Mapping[str, Any], name: str, entry: str = ""
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Weights out of another project's file, and a list of what was chosen and renamed for the user to read.
+
+    entry: which entry to take, nested ones with points (`ema.module`); by default averaged weights before
+    others. Raises ArtifactError for a file or an entry without weights, and for tensors that are not plain
+    numbers.
+    """
+    weights, notes = _named_entry(values, name, entry) if entry else _likely_entry(values, name)
+    state_dict = {key: value for key, value in weights.items() if isinstance(key, str) and _is_tensor(value)}
+    for key, value in state_dict.items():
+        _require_plain(value, f"{name}: {key}")
+    while prefix := next((each for each in PREFIXES if all(key.startswith(each) for key in state_dict)), ""):
+        state_dict = {key[len(prefix) :]: value for key, value in state_dict.items()}
+        notes.append(f"prefix {prefix!r} removed from {len(state_dict)} names")
+    return _without_backbone(state_dict, notes)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(
+        isinstance(key, str) and _is_tensor(each) for key, each in value.items()
+    )
+
+
+def _likely_entry(values: Mapping[str, Any], name: str) -> tuple[Mapping[str, Any], list[str]]:
+    """The weights of a file and what to say of the choice. Wrappers may be nested (`{"ema": {"module":
+    ...}}`).
+    """
+    found = _entries(values)
+    averaged = [each for each in found if any(part in AVERAGED for part in each)]
+    raw = [each for each in found if each not in averaged and any(part in WRAPPERS for part in each)]
+    ranked = averaged + raw
+    if not ranked and _holds_tensors(values):
+        return values, []
+    if not ranked and len(found) != 1:
+        listed = ", ".join(map(str, list(values)[:5]))
+        several = "; name one: --checkpoint-key " + " or ".join(".".join(each) for each in found[:3])
+        raise ArtifactError(f"{name}: holds no weights (entries: {listed}){several if found else ''}")
+    chosen = (ranked or found)[0]
+    note = f"taken from entry {'.'.join(chosen)!r}"
+    if averaged and raw:
+        other = ".".join(raw[0])
+        note += f", the averaged weights; {other!r} holds the others (--checkpoint-key {other})"
+    return _at(values, chosen), [note]
+
+
+def _entries(values: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Where in the file dictionaries with tensors stand, down to the third level."""
+    found: list[tuple[str, ...]] = []
+    waiting: list[tuple[tuple[str, ...], Mapping[str, Any]]] = [((), values)]
+    while waiting:
+        path, inside = waiting.pop(0)
+        if path and _holds_tensors(inside):
+            found.append(path)
+        elif len(path) < 3:
+            waiting += [
+                ((*path, key), each)
+                for key, each in inside.items()
+                if isinstance(key, str) and isinstance(each, Mapping) and not key.startswith("optim")
+            ]
+    return found
+
+
+def _named_entry(values: Mapping[str, Any], name: str, entry: str) -> tuple[Mapping[str, Any], list[str]]:
+    inside = values[entry] if entry in values else _at(values, tuple(entry.split(".")))
+    if not _holds_tensors(inside):
+        known = ", ".join(".".join(each) for each in _entries(values)) or "none"
+        raise ArtifactError(f"{name}: has no weights in an entry {entry!r}. Entries with weights: {known}")
+    return inside, [f"taken from entry {entry!r}"]
+
+
+def _at(values: Any, path: tuple[str, ...]) -> Any:
+    for part in path:
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
+
+
+def _require_plain(tensor: torch.Tensor, name: str) -> None:
+    """Raise ArtifactError for a tensor that is not strided real numbers: copying it would fail, or lose a
+    part of it.
+    """
+    kinds = {
+        "sparse": tensor.layout != torch.strided,
+        "quantized": tensor.is_quantized,
+        "complex": tensor.is_complex(),
     }
-    if not state_dict:
-        raise ArtifactError(f"{name}: holds no weights (entries: {', '.join(map(str, list(values)[:5]))})")
-    for prefix in (
-        "module.",
-        "_orig_mod.",
-        "module.",
-    ):  # wrapped in parallel, compiled, or both in either order
-        if all(key.startswith(prefix) for key in state_dict):
-            state_dict = {key[len(prefix) :]: value for key, value in state_dict.items()}
-            notes.append(f"prefix {prefix!r} removed from {len(state_dict)} names")
-    return state_dict, notes
+    for kind, holds in kinds.items():
+        if holds:
+            raise ArtifactError(
+                f"{name} is a {kind} tensor; expected dense real numbers. Save the network in float32"
+            )
+
+
+def _without_backbone(
+    weights: dict[str, torch.Tensor], notes: list[str]
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """`backbone.` and `head.` beside each other, as OpenMMLab writes: the backbone's names as they are in the
+    network, and a linear head as `fc`.
+    """
+    if not any(key.startswith("backbone.") for key in weights) or not all(
+        key.startswith(("backbone.", "head.", "neck.", "data_preprocessor.")) for key in weights
+    ):
+        return weights, notes
+    notes.append("prefix 'backbone.' removed, and 'head.' where a linear layer follows")
+    renamed = {}
+    for key, value in weights.items():
+        if not key.startswith("data_preprocessor."):
+            renamed[key.removeprefix("backbone.").replace("head.fc.", "fc.")] = value
+    return renamed, notes
 
 
 def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:

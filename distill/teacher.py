@@ -17,13 +17,14 @@ from torch.nn import functional as F
 
 from runtime import files
 from runtime.artifact import require_same_classes
-from runtime.errors import GateError, UsageError
+from runtime.errors import ArtifactError, GateError, UsageError
 from runtime.preprocess import Preprocess
 
 from . import checkpoint as checkpoints
 from . import models
 from .features import Taps
 from .losses.base import Outputs
+from .models import classifier
 from .models.merge import reparameterize, require_equal
 from .recipe import Recipe, key_values
 
@@ -45,6 +46,8 @@ class Origin:
     """Whether its branches were merged, as a line to read."""
     dtype: str = "fp32"
     """fp32, fp16 or bf16."""
+    fitted: str | None = None
+    """How its classifier was fitted to the data, where its own was for other classes."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -123,35 +126,95 @@ def renormalization(
     return (std_s / std_t).float().to(device), ((mean_s - mean_t) / std_t).float().to(device)
 
 
-def load(
-    recipe: Recipe, class_names: list[str], student_preprocess: Preprocess, device: torch.device
-) -> Teacher | None:
-    """The recipe's teacher, or None. Raises ArtifactError when its classes or their order are not
-    the data's.
+@dataclass(frozen=True)
+class Source:
+    """A teacher's network as its weights are, before it is frozen and put to work."""
+
+    model: nn.Module
+    """With the data's classes."""
+    model_args: dict[str, Any]
+    preprocess: Preprocess
+    origin: Origin
+    is_new: bool
+    """Whether its classifier is a new one, which knows nothing yet."""
+    notes: list[str]
+    """What a person should know of it."""
+
+
+def open_source(recipe: Recipe, class_names: list[str]) -> Source | None:
+    """The recipe's teacher, or None.
+
+    Raises ArtifactError or UsageError when its classes are not the data's and --teacher-fit is none, before
+    anything is fetched.
     """
     if recipe.teacher == "none" or (recipe.teacher == "auto" and not recipe.teacher_ckpt):
         return None
-    model_args, name = key_values(recipe.teacher_args), recipe.teacher
-    if recipe.teacher_ckpt:
-        asked = None if name == "auto" else name
-        found = checkpoints.load_any(recipe.teacher_ckpt, asked, model_args, "--teacher")
-        require_same_classes(found.class_names, f"teacher {recipe.teacher_ckpt}", class_names, "data")
-        model = models.build(found.model, len(class_names), found.model_args)
-        checkpoints.load_weights(model, found)
-        preprocess = found.preprocess
-        origin = Origin(found.model, str(recipe.teacher_ckpt), files.sha256(recipe.teacher_ckpt), found.notes)
-    else:
-        model = models.build(name, len(class_names), model_args, pretrained=True)
-        preprocess = models.preprocess_of(name, model_args.get("img_size", 0))
-        config = getattr(model, "pretrained_cfg", {})
-        if config.get("num_classes") != len(class_names):
-            raise UsageError(
-                f"teacher {name}: its published weights know {config.get('num_classes')} classes, the data"
-                f" has {len(class_names)}. Train it on your data first (--teacher none), then give"
-                " --teacher-ckpt"
+    source = _of_file(recipe, class_names) if recipe.teacher_ckpt else _published(recipe, class_names)
+    preprocess = models.as_asked(
+        source.preprocess,
+        recipe.teacher_mean,
+        recipe.teacher_std,
+        recipe.teacher_interpolation,
+        recipe.teacher_input_size,
+    )
+    return replace(source, preprocess=preprocess)
+
+
+def _of_file(recipe: Recipe, class_names: list[str]) -> Source:
+    path, asked = recipe.teacher_ckpt, None if recipe.teacher == "auto" else recipe.teacher
+    given = key_values(recipe.teacher_args)
+    found = checkpoints.load_any(path, asked, given, "--teacher", recipe.teacher_checkpoint_key)
+    if recipe.teacher_fit == "none":
+        require_same_classes(found.class_names, f"teacher {path}", class_names, "data")
+    model = models.build(found.model, len(class_names), found.model_args)
+    weights, notes = classifier.fitted(model, found.state_dict, found.class_names, class_names)
+    is_new = any(classifier.NEW in note for note in notes)
+    if is_new and recipe.teacher_fit == "none":
+        raise ArtifactError(
+            f"teacher {path}: {notes[0]}, and --teacher-fit is none. Let it be fitted to the data"
+            " (--teacher-fit head), or give a teacher of these classes"
+        )
+    checkpoints.load_weights(model, replace(found, state_dict=weights))
+    if found.class_names is None:
+        notes += models.assumption(found.preprocess, "teacher-", recipe.teacher_mean)
+    origin = Origin(found.model, str(path), files.sha256(path), [*found.notes, *notes])
+    return Source(model, found.model_args, found.preprocess, origin, is_new, [*found.notes, *notes])
+
+
+def _published(recipe: Recipe, class_names: list[str]) -> Source:
+    name, model_args = recipe.teacher, key_values(recipe.teacher_args)
+    preprocess = models.preprocess_of(name, model_args.get("img_size", 0))
+    classes = models.published_classes(name)
+    if classes != len(class_names) and recipe.teacher_fit == "none":
+        raise UsageError(
+            f"teacher {name}: its published weights know {classes} classes, the data has {len(class_names)},"
+            " and --teacher-fit is none. Let it be fitted to the data (--teacher-fit head), or give a teacher"
+            " of these classes with --teacher-ckpt"
+        )
+    model = models.build(name, len(class_names), model_args, pretrained=True)
+    notes = models.published_notes(model, class_names)
+    return Source(model, model_args, preprocess, Origin(name), classes != len(class_names), notes)
+
+
+def load(
+    recipe: Recipe, class_names: list[str], student_preprocess: Preprocess, device: torch.device
+) -> Teacher | None:
+    """The recipe's teacher, ready to teach, or None. Raises ArtifactError when its classes or their order are
+    not the data's: a teacher that has to be fitted first is the run's affair (distill.run.teacher_fit).
+    """
+    source = open_source(replace(recipe, teacher_fit="none"), class_names)
+    return ready(source, recipe, student_preprocess, device) if source else None
+
+
+def ready(source: Source, recipe: Recipe, student_preprocess: Preprocess, device: torch.device) -> Teacher:
+    """The teacher, merged and frozen. Raises ArtifactError for weights that are not numbers."""
+    for name, value in source.model.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise ArtifactError(
+                f"teacher {source.origin.file or source.origin.model}: its weight {name} holds NaN or inf."
+                " Give another file"
             )
-        origin = Origin(name)
-    model, merged = _merge(model, preprocess)
+    model, merged = _merge(source.model, source.preprocess)
     dtype = (
         (recipe.amp_dtype if recipe.amp else "fp32")
         if recipe.teacher_dtype == "auto"
@@ -159,13 +222,13 @@ def load(
     )
     return Teacher(
         model,
-        preprocess,
+        source.preprocess,
         student_preprocess,
         device,
         dtype,
         recipe.channels_last,
         recipe.compile,
-        replace(origin, merged=merged, dtype=dtype),
+        replace(source.origin, merged=merged, dtype=dtype),
     )
 
 

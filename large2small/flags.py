@@ -28,11 +28,25 @@ class TrainFlags(TypedDict, total=False):
     skip_bad_images: bool
     workers: int
     student: str
+    pretrained: bool
     student_args: Sequence[str] | Mapping[str, object]
     student_ckpt: Pathlike
+    checkpoint_key: str
+    mean: Sequence[float]
+    std: Sequence[float]
+    interpolation: Literal["", "nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+    input_size: Sequence[int]
     teacher: str
     teacher_ckpt: Pathlike
     teacher_args: Sequence[str] | Mapping[str, object]
+    teacher_checkpoint_key: str
+    teacher_mean: Sequence[float]
+    teacher_std: Sequence[float]
+    teacher_interpolation: Literal["", "nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+    teacher_input_size: Sequence[int]
+    teacher_fit: Literal["head", "all", "none"]
+    teacher_fit_epochs: int
+    teacher_fit_lr: float
     teacher_dtype: Literal["auto", "fp32", "fp16", "bf16"]
     kd_loss: str
     kd_temperature: float | None

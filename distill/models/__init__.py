@@ -12,7 +12,7 @@ import difflib
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import timm
@@ -24,7 +24,7 @@ from runtime.cli.nearest import nearest
 from runtime.errors import MissingError, UsageError
 from runtime.preprocess import Preprocess
 
-from . import cifar, replknet, slak, unireplknet  # noqa: F401  (they register their models)
+from . import cifar, classifier, replknet, slak, unireplknet  # noqa: F401  (they register their models)
 
 FROM_TIMM = ("bn_eps", "bn_momentum", "use_naflex")
 """Arguments of networks that timm reads before the network does."""
@@ -114,6 +114,30 @@ def _parameters(function: Callable[..., Any]) -> set[str]:
     return set(inspect.signature(function).parameters)
 
 
+def has_tag(name: str) -> bool:
+    """Whether a name says which published weights are meant, as resnet18.a1_in1k does."""
+    return "." in name
+
+
+def published_classes(name: str) -> int | None:
+    """How many classes the published weights of `name` know, without fetching them; None where none are."""
+    require_known(name)
+    config = timm.get_pretrained_cfg(name)
+    return config.num_classes if config and config.has_weights else None
+
+
+def published_notes(network: nn.Module, class_names: Sequence[str]) -> list[str]:
+    """What to say of published weights: which, and whether their classifier was for these classes."""
+    config: Any = getattr(network, "pretrained_cfg", None) or {}
+    classes, layer = config.get("num_classes"), config.get("classifier")
+    names = layer if isinstance(layer, str) else " and ".join(layer or ["the last layer"])
+    tag = config.get("tag")
+    lines = [f"published weights of {config.get('architecture')}" + (f", {tag}" if tag else "")]
+    if classes != len(class_names):
+        lines.append(f"classifier {names}: {classes} classes{classifier.NEW}{len(class_names)} classes")
+    return lines
+
+
 def size_argument(name: str, img_size: int) -> dict[str, int]:
     """{'img_size': ...} for architectures that are built for one size (ViT, Swin), nothing for the others."""
     config = timm.get_pretrained_cfg(name)
@@ -142,3 +166,34 @@ def preprocess_of(name: str, img_size: int | Sequence[int] = 0) -> Preprocess:
         mean=resolved["mean"],
         std=resolved["std"],
     )
+
+
+def as_asked(
+    preprocess: Preprocess,
+    mean: Sequence[float],
+    std: Sequence[float],
+    interpolation: str,
+    input_size: Sequence[int] = (),
+) -> Preprocess:
+    """`preprocess` with what a user says of it; empty values say nothing."""
+    changes: dict[str, Any] = {
+        "mean": tuple(mean),
+        "std": tuple(std),
+        "interpolation": interpolation,
+        "input_size": (3, *input_size) if input_size else (),
+    }
+    return replace(preprocess, **{name: value for name, value in changes.items() if value})
+
+
+def assumption(preprocess: Preprocess, flag: str, mean: Sequence[float]) -> list[str]:
+    """A line on the preprocessing of a file that brings none, unless the user said it; flag: `teacher-` or
+    nothing, what the user's flags begin with.
+    """
+    if mean:
+        return []
+    numbers = [" ".join(f"{value:g}" for value in values) for values in (preprocess.mean, preprocess.std)]
+    height, width = preprocess.input_size[1:]
+    return [
+        f"preprocessing assumed: mean {numbers[0]}, std {numbers[1]}, {height} x {width},"
+        f" {preprocess.interpolation}; if it was trained with another: --{flag}mean R G B --{flag}std R G B"
+    ]

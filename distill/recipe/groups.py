@@ -71,12 +71,31 @@ class Data(Group):
 class Networks(Group):
     """Networks: the student and its teacher"""
 
-    student: Annotated[str, Flag("NAME", common=True)] = "resnet18"
-    """Architecture to train: any timm model, or one of this project's own (resnet20, ...)."""
+    student: Annotated[str, Flag("NAME", common=True)] = "auto"
+    """Architecture to train: any timm model, or one of this project's own (resnet20, ...); with timm's tag
+    (resnet18.a1_in1k) it starts from those published weights; auto: what --student-ckpt says, and without
+    one resnet18."""
+    pretrained: Annotated[bool, Flag(common=True)] = False
+    """Start the student from the weights that timm publishes for it. A classifier of other classes is
+    replaced by a new one."""
     student_args: Annotated[tuple[str, ...], Flag("KEY=VALUE")] = ()
     """Arguments of the student's architecture, for example width=0.5 or dims=[16,32]."""
     student_ckpt: Annotated[str, Flag("CKPT", common=True)] = ""
-    """Weights to start from instead of fresh ones."""
+    """Weights to start from instead of fresh ones: a run folder, a best.pth of this project, or a file of
+    timm, torchvision or others. A classifier of other classes is replaced by a new one."""
+    checkpoint_key: Annotated[str, Flag("KEY")] = ""
+    """Entry of a foreign --student-ckpt that holds the weights, for example ema.module; by default
+    averaged weights before others."""
+    mean: Annotated[tuple[float, ...], Flag("X")] = ()
+    """Mean of the student's input per channel, for pixels from 0 to 1; by default what the weights or the
+    architecture declare."""
+    std: Annotated[tuple[float, ...], Flag("X")] = ()
+    """Standard deviation of the student's input per channel."""
+    interpolation: Literal["", "nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] = ""
+    """Filter that resizes the student's evaluation images; by default what the weights or the architecture
+    declare."""
+    input_size: Annotated[tuple[int, ...], Flag("PIXELS")] = ()
+    """Height and width of the student's input, for one that is not square."""
     teacher: Annotated[str, Flag("NAME", common=True)] = "auto"
     """Teacher's architecture; auto: what --teacher-ckpt says, and without one no teacher; none: labels
     alone."""
@@ -84,6 +103,25 @@ class Networks(Group):
     """Teacher's weights: a best.pth of this project, or a file of timm, torchvision or the authors."""
     teacher_args: Annotated[tuple[str, ...], Flag("KEY=VALUE")] = ()
     """Arguments of the teacher's architecture."""
+    teacher_checkpoint_key: Annotated[str, Flag("KEY")] = ""
+    """Entry of a foreign --teacher-ckpt that holds the weights."""
+    teacher_mean: Annotated[tuple[float, ...], Flag("X")] = ()
+    """Mean of the teacher's input per channel, for pixels from 0 to 1; by default what the weights or the
+    architecture declare."""
+    teacher_std: Annotated[tuple[float, ...], Flag("X")] = ()
+    """Standard deviation of the teacher's input per channel."""
+    teacher_interpolation: Literal["", "nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] = ""
+    """Filter that resizes the images of a teacher that is evaluated."""
+    teacher_input_size: Annotated[tuple[int, ...], Flag("PIXELS")] = ()
+    """Height and width of the teacher's input."""
+    teacher_fit: Annotated[Literal["head", "all", "none"], Flag(common=True)] = "head"
+    """Part of a teacher with other classes that is fitted to the data first: a new classifier on its
+    features (head; seconds to minutes), the whole network (all), or nothing (none: such a teacher is
+    refused). The fitted teacher is kept in RUN/teacher."""
+    teacher_fit_epochs: Annotated[int, Flag("N", least=1)] = 10
+    """Passes over the training images with --teacher-fit all."""
+    teacher_fit_lr: Annotated[float, Flag("RATE", above=0)] = 1e-4
+    """Peak learning rate of --teacher-fit all."""
     teacher_dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """Precision the teacher computes in; auto: the student's --amp-dtype with --amp, else fp32."""
 
@@ -94,6 +132,24 @@ class Networks(Group):
             "teacher",
             "a name or auto, because --teacher-ckpt is given",
         )
+        self.need(
+            not (self.pretrained and self.student_ckpt), "pretrained", "no --student-ckpt beside it. Give one"
+        )
+        for arguments in ("student_args", "teacher_args"):
+            self.need(
+                not any(word.partition("=")[0] == "pretrained" for word in getattr(self, arguments)),
+                arguments,
+                "arguments of the network itself, and 'pretrained' is not one. Published weights:"
+                " --pretrained",
+            )
+        for side in ("", "teacher_"):
+            for name in (f"{side}mean", f"{side}std"):
+                self.need(len(getattr(self, name)) in (0, 3), name, "three numbers, for red, green and blue")
+            self.need(min(getattr(self, f"{side}std"), default=1) > 0, f"{side}std", "three numbers above 0")
+            sides = getattr(self, f"{side}input_size")
+            self.need(
+                len(sides) in (0, 2) and min(sides, default=1) > 0, f"{side}input_size", "height and width"
+            )
 
 
 @dataclass(frozen=True)

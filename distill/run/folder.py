@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from runtime import files
@@ -66,7 +67,7 @@ def _new(options: TrainOptions) -> Path:
         raise UsageError(
             "no data given. Expected --data DIR (with train/ and val/), npz:FILE, digits or torch/NAME:DIR"
         )
-    folder = Path(options.output or f"runs/{options.student}")
+    folder = Path(options.output or f"runs/{_name(options)}")
     if (folder / "args.yaml").exists() and not options.overwrite:
         raise UsageError(
             f"{folder} holds a run already. Continue it: --resume {folder}; replace it: --overwrite; "
@@ -89,6 +90,11 @@ def _new(options: TrainOptions) -> Path:
     return folder
 
 
+def _name(options: TrainOptions) -> str:
+    """What a run is called that has no --output: its student, or the file that says which it is."""
+    return Path(options.student_ckpt).stem if options.student == "auto" else options.student
+
+
 def remove_old_run(folder: Path) -> None:
     """Remove what a run wrote, for --overwrite; other files stay."""
     for place in (folder, folder / "control"):
@@ -104,7 +110,19 @@ def remove_old_run(folder: Path) -> None:
             (place / name).unlink(missing_ok=True)
         for events in place.glob("events.out.tfevents.*"):  # TensorBoard would draw both runs as one
             events.unlink()
-    shutil.rmtree(folder / "erf", ignore_errors=True)
+    for made in ("erf", "teacher"):
+        shutil.rmtree(folder / made, ignore_errors=True)
+
+
+def with_files(options: TrainOptions) -> TrainOptions:
+    """The options with absolute paths."""
+    return replace(
+        options,
+        data=absolute(options.data),
+        val_data=absolute(options.val_data),
+        teacher_ckpt=absolute(options.teacher_ckpt),
+        student_ckpt=absolute(options.student_ckpt),
+    )
 
 
 def absolute(spec: str) -> str:

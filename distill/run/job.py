@@ -20,6 +20,7 @@ from runtime import files
 from runtime.errors import UsageError
 from runtime.images import ImageSet
 
+from .. import checkpoint as checkpoints
 from .. import recipe as recipes
 from .. import teacher as teachers
 from ..data import eval_loader
@@ -29,12 +30,13 @@ from ..evaluate import Evaluation, evaluate, pick_device
 from ..recipe import Recipe
 from ..training import trainer as trainers
 from ..training.task import Splits, Task, lineage_of
-from .folder import absolute, remove_old_run
+from . import teacher_fit
+from .folder import remove_old_run, with_files
 from .options import TrainOptions
 from .report import page
 from .result import RoleResult, RunResult, TeacherResult
 from .splits import open_splits
-from .student import student_preprocess
+from .student import named, student_preprocess
 
 ERF_IMAGES = 50
 """Validation images that --erf averages over, as in the papers."""
@@ -52,6 +54,8 @@ class Job:
     tasks: tuple[Task, ...]
     """The student's training, then the control's if asked."""
     make_trainer: Callable[[Task], trainers.Trainer]
+    fitted_teacher: teachers.Source | None = None
+    """A teacher that was fitted to the data, and is kept in the run folder."""
 
 
 def run(
@@ -66,19 +70,16 @@ def run(
 
 def prepare(options: TrainOptions, folder: Path, make_trainer: Callable[[Task], trainers.Trainer]) -> Job:
     """Check and read everything that the run needs; show the teacher's own accuracy."""
-    options = replace(
-        options,
-        data=absolute(options.data),
-        val_data=absolute(options.val_data),
-        teacher_ckpt=absolute(options.teacher_ckpt),
-        student_ckpt=absolute(options.student_ckpt),
-    )
+    options = named(with_files(options))
     device = pick_device(options.device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what runs in fp32
     data = open_splits(options, folder, bool(options.resume))
-    preprocess = student_preprocess(options)
-    teacher = teachers.load(options, data.train.class_names, preprocess, device)
+    preprocess, assumed = student_preprocess(options)
+    for line in assumed:
+        say(f"student: {line}")
+    source = open_teacher(options, folder, data, device)
+    teacher = teachers.ready(source, options, preprocess, device) if source else None
     if options.control and not teacher:
         raise UsageError(
             "--control trains the student once more without its teacher, and there is no teacher here. "
@@ -107,7 +108,67 @@ def prepare(options: TrainOptions, folder: Path, make_trainer: Callable[[Task], 
         teacher=TeacherResult(teacher.origin, accuracy.top1) if teacher and accuracy else None,
         tasks=(student, control_of(student)) if options.control else (student,),
         make_trainer=make_trainer,
+        fitted_teacher=source if source and source.origin.fitted else None,
     )
+
+
+def open_teacher(
+    options: TrainOptions, folder: Path, data: Splits, device: torch.device
+) -> teachers.Source | None:
+    """The run's teacher, fitted to the data's classes where its own are others: by this run before it was
+    stopped, or now.
+    """
+    class_names = data.train.class_names
+    before = teacher_fit.saved(folder, class_names) if options.resume else None
+    source = before or teachers.open_source(options, class_names)
+    if source is None:
+        return None
+    say(f"teacher: {source.origin.model} from {source.origin.file or 'published weights'}")
+    for note in source.notes:
+        say(f"teacher: {note}")
+    if not source.is_new:
+        return source
+    if options.teacher_fit == "all":
+        return fit_whole_teacher(options, folder, data, source)
+    fitted = teacher_fit.fit_head(source, data.train, options, device)
+    say(f"teacher: {fitted.origin.fitted}")
+    return fitted
+
+
+def fit_whole_teacher(
+    options: TrainOptions, folder: Path, data: Splits, source: teachers.Source
+) -> teachers.Source:
+    """Train all of the teacher on the labels, as a run of its own in RUN/teacher that --resume continues."""
+    place = folder / "teacher"
+    recipe = replace(
+        options,
+        student=source.origin.model,
+        student_args=options.teacher_args,
+        student_ckpt=options.teacher_ckpt,
+        checkpoint_key=options.teacher_checkpoint_key,
+        pretrained=not options.teacher_ckpt,
+        mean=source.preprocess.mean,
+        std=source.preprocess.std,
+        interpolation=source.preprocess.interpolation,  # type: ignore[arg-type]  # one of INTERPOLATIONS
+        input_size=source.preprocess.input_size[1:],
+        img_size=0,
+        teacher="none",
+        teacher_ckpt="",
+        epochs=options.teacher_fit_epochs,
+        lr=options.teacher_fit_lr,
+        control=False,
+        erf=False,
+        report=False,
+        resume=str(place) if options.resume and (place / "args.yaml").is_file() else "",
+        output=str(place),
+    )
+    job = prepare(recipe, place, trainers.Trainer)
+    _begin_folder(folder, options, data)
+    result = finish(job, [train_role(job, task) for task in job.tasks])
+    found = checkpoints.load(result.checkpoint)
+    checkpoints.load_weights(source.model, found)
+    line = f"all of it fitted in {options.teacher_fit_epochs} epochs, {place / 'best.pth'}"
+    return replace(source, is_new=False, origin=replace(source.origin, fitted=line))
 
 
 def control_of(student: Task) -> Task:
@@ -180,10 +241,7 @@ def _teacher_accuracy(
     """The teacher's own accuracy on its own preprocessing: shows a wrong file or normalization before any
     training.
     """
-    origin = teacher.origin
-    say(f"teacher: {origin.model} from {origin.file or 'published weights'} in {origin.dtype}")
-    for note in [*(origin.converted or []), origin.merged]:
-        say(f"teacher: {note}")
+    say(f"teacher: in {teacher.origin.dtype}, {teacher.origin.merged}")
     # not teacher.forward: one that is compiled now may miss the hooks that a feature loss adds later
     accuracy = evaluate(
         teacher.model,
@@ -212,12 +270,21 @@ def _resume(trainer: trainers.Trainer) -> None:
 def _begin(job: Job) -> None:
     """The first thing that is written: args.yaml, in place of an old run if asked."""
     options = job.options
+    if not job.fitted_teacher:
+        _begin_folder(job.folder, options, job.data)
+    elif options.teacher_fit == "head":
+        _begin_folder(job.folder, options, job.data)
+        teacher_fit.save(job.fitted_teacher, job.data.train.class_names, job.folder)
+
+
+def _begin_folder(folder: Path, options: TrainOptions, data: Splits) -> None:
+    """Remove an old run if asked; write the lists of images and the settings."""
     if options.overwrite and not options.resume:
-        remove_old_run(job.folder)
-    for name, text in job.data.lists.items():
-        files.write_text(job.folder / name, text)
+        remove_old_run(folder)
+    for name, text in data.lists.items():
+        files.write_text(folder / name, text)
     args = recipes.to_yaml(recipe_of(options)) + recipes.yaml_lines(options.beside_recipe())
-    files.write_text(job.folder / "args.yaml", args)
+    files.write_text(folder / "args.yaml", args)
 
 
 def _write_result(folder: Path, result: RunResult) -> None:

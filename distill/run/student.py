@@ -1,13 +1,14 @@
-"""The student before training: what its images have to look like.
+"""The student before training: which architecture it is, and what its images have to look like.
 
 In:  a recipe.
-Out: the student's `Preprocess`.
+Out: the student's name and `Preprocess`.
 Elsewhere: building the network (distill.training.parts), weights of files (distill.checkpoint).
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from runtime.errors import UsageError
 from runtime.preprocess import Preprocess
@@ -16,22 +17,48 @@ from .. import checkpoint as checkpoints
 from .. import models
 from .. import recipe as recipes
 from ..recipe import Recipe
+from .options import TrainOptions
+
+DEFAULT = "resnet18"
+"""The architecture where neither --student nor a file names one."""
 
 
-def student_preprocess(recipe: Recipe) -> Preprocess:
-    """How the student's images are resized, cropped and normalized. Raises UsageError for two sizes."""
+def named(options: TrainOptions) -> TrainOptions:
+    """The options with the student's architecture settled: typed, or of its file, or DEFAULT."""
+    if options.student != "auto":
+        return options
+    if not options.student_ckpt:
+        return replace(options, student=DEFAULT)
+    return replace(options, student=checkpoints.load_any(options.student_ckpt, None, flag="--student").model)
+
+
+def student_preprocess(recipe: Recipe) -> tuple[Preprocess, list[str]]:
+    """How the student's images are resized, cropped and normalized, and what was assumed of them. Raises
+    UsageError for two sizes.
+    """
+    assumed = False
     if recipe.student_ckpt:
-        preprocess = checkpoints.load_any(recipe.student_ckpt, recipe.student).preprocess
+        found = checkpoints.load_any(
+            recipe.student_ckpt, recipe.student, flag="--student", entry=recipe.checkpoint_key
+        )
+        preprocess, assumed = found.preprocess, found.class_names is None
     else:
         preprocess = models.preprocess_of(recipe.student)
     built_for = recipes.key_values(recipe.student_args).get("img_size", 0)
-    if recipe.img_size and built_for not in (0, recipe.img_size):
+    asked: Any = recipe.input_size or recipe.img_size
+    if asked and built_for not in (0, asked):
         raise UsageError(
             f"--img-size {recipe.img_size} and --student-args img_size={built_for}: two sizes. Give one"
         )
-    size = models.preprocess_of(
-        recipe.student, recipe.img_size or built_for or preprocess.input_size[1:]
-    ).input_size
+    if recipe.input_size and recipe.img_size:
+        raise UsageError(
+            f"--img-size {recipe.img_size} and --input-size {' '.join(map(str, recipe.input_size))}: two"
+            " sizes. Give one"
+        )
+    size = models.preprocess_of(recipe.student, asked or built_for or preprocess.input_size[1:]).input_size
     # random crops of a padded image show it at its own scale, and so must validation
     crop_pct = recipe.crop_pct or (1.0 if recipe.crop_padding else preprocess.crop_pct)
-    return replace(preprocess, input_size=size, crop_pct=crop_pct)
+    preprocess = replace(preprocess, input_size=size, crop_pct=crop_pct)
+    return models.as_asked(preprocess, recipe.mean, recipe.std, recipe.interpolation), models.assumption(
+        preprocess, "", recipe.mean
+    ) if assumed else []

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,12 +21,12 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from runtime.artifact import require_same_classes
 from runtime.errors import UsageError
 
 from .. import checkpoint as checkpoints
 from .. import models
 from ..data.seeds import seed_all
+from ..models import classifier
 from ..recipe import Recipe, key_values
 from ..teacher import DTYPES
 from .sparsity import SparseTraining
@@ -71,8 +71,10 @@ def prepare_process(recipe: Recipe, device: torch.device) -> None:
 
 
 def open_student(task: Task) -> Student:
-    """The recipe's student, fresh or from --student-ckpt. Raises ArtifactError when that file has other
-    classes or shapes.
+    """The recipe's student: fresh, from --student-ckpt, or from published weights.
+
+    A classifier of other classes is replaced by a new one, and the notes say so. Raises ArtifactError when
+    other weights do not fit.
     """
     recipe = task.recipe
     model_args = models.size_argument(recipe.student, task.preprocess.input_size[1]) | key_values(
@@ -80,20 +82,25 @@ def open_student(task: Task) -> Student:
     )
     start = None
     if recipe.student_ckpt:
-        start = checkpoints.load_any(recipe.student_ckpt, recipe.student, model_args)
-        require_same_classes(start.class_names, recipe.student_ckpt, task.class_names, "data")
+        start = checkpoints.load_any(
+            recipe.student_ckpt, recipe.student, model_args, "--student", recipe.checkpoint_key
+        )
         # a published file may show its own kernel sizes; one of ours says with what it was built
         model_args = start.model_args | (model_args if start.class_names is not None else {})
+    published = start is None and (recipe.pretrained or models.has_tag(recipe.student))
     model = models.build(
         recipe.student,
         len(task.class_names),
         model_args,
+        pretrained=published,
         drop_rate=recipe.drop,
         drop_path_rate=recipe.drop_path,
     )
     if start:
-        checkpoints.load_weights(model, start)
-    return Student(model, model_args, start.notes if start else [])
+        weights, notes = classifier.fitted(model, start.state_dict, start.class_names, task.class_names)
+        checkpoints.load_weights(model, replace(start, state_dict=weights))
+        return Student(model, model_args, [*start.notes, *notes])
+    return Student(model, model_args, models.published_notes(model, task.class_names) if published else [])
 
 
 def optimizer_and_schedule(

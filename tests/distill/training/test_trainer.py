@@ -467,7 +467,6 @@ def test_between_the_epochs_nothing_is_saved_before_its_time(trainer):
         ("kd_loss", "nkd"),
         ("epochs", 3),
         ("model_ema", True),
-        ("data", "other"),
     ],
 )
 def test_a_changed_recipe_is_refused_by_name(trainer, setting, value):
