@@ -35,6 +35,8 @@ class Evaluation:
     """Unreadable images left out."""
     classes: torch.Tensor = field(repr=False, compare=False)
     """(images,) predicted class of each, in order."""
+    right: torch.Tensor = field(repr=False, compare=False)
+    """(images,) bool: whether that class is the label."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def evaluate(
         model.eval()
     right1 = right5 = images = skipped = 0
     loss = 0.0
-    classes = []
+    classes, right = [], []
     for batch in loader:
         require_readable(batch.bad, skip_bad)
         skipped += len(batch.bad)
@@ -113,6 +115,7 @@ def evaluate(
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
         hits = best == labels[:, None]
         classes.append(best[:, 0].cpu())
+        right.append(hits[:, 0].cpu())
         right1 += int(hits[:, 0].sum())
         right5 += int(hits.sum())
         images += len(labels)
@@ -120,7 +123,13 @@ def evaluate(
     if not images:
         raise DataError("no readable image to evaluate on")
     return Evaluation(
-        100 * right1 / images, 100 * right5 / images, loss / images, images, skipped, torch.cat(classes)
+        100 * right1 / images,
+        100 * right5 / images,
+        loss / images,
+        images,
+        skipped,
+        torch.cat(classes),
+        torch.cat(right),
     )
 
 

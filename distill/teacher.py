@@ -150,6 +150,7 @@ def open_source(recipe: Recipe, class_names: list[str]) -> Source | None:
     if recipe.teacher == "none" or (recipe.teacher == "auto" and not recipe.teacher_ckpt):
         return None
     source = _of_file(recipe, class_names) if recipe.teacher_ckpt else _published(recipe, class_names)
+    _require_numbers(source)
     preprocess = models.as_asked(
         source.preprocess,
         recipe.teacher_mean,
@@ -158,6 +159,16 @@ def open_source(recipe: Recipe, class_names: list[str]) -> Source | None:
         recipe.teacher_input_size,
     )
     return replace(source, preprocess=preprocess)
+
+
+def _require_numbers(source: Source) -> None:
+    """Raise ArtifactError for weights that are NaN or infinite."""
+    for name, value in source.model.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise ArtifactError(
+                f"teacher {source.origin.file or source.origin.model}: its weight {name} holds NaN or inf."
+                " Give another file"
+            )
 
 
 def _of_file(recipe: Recipe, class_names: list[str]) -> Source:
@@ -207,13 +218,7 @@ def load(
 
 
 def ready(source: Source, recipe: Recipe, student_preprocess: Preprocess, device: torch.device) -> Teacher:
-    """The teacher, merged and frozen. Raises ArtifactError for weights that are not numbers."""
-    for name, value in source.model.state_dict().items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise ArtifactError(
-                f"teacher {source.origin.file or source.origin.model}: its weight {name} holds NaN or inf."
-                " Give another file"
-            )
+    """The teacher, merged and frozen."""
     model, merged = _merge(source.model, source.preprocess)
     dtype = (
         (recipe.amp_dtype if recipe.amp else "fp32")

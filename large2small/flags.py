@@ -73,7 +73,9 @@ class TrainFlags(TypedDict, total=False):
     layer_decay: float | None
     clip_grad: float | None
     sched: str
-    warmup_epochs: float
+    freeze: str
+    freeze_norms: bool
+    warmup_epochs: float | None
     warmup_lr: float
     min_lr: float
     scale: Sequence[float]

@@ -19,7 +19,10 @@ from runtime import files
 from runtime.preprocess import Preprocess
 
 STUDENT = ["--student", "resnet20", *TINY]
-PROGRESS = ("plain: ", "student: ", "control: ", "teacher: ")
+PROGRESS = (
+    *("plain: ", "student: ", "control: ", "teacher: "),
+    *("data     ", "student  ", "teacher  ", "run      ", "         ", "warning: "),
+)
 
 
 class Place:

@@ -239,12 +239,23 @@ class Optimizer(Group):
     sched: Annotated[str, Flag("NAME")] = "cosine"
     """Schedule, by timm's name: cosine, poly, tanh; step (every third of the run) or multistep (at half and
     three quarters)."""
-    warmup_epochs: Annotated[float, Flag("X", least=0)] = 5.0
-    """Epochs of linear warm-up."""
+    freeze: Annotated[str, Flag("PART")] = ""
+    """Part of the student that stays as it is: stem, stages:N (the stem and the first N stages) or
+    all-but-head; for weights that are good already."""
+    freeze_norms: bool = False
+    """Keep the statistics of the student's batch norms, which a few small batches would spoil."""
+    warmup_epochs: Annotated[float | None, Flag("X", least=0)] = None
+    """Epochs of linear warm-up; by default 5, and at most a fifth of the run."""
     warmup_lr: Annotated[float, Flag("RATE", least=0)] = 1e-6
     """Learning rate the warm-up starts from."""
     min_lr: Annotated[float, Flag("RATE", least=0)] = 1e-6
     """Learning rate the schedule ends at."""
+
+    def check(self) -> None:
+        """Refuse a part that nothing has."""
+        kind, _, count = self.freeze.partition(":")
+        known = self.freeze in ("", "stem", "all-but-head") or (kind == "stages" and count.isdecimal())
+        self.need(known, "freeze", "stem, stages:N or all-but-head")
 
 
 @dataclass(frozen=True)

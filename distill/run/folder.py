@@ -31,11 +31,14 @@ def choose_folder(options: TrainOptions) -> Path:
 
 def require_one_process() -> None:
     """Raise UsageError under torchrun."""
-    if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
-        raise UsageError(
-            "started as one of several processes (WORLD_SIZE): training uses one GPU, and each process would"
-            " write the same run. Start it without torchrun"
-        )
+    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        said = os.environ.get(name, "").strip()
+        if said and said not in ("0", "1"):
+            raise UsageError(
+                f"started as one of several processes ({name}={said}): training uses one GPU, and each"
+                " process would write the same run. Start it without torchrun, and with srun -n 1, or unset"
+                f" {name}"
+            )
 
 
 def _resumed(options: TrainOptions) -> Path:
@@ -104,6 +107,7 @@ def remove_old_run(folder: Path) -> None:
             "summary.csv",
             "metrics.jsonl",
             "result.json",
+            "header.json",
             "val-split.csv",
             *PICTURED,
         ):

@@ -19,8 +19,10 @@ import torch
 from runtime import files
 from runtime.errors import UsageError
 from runtime.images import ImageSet
+from runtime.preprocess import Preprocess
 
 from .. import checkpoint as checkpoints
+from .. import models
 from .. import recipe as recipes
 from .. import teacher as teachers
 from ..data import eval_loader
@@ -30,8 +32,9 @@ from ..evaluate import Evaluation, evaluate, pick_device
 from ..recipe import Recipe
 from ..training import trainer as trainers
 from ..training.task import Splits, Task, lineage_of
-from . import teacher_fit
+from . import teacher_fit, trial
 from .folder import remove_old_run, with_files
+from .header import Header, header_of
 from .options import TrainOptions
 from .report import page
 from .result import RoleResult, RunResult, TeacherResult
@@ -54,6 +57,7 @@ class Job:
     tasks: tuple[Task, ...]
     """The student's training, then the control's if asked."""
     make_trainer: Callable[[Task], trainers.Trainer]
+    header: Header
     fitted_teacher: teachers.Source | None = None
     """A teacher that was fitted to the data, and is kept in the run folder."""
 
@@ -78,6 +82,7 @@ def prepare(options: TrainOptions, folder: Path, make_trainer: Callable[[Task], 
     preprocess, assumed = student_preprocess(options)
     for line in assumed:
         say(f"student: {line}")
+    parameters = try_student(options, preprocess, len(data.train.class_names))
     source = open_teacher(options, folder, data, device)
     teacher = teachers.ready(source, options, preprocess, device) if source else None
     if options.control and not teacher:
@@ -88,6 +93,14 @@ def prepare(options: TrainOptions, folder: Path, make_trainer: Callable[[Task], 
     if options.erf:  # streamed images cannot be drawn from: said now, not after the training
         field.choose(data.val, ERF_IMAGES, options.seed)
     accuracy = _teacher_accuracy(teacher, data.val, options, device) if teacher else None
+    header = header_of(
+        recipe_of(options),
+        data,
+        parameters,
+        preprocess.input_size,
+        _teacher_words(options, teacher, accuracy),
+        device.type,
+    )
     recipe = recipe_of(options)
     student = Task(
         role="student" if teacher else "plain",
@@ -108,8 +121,35 @@ def prepare(options: TrainOptions, folder: Path, make_trainer: Callable[[Task], 
         teacher=TeacherResult(teacher.origin, accuracy.top1) if teacher and accuracy else None,
         tasks=(student, control_of(student)) if options.control else (student,),
         make_trainer=make_trainer,
+        header=header,
         fitted_teacher=source if source and source.origin.fitted else None,
     )
+
+
+def try_student(options: TrainOptions, preprocess: Preprocess, classes: int) -> int:
+    """The number of the student's parameters. Raises UsageError where it cannot take the images."""
+    arguments = models.size_argument(options.student, preprocess.input_size[1]) | recipes.key_values(
+        options.student_args
+    )
+    if options.student_ckpt:
+        found = checkpoints.load_any(
+            options.student_ckpt, options.student, arguments, "--student", options.checkpoint_key
+        )
+        arguments = found.model_args
+    with torch.random.fork_rng(devices=[]):
+        network = models.build(options.student, classes, arguments)
+    trial.require_trains(network, options.student, preprocess.input_size, options.batch, classes)
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _teacher_words(
+    options: TrainOptions, teacher: teachers.Teacher | None, accuracy: Evaluation | None
+) -> str:
+    """The teacher in one line of the header."""
+    if teacher is None or accuracy is None:
+        implied = options.teacher == "auto"
+        return "none" + (", because neither --teacher nor --teacher-ckpt is given" if implied else "")
+    return f"{teacher.origin.model}, top-1 {accuracy.top1:.2f} %"
 
 
 def open_teacher(
@@ -126,6 +166,7 @@ def open_teacher(
     say(f"teacher: {source.origin.model} from {source.origin.file or 'published weights'}")
     for note in source.notes:
         say(f"teacher: {note}")
+    trial.require_teaches(source.model, source.origin.model, source.preprocess.input_size, len(class_names))
     if not source.is_new:
         return source
     if options.teacher_fit == "all":
@@ -156,6 +197,8 @@ def fit_whole_teacher(
         teacher_ckpt="",
         epochs=options.teacher_fit_epochs,
         lr=options.teacher_fit_lr,
+        freeze="",
+        sparsity=0.0,
         control=False,
         erf=False,
         report=False,
@@ -192,6 +235,8 @@ def train_role(job: Job, task: Task) -> RoleResult:
     if job.options.resume:
         _resume(trainer)
     if task is job.tasks[0]:
+        for line in (*job.header.lines(), *(f"warning: {words}" for words in job.header.warnings())):
+            say(line)
         _begin(job)  # not earlier: a refused resume leaves the run as it was, a refused setting no run at all
     best = trainer.fit()
     details = trainer.details()
@@ -204,6 +249,7 @@ def train_role(job: Job, task: Task) -> RoleResult:
         teacher_agreement_percent=best.val_teacher_agreement_percent,
         more=details.values,
         words=details.words,
+        right=trainer.best_right,
     )
 
 
@@ -252,6 +298,15 @@ def _teacher_accuracy(
         skip_bad=options.skip_bad_images,
     )
     say(f"teacher: top-1 {accuracy.top1:.2f} % on {len(val) or 'the'} validation images")
+    commonest = 100 * max(val.summary().counts, default=0) / max(len(val.labels), 1)
+    if len(val.labels) and accuracy.top1 <= commonest:
+        say(
+            f"warning: the teacher ({accuracy.top1:.2f} %) is not better than always naming the"
+            " commonest class"
+            f" ({commonest:.2f} %): its class order may differ from the data's, or it was trained with"
+            " another"
+            " --teacher-mean and --teacher-std"
+        )
     return accuracy
 
 
@@ -275,6 +330,7 @@ def _begin(job: Job) -> None:
     elif options.teacher_fit == "head":
         _begin_folder(job.folder, options, job.data)
         teacher_fit.save(job.fitted_teacher, job.data.train.class_names, job.folder)
+    files.write_text(job.folder / "header.json", json.dumps(job.header.to_dict(), indent=2) + "\n")
 
 
 def _begin_folder(folder: Path, options: TrainOptions, data: Splits) -> None:

@@ -23,8 +23,8 @@ class TrainOptions(Recipe):
     """Run: where it goes, and what is done afterwards."""
 
     recipe: Annotated[str, Flag("FILE|NAME", aliases=("-c", "--config"), common=True)] = ""
-    """Recipe to start from: a shipped one (finetune, paper, demo, cifar10-cpu, cifar10-teacher) or a YAML
-    file; flags override it."""
+    """Recipe to start from: a shipped one (finetune, linear-probe, paper, demo, cifar10-cpu, cifar10-teacher)
+    or a YAML file; flags override it."""
     output: Annotated[str, Flag("DIR", aliases=("-o",), common=True)] = ""
     """Folder of the run; by default runs/STUDENT."""
     resume: Annotated[str, Flag("DIR", common=True)] = ""

@@ -12,9 +12,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ..erf.field import Squares
 from ..erf.report import Measured
 from ..teacher import Origin
+from .interval import Paired, paired
+
+WORSE_TEACHER = 10.0
+"""Points by which a teacher may be below its student before it is said."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +40,12 @@ class RoleResult:
     """What else result.json says about it."""
     words: str = ""
     """What else the summary says about it."""
+    right: Tensor | None = field(default=None, repr=False, compare=False)
+    """(validation images,) bool: where it is right; None where a run of an older version does not say."""
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
-        del values["words"]
+        del values["words"], values["right"]
         return values | values.pop("more")
 
 
@@ -106,6 +114,14 @@ class RunResult:
         """What the student has over the control, in points of top-1."""
         return self.best.top1_percent - self.control.top1_percent if self.control else None
 
+    @property
+    def gain(self) -> Paired | None:
+        """The same with its interval, where both were seen on the same images."""
+        ours, theirs = self.best.right, self.control.right if self.control else None
+        if ours is None or theirs is None or ours.shape != theirs.shape or not len(ours):
+            return None
+        return paired(ours, theirs)
+
     def to_dict(self) -> dict[str, Any]:
         """result.json."""
         values: dict[str, Any] = {
@@ -117,6 +133,7 @@ class RunResult:
         }
         if self.control:
             values["gain_points"] = self.gain_points
+            values |= self.gain.to_dict() if self.gain else {}
         if self.erf:
             values["erf"] = [network.to_dict() for network in self.erf]
         return values
@@ -128,8 +145,14 @@ class RunResult:
             lines += [
                 f"{self.control.checkpoint}: top-1 {self.control.top1_percent:.2f} %; this is the control,"
                 " trained the same way without the teacher",
-                _gain_sentence(self.gain_points),
+                _gain_sentence(self.gain_points, self.gain),
             ]
+        if self.teacher and self.teacher.top1_percent < self.best.top1_percent - WORSE_TEACHER:
+            lines.append(
+                f"the teacher ({self.teacher.top1_percent:.2f} %) is far below its own student: its"
+                " class order"
+                " may differ from the data's, or it was trained with another --teacher-mean and --teacher-std"
+            )
         if self.best.teacher_agreement_percent is not None:
             beside = self.control.teacher_agreement_percent if self.control else None
             lines.append(
@@ -144,6 +167,7 @@ class RunResult:
             )
         if self.erf:
             lines.append(f"figures are in {Path(self.run) / 'erf'}")
+        lines.append(f"next: distill export onnx --int8 {self.best.checkpoint}")
         return "\n".join(lines)
 
     def _best_line(self) -> str:
@@ -155,7 +179,7 @@ class RunResult:
         return line + best.words + teacher
 
 
-def _gain_sentence(points: float) -> str:
+def _gain_sentence(points: float, gain: Paired | None) -> str:
     """What the teacher was good for, with the caveat that one run cannot show more."""
     if abs(points) < 0.005:
         found = "the student is as accurate with the teacher as without it"
@@ -164,7 +188,12 @@ def _gain_sentence(points: float) -> str:
             f"the student is {abs(points):.2f} points {'more' if points > 0 else 'less'} accurate with the"
             " teacher than without it"
         )
-    return f"{found} (measured with one seed)"
+    if gain is None:
+        return f"{found} (measured with one seed)"
+    told = "" if gain.is_clear else ", so this cannot tell whether the teacher helps"
+    return (
+        f"{found}; 95 % interval {gain.low:+.2f} to {gain.high:+.2f} points (n={gain.images}, one seed){told}"
+    )
 
 
 def _areas(network: Measured, squares: Squares) -> str:

@@ -15,9 +15,9 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from runtime import terminal
 
@@ -25,24 +25,28 @@ PLAIN_EVERY_S = 20.0
 """Seconds between plain lines."""
 
 
+NARROW = 80
+"""Columns of a terminal below which only loss and speed are shown."""
+
+
 class TrainingDisplay:
-    """Two bars (run and epoch) with loss, images/s, teacher's share of the step time and the time left."""
+    """Two bars (run and epoch) with the time left, loss, images/s and the teacher's share of the step time;
+    on a narrow terminal loss and speed alone."""
 
     def __init__(self, name: str, epochs: int, steps_per_epoch: int, steps_done: int) -> None:
         self.name, self.epochs, self.steps = name, epochs, steps_per_epoch
-        self.first = steps_done
+        self.first, self.shown_epoch = steps_done, -1
         self.began = self.last_line = time.monotonic()
         screen = terminal.console()
         self.bars: Progress | None = None
         if screen.is_terminal:
             self.bars = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=30),
+                BarColumn(bar_width=12),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[figures]}"),
-                TimeElapsedColumn(),
+                TimeRemainingColumn(compact=True),
                 TextColumn("left"),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}", table_column=Column(overflow="ellipsis", no_wrap=True)),
                 console=screen,
             )
             self.run = self.bars.add_task(
@@ -65,9 +69,14 @@ class TrainingDisplay:
         """After optimizer step `step` (1-based) of `epoch` (0-based)."""
         figures = f"loss {loss:.4f}  {images_per_s:,.0f} images/s"
         if teacher_share is not None:
-            figures += f"  teacher {teacher_share:.0%} of the step"
+            figures += f"  teacher {teacher_share:.0%}" + (" of the step" if not self.bars else "")
+        if self.bars and self.bars.console.width < NARROW:
+            figures = f"loss {loss:.3f}  {images_per_s:,.0f}/s"
         done = epoch * self.steps + step
         if self.bars:
+            if epoch != self.shown_epoch:  # the clock of an epoch starts with it
+                self.bars.reset(self.epoch, total=self.steps)
+                self.shown_epoch = epoch
             self.bars.update(self.run, completed=done)
             self.bars.update(
                 self.epoch, completed=step, description=f"epoch {epoch + 1}/{self.epochs}", figures=figures

@@ -32,6 +32,8 @@ from ..teacher import DTYPES
 from .sparsity import SparseTraining
 from .task import Task
 
+WARMUP_EPOCHS = 5.0
+"""Of a long run that does not say."""
 FINAL_PRUNE_RATE = 0.005
 """Where the prune rate of sparse training ends, as in SLaK's published code."""
 
@@ -126,7 +128,7 @@ def optimizer_and_schedule(
         settings: dict[str, Any] = {
             "sched": r.sched,
             "num_epochs": r.epochs,
-            "warmup_epochs": min(r.warmup_epochs, r.epochs - 1e-6),
+            "warmup_epochs": min(warmup_of(r), r.epochs - 1e-6),
             "warmup_lr": r.warmup_lr,
             "min_lr": r.min_lr,
             "step_on_epochs": False,
@@ -146,6 +148,13 @@ def optimizer_and_schedule(
         )
     schedule.step_update(0)
     return optimizer, schedule
+
+
+def warmup_of(recipe: Recipe) -> float:
+    """Epochs of warm-up: what the recipe says, or WARMUP_EPOCHS and at most a fifth of the run."""
+    if recipe.warmup_epochs is not None:
+        return recipe.warmup_epochs
+    return min(WARMUP_EPOCHS, recipe.epochs / 5)
 
 
 def precision_of(recipe: Recipe, device: torch.device) -> Precision:

@@ -31,6 +31,7 @@ from ..evaluate import Evaluation, evaluate, require_readable, same_class_percen
 from ..losses.base import Outputs
 from . import parts, state
 from .display import TrainingDisplay
+from .freezing import freeze
 from .objective import Objective
 from .records import EpochRecord, StepLosses, Stopwatch, Tally, epoch_line, write_events, write_records
 from .sparsity import SparseTraining
@@ -63,6 +64,7 @@ class Trainer:
         self.memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.student = parts.open_student(task)
         self.model = self.network_of(self.student.model)
+        self.frozen = freeze(self.model, recipe.freeze, recipe.freeze_norms)
         self.model.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]  # torch has it
         self.forward: Any = torch.compile(self.model) if recipe.compile else self.model
         self.train_loader = TrainLoader(task.train, recipe, task.preprocess, device)
@@ -83,6 +85,8 @@ class Trainer:
         self.tally = Tally()
         self.history: list[EpochRecord] = []
         self.best: EpochRecord | None = None
+        self.best_right: Tensor | None = None
+        """(validation images,) bool: where the best epoch's network is right."""
         self.stop = StopSignal()
         self._pending: list[StepLosses] = []
         self._watch = Stopwatch(device)
@@ -90,7 +94,8 @@ class Trainer:
     @property
     def notes(self) -> list[str]:
         """Lines to show before training."""
-        return self.student.notes + (self.objective.notes if self.objective else [])
+        notes = [*self.student.notes, *([self.frozen.note] if self.frozen.note else [])]
+        return notes + (self.objective.notes if self.objective else [])
 
     # where a subclass differs
 
@@ -126,6 +131,7 @@ class Trainer:
         """One optimizer step over `grad_accum` batches. Losses stay on the device until `flush`."""
         self._require_whole(batches)
         self.forward.train()
+        self.frozen.hold()
         self.optimizer.zero_grad(set_to_none=True)
         for batch in batches:
             images, labels = self._on_device(batch)
@@ -269,11 +275,12 @@ class Trainer:
 
     def _end_epoch(self, display: TrainingDisplay) -> None:
         self.flush()
-        record = self._record(self.validate())
+        found = self.validate()
+        record = self._record(found)
         self.history.append(record)
         self.epoch, self.step_in_epoch, self.tally = self.epoch + 1, 0, Tally()
         if self.best is None or record.val_top1_percent > self.best.val_top1_percent:
-            self.best = record
+            self.best, self.best_right = record, found.right
             checkpoints.save(self._best_checkpoint(record), self.task.folder / "best.pth")
         self.save()
         write_records(self.task.folder, self.history)
@@ -369,6 +376,7 @@ class Trainer:
             "tally": dataclasses.asdict(self.tally),
             "history": [record.to_dict() for record in self.history],
             "best": self.best.to_dict() if self.best else {},
+            "best_right": self.best_right,
         }
 
     def _put_back(self, saved: Mapping[str, Any]) -> None:
@@ -382,7 +390,7 @@ class Trainer:
         if self.objective:
             self.objective.load_state_dict(saved["projectors"])
         self.epoch, self.step_in_epoch = saved["epoch"], saved["step_in_epoch"]
-        self.updates = saved["updates"]
+        self.updates, self.best_right = saved["updates"], saved.get("best_right")
         self.schedule.step_update(self.updates)
         self.tally = Tally(**saved["tally"])
         self.history = [EpochRecord.from_dict(values) for values in saved["history"]]

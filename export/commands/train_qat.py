@@ -61,6 +61,8 @@ OFF: dict[str, Any] = {
     "drop_path": 0.0,
     "sparsity": 0.0,
     "model_ema": False,
+    "freeze": "",
+    "freeze_norms": False,
 }
 """Settings of the student's training that do not apply to its graph."""
 
@@ -169,6 +171,7 @@ def options_for(start: Path, argv: Sequence[str]) -> QatOptions:
     known = {field.name for field in fields(Recipe)}
     values = {key: value for key, value in (found.lineage.get("recipe") or {}).items() if key in known}
     values |= FINE_TUNING | OFF | {"student": found.model, "student_ckpt": str(start), "feature_loss": "none"}
+    values |= {"pretrained": False, "checkpoint_key": "", "input_size": []}
     values["losses"] = [
         text for text in values.get("losses", ()) if text.partition(":")[0] not in losses.FEATURE
     ]

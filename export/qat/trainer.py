@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from distill.checkpoint import Checkpoint, load
 from distill.evaluate import evaluate
+from distill.models import classifier
 from distill.training.records import EpochRecord
 from distill.training.task import Task
 from distill.training.trainer import Details, Trainer
@@ -58,6 +59,12 @@ class QatTrainer(Trainer):
             chosen = samples.choose(task.train.labels, train_size, recipe.seed)
             task = replace(task, train=samples.Subset(task.train, chosen))
         super().__init__(task)
+        new = next((note for note in self.student.notes if classifier.NEW in note), None)
+        if new:
+            raise ArtifactError(
+                f"{recipe.student_ckpt}: class order differs from the data's ({new}); its graph cannot be"
+                " trained as int8 before it is trained on these classes. Train it first: --student-ckpt"
+            )
         started_from = {"file": recipe.student_ckpt, "sha256": files.sha256(recipe.student_ckpt)}
         self.lineage = self.lineage | {"student": started_from}
 

@@ -16,7 +16,7 @@ from runtime.errors import UsageError
 
 
 def test_every_shipped_recipe_loads():
-    assert recipes.named() == ["cifar10-cpu", "cifar10-teacher", "demo", "finetune", "paper"]
+    assert recipes.named() == ["cifar10-cpu", "cifar10-teacher", "demo", "finetune", "linear-probe", "paper"]
     for name in recipes.named():
         assert recipes.load(name) != Recipe()
 

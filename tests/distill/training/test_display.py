@@ -55,7 +55,7 @@ def test_a_terminal_gets_bars_with_the_figures(terminal):
         "5/10",
         "loss 0.5000",
         "1,234 images/s",
-        "teacher 40% of the step",
+        "teacher 40%",
         "left",
         "a line that stays",
     ):

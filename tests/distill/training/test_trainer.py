@@ -242,7 +242,7 @@ def test_best_is_the_first_epoch_with_the_highest_accuracy(trainer, same_weights
 
     def validate():
         kept.append(weights(mine))
-        return Evaluation(next(scores), 100.0, 1.0, 16, 0, torch.zeros(16))
+        return Evaluation(next(scores), 100.0, 1.0, 16, 0, torch.zeros(16), torch.ones(16, dtype=torch.bool))
 
     mine.validate = validate
     assert mine.fit().epoch == 2

@@ -1,0 +1,148 @@
+"""What is said before a training starts: what is trained on what, and what will not go well.
+
+In:  a run's options, images, student and teacher.
+Out: a `Header`: lines for a person, plain values for RUN/header.json, and warnings with the flag that helps.
+Elsewhere: counting images (runtime.images.summary), the run (distill.run.job).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from runtime.images import ImageSet
+
+from ..recipe import Recipe
+from ..training.parts import warmup_of
+from ..training.task import Splits
+
+FEW_STEPS = 5
+"""Steps an epoch below which a schedule has hardly anything to go along."""
+LOPSIDED = 5.0
+"""The largest class has so many times the images of the smallest: worth a word."""
+FEW_VALIDATION_IMAGES = 100
+"""With fewer, one image is a point or more of accuracy."""
+MOST_COMPARED = 200_000
+"""Images among which copies in training and validation are looked for."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """A run before it starts."""
+
+    train_images: int
+    val_images: int
+    classes: int
+    smallest_class: tuple[str, int]
+    largest_class: tuple[str, int]
+    left_out: list[str]
+    overlap: str
+    """Images in both sets, in words; empty when there are none."""
+    student: str
+    parameters: int
+    input_size: tuple[int, int, int]
+    teacher: str
+    device: str
+    epochs: int
+    batch: int
+    """Images of an optimizer step."""
+    steps_per_epoch: int
+    left_over: int
+    """Training images that an epoch does not reach, others each time."""
+    peak_lr: float
+    warmup_epochs: float
+    layer_decay: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """A few lines for a person, readable at 60 columns."""
+        (small, few), (large, many) = self.smallest_class, self.largest_class
+        size = " x ".join(map(str, self.input_size))
+        over = f", {self.left_over} images left over" if self.left_over else ""
+        decay = f", layer decay {self.layer_decay:g}" if self.layer_decay else ""
+        return [
+            f"data     {self.train_images:,} training, {self.val_images:,} validation images",
+            f"         {self.classes} classes, {few:,} ({small}) to {many:,} ({large}) images",
+            *(f"         {line}" for line in self.left_out),
+            f"student  {self.student}, {self.parameters / 1e6:.2f} M parameters, {size}",
+            f"teacher  {self.teacher}",
+            f"run      {self.epochs} epochs of {self.steps_per_epoch} steps of {self.batch} images{over}",
+            (
+                f"         peak rate {self.peak_lr:.3g}, warm-up {self.warmup_epochs:g} epochs{decay},"
+                f" {self.device}"
+            ),
+        ]
+
+    def warnings(self) -> list[str]:
+        """What will not go well, and the flag that helps."""
+        found = []
+        if self.steps_per_epoch < FEW_STEPS:
+            found.append(
+                f"only {self.steps_per_epoch} steps an epoch, {self.steps_per_epoch * self.epochs} in"
+                " all: give"
+                f" a smaller --batch (now {self.batch}) or more --epochs"
+            )
+        if self.smallest_class[1] and self.largest_class[1] / self.smallest_class[1] >= LOPSIDED:
+            ratio = self.largest_class[1] / self.smallest_class[1]
+            found.append(
+                f"the largest class has {ratio:.1f} times the images of the smallest: top-1 mostly"
+                " says how good"
+                " the large classes are; the report shows each class"
+            )
+        if self.val_images and self.val_images < FEW_VALIDATION_IMAGES:
+            found.append(
+                f"{self.val_images} validation images: one of them is {100 / self.val_images:.1f}"
+                " points of top-1"
+            )
+        if self.overlap:
+            found.append(f"{self.overlap}: accuracy is too high by them")
+        return found
+
+
+def header_of(
+    recipe: Recipe,
+    data: Splits,
+    parameters: int,
+    input_size: tuple[int, int, int],
+    teacher: str,
+    device: str,
+) -> Header:
+    """The header of a run. teacher: in words."""
+    about = data.train.summary()
+    images = recipe.batch * recipe.grad_accum
+    steps = len(data.train) // recipe.batch // recipe.grad_accum
+    return Header(
+        train_images=len(data.train),
+        val_images=len(data.val),
+        classes=len(data.train.class_names),
+        smallest_class=about.smallest,
+        largest_class=about.largest,
+        left_out=[each.line() for each in about.left_out],
+        overlap=_overlap(data.train, data.val),
+        student=recipe.student,
+        parameters=parameters,
+        input_size=input_size,
+        teacher=teacher,
+        device=device,
+        epochs=recipe.epochs,
+        batch=images,
+        steps_per_epoch=steps,
+        left_over=len(data.train) - steps * images,
+        peak_lr=recipe.peak_lr,
+        warmup_epochs=warmup_of(recipe),
+        layer_decay=recipe.layer_decay,
+    )
+
+
+def _overlap(train: ImageSet, val: ImageSet) -> str:
+    """Copies in both sets, in words; not looked for in streams and very large sets."""
+    if not (0 < len(train) + len(val) <= MOST_COMPARED) or not len(train.labels):
+        return ""
+    try:
+        found = train.overlap(val)
+    except OSError:  # an image that cannot be read is named when it is trained on
+        return ""
+    return found.line() if found.count else ""
