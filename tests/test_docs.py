@@ -73,6 +73,37 @@ def toured(workshop) -> Path:
     return workshop
 
 
+@pytest.mark.slow
+def test_the_commands_on_your_own_images_run(workshop, tmp_path):
+    """Exactly as printed but for the size and length of the training: class folders alone, and a file of
+    1,000 classes without names.
+    """
+    import torch
+
+    from distill import models
+
+    for name in ("cat", "dog", "owl"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for split in ("train", "val"):
+            for file in (workshop / "photos" / split / name).iterdir():
+                (tmp_path / "photos" / name / f"{split}{file.name}").write_bytes(file.read_bytes())
+    torch.save(models.build("mobilenetv2_100", 1000).state_dict(), tmp_path / "mobilenetv2.pth")
+    section = (
+        (ROOT / "README.md").read_text(encoding="utf-8").split("## On your own images")[1].split("\n## ")[0]
+    )
+    lines = re.search(r"```sh\n(.*?)```", section, re.DOTALL)[1].replace("\\\n", " ").splitlines()
+    assert [line.split()[1] for line in lines] == ["check", "train", "train", "export", "predict"]
+    for line in lines:
+        more = ["--img-size", "32", "--epochs", "1"] if " train " in line else []
+        more += ["--max-drop", "100"] if " --int8 " in line else []
+        done = run(line, tmp_path, *more)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        if "--recipe finetune" in line:
+            assert "classifier classifier: 1000 classes -> new, 3 classes" in done.stderr
+    assert len((tmp_path / "runs" / "small" / "val-split.csv").read_text().splitlines()) == 61
+    assert (tmp_path / "runs" / "small" / "report.html").is_file()
+
+
 def run_documented(line: str, folder: Path) -> None:
     """Run a documented command with flags that make it fast; it must exit 0."""
     extra = next((flags for name, flags in FASTER.items() if line.startswith(f"distill {name}")), [])

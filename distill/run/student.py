@@ -24,7 +24,16 @@ DEFAULT = "resnet18"
 
 
 def named(options: TrainOptions) -> TrainOptions:
-    """The options with the student's architecture settled: typed, or of its file, or DEFAULT."""
+    """The options with the student's architecture settled: typed, or of its file, or DEFAULT. Raises
+    UsageError for fresh weights of which a part is to be frozen.
+    """
+    starts = options.student_ckpt or options.pretrained or models.has_tag(options.student)
+    if (options.freeze or options.freeze_norms) and not starts:
+        what = f"--freeze {options.freeze}" if options.freeze else "--freeze-norms (recipe finetune sets it)"
+        raise UsageError(
+            f"{what}: the student starts from fresh weights, of which nothing is worth keeping. Give"
+            " --student-ckpt FILE or --pretrained, or leave it out"
+        )
     if options.student != "auto":
         return options
     if not options.student_ckpt:

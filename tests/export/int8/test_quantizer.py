@@ -30,7 +30,7 @@ def calibration(preprocess):
         quantize.Rules(first=True),
         quantize.Rules(classifier=True),
         quantize.Rules(depthwise="int8"),
-        quantize.Rules(depthwise="float"),
+        quantize.Rules(depthwise="float", first=True),
     ],
     ids=str,
 )
