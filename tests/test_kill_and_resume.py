@@ -70,6 +70,9 @@ TINY = [
 """64 steps, each followed by a checkpoint."""
 TIMINGS = {"train_images_per_s", "teacher_share_of_step", "train_seconds"}
 
+HEADER = ("data     ", "student  ", "teacher  ", "run      ", "         ", "warning: ")
+"""What lines of the header begin with."""
+
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
@@ -220,7 +223,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(workspace, start
     lines = run.stderr.read_text().splitlines()
     steps = updates(folder)
     assert 16 <= steps < 64
-    assert [line for line in lines if not line.startswith("plain: epoch")] == [
+    assert [line for line in lines if not line.startswith(("plain: epoch", *HEADER))] == [
         f"error: stopped by {signal.Signals(number).name} after step {steps}. Continue: distill train"
         f" --resume {folder}"
     ]
@@ -249,5 +252,7 @@ def test_python_m_distill_from_start_to_kill_to_end(workspace, whole):
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["run"] == str(folder)
-    assert all(line.startswith(("plain: ", "report: ")) for line in done.stderr.splitlines()), done.stderr
+    assert all(line.startswith(("plain: ", "report: ", *HEADER)) for line in done.stderr.splitlines()), (
+        done.stderr
+    )
     assert_same_result(folder, whole)

@@ -37,7 +37,7 @@ def _named_by(word: str) -> list[str]:
     elif URL.match(word):
         raise UsageError(f"{word}: images are read from this disk, not from a URL. Download it first")
     elif glob.has_magic(word):
-        matches = sorted(glob.glob(word, recursive=True), key=file_key)
+        matches = sorted(_without_repeats(glob.glob(word, recursive=True)), key=file_key)
         found = [path for match in matches for path in (_inside(match) if os.path.isdir(match) else [match])]
         what = "matches no image"
     else:
@@ -49,6 +49,11 @@ def _named_by(word: str) -> list[str]:
             f"{word}: {what}. Expected an image, a folder of images or a pattern such as 'DIR/*.jpg'"
         )
     return found
+
+
+def _without_repeats(matches: Iterable[str]) -> Iterable[str]:
+    """Each file once, by its shortest path: `**` goes through links, those that lead back up as well."""
+    return {os.path.realpath(path): path for path in sorted(matches, key=len, reverse=True)}.values()
 
 
 def _inside(folder: str) -> list[str]:
