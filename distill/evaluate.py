@@ -1,4 +1,4 @@
-"""Evaluation of a network on labelled images.
+"""Evaluation of a network on labeled images.
 
 In:  a network in torch and a loader of `Batch`es.
 Out: top-1 and top-5 in percent, cross-entropy in nats, number of images.
@@ -22,7 +22,7 @@ from .data import Batch
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How good a network is on `images` labelled images."""
+    """How good a network is on `images` labeled images."""
 
     top1: float
     """Percent."""

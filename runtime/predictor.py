@@ -213,6 +213,11 @@ class Predictor:
             )
         ):
             images = [images]
+        if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[0] in (1, 3, 4):
+            raise UsageError(
+                f"array of {images.dtype} {images.shape}: one image with channels first, or"
+                f" {images.shape[0]} gray ones? Give (height, width, 3), or a list of arrays"
+            )
         if len(images) == 0:
             return []
         return self.predictions(self.logits(self.preprocess.batch(images)), top)

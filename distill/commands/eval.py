@@ -1,6 +1,6 @@
-"""`distill eval`: top-1, top-5 and loss of a checkpoint on labelled images.
+"""`distill eval`: top-1, top-5 and loss of a checkpoint on labeled images.
 
-In:  a checkpoint, labelled images.
+In:  a checkpoint, labeled images.
 Out: one line, or with --json one object.
 Elsewhere: the evaluation itself (distill.evaluate); accuracy of artifacts (bench.accuracy).
 """
@@ -8,12 +8,14 @@ Elsewhere: the evaluation itself (distill.evaluate); accuracy of artifacts (benc
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from runtime.artifact import require_same_classes
 from runtime.cli import settings
 from runtime.cli.settings import Flag
+from runtime.errors import GateError
 
 if TYPE_CHECKING:
     from ..evaluate import EvaluationReport
@@ -57,12 +59,13 @@ class Options:
         settings.check(self)
 
 
-def run(options: Options) -> None:
-    """`distill eval`: print top-1, top-5 and loss of a checkpoint."""
+def run(options: Options) -> int:
+    """`distill eval`: print top-1, top-5 and loss of a checkpoint; 1 where its logits are not numbers."""
     found = do(options)
+    is_finite = math.isfinite(found.result.loss)
     if options.json:
-        print(json.dumps(found.to_dict()))
-        return
+        print(json.dumps(found.to_dict() | ({} if is_finite else {"loss_nats": None})))
+        return int(not is_finite)
     for note in found.notes:
         print(f"{found.checkpoint}: {note}")
     result = found.result
@@ -71,6 +74,9 @@ def run(options: Options) -> None:
         f"{found.checkpoint}: {found.model}  top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  "
         f"loss {result.loss:.4f} nats  (n={result.images} {found.split} images of {found.data}{skipped})"
     )
+    if not is_finite:
+        raise GateError(f"{found.checkpoint}: its logits hold NaN or inf, so these figures say nothing")
+    return 0
 
 
 def do(options: Options) -> EvaluationReport:

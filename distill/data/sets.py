@@ -1,4 +1,4 @@
-"""Labelled images by name: local ones, and every source that timm reads.
+"""Labeled images by name: local ones, and every source that timm reads.
 
 In:  a data spec and a split.
 Out: an `ImageSet` with random access, or a `StreamSet` that can only be read from the front.
@@ -23,7 +23,7 @@ STREAMED = ("wds/", "tfds/", "hfids/")
 
 
 def open_data(spec: str, split: str, num_classes: int = 0) -> ImageSet:
-    """Labelled images by name: what runtime.images reads, and what timm's create_dataset reads.
+    """Labeled images by name: what runtime.images reads, and what timm's create_dataset reads.
 
     split: train or val. num_classes: only for streams. Raises DataError or UsageError when it cannot be used.
     """

@@ -1,4 +1,4 @@
-"""The effective receptive field (ERF): how far around its centre the last map of a network looks.
+"""The effective receptive field (ERF): how far around its center the last map of a network looks.
 
 In:  a network, images as batches normalized for it.
 Out: an `Erf`: the score matrix (H, W), and the areas of the centered squares that hold 20, 30, 50 and 99 % of

@@ -90,7 +90,7 @@ class LargeKernel(nn.Module):
 
     @torch.no_grad()
     def reparameterize(self) -> None:
-        """Merge in place: batch norm folded, the small kernel added to the centre of the large one."""
+        """Merge in place: batch norm folded, the small kernel added to the center of the large one."""
         if self.lkb_reparam is not None:
             return
         kernel, bias = kernel_and_bias(self.lkb_origin)

@@ -90,6 +90,7 @@ def _split(recipe: Recipe, images: ImageSet, spec: str, folder: Path, resumes: b
         else split.choose(images, recipe.val_split, recipe.seed)
     )
     train, val = (Subset(images, np.flatnonzero(chosen)) for chosen in (~is_val, is_val))
+    train.left_out = images.left_out
     return Splits(train, val, str(kept), str(kept), {split.NAME: split.to_list(images, is_val)})
 
 

@@ -305,7 +305,7 @@ def snip_counts(scores: Sequence[Tensor], density: float) -> list[int]:
     """How many weights each layer keeps: its share of the `density` * N largest scores |w * dL/dw| of all N
     together.
 
-    A layer whose scores are all 0 (behind a zero-initialised scale) says nothing about itself: it keeps
+    A layer whose scores are all 0 (behind a zero-initialized scale) says nothing about itself: it keeps
     `density` of its own, and the others are ranked without it. Where the ranking ends among equal scores,
     layers share them in proportion. Raises GateError for a score that is not finite.
     """

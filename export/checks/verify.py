@@ -173,7 +173,7 @@ def require_consistent(predictor: Predictor, images: np.ndarray, tolerance: floa
 
 
 def consistency(predictor: Predictor, images: np.ndarray, tolerance: float) -> dict[str, Any]:
-    """Raise GateError where an image's logits depend on its neighbours by more than `tolerance` times the
+    """Raise GateError where an image's logits depend on its neighbors by more than `tolerance` times the
     logit scale.
 
     row_spread: largest difference between rows of a batch that holds one image again and again. batch_spread:

@@ -6,7 +6,7 @@ Out: `to_half`, the fp16 graph with float32 inputs and outputs; `rounded`, its n
 half.
 Elsewhere: which nodes have to stay float32 (export.fp16.overflow), Q/DQ (export.int8.quantize).
 
-Why not `onnxruntime.transformers.float16` (1.32, tried on graphs of this exporter): between two neighbours
+Why not `onnxruntime.transformers.float16` (1.32, tried on graphs of this exporter): between two neighbors
 that are kept in fp32 it stores half, so that what overflows becomes infinite all the same; it appends its
 casts behind the graph, which the ONNX checker refuses; it saturates weights without a word; in front of a
 kept int8 layer it puts a Cast between DequantizeLinear and layer, which TensorRT does not fuse.

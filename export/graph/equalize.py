@@ -1,4 +1,4 @@
-"""Cross-layer equalization: move scale between neighbouring convolutions until their channels span like
+"""Cross-layer equalization: move scale between neighboring convolutions until their channels span like
 ranges.
 
 In:  fp32 ONNX model, batch norm folded.

@@ -207,7 +207,7 @@ def entropy(histogram: Histogram, unsigned: bool) -> Range:
 def smoothed(counts: np.ndarray) -> np.ndarray:
     """Counts without peaks that say nothing of how far the codes should reach, but that spreading over a cell
     would count as a great loss, which only a narrower range can mend: zeros behind a ReLU (held exactly by
-    any grid) are cut to their neighbour's count; channels that hardly move, and borders where padding is
+    any grid) are cut to their neighbor's count; channels that hardly move, and borders where padding is
     seen, are evened out over SMOOTHED bins. Each side of zero by itself.
     """
     below, above = np.split(counts, 2)

@@ -210,7 +210,7 @@ def write(
 
 
 def refuse(target: Path, version: int, overwrite: bool) -> None:
-    """Raise UsageError when the folder is there and not to be replaced, is no model of Triton's, or has a
+    """Raise UsageError when the folder is there and not to be replaced, is not a model of Triton's, or has a
     later version.
     """
     if not target.exists():
@@ -222,7 +222,8 @@ def refuse(target: Path, version: int, overwrite: bool) -> None:
         )
     if not (target / CONFIG).is_file():
         raise UsageError(
-            f"{target} has no {CONFIG}, so it is no model of Triton's. Choose another --name or --repository"
+            f"{target} has no {CONFIG}, so it is not a model of Triton's. Choose another --name or"
+            " --repository"
         )
     newest = max(versions(target), default=0)
     if version < newest:

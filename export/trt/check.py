@@ -151,7 +151,7 @@ def agreement(reference: np.ndarray, logits: np.ndarray, precision: str, is_nois
 
 
 def consistency(engine: Predictor, images: np.ndarray, allowed: float) -> dict[str, Any]:
-    """Raise GateError where an image's logits depend on its neighbours, its place or the batch size.
+    """Raise GateError where an image's logits depend on its neighbors, its place or the batch size.
 
     row_spread: between the rows of a batch of one image again and again; batch_spread: between the smallest
     batch and the largest, None for a plan of one batch size.

@@ -202,7 +202,7 @@ def sentences(summary: dict[str, Any], precision: str) -> list[str]:
         )
     if summary["unfused_conversions"]:
         found.append(
-            f"{len(summary['unfused_conversions'])} Q/DQ layers did not fuse into a neighbour and run by"
+            f"{len(summary['unfused_conversions'])} Q/DQ layers did not fuse into a neighbor and run by"
             f" themselves: {_names(summary['unfused_conversions'])}"
         )
     if summary["unknown"]:

@@ -72,7 +72,7 @@ def require_whole(path: str | Path) -> None:
     """
     path = Path(path)
     if not path.stat().st_size:
-        return  # nothing cannot be mapped, and is no network to any engine
+        return  # nothing cannot be mapped, and is not a network to any engine
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         require_inside(content, str(path))
 

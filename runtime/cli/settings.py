@@ -165,7 +165,7 @@ def settings_of(options: type) -> tuple[Setting, ...]:
 
 
 def check(options: object) -> None:
-    """Raise UsageError naming the first setting that is no choice, out of its range or not finite."""
+    """Raise UsageError naming the first setting that is not a choice, out of its range or not finite."""
     kind: type = type(options)
     for setting in settings_of(kind):
         value = getattr(options, setting.name)

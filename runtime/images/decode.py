@@ -85,7 +85,7 @@ def _decode(pil: Any, source: Any, name: str) -> Any:
         if isinstance(source, (str, os.PathLike)):
             require_file(source)
         with pil.open(source, formats=FORMATS) as opened:
-            return opened.convert("RGB")
+            return _rgb(opened, name)
     except FileNotFoundError:
         raise DataError(f"{name}: no such image") from None
     except DataError:
@@ -99,9 +99,30 @@ def _decode(pil: Any, source: Any, name: str) -> Any:
 def _loaded(image: Any, name: str) -> Any:
     try:
         image.load()  # Pillow decodes now what it has only opened
-        return image if image.mode == "RGB" else image.convert("RGB")
+        return image if image.mode == "RGB" else _rgb(image, name)
+    except DataError:
+        raise
     except Exception as error:
         raise _unreadable(name, error) from error
+
+
+def _rgb(image: Any, name: str) -> Any:
+    """The image in mode RGB. Gray of 16 bits is scaled from 0..65535 to 0..255; Pillow itself would cut it
+    off at 255. Raises DataError for other numbers, whose range nobody knows.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return image.convert("RGB")
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise DataError(
+            f"{name}: gray of {'floating point' if image.mode == 'F' else '32 bits'}, whose black and"
+            " white are"
+            " not known. Convert it to 8 or 16 bits"
+        )
+    from PIL import Image as pil
+
+    scaled = (values.astype(np.int64) * 255 + 32767) // 65535
+    return pil.fromarray(scaled.astype(np.uint8)).convert("RGB")
 
 
 def _unreadable(name: str, error: Exception) -> DataError:

@@ -34,6 +34,12 @@ def open_npz(location: str, split: str) -> ArraySet:
     if "x" not in arrays or "y" not in arrays:
         raise DataError(f"npz:{path}: has arrays {sorted(arrays)}; expected x (N, H, W, 3) uint8 and y (N,)")
     x, y = arrays["x"], arrays["y"]
+    if x.ndim == 4 and x.shape[3] not in (1, 3, 4):
+        first = x.shape[1] in (1, 3, 4)
+        raise DataError(
+            f"npz:{path}: x is {x.dtype} {x.shape}; expected channels last, uint8 (N, H, W, 3)"
+            + (". Save x.transpose(0, 2, 3, 1)" if first else "")
+        )
     if x.dtype != np.uint8 or x.ndim not in (3, 4) or y.shape != x.shape[:1] or y.dtype.kind not in "iu":
         raise DataError(
             f"npz:{path}: x is {x.dtype} {x.shape}, y is {y.dtype} {y.shape}; "

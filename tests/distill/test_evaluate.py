@@ -247,3 +247,14 @@ def test_the_published_resnet20_has_its_published_accuracy(shared, tmp_path, cap
     )
     result = json.loads(capsys.readouterr().out)
     assert (result["images"], round(result["top1_percent"] * 20)) == (2000, 1829)
+
+
+def test_eval_of_nan_is_null_and_fails(file, npz, tmp_path, capsys):
+    found, data = checkpoints.load(file[0]), npz()
+    next(iter(found.state_dict.values())).fill_(float("nan"))
+    checkpoints.save(found, tmp_path / "nan.pth")
+    assert main(["eval", str(tmp_path / "nan.pth"), "--data", data, "--json"]) == 1
+    out = capsys.readouterr().out
+    assert "NaN" not in out and json.loads(out)["loss_nats"] is None
+    assert main(["eval", str(tmp_path / "nan.pth"), "--data", data]) == 1
+    assert "its logits hold NaN or inf" in capsys.readouterr().err

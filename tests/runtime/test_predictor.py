@@ -428,3 +428,11 @@ def test_a_checkpoint_is_no_artifact(tmp_path):
 def test_top_0_is_refused(student):
     with runtime.load(student) as predictor, pytest.raises(UsageError, match="top 0: expected 1 or more"):
         predictor.classify(np.zeros((8, 8, 3), np.uint8), top=0)
+
+
+def test_one_image_with_channels_first_is_refused(student):
+    with (
+        runtime.load(student) as predictor,
+        pytest.raises(UsageError, match=(r"\(3, 48," r" 40\).*channels first")),
+    ):
+        predictor.classify(np.zeros((3, 48, 40), np.uint8))

@@ -290,3 +290,28 @@ def test_image_too_narrow_for_its_border_is_named(tmp_path):
     ):
         spec(path)
     assert spec(np.zeros((20, 2, 3), np.uint8)).shape == (3, 8, 8)
+
+
+def test_gray_of_16_bits_keeps_its_shades(tmp_path):
+    """0, a half and the whole of 16 bits are 0, 128 and 255 of 8; Pillow alone would give 0, 255, 255."""
+    Image.fromarray(np.array([[0, 32896, 65535, 257]], np.uint16)).save(tmp_path / "deep.png")
+    expected = [0, 128, 255, 1]
+    spec = Preprocess((3, 1, 4), crop_pct=1, crop_mode="squash")
+    for image in (
+        tmp_path / "deep.png",
+        (tmp_path / "deep.png").read_bytes(),
+        Image.open(tmp_path / "deep.png"),
+    ):
+        assert spec.pixels(image)[0].tolist() == [[v, v, v] for v in expected]
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (Image.fromarray(np.full((2, 2), 0.5, np.float32)), "gray of floating point"),
+        (Image.fromarray(np.full((2, 2), 70000, np.int32)), "gray of 32 bits"),
+    ],
+)
+def test_gray_of_an_unknown_range_is_refused(image, words):
+    with pytest.raises(DataError, match=words):
+        Preprocess((3, 2, 2)).pixels(image)

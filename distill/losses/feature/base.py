@@ -104,7 +104,7 @@ class FeatureLoss(nn.Module):
             if not (_has_grid(s) and _has_grid(t)) and _positions(s) != _positions(t):
                 raise UsageError(
                     f"{name}: {_positions(s)} and {_positions(t)} positions cannot be matched, because tokens"
-                    " that fill no square have no neighbours. Give them without class token, or as a map (N,"
+                    " that fill no square have no neighbors. Give them without class token, or as a map (N,"
                     " C, H, W)"
                 )
         return [as_map(x) for x in student.features], [as_map(x.detach()) for x in theirs]

@@ -91,6 +91,6 @@ def _require_spread(logits: Tensor, temperature: float, eps: float) -> None:
     ):  # near-constant logits of that deviation give probabilities of this norm
         raise UsageError(
             "dist: the student's first logits are constant (norm of the probabilities' deviations"
-            f" {spread:.1g}), so the gradient is huge. Do not initialise the classifier with zeros, or set"
+            f" {spread:.1g}), so the gradient is huge. Do not initialize the classifier with zeros, or set"
             " eps to 0.001"
         )

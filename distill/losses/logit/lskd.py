@@ -88,6 +88,6 @@ def degenerate(num_classes: int, batch: int, logits: Tensor | None, settings: di
         if spread + settings["eps"] < FLAT:
             raise UsageError(
                 f"lskd: the student's first logits are constant (standard deviation {spread:.1g}), so the"
-                " gradient is huge. Do not initialise the classifier with zeros, or set eps to 0.1"
+                " gradient is huge. Do not initialize the classifier with zeros, or set eps to 0.1"
             )
     return dkd.degenerate(num_classes, batch, logits, settings) if "alpha" in settings else []

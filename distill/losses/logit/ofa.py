@@ -27,7 +27,7 @@ def loss(
 ) -> Tensor:
     """-sum_i ((p_t(i) + m_i)^eps - m_i) log p_s(i), m = one-hot of y (Hao et al. 2023, arXiv:2310.19444).
 
-    p is the softmax at `temperature` > 0; eps > 0 above 1 favours the target class, and at 1 this is the
+    p is the softmax at `temperature` > 0; eps > 0 above 1 favors the target class, and at 1 this is the
     cross-entropy with the teacher. Defaults: the reference's (1.5 in its ImageNet command). The reference
     applies the loss to the logits and to heads on four stages of the student; this is the part on the logits.
     Returns nats per image, averaged; without the T^2 of other losses, as in the reference. Raises UsageError

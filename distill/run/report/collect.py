@@ -97,7 +97,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read RUN. Raises UsageError when it is no run folder, ArtifactError for a damaged best.pth."""
+    """Read RUN. Raises UsageError when it is not a run folder, ArtifactError for a damaged best.pth."""
     if not (folder / "best.pth").is_file():
         what = "has no best.pth" if folder.is_dir() else "no such folder"
         raise UsageError(

@@ -204,3 +204,10 @@ def test_digits_without_scikit_learn_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(MissingError, match=r"large2small\[demo\]"):
         open_images("digits", "val")
+
+
+@pytest.mark.parametrize(("shape", "words"), [((4, 3, 8, 8), "transpose"), ((4, 8, 8, 5), "channels last")])
+def test_an_npz_file_with_other_channels_is_refused_when_it_is_opened(tmp_path, shape, words):
+    np.savez(tmp_path / "x.npz", x=np.zeros(shape, np.uint8), y=np.array([0, 1, 0, 1]))
+    with pytest.raises(DataError, match=rf"x\.npz: x is uint8 .*{words}"):
+        open_images(f"npz:{tmp_path / 'x.npz'}", "train")
