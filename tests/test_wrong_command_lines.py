@@ -75,9 +75,8 @@ def test_wrong_command_lines_are_the_users_end(place, capsys):
         errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
         codes.add(code)
         is_help = code == 0 and "--help" in " ".join(words)
-        if code not in (1, 2, 3, 4) or ("--json" not in words and len(errors) != 1):
-            if not is_help:
-                found.append((words, code, said.err[-300:]))
+        if (code not in (1, 2, 3, 4) or ("--json" not in words and len(errors) != 1)) and not is_help:
+            found.append((words, code, said.err[-300:]))
         if sorted(os.listdir(place)) != before:
             found.append((words, "wrote", sorted(set(os.listdir(place)) - set(before))))
             break
