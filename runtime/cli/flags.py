@@ -59,6 +59,13 @@ def description(command: Any, prog: str) -> str:
     return f"{opening}\n\n{command.DESCRIPTION.format(prog=prog)}"
 
 
+REFUSED = dict.fromkeys(
+    ("--multilabel", "--multi-label"),
+    "multi-label training is not supported; every image has one class here. Leave the flag out",
+)
+"""Flags that other projects have for what this one does not do -> what to say of it."""
+
+
 def check_flags(options: type, argv: Sequence[str], prog: str) -> None:
     """Raise UsageError naming the nearest flag for the first `--word` that `options` does not have."""
     settings = settings_of(options)
@@ -67,6 +74,8 @@ def check_flags(options: type, argv: Sequence[str], prog: str) -> None:
         if word == "--":
             return
         typed = word.split("=", 1)[0]
+        if _dashed(typed) in REFUSED:
+            raise UsageError(f"{typed}: {REFUSED[_dashed(typed)]}")
         if typed.startswith("--") and _dashed(typed) not in known:
             raise UsageError(f"unknown flag {typed}{nearest_flag(typed, settings)} See {prog} --help")
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import io
 import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -101,12 +102,22 @@ class Command(Protocol):
 
 def main(argv: Sequence[str] | None = None, group: str = "") -> int:
     """Run one command and return its exit code; group: the first word, where the program is called by it."""
+    _print_in_any_encoding()
     typed = list(sys.argv[1:] if argv is None else argv)
     words = [group, *typed] if group else typed
     try:
         return outcome.run(lambda: _dispatch(words), as_json="--json" in words)
     except SystemExit as stop:  # --help of a command
         return int(stop.code or 0)
+
+
+def _print_in_any_encoding() -> None:
+    """Letters that a terminal's or file's encoding does not have are written as codes: the result of an
+    hour's work must not be lost at a Greek letter, nor an error at a file name that is not UTF-8.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _dispatch(words: list[str]) -> int | None:

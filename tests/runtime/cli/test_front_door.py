@@ -248,3 +248,27 @@ def test_export_and_bench_are_loaded_only_when_called():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_any_encoding_of_the_output_will_do(encoding, tmp_path):
+    """A name that is not UTF-8 and a Greek letter, in an error and in a result."""
+    code = (
+        "import sys; from runtime.cli import front_door; front_door._print_in_any_encoding();"
+        " print('Δ top-1');"
+        " sys.exit(front_door.main(['inspect', sys.argv[1]]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, os.fsdecode(b"caf\xe9-\xce\x94.onnx")],
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 2 and done.stderr.startswith(b"error: caf\\udce9-")
+    assert done.stdout.decode(encoding).rstrip() == ("Δ top-1" if encoding == "utf-8" else "\\u0394 top-1")
+
+
+def test_what_other_projects_do_and_this_one_does_not_is_said(capsys):
+    assert front_door.main(["train", "--data", "digits", "--multi-label"]) == 2
+    assert "multi-label training is not supported" in capsys.readouterr().err
