@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from runtime.artifact import require_same_classes
-from runtime.errors import UsageError
+from runtime.errors import ArtifactError, UsageError
 from runtime.images import ImageSet
 from runtime.terminal import progress_bar
 
@@ -218,5 +218,8 @@ def saved(folder: Path, class_names: list[str]) -> Source | None:
     require_same_classes(found.class_names, str(path), class_names, "data")
     model = models.build(found.model, len(class_names), found.model_args)
     checkpoints.load_weights(model, found)
-    origin = Origin(**found.lineage["fitted_from"])
+    try:
+        origin = Origin(**found.lineage["fitted_from"])
+    except TypeError as error:
+        raise ArtifactError(f"{path}: damaged checkpoint (fitted_from: {error})") from error
     return Source(model, found.model_args, found.preprocess, origin, False, [f"fitted before, {path}"])
