@@ -160,7 +160,8 @@ def assert_same_result(folder, whole):
 
 
 def test_ten_kills_at_random_moments_change_nothing(workspace, start, whole):
-    flags = ["--data", f"npz:{workspace / 'set'}", *TINY]
+    # without the report, which would take longer than the training, and most of the kills
+    flags = ["--data", f"npz:{workspace / 'set'}", *TINY, "--no-report"]
     dice, kills, done = random.Random(0), 0, []
     for number in range(20):  # another run when one ends before the tenth kill
         folder = workspace / f"killed{number}"
@@ -187,7 +188,7 @@ def test_ten_kills_at_random_moments_change_nothing(workspace, start, whole):
             break
     assert kills == 10
     assert (
-        sum(step > 0 for step in done) > 1
+        sum(step > 0 for step in done) > 3
     )  # the kills came in the middle of trainings, not only before them
 
 
