@@ -12,12 +12,13 @@ Models Transfer Better?", CVPR 2019.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,6 +26,7 @@ from torch.nn import functional as F
 from runtime.artifact import require_same_classes
 from runtime.errors import ArtifactError, UsageError
 from runtime.images import ImageSet
+from runtime.images.sets import Subset
 from runtime.terminal import progress_bar
 
 from .. import checkpoint as checkpoints
@@ -69,10 +71,10 @@ def fit_head(source: Source, train: ImageSet, recipe: Recipe, device: torch.devi
             f"teacher {source.origin.model}: its classifier is not a linear layer, so it cannot be fitted"
             " alone. Fit the whole network: --teacher-fit all"
         )
-    found = features_of(source, layers, train, recipe, device)
+    found = features_of(source, layers, as_many_as_fit(train, layers, recipe), recipe, device)
     words = []
     for name, features in found.items():
-        weight, bias, decay, accuracy = logistic_regression(features, len(train.class_names), recipe.seed)
+        weight, bias, decay, accuracy = logistic_regression(features, len(train.class_names))
         layer = layers[name]
         with torch.no_grad():
             layer.weight.copy_(weight)
@@ -86,6 +88,23 @@ def fit_head(source: Source, train: ImageSet, recipe: Recipe, device: torch.devi
     return replace(source, origin=origin, is_new=False, notes=[*source.notes, line])
 
 
+def as_many_as_fit(train: ImageSet, layers: Mapping[str, Any], recipe: Recipe) -> ImageSet:
+    """The training images, or as many drawn from all of them as MOST_VALUES allows. Raises UsageError for a
+    stream.
+    """
+    if isinstance(train, StreamSet):
+        raise UsageError(
+            f"{train.name}: streamed images cannot be read twice, so no classifier is fitted to them. Give a"
+            " teacher of these classes, or --teacher-fit all"
+        )
+    of_an_image = sum(layer.in_features for layer in layers.values()) * (1 + (recipe.hflip > 0))
+    most = max(1, MOST_VALUES // of_an_image)
+    if len(train) <= most:
+        return train
+    drawn = np.random.default_rng(recipe.seed).permutation(len(train))[:most]
+    return Subset(train, np.sort(drawn))
+
+
 def features_of(
     source: Source,
     layers: dict[str, nn.Module],
@@ -94,11 +113,6 @@ def features_of(
     device: torch.device,
 ) -> dict[str, Features]:
     """What goes into each of `layers` for the training images, as they are and mirrored."""
-    if isinstance(train, StreamSet):
-        raise UsageError(
-            f"{train.name}: streamed images cannot be read twice, so no classifier is fitted to them. Give a"
-            " teacher of these classes, or --teacher-fit all"
-        )
     model = source.model.to(device).eval()
     values: dict[str, list[Tensor]] = {name: [] for name in layers}
     labels, numbers = [], []
@@ -121,8 +135,6 @@ def features_of(
                 for name in layers:
                     values[name].append(inputs[name].float().cpu())
             advance(done)
-            if sum(map(torch.numel, next(iter(values.values())))) > MOST_VALUES:
-                break
     rows, images = torch.cat(labels), torch.cat(numbers)
     return {name: Features(torch.cat(each), rows, images) for name, each in values.items()}
 
@@ -143,7 +155,7 @@ def _inputs_of(layers: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
             handle.remove()  # type: ignore[attr-defined]
 
 
-def logistic_regression(features: Features, classes: int, seed: int) -> tuple[Tensor, Tensor, float, float]:
+def logistic_regression(features: Features, classes: int) -> tuple[Tensor, Tensor, float, float]:
     """(weight (K, D), bias (K,), the chosen weight decay, accuracy in percent on the held-out fifth).
 
     Every fifth image of a class is held out to choose the weight decay; then all are used.

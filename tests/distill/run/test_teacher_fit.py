@@ -10,8 +10,10 @@ from sklearn.linear_model import LogisticRegression
 from distill import checkpoint as checkpoints
 from distill import models
 from distill.__main__ import main
+from distill.recipe import Recipe
 from distill.run import teacher_fit
 from distill.run.teacher_fit import Features
+from runtime.images import ArraySet
 
 
 def blobs(classes=3, each=40, seed=0):
@@ -25,7 +27,7 @@ def blobs(classes=3, each=40, seed=0):
 def test_the_fit_is_that_of_scikit_learn():
     x, y = blobs()
     weight, bias, decay, _ = teacher_fit.logistic_regression(
-        Features(torch.from_numpy(x), torch.from_numpy(y), torch.arange(len(y))), 3, 0
+        Features(torch.from_numpy(x), torch.from_numpy(y), torch.arange(len(y))), 3
     )
     scaled = (x - x.mean(0)) / x.std(0, ddof=1)
     theirs = LogisticRegression(C=1 / (decay * len(y)), max_iter=10_000, tol=1e-8).fit(scaled, y)
@@ -38,6 +40,17 @@ def test_an_image_and_its_mirror_image_are_held_out_together():
     images = torch.arange(20).repeat(2)
     held = teacher_fit._every_fifth_of_a_class(Features(torch.zeros(40, 1), labels, images))
     assert held[:20].equal(held[20:]) and held[:20].nonzero()[:, 0].tolist() == [4, 9, 14, 19]
+
+
+def test_of_too_many_images_some_of_every_class_are_drawn(monkeypatch):
+    """Sorted by class, as folders are: the first ones alone would leave classes out."""
+    images = ArraySet("set", np.zeros((400, 2, 2, 3), np.uint8), np.repeat(np.arange(4), 100), list("abcd"))
+    layers, recipe = {"fc": torch.nn.Linear(10, 4)}, Recipe(hflip=0.5)
+    assert teacher_fit.as_many_as_fit(images, layers, recipe) is images
+    monkeypatch.setattr(teacher_fit, "MOST_VALUES", 2 * 10 * 100)  # a quarter of them, mirrored as well
+    drawn = teacher_fit.as_many_as_fit(images, layers, recipe)
+    assert len(drawn) == 100 and np.bincount(drawn.labels, minlength=4).min() > 10
+    assert drawn.labels.tolist() == teacher_fit.as_many_as_fit(images, layers, recipe).labels.tolist()
 
 
 @pytest.fixture
