@@ -31,6 +31,13 @@ from .recipe import Recipe, key_values
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+USUAL_CAUSES = (
+    "its class order may differ from the data's, or it was trained with another --teacher-mean and"
+    " --teacher-std"
+)
+"""Why a teacher may know less than it should."""
+
+
 @dataclass(frozen=True)
 class Origin:
     """Where a teacher comes from and how it computes; kept in the lineage of every student."""

@@ -134,7 +134,7 @@ def published_notes(network: nn.Module, class_names: Sequence[str]) -> list[str]
     tag = config.get("tag")
     lines = [f"published weights of {config.get('architecture')}" + (f", {tag}" if tag else "")]
     if classes != len(class_names):
-        lines.append(f"classifier {names}: {classes} classes{classifier.NEW}{len(class_names)} classes")
+        lines.append(classifier.replaced(names, f"{classes} classes", len(class_names)))
     return lines
 
 

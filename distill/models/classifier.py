@@ -36,6 +36,11 @@ def layers_of(network: nn.Module) -> list[str]:
     return [name for name, module in modules.items() if any(module is each for each in given)]
 
 
+def replaced(layer: str, before: str, classes: int) -> str:
+    """The line that says a classifier is a new one."""
+    return f"classifier {layer}: {before}{NEW}{classes} classes"
+
+
 def fitted(
     network: nn.Module,
     weights: Mapping[str, Tensor],
@@ -64,7 +69,7 @@ def fitted(
                 notes.append(f"classifier {layer}: its classes are put into the order of the data's")
             continue
         notes.append(
-            f"classifier {layer}: {_classes(weights, layer)}{NEW}{len(data_classes)} classes"
+            replaced(layer, _classes(weights, layer), len(data_classes))
             + ("" if same_names or not fits else " (of other names)")
         )
         weights |= {key: own[key] for key in keys}

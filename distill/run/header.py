@@ -81,21 +81,19 @@ class Header:
         found = []
         if self.steps_per_epoch < FEW_STEPS:
             found.append(
-                f"only {self.steps_per_epoch} steps an epoch, {self.steps_per_epoch * self.epochs} in"
-                " all: give"
-                f" a smaller --batch (now {self.batch}) or more --epochs"
+                f"only {self.steps_per_epoch} steps an epoch, {self.steps_per_epoch * self.epochs} in all:"
+                f" give a smaller --batch (now {self.batch}) or more --epochs"
             )
         if self.smallest_class[1] and self.largest_class[1] / self.smallest_class[1] >= LOPSIDED:
             ratio = self.largest_class[1] / self.smallest_class[1]
             found.append(
-                f"the largest class has {ratio:.1f} times the images of the smallest: top-1 mostly"
-                " says how good"
-                " the large classes are; the report shows each class"
+                f"the largest class has {ratio:.1f} times the images of the smallest: top-1 mostly says how"
+                " good the large classes are; the report shows each class"
             )
         if self.val_images and self.val_images < FEW_VALIDATION_IMAGES:
             found.append(
-                f"{self.val_images} validation images: one of them is {100 / self.val_images:.1f}"
-                " points of top-1"
+                f"{self.val_images} validation images: one of them is {100 / self.val_images:.1f} points of"
+                " top-1"
             )
         if self.overlap:
             found.append(f"{self.overlap}: accuracy is too high by them")

@@ -55,10 +55,14 @@ def paired(first: Tensor, second: Tensor) -> Paired:
     p1, p2 = (both + b) / n, (both + c) / n
     (low1, high1), (low2, high2) = wilson(both + b, n), wilson(both + c, n)
     phi = _correlation(both, b, c, neither)
-    below = math.hypot(p1 - low1, high2 - p2) ** 2 - 2 * phi * (p1 - low1) * (high2 - p2)
-    above = math.hypot(high1 - p1, p2 - low2) ** 2 - 2 * phi * (high1 - p1) * (p2 - low2)
     points = 100 * (p1 - p2)
-    return Paired(points, points - 100 * math.sqrt(below), points + 100 * math.sqrt(above), b, c, n)
+    below, above = _length(p1 - low1, high2 - p2, phi), _length(high1 - p1, p2 - low2, phi)
+    return Paired(points, points - 100 * below, points + 100 * above, b, c, n)
+
+
+def _length(one: float, other: float, phi: float) -> float:
+    """Of the difference of two steps whose correlation is phi."""
+    return math.sqrt(one * one + other * other - 2 * phi * one * other)
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:

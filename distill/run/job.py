@@ -31,6 +31,7 @@ from ..erf.options import ErfOptions
 from ..evaluate import Evaluation, evaluate, pick_device
 from ..recipe import Recipe
 from ..training import trainer as trainers
+from ..training.parts import start_of
 from ..training.task import Splits, Task, lineage_of
 from . import teacher_fit, trial
 from .folder import remove_old_run, with_files
@@ -93,15 +94,15 @@ def prepare(options: TrainOptions, folder: Path, make_trainer: Callable[[Task], 
     if options.erf:  # streamed images cannot be drawn from: said now, not after the training
         field.choose(data.val, ERF_IMAGES, options.seed)
     accuracy = _teacher_accuracy(teacher, data.val, options, device) if teacher else None
+    recipe = recipe_of(options)
     header = header_of(
-        recipe_of(options),
+        recipe,
         data,
         parameters,
         preprocess.input_size,
         _teacher_words(options, teacher, accuracy),
         device.type,
     )
-    recipe = recipe_of(options)
     student = Task(
         role="student" if teacher else "plain",
         recipe=recipe,
@@ -128,14 +129,7 @@ def prepare(options: TrainOptions, folder: Path, make_trainer: Callable[[Task], 
 
 def try_student(options: TrainOptions, preprocess: Preprocess, classes: int) -> int:
     """The number of the student's parameters. Raises UsageError where it cannot take the images."""
-    arguments = models.size_argument(options.student, preprocess.input_size[1]) | recipes.key_values(
-        options.student_args
-    )
-    if options.student_ckpt:
-        found = checkpoints.load_any(
-            options.student_ckpt, options.student, arguments, "--student", options.checkpoint_key
-        )
-        arguments = found.model_args
+    _, arguments = start_of(options, preprocess)
     with torch.random.fork_rng(devices=[]):
         network = models.build(options.student, classes, arguments)
     trial.require_trains(network, options.student, preprocess.input_size, options.batch, classes)
@@ -301,11 +295,8 @@ def _teacher_accuracy(
     commonest = 100 * max(val.summary().counts, default=0) / max(len(val.labels), 1)
     if len(val.labels) and accuracy.top1 <= commonest:
         say(
-            f"warning: the teacher ({accuracy.top1:.2f} %) is not better than always naming the"
-            " commonest class"
-            f" ({commonest:.2f} %): its class order may differ from the data's, or it was trained with"
-            " another"
-            " --teacher-mean and --teacher-std"
+            f"warning: the teacher ({accuracy.top1:.2f} %) is not better than always naming the commonest"
+            f" class ({commonest:.2f} %): {teachers.USUAL_CAUSES}"
         )
     return accuracy
 

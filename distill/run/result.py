@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..erf.field import Squares
 from ..erf.report import Measured
-from ..teacher import Origin
+from ..teacher import USUAL_CAUSES, Origin
 from .interval import Paired, paired
 
 WORSE_TEACHER = 10.0
@@ -149,9 +149,8 @@ class RunResult:
             ]
         if self.teacher and self.teacher.top1_percent < self.best.top1_percent - WORSE_TEACHER:
             lines.append(
-                f"the teacher ({self.teacher.top1_percent:.2f} %) is far below its own student: its"
-                " class order"
-                " may differ from the data's, or it was trained with another --teacher-mean and --teacher-std"
+                f"the teacher ({self.teacher.top1_percent:.2f} %) is far below its own student:"
+                f" {USUAL_CAUSES}"
             )
         if self.best.teacher_agreement_percent is not None:
             beside = self.control.teacher_agreement_percent if self.control else None

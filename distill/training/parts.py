@@ -22,6 +22,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from runtime.errors import UsageError
+from runtime.preprocess import Preprocess
 
 from .. import checkpoint as checkpoints
 from .. import models
@@ -72,6 +73,20 @@ def prepare_process(recipe: Recipe, device: torch.device) -> None:
         importlib.import_module("torch.utils.tensorboard")
 
 
+def start_of(recipe: Recipe, preprocess: Preprocess) -> tuple[checkpoints.Checkpoint | None, dict[str, Any]]:
+    """(the file that the student starts from, or None; what its network is built with)."""
+    model_args = models.size_argument(recipe.student, preprocess.input_size[1]) | key_values(
+        recipe.student_args
+    )
+    if not recipe.student_ckpt:
+        return None, model_args
+    start = checkpoints.load_any(
+        recipe.student_ckpt, recipe.student, model_args, "--student", recipe.checkpoint_key
+    )
+    # a published file may show its own kernel sizes; one of ours says with what it was built
+    return start, start.model_args | (model_args if start.class_names is not None else {})
+
+
 def open_student(task: Task) -> Student:
     """The recipe's student: fresh, from --student-ckpt, or from published weights.
 
@@ -79,16 +94,7 @@ def open_student(task: Task) -> Student:
     other weights do not fit.
     """
     recipe = task.recipe
-    model_args = models.size_argument(recipe.student, task.preprocess.input_size[1]) | key_values(
-        recipe.student_args
-    )
-    start = None
-    if recipe.student_ckpt:
-        start = checkpoints.load_any(
-            recipe.student_ckpt, recipe.student, model_args, "--student", recipe.checkpoint_key
-        )
-        # a published file may show its own kernel sizes; one of ours says with what it was built
-        model_args = start.model_args | (model_args if start.class_names is not None else {})
+    start, model_args = start_of(recipe, task.preprocess)
     published = start is None and (recipe.pretrained or models.has_tag(recipe.student))
     model = models.build(
         recipe.student,
