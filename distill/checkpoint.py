@@ -56,8 +56,19 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     "metrics": dict,
     "lineage": dict,
     "quantized": (dict, type(None)),
+    "state": (dict, type(None)),
+    "role": str,
 }
 """What the entries of our file are."""
+LINEAGE: dict[str, type] = {
+    **dict.fromkeys(("data", "teacher", "student", "recipe", "versions", "fitted_from"), dict),
+    **dict.fromkeys(("data.train_spec", "data.val_spec", "data.train_sha256", "data.val_sha256"), str),
+    **dict.fromkeys(("teacher.file", "teacher.sha256", "student.file", "student.sha256"), str),
+    "converted": list,
+}
+"""What the entries of a lineage are that are read again; None is any of them."""
+DEEPEST = 16
+"""Lists and dictionaries inside one another, in what a file says beside its weights."""
 
 
 @dataclass
@@ -146,6 +157,7 @@ def from_values(values: Mapping[str, Any], path: str | Path) -> Checkpoint:
         for name, kind in KINDS.items():
             if name in values and not isinstance(values[name], kind):
                 raise TypeError(f"{name} is a {type(values[name]).__name__}")
+        _require_typed(values, path)
         return Checkpoint(
             **{k: v for k, v in values.items() if k in known},
             preprocess=Preprocess.from_dict(values["preprocess"]),
@@ -153,6 +165,43 @@ def from_values(values: Mapping[str, Any], path: str | Path) -> Checkpoint:
         )
     except (TypeError, KeyError, UsageError) as error:
         raise ArtifactError(f"{path}: damaged checkpoint ({error})") from error
+
+
+def _require_typed(values: Mapping[str, Any], path: str | Path) -> None:
+    """Raise TypeError for entries of our file that hold other values than they should, ArtifactError for
+    weights that are not plain numbers.
+    """
+    for key, tensor in values["state_dict"].items():
+        if not isinstance(key, str) or not _is_tensor(tensor):
+            raise TypeError(f"state_dict: {key!r} is a {type(tensor).__name__}, not a tensor")
+        _require_plain(tensor, f"{path}: {key}")
+    if not all(isinstance(name, str) for name in values.get("class_names") or ()):
+        raise TypeError("class_names holds more than names")
+    for name in ("model_args", "metrics", "lineage"):
+        _require_simple(values.get(name) or {}, name)
+    for entry, kind in LINEAGE.items():
+        found = _at(values.get("lineage"), tuple(entry.split(".")))
+        if found is not None and not isinstance(found, kind):
+            raise TypeError(f"lineage.{entry} is a {type(found).__name__}")
+    for line in _at(values.get("lineage"), ("converted",)) or ():
+        if not isinstance(line, str):
+            raise TypeError(f"lineage.converted holds a {type(line).__name__}")
+
+
+def _require_simple(value: Any, where: str, depth: int = 0) -> None:
+    """Raise TypeError for anything but text, numbers, lists and dictionaries of them, DEEPEST at most."""
+    if depth > DEEPEST:
+        raise TypeError(f"{where} is nested more than {DEEPEST} deep")
+    if isinstance(value, dict):
+        for key, each in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"{where} has a key {key!r}")
+            _require_simple(each, f"{where}.{key}" if depth < 3 else where, depth + 1)
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            _require_simple(each, where, depth + 1)
+    elif value is not None and not isinstance(value, (str, bool, int, float)):
+        raise TypeError(f"{where} is a {type(value).__name__}")
 
 
 def load_any(
@@ -174,6 +223,11 @@ def load_any(
     values = read_file(path)
     if MARK in values:
         checkpoint = from_values(values, path)
+        if entry:
+            raise UsageError(
+                f"{path}: a checkpoint of this project, whose weights have one place. Leave the name of an"
+                f" entry ({entry}) out"
+            )
         if model is not None and model != checkpoint.model:
             raise ArtifactError(
                 f"{path}: holds {checkpoint.model}, not {model}. Leave the name out, or give the right file"

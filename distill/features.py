@@ -112,7 +112,7 @@ class Taps:
         """The same in eval mode, without gradient and without moving batch norm's statistics: to prepare a
         loss with.
         """
-        with _evaluating(self.model):
+        with evaluating(self.model):
             return Outputs(*self._read(images, self.model))
 
     def close(self) -> None:
@@ -267,7 +267,7 @@ def _probe(model: nn.Module, input_size: tuple[int, ...]) -> tuple[Stage, ...]:
     weight = next(model.parameters())
     ramp = torch.linspace(-1, 1, math.prod(input_size), device=weight.device, dtype=weight.dtype)
     image = ramp.view(1, *input_size)  # not a constant one, which would hide that tokens are in another order
-    with _evaluating(model):
+    with evaluating(model):
         logits, calls = _watched(model, {entry.get("module") for _, entry in entries}, image)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             raise UsageError(
@@ -309,7 +309,7 @@ def _watched(model: nn.Module, keys: set[str | None], image: Tensor) -> tuple[An
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; afterwards every module is in the mode it was in."""
     modes = {module: module.training for module in model.modules()}
     try:

@@ -55,6 +55,8 @@ class Origin:
     """fp32, fp16 or bf16."""
     fitted: str | None = None
     """How its classifier was fitted to the data, where its own was for other classes."""
+    preprocess: dict[str, Any] | None = None
+    """How its images are resized and normalized (runtime.preprocess)."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -158,14 +160,18 @@ def open_source(recipe: Recipe, class_names: list[str]) -> Source | None:
         return None
     source = _of_file(recipe, class_names) if recipe.teacher_ckpt else _published(recipe, class_names)
     _require_numbers(source)
-    preprocess = models.as_asked(
-        source.preprocess,
-        recipe.teacher_mean,
-        recipe.teacher_std,
-        recipe.teacher_interpolation,
-        recipe.teacher_input_size,
-    )
-    return replace(source, preprocess=preprocess)
+    return source
+
+
+def _asked(recipe: Recipe) -> dict[str, Any]:
+    """What the user says of the teacher's preprocessing."""
+    said = {
+        "mean": recipe.teacher_mean,
+        "std": recipe.teacher_std,
+        "interpolation": recipe.teacher_interpolation,
+        "input_size": recipe.teacher_input_size,
+    }
+    return {name: value for name, value in said.items() if value}
 
 
 def _require_numbers(source: Source) -> None:
@@ -193,15 +199,17 @@ def _of_file(recipe: Recipe, class_names: list[str]) -> Source:
             " (--teacher-fit head), or give a teacher of these classes"
         )
     checkpoints.load_weights(model, replace(found, state_dict=weights))
+    preprocess, said = models.as_asked(found.preprocess, _asked(recipe)), _asked(recipe)
     if found.class_names is None:
-        notes += models.assumption(found.preprocess, "teacher-", recipe.teacher_mean)
+        built_for = ("input_size",) if "img_size" in given else ()
+        notes += models.assumption(preprocess, "teacher-", (*said, *built_for))
     origin = Origin(found.model, str(path), files.sha256(path), [*found.notes, *notes])
-    return Source(model, found.model_args, found.preprocess, origin, is_new, [*found.notes, *notes])
+    return Source(model, found.model_args, preprocess, origin, is_new, [*found.notes, *notes])
 
 
 def _published(recipe: Recipe, class_names: list[str]) -> Source:
     name, model_args = recipe.teacher, key_values(recipe.teacher_args)
-    preprocess = models.preprocess_of(name, model_args.get("img_size", 0))
+    preprocess = models.as_asked(models.preprocess_of(name, model_args.get("img_size", 0)), _asked(recipe))
     classes = models.published_classes(name)
     if classes != len(class_names) and recipe.teacher_fit == "none":
         raise UsageError(
@@ -240,7 +248,7 @@ def ready(source: Source, recipe: Recipe, student_preprocess: Preprocess, device
         dtype,
         recipe.channels_last,
         recipe.compile,
-        replace(source.origin, merged=merged, dtype=dtype),
+        replace(source.origin, merged=merged, dtype=dtype, preprocess=source.preprocess.to_dict()),
     )
 
 

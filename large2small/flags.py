@@ -136,6 +136,7 @@ class EvalFlags(TypedDict, total=False):
     split: Literal["val", "train"]
     model: str
     model_args: Sequence[str] | Mapping[str, object]
+    checkpoint_key: str
     img_size: int
     batch: int
     workers: int
@@ -152,6 +153,7 @@ class OnnxFlags(TypedDict, total=False):
     data: Pathlike | None
     model: str | None
     model_args: Sequence[str] | Mapping[str, object]
+    checkpoint_key: str
     output: Pathlike | None
     overwrite: bool
     img_size: int | None
@@ -186,6 +188,7 @@ class TrtFlags(TypedDict, total=False):
     data: Pathlike | None
     model: str | None
     model_args: Sequence[str] | Mapping[str, object]
+    checkpoint_key: str
     output: Pathlike | None
     overwrite: bool
     img_size: int | None

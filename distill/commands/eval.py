@@ -40,6 +40,9 @@ class Options:
     """Architecture of a foreign file, for example resnet20."""
     model_args: Annotated[tuple[str, ...], Flag("KEY=VALUE")] = ()
     """Arguments of the architecture of a foreign file."""
+    checkpoint_key: Annotated[str, Flag("KEY")] = ""
+    """Entry of a foreign file that holds the weights, for example ema.module; by default averaged weights
+    before others."""
     img_size: Annotated[int, Flag("PIXELS", aliases=("--imgsz",), least=0)] = 0
     """Side of the input; 0: the checkpoint's."""
     batch: Annotated[int, Flag("N", aliases=("-b", "--batch-size"), least=1)] = 256
@@ -91,7 +94,12 @@ def do(options: Options) -> EvaluationReport:
     from ..evaluate import EvaluationReport, evaluate, pick_device
     from ..recipe import key_values
 
-    found = checkpoints.load_any(options.checkpoint, options.model or None, key_values(options.model_args))
+    found = checkpoints.load_any(
+        options.checkpoint,
+        options.model or None,
+        key_values(options.model_args),
+        entry=options.checkpoint_key,
+    )
     spec = options.data or found.recorded_data("val", "--data")
     images = open_data(spec, options.split, options.num_classes)
     require_same_classes(found.class_names, options.checkpoint, images.class_names, spec)

@@ -34,6 +34,9 @@ class ErfOptions:
     """Architectures, one per checkpoint; auto for a file of this project, which says it itself."""
     model_args: Annotated[tuple[str, ...], Flag("KEY=VALUE")] = ()
     """Arguments of the architecture of foreign files."""
+    checkpoint_key: Annotated[tuple[str, ...], Flag("KEY")] = ()
+    """Entries of foreign files that hold the weights, one per checkpoint; auto for averaged weights before
+    others, and for a file of this project."""
     num_classes: Annotated[int, Flag("N", least=0)] = 0
     """Number of classes of foreign files whose classifier does not show it; 0: that of the data."""
     img_size: Annotated[int, Flag("PIXELS", aliases=("--imgsz",), least=0)] = 0
@@ -63,9 +66,10 @@ class ErfOptions:
                 "no checkpoint given. Expected one or more files before the flags, for example best.pth"
             )
         settings.check(self)
-        for flag, words in (("labels", self.labels), ("model", self.model)):
+        several = {"labels": self.labels, "model": self.model, "checkpoint-key": self.checkpoint_key}
+        for flag, words in several.items():
             if words and len(words) != given:
                 raise UsageError(
                     f"--{flag} has {len(words)} words for {given} checkpoints. Give one for each"
-                    + (", auto where the file says it itself" if flag == "model" else "")
+                    + ("" if flag == "labels" else ", auto where the file says it itself")
                 )

@@ -64,10 +64,17 @@ class Measured:
 
 def measure_and_write(options: ErfOptions) -> tuple[list[Measured], dict[str, Any]]:
     """(the networks, what erf.json holds), after all files are written."""
-    names = options.model or ("auto",) * len(options.checkpoints)
+    unsaid = ("auto",) * len(options.checkpoints)
     found = [
-        checkpoints.load_any(path, None if name == "auto" else name, key_values(options.model_args))
-        for path, name in zip(options.checkpoints, names, strict=True)
+        checkpoints.load_any(
+            path,
+            None if name == "auto" else name,
+            key_values(options.model_args),
+            entry="" if entry == "auto" else entry,
+        )
+        for path, name, entry in zip(
+            options.checkpoints, options.model or unsaid, options.checkpoint_key or unsaid, strict=True
+        )
     ]
     labels = options.labels or default_labels(found)
     file_names = unique_names(labels)
@@ -124,7 +131,7 @@ def input_size(found: Checkpoint, img_size: int) -> tuple[int, int]:
     own = found.model_args.get("img_size", found.preprocess.input_size[1:])
     own = (own, own) if isinstance(own, int) else tuple(own)
     size = (img_size, img_size) if img_size else own
-    fixed = models.size_argument(found.model, size[0]) and not found.model_args.get("dynamic_img_size")
+    fixed = models.size_argument(found.model, size) and not found.model_args.get("dynamic_img_size")
     if fixed and size != own:
         raise UsageError(
             f"{found.path}: {found.model} is built for {own[0]} x {own[1]} pixels and takes no others. "

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -138,10 +138,17 @@ def published_notes(network: nn.Module, class_names: Sequence[str]) -> list[str]
     return lines
 
 
-def size_argument(name: str, img_size: int) -> dict[str, int]:
-    """{'img_size': ...} for architectures that are built for one size (ViT, Swin), nothing for the others."""
+def size_argument(name: str, sides: int | Sequence[int]) -> dict[str, int | list[int]]:
+    """{'img_size': ...} for architectures that are built for one size (ViT, Swin), nothing for the others.
+
+    sides: of a square, or (height, width); 0 or nothing says nothing.
+    """
     config = timm.get_pretrained_cfg(name)
-    return {"img_size": img_size} if img_size and config is not None and config.fixed_input_size else {}
+    if not sides or config is None or not config.fixed_input_size:
+        return {}
+    if isinstance(sides, int):
+        return {"img_size": sides}
+    return {"img_size": sides[0] if len(set(sides)) == 1 else list(sides)}
 
 
 def preprocess_of(name: str, img_size: int | Sequence[int] = 0) -> Preprocess:
@@ -168,32 +175,32 @@ def preprocess_of(name: str, img_size: int | Sequence[int] = 0) -> Preprocess:
     )
 
 
-def as_asked(
-    preprocess: Preprocess,
-    mean: Sequence[float],
-    std: Sequence[float],
-    interpolation: str,
-    input_size: Sequence[int] = (),
-) -> Preprocess:
-    """`preprocess` with what a user says of it; empty values say nothing."""
-    changes: dict[str, Any] = {
-        "mean": tuple(mean),
-        "std": tuple(std),
-        "interpolation": interpolation,
-        "input_size": (3, *input_size) if input_size else (),
-    }
-    return replace(preprocess, **{name: value for name, value in changes.items() if value})
+def as_asked(preprocess: Preprocess, said: Mapping[str, Any]) -> Preprocess:
+    """`preprocess` with what a user says of it: mean, std, interpolation, input_size (height, width)."""
+    changes = dict(said)
+    if "input_size" in changes:
+        changes["input_size"] = (3, *changes["input_size"])
+    return replace(preprocess, **changes)
 
 
-def assumption(preprocess: Preprocess, flag: str, mean: Sequence[float]) -> list[str]:
-    """A line on the preprocessing of a file that brings none, unless the user said it; flag: `teacher-` or
-    nothing, what the user's flags begin with.
+def assumption(preprocess: Preprocess, side: str, said: Collection[str]) -> list[str]:
+    """A line on what of the preprocessing of a file that brings none is taken from its architecture.
+
+    side: `teacher-` or nothing, what the user's flags begin with; said: what the user gave: mean, std,
+    input_size, interpolation.
     """
-    if mean:
-        return []
-    numbers = [" ".join(f"{value:g}" for value in values) for values in (preprocess.mean, preprocess.std)]
     height, width = preprocess.input_size[1:]
+    known = {
+        "mean": ("mean " + " ".join(f"{value:g}" for value in preprocess.mean), "mean R G B"),
+        "std": ("std " + " ".join(f"{value:g}" for value in preprocess.std), "std R G B"),
+        "input_size": (f"{height} x {width}", "input-size H W"),
+        "interpolation": (preprocess.interpolation, "interpolation FILTER"),
+    }
+    assumed = [words for name, words in known.items() if name not in said]
+    if not assumed:
+        return []
+    flags = " ".join(f"--{side}{flag}" for _, flag in assumed)
     return [
-        f"preprocessing assumed: mean {numbers[0]}, std {numbers[1]}, {height} x {width},"
-        f" {preprocess.interpolation}; if it was trained with another: --{flag}mean R G B --{flag}std R G B"
+        f"preprocessing assumed: {', '.join(words for words, _ in assumed)}; if it was trained with another:"
+        f" {flags}"
     ]

@@ -132,7 +132,15 @@ def try_student(options: TrainOptions, preprocess: Preprocess, classes: int) -> 
     _, arguments = start_of(options, preprocess)
     with torch.random.fork_rng(devices=[]):
         network = models.build(options.student, classes, arguments)
-    trial.require_trains(network, options.student, preprocess.input_size, options.batch, classes)
+    trial.require_trains(
+        network,
+        options.student,
+        preprocess.input_size,
+        options.batch,
+        classes,
+        options.freeze,
+        options.freeze_norms,
+    )
     return sum(parameter.numel() for parameter in network.parameters())
 
 

@@ -67,7 +67,8 @@ def student_preprocess(recipe: Recipe) -> tuple[Preprocess, list[str]]:
     size = models.preprocess_of(recipe.student, asked or built_for or preprocess.input_size[1:]).input_size
     # random crops of a padded image show it at its own scale, and so must validation
     crop_pct = recipe.crop_pct or (1.0 if recipe.crop_padding else preprocess.crop_pct)
-    preprocess = replace(preprocess, input_size=size, crop_pct=crop_pct)
-    return models.as_asked(preprocess, recipe.mean, recipe.std, recipe.interpolation), models.assumption(
-        preprocess, "", recipe.mean
-    ) if assumed else []
+    said = {"mean": recipe.mean, "std": recipe.std, "interpolation": recipe.interpolation}
+    said = {name: value for name, value in said.items() if value}
+    preprocess = models.as_asked(replace(preprocess, input_size=size, crop_pct=crop_pct), said)
+    sized = ("input_size",) if asked or built_for else ()
+    return preprocess, models.assumption(preprocess, "", (*said, *sized)) if assumed else []

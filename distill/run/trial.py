@@ -15,20 +15,35 @@ from torch import Tensor, nn
 
 from runtime.errors import ArtifactError, UsageError
 
+from ..training.freezing import freeze
+
 MOST_IMAGES = 2
 """A step of the trial has at most so many images: one behaves as no other number does, in batch norm."""
 
 
 def require_trains(
-    network: nn.Module, name: str, input_size: Sequence[int], batch: int, classes: int
+    network: nn.Module,
+    name: str,
+    input_size: Sequence[int],
+    batch: int,
+    classes: int,
+    frozen: str = "",
+    frozen_norms: bool = False,
 ) -> None:
     """Raise UsageError where a step of training or the evaluation of one image fails.
 
-    input_size is (3, H, W); batch: images of a step.
+    input_size is (3, H, W); batch: images of a step; frozen, frozen_norms: as --freeze and --freeze-norms say
+    it, because norms that keep their statistics take what others refuse.
     """
     images = min(batch, MOST_IMAGES)
-    trial = copy.deepcopy(network).cpu().train()
+    trial = copy.deepcopy(network).cpu()
     with torch.random.fork_rng(devices=[]):
+        if frozen:  # freezing sends an image through it, too, and does not say what it was for
+            with torch.no_grad():
+                _forward(trial.eval(), name, input_size, 1)
+        held = freeze(trial, frozen, frozen_norms, input_size)
+        trial.train()
+        held.hold()
         logits = _forward(trial, name, input_size, images)
         _require_logits(logits, name, input_size, images, classes)
         try:

@@ -75,7 +75,7 @@ def prepare_process(recipe: Recipe, device: torch.device) -> None:
 
 def start_of(recipe: Recipe, preprocess: Preprocess) -> tuple[checkpoints.Checkpoint | None, dict[str, Any]]:
     """(the file that the student starts from, or None; what its network is built with)."""
-    model_args = models.size_argument(recipe.student, preprocess.input_size[1]) | key_values(
+    model_args = models.size_argument(recipe.student, preprocess.input_size[1:]) | key_values(
         recipe.student_args
     )
     if not recipe.student_ckpt:

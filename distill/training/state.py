@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from runtime.errors import UsageError
+from runtime.errors import ArtifactError, UsageError
 
 from .. import recipe as recipes
 from ..checkpoint import Checkpoint
@@ -30,6 +30,8 @@ def require_same_run(last: Checkpoint, recipe: Recipe, lineage: Mapping[str, Any
     """
     if last.state is None:
         raise UsageError(f"{last.path}: holds weights only. Resume from the run's last.pth")
+    if not isinstance(last.state.get("recipe"), Mapping):
+        raise ArtifactError(f"{last.path}: damaged checkpoint (its state names no recipe)")
     now = recipes.to_dict(recipe)
     then = (
         recipes.to_dict(Recipe()) | last.state["recipe"]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from runtime.errors import DataError, GateError, Interrupted
+from runtime.errors import ArtifactError, DataError, GateError, Interrupted
 
 from .. import checkpoint as checkpoints
 from .. import recipe as recipes
@@ -64,7 +64,7 @@ class Trainer:
         self.memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.student = parts.open_student(task)
         self.model = self.network_of(self.student.model)
-        self.frozen = freeze(self.model, recipe.freeze, recipe.freeze_norms)
+        self.frozen = freeze(self.model, recipe.freeze, recipe.freeze_norms, task.preprocess.input_size)
         self.model.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]  # torch has it
         self.forward: Any = torch.compile(self.model) if recipe.compile else self.model
         self.train_loader = TrainLoader(task.train, recipe, task.preprocess, device)
@@ -352,12 +352,19 @@ class Trainer:
 
     def resume(self, path: Path) -> None:
         """Continue from last.pth bit for bit. Raises UsageError when the images or a setting that changes the
-        weights differ.
+        weights differ, ArtifactError for a damaged state.
         """
         last = checkpoints.load(path)
         saved = state.require_same_run(last, self.recipe, self.lineage)
         self.restore(last)
-        self._put_back(saved)
+        try:
+            self._put_back(saved)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise ArtifactError(
+                f"{path}: its state cannot be put back ({type(error).__name__}: {reason}). Start another run"
+                f" from its weights: --student-ckpt {path}"
+            ) from error
         write_records(self.task.folder, self.history)
 
     def _state(self) -> dict[str, Any]:

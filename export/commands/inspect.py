@@ -41,6 +41,9 @@ class Options:
     """File to inspect: an .onnx file, a .plan file, a checkpoint, or a run folder for its best.pth."""
     all: bool = False
     """Print everything that the file says, not the main lines alone."""
+    checkpoint_key: Annotated[str, Flag("KEY")] = ""
+    """Entry of a foreign file that holds the weights, for example ema.module; by default averaged weights
+    before others."""
     checkpoint: Annotated[Path | None, Flag("CKPT")] = None
     """Checkpoint that the file was exported from; by default the file of the recorded name beside it."""
     teacher: Annotated[Path | None, Flag("CKPT")] = None
@@ -93,9 +96,11 @@ def _file(path: Path) -> Path:
 def _report(options: Options, seal: str | None) -> int:
     path = options.file
     if path.suffix in contents.ARTIFACTS:
+        if options.checkpoint_key:
+            raise UsageError(f"--checkpoint-key is only read for a checkpoint, and {path} is not one")
         values = contents.ARTIFACTS[path.suffix][1](path, seal or "")
     else:
-        values = contents.inspect_checkpoint(path, seal)
+        values = contents.inspect_checkpoint(path, seal, options.checkpoint_key)
     given = lineage.Given(
         options.checkpoint, options.teacher, options.student, options.fp32, options.data, options.calib
     )

@@ -162,7 +162,12 @@ def options_for(start: Path, argv: Sequence[str]) -> QatOptions:
     """The recipe of the checkpoint's own training, as far as it suits fine-tuning."""
     from distill import checkpoint as checkpoints
 
-    found = checkpoints.load_any(start, value_of(argv, "--student") or None, flag="--student")
+    found = checkpoints.load_any(
+        start,
+        value_of(argv, "--student") or None,
+        flag="--student",
+        entry=value_of(argv, "--checkpoint-key"),
+    )
     if found.quantized is not None:
         raise UsageError(
             f"{start}: was trained with --qat already. Continue its run with --resume RUN, "

@@ -18,7 +18,7 @@ from runtime import env, files
 from runtime.artifact import Metadata, check_file, read_sidecar
 from runtime.backends import metadata_of
 from runtime.backends.onnx_file import metadata_props
-from runtime.errors import ArtifactError, MissingError
+from runtime.errors import ArtifactError, MissingError, UsageError
 from runtime.records import EngineRecord, Quantization
 
 from . import lineage
@@ -107,19 +107,23 @@ def inspect_plan(path: Path, seal: str) -> dict[str, Any]:
     }
 
 
-def inspect_checkpoint(path: Path, seal: str | None) -> dict[str, Any]:
-    """What a checkpoint holds besides its weights. Raises MissingError without torch."""
+def inspect_checkpoint(path: Path, seal: str | None, entry: str = "") -> dict[str, Any]:
+    """What a checkpoint holds besides its weights. entry: of a foreign file, where its weights are. Raises
+    MissingError without torch, UsageError for the entry of a file of this project.
+    """
     checkpoints = _reader(path)
 
     values = checkpoints.read_file(path, checked=False)  # a damaged one is reported, not refused
     ours = checkpoints.MARK in values
     notes: list[str] = []
+    if ours and entry:
+        raise UsageError(f"--checkpoint-key {entry}: {path} is a checkpoint of this project. Leave it out")
     if ours:
         found = checkpoints.from_values(values, path)
         weights, about = found.state_dict, checkpoints.describe(found)
         about |= {"resumable": found.state is not None, "trained_int8": _trained(found.quantized)}
     else:
-        weights, converted = checkpoints.unwrap(values, str(path))
+        weights, converted = checkpoints.unwrap(values, str(path), entry)
         about = {"lineage": {}, "entries": [str(key) for key in values][:SHOWN], "converted": converted}
         notes.append(
             "weights of another project: no architecture, preprocessing or class names inside. Name it to"

@@ -36,6 +36,9 @@ class FileOptions:
     """Architecture of foreign weights, as timm spells it."""
     model_args: Annotated[tuple[str, ...], Flag("KEY=VALUE")] = ()
     """Arguments of the architecture of foreign weights, for example width=0.5 or dims=[16,32]."""
+    checkpoint_key: Annotated[str, Flag("KEY")] = ""
+    """Entry of a foreign file that holds the weights, for example ema.module; by default averaged weights
+    before others."""
     output: Annotated[Path | None, Flag("FILE", aliases=("-o",), common=True)] = None
     """File to write; by default NAME.onnx, NAME.int8.onnx or NAME.fp16.onnx beside the checkpoint."""
     overwrite: Annotated[bool, Flag(common=True)] = False

@@ -31,6 +31,9 @@ class ParityOptions:
     """Architecture of foreign weights, as timm spells it."""
     model_args: Annotated[tuple[str, ...], Flag("KEY=VALUE")] = ()
     """Arguments of the architecture of foreign weights."""
+    checkpoint_key: Annotated[str, Flag("KEY")] = ""
+    """Entry of a foreign file that holds the weights, for example ema.module; by default averaged weights
+    before others."""
     img_size: Annotated[int | None, Flag("PIXELS", least=1)] = None
     """Height and width in pixels, when the file was exported with another size than the checkpoint's."""
     atol: Annotated[float, Flag("SHARE", above=0)] = 1e-4

@@ -115,7 +115,7 @@ def settings_of(options: TrtOptions) -> Settings:
             " checkpoints. Leave them out, or give the checkpoint"
         )
     if options.checkpoint.suffix in (".onnx", ".plan"):
-        unread = [
+        unread = ["checkpoint_key"] * bool(options.checkpoint_key) + [
             f.name
             for f in fields(Int8Options)
             if f.name not in ("max_drop", "accuracy_size") and getattr(options, f.name) != f.default

@@ -40,6 +40,8 @@ class SourceOptions(Protocol):
     @property
     def model_args(self) -> tuple[str, ...]: ...
     @property
+    def checkpoint_key(self) -> str: ...
+    @property
     def img_size(self) -> int | None: ...
 
 
@@ -72,7 +74,9 @@ def open_sources(options: SourceOptions) -> Sources:
 
     Raises UsageError, DataError or ArtifactError where they cannot be opened, or have other classes.
     """
-    checkpoint = load_any(options.checkpoint, options.model, key_values(options.model_args))
+    checkpoint = load_any(
+        options.checkpoint, options.model, key_values(options.model_args), entry=options.checkpoint_key
+    )
     evaluation = open_or_say(
         options.data or checkpoint.recorded_data("val", "--data"), "val", "--data", options.data is None
     )

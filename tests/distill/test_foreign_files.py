@@ -13,7 +13,9 @@ import torch
 
 from distill import checkpoint as checkpoints
 from distill import models
+from runtime.cli.front_door import main
 from runtime.errors import ArtifactError
+from runtime.preprocess import Preprocess
 
 PLAIN = models.build("resnet20", 4, {"width": 0.25}).state_dict()
 BETTER = {key: value + 1 if value.is_floating_point() else value for key, value in PLAIN.items()}
@@ -134,3 +136,102 @@ def test_a_quantized_tensor_is_refused_by_name(tmp_path):
     torch.save({"w": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)}, tmp_path / "w.pth")
     with pytest.raises(ArtifactError, match="w is a quantized tensor"):
         checkpoints.load_any(tmp_path / "w.pth", "resnet20", ARGS)
+
+
+HOSTILE = {
+    "a number for lines": (("lineage", "converted"), 3, "lineage.converted is a int"),
+    "numbers for lines": (("lineage", "converted"), [3], "lineage.converted holds a int"),
+    "a number for data": (("lineage", "data"), 3, "lineage.data is a int"),
+    "a list for a hash": (("lineage", "teacher", "sha256"), [1], "lineage.teacher.sha256 is a list"),
+    "a tensor in a metric": (("metrics", "top1"), torch.ones(1), "metrics.top1 is a Tensor"),
+    "numbers for class names": (("class_names",), [1, 2, 3, 4], "class_names holds more than names"),
+    "a number for a weight": (("state_dict", "conv1.weight"), 3, "'conv1.weight' is a int, not a tensor"),
+    "a sparse weight": (("state_dict", "conv1.weight"), torch.eye(3).to_sparse(), "is a sparse tensor"),
+    "a number for a role": (("role",), 3, "role is a int"),
+    "a state that is text": (("state",), "x", "state is a str"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_damaged_checkpoint_of_ours_is_refused_in_one_line(case, tmp_path, capsys):
+    """Whatever its lineage holds is read again by eval, export, inspect and a resumed run."""
+    where, value, words = HOSTILE[case]
+    path = tmp_path / "best.pth"
+    spec = Preprocess((3, 16, 16), "bilinear", 1.0)
+    checkpoints.save(checkpoints.Checkpoint("resnet20", ARGS, PLAIN, spec, list("abcd")), path)
+    values = torch.load(path, weights_only=True)
+    inside = values
+    for part in where[:-1]:
+        inside = inside.setdefault(part, {})
+    inside[where[-1]] = value
+    torch.save(values, path)
+    for command in (["eval", str(path), "--data", "digits"], ["inspect", str(path)]):
+        assert main(command) == 4
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 1 and words in said[0], said
+
+
+def test_what_is_nested_without_end_is_refused(tmp_path):
+    inside: list = []
+    for _ in range(100):
+        inside = [inside]
+    spec = Preprocess((3, 16, 16), "bilinear", 1.0)
+    checkpoints.save(
+        checkpoints.Checkpoint("resnet20", ARGS, PLAIN, spec, list("abcd"), lineage={"x": inside}),
+        tmp_path / "best.pth",
+    )
+    with pytest.raises(ArtifactError, match="nested more than 16 deep"):
+        checkpoints.load(tmp_path / "best.pth")
+
+
+@pytest.fixture
+def two_entries(tmp_path):
+    """A foreign file with two sets of weights, and images of its classes."""
+    dice = np.random.default_rng(0)
+    for split in ("train", "val"):
+        x = dice.integers(0, 256, (8, 16, 16, 3)).astype(np.uint8)
+        np.savez(tmp_path / f"{split}.npz", x=x, y=np.arange(8) % 4, class_names=np.array(list("abcd")))
+    torch.save({"model": PLAIN, "ema": {"module": BETTER}}, tmp_path / "two.pth")
+    return tmp_path
+
+
+def test_every_command_takes_the_entry_that_is_named(two_entries, capsys, monkeypatch):
+    monkeypatch.chdir(two_entries)
+    foreign = ["two.pth", "--model", "resnet20", "--model-args", "width=0.25", "--img-size", "16"]
+    data = ["--data", f"npz:{two_entries}"]
+    assert main(["eval", *foreign, *data]) == 0
+    assert "taken from entry 'ema.module', the averaged weights" in capsys.readouterr().out
+    assert main(["eval", *foreign, *data, "--checkpoint-key", "model"]) == 0
+    assert "taken from entry 'model'" in capsys.readouterr().out
+    assert main(["erf", *foreign, *data, "--checkpoint-key", "model", "--num-images", "1"]) == 0
+    key = ["--checkpoint-key", "model"]
+    assert main(["export", "onnx", *foreign, *data, *key, "--output", "x.onnx"]) == 0
+    assert main(["parity", "two.pth", "x.onnx", *foreign[1:], *data, *key]) == 0
+    assert (
+        main(["parity", "two.pth", "x.onnx", *foreign[1:], *data]) == 1
+    )  # the other entry is another network
+    capsys.readouterr()
+    assert main(["inspect", "two.pth", *key, "--all"]) == 0
+    assert "taken from entry 'model'" in capsys.readouterr().out
+    for command in (
+        ["eval", *foreign, *data, "--checkpoint-key", "nothing"],
+        ["inspect", "two.pth", "--checkpoint-key", "nothing"],
+    ):
+        assert main(command) == 4
+        assert "Entries with weights: model, ema.module" in capsys.readouterr().err
+
+
+def test_an_entry_of_what_has_none_is_refused(two_entries, capsys):
+    spec = Preprocess((3, 16, 16), "bilinear", 1.0)
+    path = str(two_entries / "ours.pth")
+    checkpoints.save(checkpoints.Checkpoint("resnet20", ARGS, PLAIN, spec, list("abcd")), path)
+    data = ["--data", f"npz:{two_entries}"]
+    for command in (
+        ["eval", path, *data],
+        ["erf", path, *data, "--output", str(two_entries / "erf")],
+        ["export", "onnx", path, *data],
+        ["inspect", path],
+        ["train", *data, "--student-ckpt", path, "--output", str(two_entries / "run")],
+    ):
+        assert main([*command, "--checkpoint-key", "model"]) == 2
+        assert "checkpoint of this project" in capsys.readouterr().err

@@ -233,3 +233,32 @@ def test_foreign_weights_built_for_a_size_are_fed_it(tmp_path, size):
     assert found(torch.randn(2, 3, 16, 16)).logits.shape == (2, 4)
     with pytest.raises(UsageError, match="img_size 'big': expected a side in pixels"):
         load(str(tmp_path / "w.pth"), teacher="vit_tiny_patch16_224", teacher_args=("img_size=big",))
+
+
+def test_what_is_said_to_be_assumed_is_what_is_used(tmp_path):
+    torch.save(models.build("resnet20", 4).state_dict(), tmp_path / "w.pth")
+    given = {"teacher": "resnet20", "teacher_ckpt": str(tmp_path / "w.pth"), "teacher_fit": "none"}
+
+    def assumed(**said):
+        source = teachers.open_source(Recipe(**given, **said), NAMES)
+        return next((note for note in source.notes if "assumed" in note), ""), source.preprocess
+
+    line, _ = assumed()
+    assert line == (
+        "preprocessing assumed: mean 0.485 0.456 0.406, std 0.229 0.224 0.225, 32 x 32, bilinear; if it was"
+        " trained with another: --teacher-mean R G B --teacher-std R G B --teacher-input-size H W"
+        " --teacher-interpolation FILTER"
+    )
+    line, preprocess = assumed(teacher_input_size=(24, 40), teacher_mean=(0.5, 0.5, 0.5))
+    assert "assumed: std 0.229 0.224 0.225, bilinear;" in line and "--teacher-mean" not in line
+    assert preprocess.input_size == (3, 24, 40) and preprocess.mean == (0.5, 0.5, 0.5)
+    line, preprocess = assumed(
+        teacher_input_size=(24, 40),
+        teacher_mean=(0.5, 0.5, 0.5),
+        teacher_std=(0.2, 0.2, 0.2),
+        teacher_interpolation="nearest",
+    )
+    assert line == ""
+    source = teachers.open_source(Recipe(**given, teacher_input_size=(24, 40)), NAMES)
+    recorded = teachers.ready(source, Recipe(**given), OURS, CPU).origin.to_dict()["preprocess"]
+    assert recorded["input_size"] == [3, 24, 40] and recorded["crop_pct"] == 1.0

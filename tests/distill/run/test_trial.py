@@ -45,6 +45,18 @@ def test_the_reason_is_said_and_nothing_is_left(case, tree, tmp_path, capsys):
     assert said.startswith("error: ") and not (tmp_path / "run").exists()
 
 
+def test_norms_that_keep_their_statistics_take_one_image():
+    """On maps of one pixel a batch norm refuses one image only where it computes statistics."""
+    network = models.build("resnet10t", 3)
+    with pytest.raises(UsageError, match="cannot take 3 x 32 x 32 images at batch 1"):
+        require_trains(network, "resnet10t", (3, 32, 32), 1, 3)
+    require_trains(network, "resnet10t", (3, 32, 32), 1, 3, frozen_norms=True)
+    require_trains(network, "resnet10t", (3, 32, 32), 1, 3, frozen="all-but-head")
+    with pytest.raises(UsageError, match="cannot take"):
+        require_trains(network, "resnet10t", (3, 32, 32), 1, 3, frozen="stages:2")
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
 def test_a_teacher_whose_logits_are_nan_is_named():
     network = models.build("resnet20", 3, {"width": 0.25})
     with torch.no_grad():

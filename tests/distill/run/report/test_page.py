@@ -118,15 +118,20 @@ def test_data_that_a_file_may_not_name_is_not_opened(finished, tmp_path):
     assert "all else is only opened when typed" in read(finished / "report.html").text
 
 
-def test_a_lineage_of_other_types_is_shown_as_far_as_it_goes(finished):
+def test_a_lineage_of_other_types_is_shown_as_far_as_it_goes_or_refused(finished, capsys):
     from distill import checkpoint as checkpoints
 
     changed = checkpoints.load(finished / "best.pth")
-    for strange in (5, [1], "x", {"model": [1], "file": 5, "train_spec": {}, "train_images": "many"}):
+    strange = {"model": [1], "train_images": "many"}
+    changed.lineage = dict.fromkeys(("data", "teacher", "recipe", "versions"), strange)
+    checkpoints.save(changed, finished / "best.pth")
+    page.write([finished], finished / "report.html")
+    assert "does not say where they are" in read(finished / "report.html").text
+    for strange in (5, [1], "x", {"file": 5, "train_spec": {}}):
         changed.lineage = dict.fromkeys(("data", "teacher", "recipe", "versions"), strange)
         checkpoints.save(changed, finished / "best.pth")
-        page.write([finished], finished / "report.html")
-        assert "does not say where they are" in read(finished / "report.html").text
+        assert cli.main(["report", str(finished)]) == 4
+        assert "best.pth: damaged checkpoint (lineage." in capsys.readouterr().err
 
 
 def test_data_may_be_named_and_is_said_to_be_other_data(finished, tmp_path):
