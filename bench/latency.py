@@ -103,17 +103,17 @@ def interleaved(
     compares artifacts, not moments.
     """
     names = list(calls)
-    turns: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    rounds: dict[str, list[np.ndarray]] = {name: [] for name in names}
     with collector_off():
         for call in calls.values():
             measure(call, warmup=warmup, iterations=1)
         for number, first in enumerate(range(0, iterations, per_turn)):
             here = number % len(names)
             for name in names[here:] + names[:here]:
-                turns[name].append(
+                rounds[name].append(
                     measure(calls[name], warmup=SETTLE, iterations=min(per_turn, iterations - first))
                 )
-    return {name: np.concatenate(parts) for name, parts in turns.items()}
+    return {name: np.concatenate(parts) for name, parts in rounds.items()}
 
 
 @contextlib.contextmanager

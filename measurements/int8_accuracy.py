@@ -1,10 +1,10 @@
 """Accuracy of int8 beside ONNX Runtime's own quantizer: same fp32 graphs, same calibration images, same
-labelled images, one run.
+labeled images, one run.
 
     python measurements/int8_accuracy.py --on DATA CHECKPOINT[:MODEL] ... [--on DATA CHECKPOINT ...]
         [--methods percentile mse] [--weights max mse bias equalize float]
 
-DATA names labelled images with a training split to calibrate on and a validation split to measure on
+DATA names labeled images with a training split to calibrate on and a validation split to measure on
 (npz:FOLDER, DIR, digits); MODEL is needed for weights without a description. The published CIFAR ResNets and
 MobileNetV2, prepared as docs/int8.md says:
 
@@ -89,7 +89,7 @@ def main() -> int:
         action="append",
         required=True,
         metavar=("DATA", "CHECKPOINT[:MODEL]"),
-        help="labelled images and the networks trained on them; may be repeated",
+        help="labeled images and the networks trained on them; may be repeated",
     )
     parser.add_argument(
         "--methods", nargs="+", default=[Int8Options().calib_method], help="our calibration methods"

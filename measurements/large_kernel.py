@@ -172,8 +172,8 @@ class ChannelsFirstNorm(nn.Module):
         self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        centred = x - x.mean(1, keepdim=True)
-        scaled = centred / torch.sqrt(centred.square().mean(1, keepdim=True) + self.eps)
+        centered = x - x.mean(1, keepdim=True)
+        scaled = centered / torch.sqrt(centered.square().mean(1, keepdim=True) + self.eps)
         return self.weight[:, None, None] * scaled + self.bias[:, None, None]
 
 

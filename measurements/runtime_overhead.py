@@ -23,7 +23,7 @@ TARGET_US = 25.0
 """Largest difference of the medians that is accepted, microseconds."""
 
 PER_TURN = 5
-"""Timed calls before the other one's turn: few, so that both see the same clock and the same neighbours."""
+"""Timed calls before the other one's turn: few, so that both see the same clock and the same neighbors."""
 
 
 def build_resnet20(path: Path) -> Path:

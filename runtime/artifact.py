@@ -156,7 +156,7 @@ def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
 
 
 def sidecar_of(plan: str | Path) -> Path:
-    """Where a plan's metadata lies, as a plan stays byte for byte what TensorRT gave: student.plan ->
+    """Where a plan's metadata is, as a plan stays byte for byte what TensorRT gave: student.plan ->
     student.plan.json.
     """
     return Path(f"{plan}.json")
@@ -253,8 +253,8 @@ def seal(content: bytes) -> bytes:
     """A file's content with a seal: the SHA-256 of the whole, with zeros for the seal's own 64 digits.
 
     content: a serialized ONNX model, or a JSON object that is not empty (what is beside a file that cannot
-    hold metadata). Readers of either find two more entries. Finds accidents and quiet edits; it is no
-    signature, anyone can seal again.
+    hold metadata). Readers of either find two more entries. Finds accidents and quiet edits; it is not
+    a signature, anyone can seal again.
     """
     frame, body = (_JSON, content.strip()[1:-1]) if content.startswith(b"{") else (_ONNX, content)
     rest = frame.after + body + frame.tail

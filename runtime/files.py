@@ -74,7 +74,7 @@ def require_writable(path: str | Path) -> None:
 
 
 def existing(folder: Path) -> Path:
-    """What there is of a path: itself or the nearest one above, on whose disk it will lie."""
+    """What there is of a path: itself or the nearest one above, on whose disk it will be."""
     return next(each for each in (folder, *folder.resolve().parents) if each.exists())
 
 

@@ -14,7 +14,7 @@ import stat
 from .errors import UsageError
 
 SYSTEM_FOLDERS = ("/proc", "/sys", "/dev")
-"""Their files are no data: reading them may never end, or tell what this machine is doing."""
+"""Their files are not data: reading them may never end, or tell what this machine is doing."""
 MEMORY_DISK = "/dev/shm"
 """The folder below them where people do keep data."""
 

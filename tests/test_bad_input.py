@@ -70,12 +70,12 @@ class Place:
         file.write_bytes(file.read_bytes()[:-5000])
         return file
 
-    def mislabelled(self):
+    def mislabeled(self):
         """A checkpoint that says resnet32 and holds the weights of resnet20."""
-        found = checkpoints.load(self.checkpoint("mislabelled.pth"))
+        found = checkpoints.load(self.checkpoint("mislabeled.pth"))
         found.model = "resnet32"
-        checkpoints.save(found, self.root / "mislabelled.pth")
-        return self.root / "mislabelled.pth"
+        checkpoints.save(found, self.root / "mislabeled.pth")
+        return self.root / "mislabeled.pth"
 
     def foreign(self, classes=2):
         torch.save(models.build("resnet20", classes).state_dict(), self.root / "foreign.pth")
@@ -232,7 +232,7 @@ CASES = {
         2,
         ["r.yaml: unknown key 'epoch'; did you mean epochs?"],
     ),
-    "a recipe that is no YAML": (
+    "a recipe that is not YAML": (
         train(Place.images, "--recipe", lambda p: p.text("a: [", "r.yaml")),
         2,
         ["r.yaml", "not YAML"],
@@ -293,7 +293,7 @@ CASES = {
         2,
         ["text.txt: is a file"],
     ),
-    "output lies under a file": (
+    "output below a file": (
         lambda p: [
             "train",
             "--data",
@@ -451,7 +451,7 @@ CASES = {
         ["holds resnet20, not resnet32"],
     ),
     "eval of a wrong description": (
-        evaluate(Place.mislabelled, Place.images),
+        evaluate(Place.mislabeled, Place.images),
         4,
         ["does not fit resnet32", "weights missing"],
     ),

@@ -2,7 +2,7 @@
 said.
 
 The archive was written by commit 89cb9d4: a tiny ConvNet trained on the digits, its checkpoint, its ONNX
-files in fp32, int8, fp16 and int8+fp16, and what lay beside a plan of TensorRT for RTX. Expected values are
+files in fp32, int8, fp16 and int8+fp16, and what was beside a plan of TensorRT for RTX. Expected values are
 read from the files' own JSON, under the names that version used.
 """
 

@@ -131,7 +131,7 @@ def test_what_unpacks_to_gigabytes_is_not_unpacked(place, capsys, monkeypatch):
 
 
 def test_files_without_checksums_are_read(place):
-    """Old files of torch are no zip; and torch can be told to leave checksums out."""
+    """Old files of torch are not zip archives; and torch can be told to leave checksums out."""
     values = torch.load("good.pth", weights_only=True)
     torch.save(values, "legacy.pth", _use_new_zipfile_serialization=False)
     before = torch.serialization.get_crc32_options()

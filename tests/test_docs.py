@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import outside
 import pytest
+import voice
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -305,34 +306,10 @@ def test_the_index_leads_to_every_page():
     assert pages == set(re.findall(r"\]\((\w+\.md)\)", index))
 
 
-UNWANTED = {
-    r"\b(is|are) no (?!longer\b)": "is not a",
-    r"\b(lie|lies|lay) (in|beside|on)\b": "is in, is beside",
-    r"\bin turns\b": "alternating",
-    r"\bheld[- ](back|out)\b": "calibration images, evaluation images",
-    r"\btwins?\b": "the same in the other language or form",
-    r"\bthe whole way\b": "the whole pipeline",
-    r"[Ll]icen[c]e": "license",
-    r"[Cc]olour": "color",
-    r"[Bb]ehaviour": "behavior",
-    r"[Ll]abelled|[Ll]abelling": "labeled",
-    r"[Nn]eighbour": "neighbor",
-    r"[Cc]entre": "center",
-    r"[Gg]rey": "gray",
-    r"[Aa]rtefact": "artifact",
-    r"(?i)\b(normal|quant|optim|initial|regular|serial|real|recogn)is(e|ed|es|ing|ation)\b": "-ize",
-}
-"""British spelling and private words -> what to write instead."""
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_are_in_american_english_and_the_fields_words(page):
     text = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert {
-        f"{match.group()}: write {better}"
-        for unwanted, better in UNWANTED.items()
-        for match in re.finditer(unwanted, text)
-    } == set()
+    assert voice.wrong(text, voice.WORDS | {r"\bheld[- ]out\b": "evaluation images"}) == set()
 
 
 def test_the_picture_of_the_readme_is_an_image_with_words_for_those_who_do_not_see_it():

@@ -127,7 +127,7 @@ def test_a_runtime_engine_can_be_added_and_opened(copy):
         '"""A toy: 3 and 1 for every image.\n\nIn:  a file.\nOut: logits.\nElsewhere: nothing.\n"""\n'
         "import numpy as np\n"
         "from ..artifact import Metadata\n"
-        "from . import Engine, known_batch_sizes\n"
+        "from . import Engine, Library, known_batch_sizes\n"
         "class ToyBackend:\n"
         "    engine, version, provider, device, threads = 'toy', '1', 'toy', 'cpu', 1\n"
         "    input_shape = [None, 3, 2, 2]\n"
@@ -140,7 +140,8 @@ def test_a_runtime_engine_can_be_added_and_opened(copy):
         "        self.path = None\n"
         "def opened(path, settings):\n"
         "    return ToyBackend(path), Metadata(class_names=['ant', 'bee'])\n"
-        "ENGINE = Engine('toy', 'Toy', 'a toy', ('.toy',), (), opened)\n",
+        "LIBRARIES = (Library('toy', 'The toy', 'pip install toy'),)\n"
+        "ENGINE = Engine('toy', 'Toy', 'a toy', ('.toy',), (), opened, libraries=LIBRARIES)\n",
     )
     (tree.folder / "student.toy").write_bytes(b"x")
     found = tree.run(
@@ -153,6 +154,15 @@ def test_a_runtime_engine_can_be_added_and_opened(copy):
     )
     assert found.splitlines() == ["ant toy 1"] * 2
     assert "toy" in tree.run("-m", "distill", "bench", "latency", "--help")
+    machine = json.loads(tree.run("-m", "distill", "env", "--json"))
+    (running,) = [each for each in machine["capabilities"] if "toy" in each["name"]]
+    assert machine["toy"] == {"version": None, "error": "not installed", "details": []}
+    assert running == {
+        "name": "run .toy on Toy",
+        "available": False,
+        "missing": ["toy"],
+        "install": ["pip install toy"],
+    }
 
 
 def test_a_command_can_be_added_and_called(copy):

@@ -67,7 +67,7 @@ def test_pre_commit_runs_only_what_make_setup_installs():
 
 
 @pytest.mark.skipif(tomllib is None, reason="tomllib is in Python 3.11 and later")
-def test_version_and_licence_are_the_same_everywhere():
+def test_version_and_license_are_the_same_everywhere():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert (citation["version"], citation["license"]) == (project["version"], project["license"])

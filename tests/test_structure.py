@@ -89,7 +89,7 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
 
 
 def rooms(package: str) -> dict[str, set[str]]:
-    """Room -> the rooms it imports: the folders of a package, and the files that lie beside them."""
+    """Room -> the rooms it imports: the folders of a package, and the files beside them."""
     found: dict[str, set[str]] = {}
     for name, targets in arrows().items():
         parts = name.split(".")
@@ -110,7 +110,7 @@ def test_imports_only_point_downwards(folder):
     assert wrong == []
 
 
-def test_a_circle_is_found_and_a_diamond_is_none():
+def test_a_circle_is_found_and_a_diamond_is_not_one():
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
     assert circle({"a": {"b", "c"}, "b": {"d"}, "c": {"d"}}) == []
 

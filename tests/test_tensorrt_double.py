@@ -45,7 +45,7 @@ def test_enum_numbers_are_those_of_the_version():
     assert hasattr(old.BuilderFlag, "FP16") and not hasattr(new.BuilderFlag, "FP16")
 
 
-def test_an_enum_is_no_number(trt):
+def test_an_enum_is_not_a_number(trt):
     with pytest.raises(TypeError):
         1 << trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     assert int(trt.BuilderFlag.TF32) != trt.BuilderFlag.TF32
@@ -117,7 +117,7 @@ def graph(sizes=("N", 3, 4, 4)):
 
 
 class Build:
-    """One build on the flavour whose builder needs no driver."""
+    """One build on the flavor whose builder needs no driver."""
 
     def __init__(self, model=None):
         self.trt = trt = double.make("rtx-1.7")

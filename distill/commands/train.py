@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from runtime.cli import flags
 
 from .. import recipe as recipes
 from ..run.folder import choose_folder
-from ..run.options import TrainOptions, given_data, run_folder, value_of, with_file
+from ..run.options import AnyOptions, TrainOptions, given_data, run_folder, value_of, with_file
 
 if TYPE_CHECKING:
     from ..run.result import RunResult
@@ -55,16 +56,13 @@ def instead(argv: Sequence[str]) -> str | None:
     return "train --qat" if is_qat(argv) else None
 
 
-def parse(
-    argv: Sequence[str],
-    prog: str = "distill train",
-    base: TrainOptions | None = None,
-    command: Any = None,
-) -> TrainOptions:
-    """Flags over the resumed run's args.yaml, or over --recipe, or over `base`, whose class names
-    the flags; command: whose help it is.
-    """
-    base, command = base or TrainOptions(), command or sys.modules[__name__]
+def parse(argv: Sequence[str], prog: str = "distill train") -> TrainOptions:
+    """Flags over the resumed run's args.yaml, or over --recipe, or over the defaults."""
+    return parse_over(TrainOptions(), argv, prog, sys.modules[__name__])
+
+
+def parse_over(base: AnyOptions, argv: Sequence[str], prog: str, command: ModuleType) -> AnyOptions:
+    """The same over `base`, whose class names the flags; command: whose help it is."""
     flags.check_flags(type(base), argv, prog)
     saved = run_folder(value_of(argv, "--resume")) / "args.yaml" if value_of(argv, "--resume") else None
     if saved is not None and saved.is_file():

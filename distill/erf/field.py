@@ -156,8 +156,8 @@ def input_gradient(model: nn.Module, images: Tensor) -> Tensor:
     with torch.enable_grad():
         feature = last_map(model, images)
         height, width = feature.shape[2:]
-        centre = feature[:, :, height // 2, width // 2].relu().sum()
-        return torch.autograd.grad(centre, images)[0]
+        center = feature[:, :, height // 2, width // 2].relu().sum()
+        return torch.autograd.grad(center, images)[0]
 
 
 def last_map(model: Any, images: Tensor) -> Tensor:

@@ -117,10 +117,10 @@ def _draw(canvas: Image.Image, pen: ImageDraw.ImageDraw, panel: Panel, left: int
     for number, square in enumerate(panel.squares):
         color = OUTLINES[number % len(OUTLINES)]
         if square.side is not None:
-            centre = left + (width // 2 + 0.5) * scale, top + (height // 2 + 0.5) * scale
+            center = left + (width // 2 + 0.5) * scale, top + (height // 2 + 0.5) * scale
             half = square.side * scale / 2
             _outline(
-                pen, [centre[0] - half, centre[1] - half, centre[0] + half - 1, centre[1] + half - 1], color
+                pen, [center[0] - half, center[1] - half, center[0] + half - 1, center[1] + half - 1], color
             )
         x, y = left + number % 2 * (COLUMN // 2), top + MAP + 4 + number // 2 * LINE
         pen.rectangle([x, y + 3, x + 13, y + 16], fill=color, outline=INK)

@@ -42,7 +42,8 @@ LOGIT = {
     "deit_hard": "deit:hard",
 }
 """Losses of the logits, each a function (student, teacher, target, *, settings) -> scalar:
-{name: FILE:FUNCTION in distill/losses/logit}."""
+{name: FILE:FUNCTION in distill/losses/logit}. A file with `SHIFT_INVARIANT = False` says that its loss
+depends on more than the differences between the logits of an image."""
 
 FEATURE = {
     "fitnets": "fitnets:FitNets",
@@ -60,7 +61,7 @@ FEATURE = {
 POSITIVE = {"temperature", "temperatures", "eps"}
 """Settings that must be above 0; other numbers are 0 or more."""
 
-__all__ = ["FEATURE", "LOGIT", "create", "settings_of", "warnings_of"]
+__all__ = ["FEATURE", "LOGIT", "create", "is_shift_invariant", "settings_of", "warnings_of"]
 
 
 def settings_of(name: str) -> dict[str, Any]:
@@ -95,6 +96,11 @@ def warnings_of(
         )
     found = getattr(_module(name), "degenerate", None)
     return found(num_classes, batch, logits, full) if found else []
+
+
+def is_shift_invariant(name: str) -> bool:
+    """Does a constant added to all logits of an image leave the logit loss as it is? Raises UsageError."""
+    return bool(getattr(_module(name), "SHIFT_INVARIANT", True))
 
 
 def _module(name: str) -> Any:

@@ -67,6 +67,10 @@ class Block(nn.Module):
 class CifarResNet(nn.Module):
     """`depth` = 6 n + 2 layers in three stages of n blocks, 16, 32 and 64 channels (times `width`)."""
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+
     def __init__(
         self,
         depth: int = 20,

@@ -28,9 +28,12 @@ from runtime.errors import GateError
 
 from .depthwise import DepthwiseConv2d
 
+LinearMap = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 LINEAR_MAPS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, DepthwiseConv2d, Conv2dSame)
 """Layers that compute weight * x + bias from exactly these two; a subclass (StdConv2d) may compute something
 else."""
+BatchNorm = nn.modules.batchnorm._BatchNorm
+"""What all batch norms of torch and timm are."""
 BATCH_NORMS = (
     nn.BatchNorm1d,
     nn.BatchNorm2d,
@@ -65,11 +68,11 @@ def reparameterize(model: nn.Module, inplace: bool = False, fold_batch_norm: boo
     if fold_batch_norm:
         for layer_name, bn_name in foldable(merged):
             layer, bn = merged.get_submodule(layer_name), merged.get_submodule(bn_name)
+            assert isinstance(layer, LINEAR_MAPS) and isinstance(bn, BATCH_NORMS)
             assign(layer, *folded(layer.weight, layer.bias, bn))
-            # timm's batch norm with an activation keeps the activation
-            merged.set_submodule(
-                bn_name, nn.Sequential(bn.drop, bn.act) if hasattr(bn, "act") else nn.Identity()
-            )
+            inside = dict(bn.named_children())  # timm's batch norm with an activation keeps the activation
+            kept = nn.Sequential(inside["drop"], inside["act"]) if inside else nn.Identity()
+            merged.set_submodule(bn_name, kept)
     return merged.eval()
 
 
@@ -105,10 +108,11 @@ def require_equal(
     return share
 
 
-def folded(weight: Tensor, bias: Tensor | None, bn: nn.Module) -> tuple[Tensor, Tensor]:
+def folded(weight: Tensor, bias: Tensor | None, bn: BatchNorm) -> tuple[Tensor, Tensor]:
     """(weight (O, ...), bias (O,)) of the layer that computes bn(weight * x + bias) in eval mode,
     in float64.
     """
+    assert bn.running_mean is not None and bn.running_var is not None
     scale = (bn.running_var.double() + bn.eps).rsqrt()
     if bn.weight is not None:
         scale = scale * bn.weight.detach().double()
@@ -117,7 +121,7 @@ def folded(weight: Tensor, bias: Tensor | None, bn: nn.Module) -> tuple[Tensor, 
     return weight.detach().double() * scale.view(-1, *[1] * (weight.dim() - 1)), shift
 
 
-def assign(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
+def assign(layer: LinearMap, weight: Tensor, bias: Tensor) -> None:
     """Give `layer` a weight and a bias in its own precision; new parameters, as its old ones may
     be shared.
     """
@@ -158,12 +162,12 @@ def _pairs(model: nn.Module, prefix: str, shared: set[int]) -> Iterator[tuple[st
     for node in graph.nodes:
         before = node.args[0] if node.op == "call_module" and node.args else None
         if isinstance(before, fx.Node) and before.op == "call_module" and len(before.users) == 1:
-            pair = (before.target, node.target)
+            pair = (str(before.target), str(node.target))
             alone = all(
                 uses[name] == 1 and name not in read and id(modules[name]) not in shared for name in pair
             )
             if alone and _can_fold(*(modules[name] for name in pair)):
-                yield prefix + before.target, prefix + node.target
+                yield prefix + pair[0], prefix + pair[1]
 
 
 def _can_fold(layer: nn.Module, bn: nn.Module) -> bool:
@@ -175,7 +179,9 @@ def _can_fold(layer: nn.Module, bn: nn.Module) -> bool:
     """
     watched = any(m._forward_hooks or m._forward_pre_hooks for m in (layer, bn))
     return (
-        type(layer) in LINEAR_MAPS
+        isinstance(layer, LINEAR_MAPS)
+        and isinstance(bn, BATCH_NORMS)
+        and type(layer) in LINEAR_MAPS
         and type(bn) in BATCH_NORMS
         and not watched
         and bn.running_mean is not None
@@ -246,8 +252,9 @@ def _outputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        found = {"feature map": model.forward_features(images)} if hasattr(model, "forward_features") else {}
-        found |= {"output": model(images)}
+        features = getattr(model, "forward_features", None)
+        found: dict[str, Any] = {"feature map": features(images)} if features else {}
+        found["output"] = model(images)
     finally:
         for module, mode in modes.items():
             module.training = mode

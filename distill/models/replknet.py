@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from runtime.errors import UsageError
 
 from .depthwise import DepthwiseConv2d
-from .merge import assign, folded
+from .merge import BatchNorm, assign, folded
 from .staged import Stage, StagedNet, classifier, drop_path_rates, per_stage
 
 
@@ -42,15 +42,23 @@ def depthwise_bn(channels: int, kernel_size: int | tuple[int, int], bn: bool = T
     )
 
 
+def convolution(branch: nn.Sequential) -> nn.Conv2d:
+    """The convolution of a branch that `named` made."""
+    layer = branch.get_submodule("conv")
+    assert isinstance(layer, nn.Conv2d), layer
+    return layer
+
+
 def kernel_and_bias(branch: nn.Sequential) -> tuple[Tensor, Tensor]:
     """(weight, bias) of the one convolution that a `depthwise_bn` amounts to in eval mode, in float64."""
-    if hasattr(branch, "bn"):
-        return folded(branch.conv.weight, None, branch.bn)
-    weight = branch.conv.weight.detach().double()
+    conv, bn = convolution(branch), dict(branch.named_children()).get("bn")
+    if isinstance(bn, BatchNorm):
+        return folded(conv.weight, None, bn)
+    weight = conv.weight.detach().double()
     return weight.clone(), weight.new_zeros(len(weight))
 
 
-def add_at_centre(kernel: Tensor, small: Tensor) -> None:
+def add_at_center(kernel: Tensor, small: Tensor) -> None:
     """Add a kernel to the middle of a larger one, in place: around the same pixel both then look."""
     top, left = ((a - b) // 2 for a, b in zip(kernel.shape[2:], small.shape[2:], strict=True))
     kernel[:, :, top : top + small.shape[2], left : left + small.shape[3]] += small
@@ -69,7 +77,9 @@ class LargeKernel(nn.Module):
         self, channels: int, kernel_size: int, small_kernel: int = 5, bn: bool = True, deploy: bool = False
     ) -> None:
         super().__init__()
-        self.lkb_origin = self.small_conv = self.lkb_reparam = None
+        self.lkb_origin: nn.Sequential | None = None
+        self.small_conv: nn.Sequential | None = None
+        self.lkb_reparam: nn.Conv2d | None = None
         if small_kernel > kernel_size:
             raise UsageError(
                 f"small_kernel {small_kernel} is larger than the kernel of {kernel_size} beside it; expected "
@@ -85,21 +95,22 @@ class LargeKernel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.lkb_reparam is not None:
             return self.lkb_reparam(x)
+        assert self.lkb_origin is not None  # one of the two forms is built
         y = self.lkb_origin(x)
         return y if self.small_conv is None else y + self.small_conv(x)
 
     @torch.no_grad()
     def reparameterize(self) -> None:
         """Merge in place: batch norm folded, the small kernel added to the center of the large one."""
-        if self.lkb_reparam is not None:
+        if self.lkb_origin is None:
             return
         kernel, bias = kernel_and_bias(self.lkb_origin)
         if self.small_conv is not None:
             small, shift = kernel_and_bias(self.small_conv)
-            add_at_centre(kernel, small)
+            add_at_center(kernel, small)
             bias += shift
         # the convolution that is there keeps device, precision and padding
-        self.lkb_reparam = self.lkb_origin.conv
+        self.lkb_reparam = convolution(self.lkb_origin)
         assign(self.lkb_reparam, kernel, bias)
         self.lkb_origin = self.small_conv = None
 
@@ -214,7 +225,9 @@ class RepLKNet(StagedNet):
         self.head = classifier(channels[-1], num_classes)
 
     def enter(self, index: int, x: Tensor) -> Tensor:
-        for layer in self.transitions[index - 1] if index else self.stem:
+        if index:
+            return self.transitions[index - 1](x)
+        for layer in self.stem:
             x = layer(x)
         return x
 
@@ -277,7 +290,7 @@ def _cfg(
     }
 
 
-HALVES = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+HALF = (0.5, 0.5, 0.5)
 default_cfgs = generate_default_cfgs(
     {
         "replknet_31b.in1k": _cfg(),
@@ -287,7 +300,7 @@ default_cfgs = generate_default_cfgs(
         "replknet_31b.in22k": _cfg(num_classes=21841),
         "replknet_31l.in22k_ft_in1k_384": _cfg(384),
         "replknet_31l.in22k": _cfg(num_classes=21841),
-        "replknet_xl.megdata73m_ft_in1k_320": _cfg(320, **HALVES),
+        "replknet_xl.megdata73m_ft_in1k_320": _cfg(320, mean=HALF, std=HALF),
     }
 )
 
@@ -317,5 +330,5 @@ def replknet_31l(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
 @register_model
 def replknet_xl(pretrained: bool = False, **kwargs: Any) -> RepLKNet:
     """335 M parameters, no small kernels. Published: 87.8 % top-1 at 320, from MegData-73M."""
-    own = {"kernel_sizes": (27, 27, 27, 13), "small_kernel": 0, "dw_ratio": 1.5}
+    own: dict[str, Any] = {"kernel_sizes": (27, 27, 27, 13), "small_kernel": 0, "dw_ratio": 1.5}
     return _create("replknet_xl", pretrained, (256, 512, 1024, 2048), **own | kwargs)

@@ -27,7 +27,7 @@ from runtime.errors import UsageError
 
 from .depthwise import DepthwiseConv2d
 from .merge import assign
-from .replknet import LargeKernel, add_at_centre, depthwise_bn, kernel_and_bias, named
+from .replknet import LargeKernel, add_at_center, convolution, depthwise_bn, kernel_and_bias, named
 from .staged import DownsampledNet, Stage, classifier, drop_path_rates, init_truncated_normal, per_stage
 
 
@@ -44,14 +44,13 @@ class DecomposedKernel(nn.Module):
         self, channels: int, kernel_size: int, small_kernel: int, bn: bool = True, deploy: bool = False
     ) -> None:
         super().__init__()
-        strips = (kernel_size, small_kernel), (small_kernel, kernel_size)
-        self.small_conv = None
+        tall, wide = (kernel_size, small_kernel), (small_kernel, kernel_size)
+        self.small_conv: nn.Sequential | None = None
         if deploy:
-            self.LoRA1, self.LoRA2 = (
-                named(conv=DepthwiseConv2d(channels, strip, bias=i == 0)) for i, strip in enumerate(strips)
-            )
+            self.LoRA1 = named(conv=DepthwiseConv2d(channels, tall))
+            self.LoRA2 = named(conv=DepthwiseConv2d(channels, wide, bias=False))
             return
-        self.LoRA1, self.LoRA2 = (depthwise_bn(channels, strip, bn) for strip in strips)
+        self.LoRA1, self.LoRA2 = depthwise_bn(channels, tall, bn), depthwise_bn(channels, wide, bn)
         if small_kernel < kernel_size:
             self.small_conv = depthwise_bn(channels, small_kernel, bn)
 
@@ -62,23 +61,18 @@ class DecomposedKernel(nn.Module):
     @torch.no_grad()
     def reparameterize(self) -> None:
         """Merge in place: batch norm folded, the S x S kernel and every bias added to the K x S strip."""
-        if self.LoRA1.conv.bias is not None:
+        first, second = convolution(self.LoRA1), convolution(self.LoRA2)
+        if first.bias is not None:
             return
         (tall, bias), (wide, shift) = (kernel_and_bias(strip) for strip in (self.LoRA1, self.LoRA2))
         bias = bias + shift
         if self.small_conv is not None:
             small, shift = kernel_and_bias(self.small_conv)
-            add_at_centre(tall, small)
+            add_at_center(tall, small)
             bias += shift
-        assign(self.LoRA1.conv, tall, bias)
-        self.LoRA2.conv.weight = nn.Parameter(
-            wide.to(self.LoRA2.conv.weight.dtype), self.LoRA2.conv.weight.requires_grad
-        )
-        self.LoRA1, self.LoRA2, self.small_conv = (
-            named(conv=self.LoRA1.conv),
-            named(conv=self.LoRA2.conv),
-            None,
-        )
+        assign(first, tall, bias)
+        second.weight = nn.Parameter(wide.to(second.weight.dtype), second.weight.requires_grad)
+        self.LoRA1, self.LoRA2, self.small_conv = named(conv=first), named(conv=second), None
 
 
 class Block(nn.Module):
@@ -216,13 +210,13 @@ def _cfg() -> dict[str, Any]:
 
 
 TINY, DEEP = (3, 3, 9, 3), (3, 3, 27, 3)
-K7 = {"kernel_sizes": 7, "small_kernel": 0, "decomposed": False, "width_factor": 1.0}
+K7: dict[str, Any] = {"kernel_sizes": 7, "small_kernel": 0, "decomposed": False, "width_factor": 1.0}
 NAMES = ("slak_tiny", "slak_small", "slak_base", "slak_large", "slak_tiny_k7", "slak_small_k7")
 default_cfgs = generate_default_cfgs({f"{name}.in1k": _cfg() for name in NAMES})
 
 
 def _create(variant: str, pretrained: bool, depths: Sequence[int], width: int, /, **kwargs: Any) -> SLaK:
-    defaults = {"depths": depths, "dims": [width * 2**i for i in range(4)]}
+    defaults: dict[str, Any] = {"depths": depths, "dims": [width * 2**i for i in range(4)]}
     return build_model_with_cfg(
         SLaK,
         variant,

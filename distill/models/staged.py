@@ -1,6 +1,6 @@
 """timm's interface for networks of stages, so that a family writes only its layers.
 
-In:  what a family builds: stages, a norm, a head, and what lies before every stage.
+In:  what a family builds: stages, a norm, a head, and what is before every stage.
 Out: forward, maps of the stages, pooling, another classifier, gradient checkpointing, as timm's own networks
 have them.
 Elsewhere: the families (slak.py, replknet.py, unireplknet.py); the large depthwise convolution
@@ -75,7 +75,7 @@ class StagedNet(nn.Module):
         ]
 
     def enter(self, index: int, x: Tensor) -> Tensor:
-        """What lies between the stage before (or the image) and stage `index`."""
+        """What is between the stage before (or the image) and stage `index`."""
         raise NotImplementedError
 
     @torch.jit.ignore

@@ -23,10 +23,13 @@ from torch.nn import functional as F
 from runtime.errors import UsageError
 
 from .depthwise import DepthwiseConv2d
-from .merge import assign, folded
+from .merge import BatchNorm, assign, folded
 from .staged import DownsampledNet, Stage, classifier, drop_path_rates, init_truncated_normal
 
-DILATED = {
+Branches = tuple[tuple[int, int], ...]
+"""(kernel, dilation) of each."""
+
+DILATED: dict[int, Branches] = {
     17: ((5, 1), (9, 2), (3, 4), (3, 5), (3, 7)),
     15: ((5, 1), (7, 2), (3, 3), (3, 5), (3, 7)),
     13: ((5, 1), (7, 2), (3, 3), (3, 4), (3, 5)),
@@ -35,7 +38,7 @@ DILATED = {
     7: ((5, 1), (3, 2), (3, 3)),
     5: ((3, 1), (3, 2)),
 }
-"""{large kernel: (kernel, dilation) of the branches beside it}; none reaches further than the large
+"""{large kernel: the branches beside it}; none reaches further than the large
 kernel."""
 
 
@@ -56,6 +59,8 @@ class GlobalResponseNorm(nn.Module):
     """Scale every channel by its share of the energy of the map (ConvNeXt V2, arXiv:2301.00808); x is (N, H,
     W, C).
     """
+
+    beta: nn.Parameter | None
 
     def __init__(self, channels: int, bias: bool = True) -> None:
         super().__init__()
@@ -103,7 +108,7 @@ class DilatedReparamBlock(nn.Module):
             )
         )
         self.origin_bn = None if deploy else nn.BatchNorm2d(channels)
-        self.branches = () if deploy else DILATED[kernel_size]
+        self.branches: Branches = () if deploy else DILATED[kernel_size]
         for k, dilation in self.branches:
             padding = dilation * (k - 1) // 2
             self.add_module(
@@ -161,6 +166,7 @@ class Block(nn.Module):
         deploy: bool = False,
     ) -> None:
         super().__init__()
+        self.dwconv: nn.Conv2d | DilatedReparamBlock
         if kernel_size in (3, 5):
             self.dwconv = nn.Conv2d(
                 channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=deploy
@@ -190,7 +196,7 @@ class Block(nn.Module):
         """Merge in place, as the authors do: into the depthwise convolution its norm; into the last linear
         layer the bias of the response norm before it, its batch norm and the layer scale.
         """
-        if isinstance(self.norm, nn.Identity):
+        if not isinstance(self.norm, BatchNorm):
             return
         conv = self.dwconv
         if isinstance(conv, DilatedReparamBlock):
@@ -199,6 +205,8 @@ class Block(nn.Module):
         assign(conv, *folded(conv.weight, conv.bias, self.norm))
         self.norm = nn.Identity()
         (linear, order, bn), response = self.pwconv2, self.act[1]
+        assert isinstance(linear, nn.Linear) and isinstance(bn, BatchNorm)
+        assert isinstance(response, GlobalResponseNorm) and response.beta is not None
         weight, bias = folded(linear.weight, linear.weight.double() @ response.beta.double().flatten(), bn)
         if self.gamma is not None:
             weight, bias = weight * self.gamma.double().view(-1, 1), bias * self.gamma.double()
@@ -325,7 +333,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _unwrapped(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """The weights of a published file, which may lie under `model`."""
+    """The weights of a published file, which may be under `model`."""
     return state_dict.get("model", state_dict)
 
 
@@ -341,7 +349,11 @@ def _create(
     kernel_sizes: Sequence[int | Sequence[int]],
     given: dict[str, Any],
 ) -> UniRepLKNet:
-    defaults = {"depths": depths, "dims": [width * 2**i for i in range(4)], "kernel_sizes": kernel_sizes}
+    defaults: dict[str, Any] = {
+        "depths": depths,
+        "dims": [width * 2**i for i in range(4)],
+        "kernel_sizes": kernel_sizes,
+    }
     return build_model_with_cfg(
         UniRepLKNet,
         variant,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from runtime.cli.settings import Flag
 
@@ -50,12 +50,16 @@ class TrainOptions(Recipe):
         return {"control": self.control, "erf": self.erf}
 
 
+AnyOptions = TypeVar("AnyOptions", bound=TrainOptions)
+"""The options of `distill train`, or those with more flags."""
+
+
 def run_folder(path: str) -> Path:
     """The folder that --resume names: itself, or the one of its last.pth or best.pth."""
     return Path(path).parent if path.endswith(".pth") else Path(path)
 
 
-def with_file(base: TrainOptions, name: str, given: Mapping[str, str]) -> TrainOptions:
+def with_file(base: AnyOptions, name: str, given: Mapping[str, str]) -> AnyOptions:
     """`base` with what a recipe or an args.yaml says; given: data specs on the command line (`given_data`).
 
     Raises UsageError naming the key that cannot be.

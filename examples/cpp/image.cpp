@@ -37,7 +37,7 @@ Image sized(long width, long height) {
     return Image(static_cast<int>(width), static_cast<int>(height));
 }
 
-// netpbm's P5 (gray) and P6 (colour), 8 bits: three numbers between white space and comments, one white space, the pixels.
+// netpbm's P5 (gray) and P6 (color), 8 bits: three numbers between white space and comments, one white space, the pixels.
 class Pnm {
 public:
     explicit Pnm(const Bytes& file) : file_(file), place_(2) {}

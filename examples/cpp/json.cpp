@@ -139,7 +139,7 @@ private:
         return value;
     }
 
-    // A \u escape, of a pair for what lies above the first 65536 characters, as UTF-8.
+    // A \u escape, of a pair for what is beyond the first 65536 characters, as UTF-8.
     void unicode(std::string& out) {
         unsigned code = hex4();
         if (code >= 0xDC00 && code < 0xE000) fail("half of a surrogate pair");

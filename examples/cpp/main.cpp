@@ -2,7 +2,7 @@
 //
 // In:  student.onnx or student.plan (with student.plan.json), image files.
 // Out: one line for every image: path, then the most probable classes; `--json`: one JSON object a line.
-// Exit codes: 0; 2 wrong usage or an image that cannot be read (the others are labelled); 3 an engine or library is missing;
+// Exit codes: 0; 2 wrong usage or an image that cannot be read (the others are labeled); 3 an engine or library is missing;
 // 4 the artifact cannot be used here.
 #include <algorithm>
 #include <charconv>
@@ -179,7 +179,7 @@ int classify(const Artifact& artifact, const Arguments& given) {
     std::vector<float> pixels;
     for (auto paths = reader.next(most, pixels); !paths.empty(); paths = reader.next(most, pixels)) {
         const int read = static_cast<int>(paths.size()), images = fixed ? fixed : read;
-        pixels.resize(artifact.preprocess.size() * images);  // a fixed batch that is not full ends in whatever lies there
+        pixels.resize(artifact.preprocess.size() * images);  // a fixed batch that is not full ends in whatever is there
         const std::vector<float> logits = engine->run(pixels, images);
         const int classes = static_cast<int>(logits.size()) / images;
         if (classes < 1 || (!artifact.class_names.empty() && static_cast<int>(artifact.class_names.size()) != classes)) {

@@ -58,13 +58,13 @@ std::vector<Window> windows(int in, int out, const Filter& filter) {
     const double support = filter.support * stretch, narrow = 1.0 / stretch;
     std::vector<Window> result;
     for (int i = 0; i < out; ++i) {
-        const double centre = (i + 0.5) * scale;
-        const int first = std::max(static_cast<int>(centre - support + 0.5), 0);
-        const int end = std::min(static_cast<int>(centre + support + 0.5), in);
+        const double center = (i + 0.5) * scale;
+        const int first = std::max(static_cast<int>(center - support + 0.5), 0);
+        const int end = std::min(static_cast<int>(center + support + 0.5), in);
         std::vector<double> exact;
         double sum = 0;
         for (int j = 0; j < end - first; ++j) {
-            exact.push_back(filter.weight((j + first - centre + 0.5) * narrow));
+            exact.push_back(filter.weight((j + first - center + 0.5) * narrow));
             sum += exact.back();
         }
         Window window{first, {}};
@@ -79,7 +79,7 @@ std::vector<Window> windows(int in, int out, const Filter& filter) {
 
 std::uint8_t rounded(int sum) { return static_cast<std::uint8_t>(std::clamp(sum >> fraction_bits, 0, 255)); }
 
-// One output pixel from `weights.size()` input pixels that lie `step` bytes apart.
+// One output pixel from `weights.size()` input pixels that are `step` bytes apart.
 void blend(const std::uint8_t* in, std::ptrdiff_t step, const std::vector<int>& weights, std::uint8_t* out) {
     constexpr int half = 1 << (fraction_bits - 1);
     int sums[3] = {half, half, half};
@@ -150,9 +150,9 @@ void copy_rows(const Image& from, int from_x, int from_y, Image& to, int to_x, i
     }
 }
 
-Image padded(const Image& image, int width, int height, const std::array<std::uint8_t, 3>& colour) {
+Image padded(const Image& image, int width, int height, const std::array<std::uint8_t, 3>& color) {
     Image canvas(std::max(width, image.width), std::max(height, image.height));
-    for (std::size_t i = 0; i < canvas.rgb.size(); ++i) canvas.rgb[i] = colour[i % 3];
+    for (std::size_t i = 0; i < canvas.rgb.size(); ++i) canvas.rgb[i] = color[i % 3];
     copy_rows(image, 0, 0, canvas, std::max(width - image.width, 0) / 2, std::max(height - image.height, 0) / 2, image.width,
               image.height);
     return canvas;
@@ -190,11 +190,11 @@ void Preprocess::apply(Image image, float* out) const {
     if (new_h < 1 || new_w < 1) throw Error(Exit::usage, "nothing is left of the image when it is resized");
     if (new_h != image.height || new_w != image.width) image = resize(image, new_w, new_h, interpolation, rows_first_when_tall);
     if (image.width < width || image.height < height) {
-        std::array<std::uint8_t, 3> colour{};
+        std::array<std::uint8_t, 3> color{};
         for (int c = 0; c < 3 && crop_mode == "border"; ++c) {
-            colour[c] = static_cast<std::uint8_t>(std::clamp(to_even(255 * mean[c]), 0, 255));
+            color[c] = static_cast<std::uint8_t>(std::clamp(to_even(255 * mean[c]), 0, 255));
         }
-        image = padded(image, width, height, colour);
+        image = padded(image, width, height, color);
     }
     const int top = to_even((image.height - height) / 2.0), left = to_even((image.width - width) / 2.0);
     const std::size_t plane = std::size_t{1} * height * width;

@@ -8,7 +8,7 @@ Elsewhere: the queues and threads (pipeline), folder and camera (sources).
     python edge_app.py student.int8.onnx --folder incoming --watch
     python edge_app.py student.plan --camera 0 --batch 4 --json
 
-Ctrl-C or SIGTERM ends it: no new images, those already taken are labelled, statistics, exit code 0 where
+Ctrl-C or SIGTERM ends it: no new images, those already taken are labeled, statistics, exit code 0 where
 stopping is the only end (camera, --watch), 130 where images were left. A second Ctrl-C ends it at once.
 Exit codes: 2 for wrong arguments, 3 when a package, engine or camera is missing, 4 when the artifact cannot
 be used here.
@@ -194,7 +194,7 @@ def label_all(given: argparse.Namespace, predictor: runtime.Predictor) -> int:
         pipeline.join()
     finally:
         feeder.done.wait(RELEASE_S)
-    failure = None if cut_off else feeder.failure  # what a source says after it was asked to stop is no news
+    failure = None if cut_off else feeder.failure  # after it was asked to stop a source may say what it likes
     if pipeline.counts.images or not failure:
         report(pipeline.counts.summary(pipeline.arrivals.dropped), given.json)
     if failure:

@@ -9,7 +9,7 @@ Elsewhere: where images come from (sources), the command line and the printing (
     source -> [arrivals] -> decoders -> [ready] -> engine -> on_labels
 
 Both queues are bounded. A slow engine fills `ready`, then the decoders wait, then `arrivals` fills, and there
-the policy decides: a camera drops its oldest frame (what is labelled stays fresh), a folder waits (nothing is
+the policy decides: a camera drops its oldest frame (what is labeled stays fresh), a folder waits (nothing is
 lost).
 """
 
@@ -130,7 +130,7 @@ class Counts:
 
 class Pipeline:
     """Start with `start()`, feed `arrivals`, end with `arrivals.close()` and `join()`: what was taken is
-    still labelled.
+    still labeled.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class Pipeline:
             thread.start()
 
     def join(self) -> None:
-        """Wait until everything taken has been labelled; raises what stopped a thread."""
+        """Wait until everything taken has been labeled; raises what stopped a thread."""
         for thread in self._threads:
             thread.join()
         if self.failure is not None:

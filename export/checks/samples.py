@@ -140,10 +140,10 @@ def require_apart(calibration: ImageSet, indices: Sequence[int] | np.ndarray, ev
     """
     chosen = {calibration.item_sha256(int(i)): int(i) for i in indices}
     for index in progress(range(len(evaluation)), "comparing calibration and evaluation images"):
-        twin = chosen.get(evaluation.item_sha256(index))
-        if twin is not None:
+        same = chosen.get(evaluation.item_sha256(index))
+        if same is not None:
             raise UsageError(
-                f"{calibration.item_name(twin)} is a calibration image and also in --data"
+                f"{calibration.item_name(same)} is a calibration image and also in --data"
                 f" ({evaluation.item_name(index)}). Calibrate on training images that are not evaluated:"
                 " --calib DIR"
             )

@@ -210,7 +210,7 @@ def require_repeatable(content: bytes, path: Path, images: np.ndarray) -> dict[s
     with opened(content, path) as predictor:
         fresh = predictor.logits(images)
     for again, when in ((second, "run again"), (fresh, "opened again")):
-        if not np.array_equal(first, again):  # a NaN differs from itself, and is no result either
+        if not np.array_equal(first, again):  # a NaN differs from itself, and is not a result either
             raise GateError(
                 f"the same {len(images)} images give other logits when {when}, by up to"
                 f" {np.abs(first - again).max():.3g}: results cannot be reproduced. Update onnxruntime, or"

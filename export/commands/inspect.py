@@ -23,7 +23,7 @@ from runtime.errors import ArtifactError, Large2SmallError, UsageError
 from ..inspection import contents, lineage
 
 SUMMARY = "show what a file is, where it comes from, and whether it is still what was written"
-DESCRIPTION = """Hashes are compared with what lies beside the file under the recorded name, and with what the
+DESCRIPTION = """Hashes are compared with what is beside the file under the recorded name, and with what the
 flags name.
 
 examples:

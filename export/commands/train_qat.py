@@ -76,11 +76,11 @@ class QatOptions(TrainOptions):
     continue)."""
     placement: Annotated[Literal["tensorrt", "cpu"], Flag(common=True)] = "tensorrt"
     """Engine that Q/DQ nodes are placed for: NVIDIA's, or integer CPU kernels; export with the same."""
-    calib_size: Annotated[int, Flag("N", common=True)] = 512
+    calib_size: Annotated[int, Flag("N", common=True, least=1)] = 512
     """Training images that the first ranges come from, as many of each class as possible."""
     calib_method: Literal["minmax", "percentile", "entropy", "mse"] = "mse"
     """Choice of the first ranges, which training changes."""
-    percentile: Annotated[float, Flag("PERCENT")] = 99.999
+    percentile: Annotated[float, Flag("PERCENT", above=50, most=100)] = 99.999
     """Share of |activation| kept inside the first range, percent, above 50 to 100."""
     exclude: Annotated[tuple[str, ...], Flag("PATTERN")] = ()
     """Layers to leave float: glob patterns on node names, such as 'layer1.*'."""
@@ -90,9 +90,9 @@ class QatOptions(TrainOptions):
     """Precision of the layer that reads the image: auto is the placement's own choice."""
     last_layer: Literal["auto", "int8", "float"] = "auto"
     """Precision of the layer that makes the logits (same choices as --first-layer)."""
-    opset: int = 19
+    opset: Annotated[int, Flag("N", least=19, most=21)] = 19
     """ONNX operator set of the graph; export with the same."""
-    train_size: Annotated[int, Flag("N", common=True)] = 0
+    train_size: Annotated[int, Flag("N", common=True, least=0)] = 0
     """Number of training images to fine-tune on, as many of each class as possible; 0: all."""
 
     def beside_recipe(self) -> dict[str, Any]:
@@ -136,11 +136,12 @@ def parse(argv: Sequence[str], prog: str = "distill train --qat") -> QatOptions:
     flags.check_flags(QatOptions, argv, prog)
     named = value_of(argv, "--resume")
     if any(word in help.HELP_FLAGS for word in argv) or is_run(named):
-        return train.parse(argv, prog, QatOptions(), sys.modules[__name__])
+        return train.parse_over(QatOptions(), argv, prog, sys.modules[__name__])
     if not named:
         raise UsageError("--qat fine-tunes a trained student. Name it: --resume runs/student/best.pth")
     start = Path(named) / "best.pth" if Path(named).is_dir() else Path(named)
-    options = train.parse(_without(argv, "--resume"), prog, options_for(start, argv), sys.modules[__name__])
+    words = _without(argv, "--resume")
+    options = train.parse_over(options_for(start, argv), words, prog, sys.modules[__name__])
     if options.student_ckpt != str(start):
         raise UsageError(
             f"--student-ckpt {options.student_ckpt}: with --qat the student is what --resume names ({start})"
@@ -214,14 +215,6 @@ def require_possible(options: QatOptions) -> None:
         )
     if options.erf:
         raise UsageError("--erf measures float networks. Leave it out with --qat")
-    for name, least in (("calib_size", 1), ("train_size", 0)):
-        if getattr(options, name) < least:
-            raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected {least} or more")
-    if not 19 <= options.opset <= 21:
-        raise UsageError(f"--opset {options.opset}: expected 19 to 21")
-    from ..int8.ranges import check_method
-
-    check_method(options.calib_method, options.percentile)
 
 
 def default_output(start: Path, student: str) -> str:

@@ -126,7 +126,7 @@ class _Conversion:
         self.model, self.keep, self.view = model, keep, View(model)
         self.floats = {name for name, kind in types(model).items() if kind == FLOAT}
         self.opset = next(entry.version for entry in model.opset_import if entry.domain == "")
-        self.home = self._home()
+        self.made_as = self._types_made()
         """The type each float tensor is made in."""
         self.wanted: dict[str, set[int]] = defaultdict(set)
         """The types each float tensor is read in."""
@@ -142,7 +142,7 @@ class _Conversion:
             if name in self.floats:
                 self.wanted[name].add(FLOAT)
         for node in self.model.graph.node:
-            if self._has_twin(node):
+            if self._is_read_in_both_types(node):
                 self.wanted[node.input[1]].add(FLOAT)
         self._write_constants()
         ordered = [node for name in self.view.inputs for node in self._casts(name)]
@@ -151,30 +151,30 @@ class _Conversion:
         for value in list(self.model.graph.value_info):
             if (
                 value.name not in self.view.producer or value.name in self.view.outputs
-            ):  # int8 graphs describe what is no more
+            ):  # int8 graphs describe what is gone
                 self.model.graph.value_info.remove(value)
             elif value.name in self.floats:
-                value.type.tensor_type.elem_type = self.home[value.name]
+                value.type.tensor_type.elem_type = self.made_as[value.name]
         edit.replace_nodes(self.model, ordered)
 
     # -- types
 
-    def _home(self) -> dict[str, int]:
-        home: dict[str, int] = dict.fromkeys([*self.view.inputs, *self.view.constants], FLOAT)
+    def _types_made(self) -> dict[str, int]:
+        made_as: dict[str, int] = dict.fromkeys([*self.view.inputs, *self.view.constants], FLOAT)
         for node in self.model.graph.node:
-            home |= {
+            made_as |= {
                 name: self.output_type(node, index)
                 for index, name in enumerate(node.output)
                 if name in self.floats
             }
-        return home
+        return made_as
 
     def input_type(self, node: NodeProto, index: int) -> int:
         """In which type a node reads a float input."""
         if node.op_type == "QuantizeLinear":
-            return self.home[node.input[0]]
+            return self.made_as[node.input[0]]
         if node.op_type == "DequantizeLinear":
-            return self.home[node.output[0]]
+            return self.made_as[node.output[0]]
         return HALF if node.name not in self.keep and takes_half(self._parameters(node)[0], index) else FLOAT
 
     def output_type(self, node: NodeProto, index: int) -> int:
@@ -217,7 +217,7 @@ class _Conversion:
         """What a float tensor is called in one of the types: as before in the type it is made in, or given
         out in.
         """
-        if kind == (FLOAT if tensor in self.view.outputs else self.home[tensor]):
+        if kind == (FLOAT if tensor in self.view.outputs else self.made_as[tensor]):
             return tensor
         if (tensor, kind) not in self.names:
             self.names[tensor, kind] = edit.fresh(f"{tensor}_{SUFFIX[kind]}", self.taken)
@@ -238,7 +238,7 @@ class _Conversion:
                 if name in scales:  # Q in one type and DQ in the other must still mean the same steps
                     self.view.constants[name].CopyFrom(numpy_helper.from_array(half.astype(np.float32), name))
             else:
-                self.home[name] = HALF
+                self.made_as[name] = HALF
                 self.view.constants[name].CopyFrom(numpy_helper.from_array(half, name))
 
     def _rewritten(self, node: NodeProto) -> list[NodeProto]:
@@ -249,18 +249,18 @@ class _Conversion:
                 copy.input[index] = self.name(name, self.input_type(node, index))
         for index, name in enumerate(node.output):
             if name in self.floats:
-                copy.output[index] = self.name(name, self.home[name])
-        if self._has_twin(node):
-            return [copy, self._twin(node)]
+                copy.output[index] = self.name(name, self.made_as[name])
+        if self._is_read_in_both_types(node):
+            return [copy, self._float_copy(node)]
         return [copy, *(cast for name in node.output for cast in self._casts(name))]
 
     def _casts(self, tensor: str) -> list[NodeProto]:
         """The one Cast of a tensor that is read in a type it is not made in."""
-        others = self.wanted[tensor] - {self.home[tensor]} if tensor in self.floats else set()
+        others = self.wanted[tensor] - {self.made_as[tensor]} if tensor in self.floats else set()
         return [
             helper.make_node(
                 "Cast",
-                [self.name(tensor, self.home[tensor])],
+                [self.name(tensor, self.made_as[tensor])],
                 [self.name(tensor, kind)],
                 f"{self.name(tensor, kind)}_Cast",
                 to=kind,
@@ -268,15 +268,15 @@ class _Conversion:
             for kind in others
         ]
 
-    def _has_twin(self, node: NodeProto) -> bool:
+    def _is_read_in_both_types(self, node: NodeProto) -> bool:
         """Is it a DequantizeLinear that both half and float32 nodes read?"""
         return (
             node.op_type == "DequantizeLinear"
-            and self.home[node.output[0]] == HALF
+            and self.made_as[node.output[0]] == HALF
             and FLOAT in self.wanted[node.output[0]]
         )
 
-    def _twin(self, node: NodeProto) -> NodeProto:
+    def _float_copy(self, node: NodeProto) -> NodeProto:
         """A second DequantizeLinear for float32 readers: a Cast behind the first would stand between it and
         the layer.
         """

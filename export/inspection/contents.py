@@ -87,7 +87,7 @@ def _with_graph(path: Path) -> tuple[Metadata, dict[str, Any]]:
 
 
 def inspect_plan(path: Path, seal: str) -> dict[str, Any]:
-    """What lies beside a plan, and what its first bytes say. Raises ArtifactError when it is not a plan or
+    """What is beside a plan, and what its first bytes say. Raises ArtifactError when it is not a plan or
     has nothing beside it.
     """
     from runtime.backends.tensorrt import plan

@@ -1,7 +1,7 @@
 """Is this file still the child of its ancestors? The hashes it recorded, against the ancestors that are at
 hand.
 
-In:  the lineage (and quantization) an artifact or checkpoint recorded; the folder it lies in; files and data
+In:  the lineage (and quantization) an artifact or checkpoint recorded; its folder; files and data
 sets by flag.
 Out: one `Ancestor` per recorded hash: matches, DIFFERS, or not at hand.
 Elsewhere: what is recorded (export.commands.onnx, distill.training.trainer), the seal of the artifact itself
@@ -112,8 +112,8 @@ def _hashed(what: str, name: str, recorded: str, places: list[Path], is_given: b
 
 
 def _fp32(lineage: Mapping[str, Any], file: Path, given: Given) -> Iterator[Ancestor]:
-    """The fp32 artifact. Its name is not recorded, so a file beside that only looks like it is no
-    contradiction.
+    """The fp32 artifact. Its name is not recorded, so a file beside it that only has the
+    same name does not contradict.
     """
     entry = lineage.get("fp32_onnx")
     if not isinstance(entry, Mapping) or not entry.get("sha256"):

@@ -301,11 +301,11 @@ def _operators(graph: Mapping[str, Any]) -> Table:
 
 def _lineage(ancestors: list[Mapping[str, Any]]) -> Table:
     made = _table("lineage", "made from", "called", "SHA-256", "now", "looked at")
-    colours = {MATCHES: "green", DIFFERS: "bold red"}
+    colors = {MATCHES: "green", DIFFERS: "bold red"}
     for each in ancestors:
         where = " ".join(
             part for part in (each["looked_at"], f"({each['note']})" if each["note"] else "") if part
         )
-        status = Text(each["status"], colours.get(each["status"], ""))
+        status = Text(each["status"], colors.get(each["status"], ""))
         made.add_row(each["what"], Text(each["name"] or ""), each["sha256"][:12], status, Text(where))
     return made

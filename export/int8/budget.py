@@ -51,6 +51,28 @@ SHOWN = 15
 
 
 @dataclass(frozen=True)
+class Ranking:
+    """What groups are ranked by: graphs on the selection images."""
+
+    evaluate: Evaluate
+    fp32: np.ndarray
+    """(N, K) logits of the float network."""
+    labels: np.ndarray
+    """(N,)."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a graph is held against."""
+
+    first: Accuracy
+    """With all groups in int8."""
+    max_drop: float
+    """Points of top-1 it may lose against the fp32 student."""
+    gate: Gate
+
+
+@dataclass(frozen=True)
 class Group:
     """Quantized layers that go to float together."""
 
@@ -169,24 +191,21 @@ def all_but(layout: Layout, int8_layers: frozenset[str]) -> tuple[str, ...]:
     return tuple(glob.escape(name) for name in layout.layers if name not in int8_layers)
 
 
-def rank(
-    found: Sequence[Group], evaluate: Evaluate, fp32: np.ndarray, labels: np.ndarray, show: Show = silent
-) -> list[Row]:
+def rank(found: Sequence[Group], ranking: Ranking, show: Show = silent) -> list[Row]:
     """One row per group, worst first: one call of `evaluate` each, with only this group in int8.
 
-    fp32 (N, K) are the float network's logits for the ranking images, labels (N,). Raises GateError where
-    logits are not finite.
+    Raises GateError where logits are not finite.
     """
     rows: list[Row] = []
-    right = hits(fp32, labels)
+    labels, right = ranking.labels, hits(ranking.fp32, ranking.labels)
     for group in found:
-        logits = evaluate(frozenset(group.layers))
+        logits = ranking.evaluate(frozenset(group.layers))
         if not np.isfinite(logits).all():
             raise GateError(
                 f"logits are not finite with only {group.name} in int8. "
                 f"Leave it out: --exclude '{glob.escape(group.name)}'"
             )
-        rows.append(Row(group, flips(right, hits(logits, labels)).drop, mean_kl(fp32, logits)))
+        rows.append(Row(group, flips(right, hits(logits, labels)).drop, mean_kl(ranking.fp32, logits)))
         show(rows, f"sensitivity {len(rows)}/{len(found)}: {described(rows[-1])}")
     return sorted(rows, key=lambda row: (-row.damage_kl, -row.damage_points))
 
@@ -201,33 +220,27 @@ def described(row: Row) -> str:
 
 def fit(
     found: Sequence[Group],
-    first: Accuracy,
-    max_drop: float,
-    evaluate: Evaluate,
-    fp32: np.ndarray,
-    labels: np.ndarray,
-    gate: Gate,
+    bar: Bar,
+    ranking: Ranking,
     show: Show = silent,
     always_rank: bool = False,
 ) -> Outcome:
-    """Keep as many groups in int8 as the budget of `max_drop` points allows.
+    """Keep as many groups in int8 as the bar allows.
 
-    first: accuracy with all groups in int8. When it holds, nothing is ranked (unless asked) and `gate` is not
-    called. Otherwise `evaluate` is called once per group, and `gate` as often as `roll_back` says. fp32,
-    labels: see `rank`. Raises GateError when the budget cannot be met.
+    When its first graph holds, nothing is ranked (unless asked) and its `gate` is not called. Otherwise
+    `evaluate` is called once per group, and `gate` as often as `roll_back` says. Raises GateError when the
+    budget cannot be met.
     """
-    tried, count, rows = {0: first}, 0, []
-    missed = first.drop > max_drop
+    tried, count, rows = {0: bar.first}, 0, []
+    missed = bar.first.drop > bar.max_drop
     if missed or always_rank:
-        rows = rank(found, evaluate, fp32, labels, show)
+        rows = rank(found, ranking, show)
     if missed:
-        count = roll_back(rows, tried, max_drop, gate, show)
-    return outcome(found, rows, count, tried, max_drop, len(labels) if rows else 0)
+        count = roll_back(rows, tried, bar, show)
+    return outcome(found, rows, count, tried, bar.max_drop, len(ranking.labels) if rows else 0)
 
 
-def roll_back(
-    rows: Sequence[Row], tried: dict[int, Accuracy], max_drop: float, gate: Gate, show: Show = silent
-) -> int:
+def roll_back(rows: Sequence[Row], tried: dict[int, Accuracy], bar: Bar, show: Show = silent) -> int:
     """How many of the worst groups must be float; each accuracy found on the way is added to `tried` {count:
     accuracy}.
 
@@ -238,13 +251,13 @@ def roll_back(
     """
 
     def holds(count: int) -> bool:
-        tried[count] = gate(int8_layers(rows[count:]))
+        tried[count] = bar.gate(int8_layers(rows[count:]))
         show(
             rows,
             f"budget: {count} of {len(rows)} groups float, drop {tried[count].drop:.2f} points (allowed"
-            f" {max_drop:g})",
+            f" {bar.max_drop:g})",
         )
-        return tried[count].drop <= max_drop
+        return tried[count].drop <= bar.max_drop
 
     too_few, enough = 0, None
     for count in doubling(len(rows) - 1):
@@ -253,7 +266,7 @@ def roll_back(
             break
         too_few = count
     if enough is None:
-        raise GateError(unmet(rows, tried, max_drop))
+        raise GateError(unmet(rows, tried, bar.max_drop))
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
         if holds(middle):

@@ -67,7 +67,7 @@ def read(
     folder: str | Path, key: str, note: Callable[[str], None] = lambda line: None
 ) -> dict[str, Histogram] | None:
     """The histograms stored under `key`, or None. When a file is there but does not fit, `note` gets a line
-    that says why; nothing that lies in the folder makes this raise.
+    that says why; nothing in the folder makes this raise.
     """
     path = file_of(folder, key)
     if not path.is_file():
@@ -127,7 +127,7 @@ def write(
 
 
 def file_of(folder: str | Path, key: str) -> Path:
-    """Where the statistics of `key` lie."""
+    """Where the statistics of `key` are."""
     return Path(folder) / f"{key}.npz"
 
 

@@ -161,21 +161,13 @@ def _hold_budget(judge: Judge, layout: Layout, first: Accuracy, options: Int8Opt
     """What stays int8. Ranges of noise are not held to any budget: they have no accuracy to keep."""
     found = budget.groups(judge.quantizer.model, layout)
     max_drop = float("inf") if judge.calibration.is_random else options.max_drop
+    bar = budget.Bar(first, max_drop, judge.gate)
     if not (first.drop > max_drop or options.sensitivity):
         nothing = np.zeros(0)
-        return budget.fit(found, first, max_drop, judge.ranking, nothing, nothing, judge.gate)
+        return budget.fit(found, bar, budget.Ranking(judge.ranking, nothing, nothing))
     with budget.live() as show:
-        return budget.fit(
-            found,
-            first,
-            max_drop,
-            judge.ranking,
-            judge.reference,
-            judge.labels,
-            judge.gate,
-            show,
-            always_rank=options.sensitivity,
-        )
+        ranking = budget.Ranking(judge.ranking, judge.reference, judge.labels)
+        return budget.fit(found, bar, ranking, show, always_rank=options.sensitivity)
 
 
 def _draws(judge: Judge, int8_layers: frozenset[str], draw: Draw, count: int) -> dict[str, Any] | None:

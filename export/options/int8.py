@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
+from runtime.cli import settings
 from runtime.cli.settings import Flag
 from runtime.errors import UsageError
 
@@ -26,7 +27,7 @@ class Int8Options:
     """Training images for calibration (DIR, npz:FILE, digits); by default those the checkpoint names. random:
     noise, for speed tests only; the artifact is then marked "not for accuracy" and its accuracy is not held
     to --max-drop."""
-    calib_size: Annotated[int, Flag("N", common=True)] = 512
+    calib_size: Annotated[int, Flag("N", common=True, least=1)] = 512
     """Number of calibration images, as many of each class as possible."""
     calib_method: Annotated[Literal["auto", "minmax", "percentile", "entropy", "mse"], Flag(common=True)] = (
         "mse"
@@ -34,18 +35,18 @@ class Int8Options:
     """Choice of a range: minmax keeps every value, percentile cuts the rarest large ones, entropy loses least
     information, mse makes the smallest squared error; auto tries all four and keeps the one with the best
     accuracy on calibration images set aside for it."""
-    percentile: Annotated[float, Flag("PERCENT")] = 99.999
+    percentile: Annotated[float, Flag("PERCENT", above=50, most=100)] = 99.999
     """Share of |activation| kept inside the int8 range by the percentile method, percent, above 50 to 100."""
-    calib_draws: int = 1
+    calib_draws: Annotated[int, Flag("N", least=1)] = 1
     """Number of draws of calibration images to export with, to report the spread of accuracy; the first one
     is written."""
     calib_cache: Annotated[str, Flag("DIR|none")] = ""
     """Folder of calibration statistics kept for the next export of the same weights on the same images, by
     default ~/.cache/large2small/calibration; none: keep nothing."""
-    max_drop: Annotated[float, Flag("POINTS", common=True)] = 1.0
+    max_drop: Annotated[float, Flag("POINTS", common=True, least=0)] = 1.0
     """Largest loss of top-1 against the fp32 student on --data, percentage points. Layers go back to float
     until it holds; if it cannot, nothing is written."""
-    accuracy_size: int = 5000
+    accuracy_size: Annotated[int, Flag("N", least=1)] = 5000
     """Largest number of labeled images for the check of --max-drop, the same share of each class."""
     exclude: Annotated[tuple[str, ...], Flag("PATTERN", common=True)] = ()
     """Layers to leave float: glob patterns on node names, such as 'layer1.*'."""
@@ -68,27 +69,18 @@ class Int8Options:
     """Measure every layer's damage even when --max-drop holds at once, and write it to NAME.sensitivity.json
     and .md."""
 
+    def __post_init__(self) -> None:
+        """Raise UsageError for a value out of its range, of whichever command these are the options."""
+        settings.check(self)
+
 
 def flag(name: str) -> str:
     """A field's flag."""
     return f"--{name.replace('_', '-')}"
 
 
-def check_sizes(options: Int8Options) -> None:
-    """Raise UsageError for counts and budgets that cannot be; those that fp16 alone reads, too."""
-    for name, least in (("calib_size", 1), ("accuracy_size", 1), ("calib_draws", 1), ("max_drop", 0)):
-        if not getattr(options, name) >= least:  # nan is not, either
-            raise UsageError(f"{flag(name)} {getattr(options, name)}: expected {least} or more")
-
-
 def check_int8(options: Int8Options, fp16: bool) -> None:
-    """Raise UsageError for settings that cannot be, before anything is read."""
-    check_sizes(options)
-    if not 50 < options.percentile <= 100:
-        raise UsageError(
-            f"--percentile {options.percentile}: expected above 50 and at most 100 "
-            "(99.99 keeps all but 1 value in 10,000)"
-        )
+    """Raise UsageError for settings that cannot be together, before anything is read."""
     if options.depthwise == "fp16" and not fp16:
         raise UsageError("--depthwise fp16 is only read with --fp16. Add --fp16, or give --depthwise fp32")
     if options.calib == "random" and (options.calib_method == "auto" or options.calib_draws > 1):

@@ -15,7 +15,7 @@ from runtime import files
 from runtime.cli.settings import Flag
 from runtime.errors import UsageError
 
-from .int8 import Int8Options, check_int8, check_sizes, flag
+from .int8 import Int8Options, check_int8, flag
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class FileOptions:
     """File to write; by default NAME.onnx, NAME.int8.onnx or NAME.fp16.onnx beside the checkpoint."""
     overwrite: Annotated[bool, Flag(common=True)] = False
     """Replace the output when it exists."""
-    img_size: Annotated[int | None, Flag("PIXELS", common=True)] = None
+    img_size: Annotated[int | None, Flag("PIXELS", common=True, least=1)] = None
     """Height and width of the input; by default the checkpoint's own."""
-    opset: Annotated[int, Flag("N", common=True)] = 19
+    opset: Annotated[int, Flag("N", common=True, least=18, most=21)] = 19
     """ONNX operator set; int8 and fp16 need 19 or later."""
-    verify_size: int = 256
+    verify_size: Annotated[int, Flag("N", least=1)] = 256
     """Number of real images on which ONNX is compared with torch."""
-    atol: Annotated[float, Flag("SHARE")] = 1e-4
+    atol: Annotated[float, Flag("SHARE", above=0)] = 1e-4
     """Largest logit difference between torch and ONNX, as a share of the largest logit (at least 1)."""
     seed: int = 0
     """Seed for choosing images."""
@@ -93,19 +93,8 @@ def check_onnx(options: OnnxOptions) -> None:
         files.refuse_existing(path, options.overwrite)
     if options.target.suffix != ".onnx":
         raise UsageError(f"--output {options.target}: expected a name that ends in .onnx")
-    for name, least in (("verify_size", 1), ("img_size", 1)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise UsageError(f"{flag(name)} {value}: expected {least} or more")
-    if not options.atol > 0:
-        raise UsageError(f"--atol {options.atol}: expected above 0, a share of the largest logit")
-    check_sizes(options)
-    lowest = 18 if options.precision == "fp32" else 19
-    if not lowest <= options.opset <= 21:
-        raise UsageError(
-            f"--opset {options.opset}: expected {lowest} to 21 (the exporter starts at 18; fp16 scales"
-            " need 19)"
-        )
+    if options.precision != "fp32" and options.opset < 19:
+        raise UsageError(f"--opset {options.opset}: expected 19 to 21, which scales in fp16 need")
     if options.int8:
         check_int8(options, options.fp16)
         if options.fp16 and options.placement == "cpu":

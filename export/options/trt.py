@@ -21,7 +21,7 @@ from runtime.errors import ArtifactError, MissingError, UsageError
 
 from ..trt import build
 from ..trt.build import Profile, Settings
-from .int8 import Int8Options, check_sizes
+from .int8 import Int8Options
 from .onnx import FileOptions, OnnxOptions, check_onnx
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
@@ -34,13 +34,13 @@ class BuildOptions:
     flavor: Literal["auto", "tensorrt", "rtx"] = "auto"
     """Builder: tensorrt, or rtx, which is TensorRT for RTX and builds without a GPU; auto takes the one that
     is installed, tensorrt first."""
-    batch: Annotated[int | None, Flag("N", aliases=("-b", "--batch-size"), common=True)] = None
+    batch: Annotated[int | None, Flag("N", aliases=("-b", "--batch-size"), common=True, least=1)] = None
     """Images per call of a plan of one size; 1 when neither this nor --dynamic is given."""
     dynamic: Annotated[tuple[str, ...], Flag("MIN,OPT,MAX", common=True)] = ()
     """Batch sizes that one plan takes, tuned for OPT; several triples make as many profiles: 1,1,1 4,8,32."""
     workspace: Annotated[str | None, Flag("SIZE")] = None
     """Scratch memory that a layer may use, such as 512MiB or 4GiB; by default the whole device."""
-    opt_level: int = 3
+    opt_level: Annotated[int, Flag("N", least=0, most=5)] = 3
     """Effort of the builder: 0 builds fastest, 5 looks longest for fast kernels."""
     timing_cache: Annotated[str, Flag("DIR|none")] = ""
     """Folder of kernel timings kept for the next build on this GPU, by default
@@ -124,13 +124,8 @@ def settings_of(options: TrtOptions) -> Settings:
             raise UsageError(f"--{unread[0].replace('_', '-')} is only read for a checkpoint. Leave it out")
     elif not options.rebuild:
         check_onnx(options.onnx_options)
-    check_sizes(options)
-    if not 0 <= options.opt_level <= 5:
-        raise UsageError(f"--opt-level {options.opt_level}: expected 0 to 5")
     if options.batch is not None and options.dynamic:
         raise UsageError("--batch is for a plan of one size and --dynamic for several. Give one of them")
-    if options.batch is not None and options.batch < 1:
-        raise UsageError(f"--batch {options.batch}: expected 1 or more")
     one_size = options.batch or 1
     profiles = tuple(parse_profile(text) for text in options.dynamic) or (
         Profile(one_size, one_size, one_size),

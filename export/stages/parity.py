@@ -39,7 +39,7 @@ from .fp32 import network_of
 from .inputs import open_sources
 
 ROADS = ("training's evaluation", "calibration", "the runtime")
-COLOURS = ("red", "green", "blue")
+COLORS = ("red", "green", "blue")
 BATCH = 16
 """Images that take each road at a time."""
 
@@ -183,7 +183,7 @@ def difference(one: np.ndarray, other: np.ndarray, preprocess: Preprocess) -> st
     apart = np.abs(one - other)
     channel, row, column = np.unravel_index(int(np.argmax(apart)), apart.shape)
     exchanged = np.allclose(one[::-1], other, atol=0.01)
-    return f"most by {apart.max():.3g} of 255 levels at {COLOURS[channel]}, row {row}, column {column}" + (
+    return f"most by {apart.max():.3g} of 255 levels at {COLORS[channel]}, row {row}, column {column}" + (
         ": red and blue are exchanged" if exchanged else ""
     )
 

@@ -113,21 +113,21 @@ def run_on_gpu(unchecked: BuiltPlan, source: Source, plan: Path, options: TrtOpt
     sidecar_of(plan).write_bytes(sidecar_bytes(meta))
     if built.flags.strip_weights:
         plan.with_name(source.onnx.name).write_bytes(source.onnx.read_bytes())
-    batches = labels = None
+    images = None
     if source.evaluation is not None and meta.preprocess is not None:
         chosen = samples.choose(source.evaluation.labels, options.accuracy_size, options.seed)
         labels = source.evaluation.labels[chosen]
         pairs = samples.batches(
             source.evaluation, chosen, meta.preprocess, about="the engine on labeled images"
         )
-        batches = (batch for batch, _ in pairs)
+        images = check.Images((batch for batch, _ in pairs), labels)
     try:
-        found = check.check(plan, source.onnx, meta, batches, labels, options.max_drop)
+        found = check.check(check.Pair(plan, source.onnx, meta), images, options.max_drop)
     except GateError as error:
         stays = options.target if source.place else source.onnx
         raise GateError(f"{error}. {stays} stays") from error
     warnings = []
-    if labels is None:
+    if images is None:
         why = (
             "no labeled images (--data DIR)"
             if source.evaluation is None
@@ -155,7 +155,7 @@ def is_missing_beside(options: TrtOptions, source: Source) -> bool:
 
 
 def write(options: TrtOptions, source: Source, built: BuiltPlan) -> None:
-    """Plan, metadata, and the ONNX file when it lies elsewhere."""
+    """Plan, metadata, and the ONNX file when it is elsewhere."""
     if source.place:
         source.place()
     elif is_missing_beside(options, source):

@@ -18,9 +18,6 @@ from runtime.records import EngineRecord
 from ..notes import note
 from .repository import Model, Tensor
 
-DEFAULT_MAX_BATCH = 8
-"""For an .onnx file of free batch size, which has no limit of its own."""
-
 
 def read_plan(path: Path, sha256: str) -> Model:
     """What is served of a plan. Raises ArtifactError when its metadata is another plan's, or Triton cannot

@@ -13,22 +13,12 @@ from pathlib import Path
 from runtime.errors import UsageError
 
 from ..notes import note
-from ..options.triton import TritonOptions
+from ..options.triton import DEFAULT_MAX_BATCH, TritonOptions
 from .repository import Model, Serving
-
-DEFAULT_MAX_BATCH = 8
-"""For an .onnx file of free batch size, which has no limit of its own."""
-
-DEFAULT_MAX_BATCH = 8
-"""For an .onnx file of free batch size, which has no limit of its own."""
 
 
 def choose(options: TritonOptions, model: Model) -> Serving:
     """The flags, completed by what the artifact says. Raises UsageError for what it cannot do."""
-    for flag, least in (("version", 1), ("instances", 1), ("max_batch", 1), ("max_delay_us", 0)):
-        value = getattr(options, flag)
-        if value is not None and value < least:
-            raise UsageError(f"--{flag.replace('_', '-')} {value}: expected {least} or more")
     device = options.device or ("gpu" if model.path.suffix == ".plan" else "cpu")
     if model.path.suffix == ".plan" and device == "cpu":
         raise UsageError(f"--device cpu: {model.path.name} is a TensorRT plan. Give the .onnx file beside it")

@@ -84,12 +84,12 @@ class Built(NamedTuple):
 
 @dataclass
 class Watch:
-    """Told while the builder works, from whichever thread it uses; `cancelled` is asked between steps."""
+    """Told while the builder works, from whichever thread it uses; `canceled` is asked between steps."""
 
     start: Callable[[str, str | None, int], None] = lambda phase, parent, steps: None
     step: Callable[[str, int], None] = lambda phase, step: None
     finish: Callable[[str], None] = lambda phase: None
-    cancelled: Callable[[], bool] = lambda: False
+    canceled: Callable[[], bool] = lambda: False
 
 
 def check_profiles(profiles: Sequence[Profile]) -> None:
@@ -120,7 +120,7 @@ def build(
     machine.
 
     Raises ArtifactError with the parser's or builder's own reason, MissingError when no builder can be made
-    here, KeyboardInterrupt when the watch says cancelled.
+    here, KeyboardInterrupt when the watch says canceled.
     """
     check_profiles(settings.profiles)
     with messages.logged() as log:
@@ -151,7 +151,7 @@ def _build(
     monitor = _monitor(trt, watch)
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
-    if watch.cancelled():
+    if watch.canceled():
         raise KeyboardInterrupt
     if plan is None:
         raise ArtifactError(
@@ -295,7 +295,7 @@ def _monitor(trt: ModuleType, watch: Watch) -> Any:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             watch.step(phase_name, step)
-            return not watch.cancelled()
+            return not watch.canceled()
 
         def phase_finish(self, phase_name: str) -> None:
             watch.finish(phase_name)

@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,24 +44,35 @@ NOISE = 64
 """Images of noise when there are no labeled ones."""
 
 
-def check(
-    plan: Path,
-    onnx: Path,
-    meta: Metadata,
-    batches: Iterable[np.ndarray] | None,
-    labels: np.ndarray | None,
-    max_drop: float,
-    device: str = "cuda",
-) -> EngineCheck:
+@dataclass(frozen=True)
+class Images:
+    """What both are run on."""
+
+    batches: Iterable[np.ndarray]
+    """Preprocessed images (n, C, H, W) float32."""
+    labels: np.ndarray
+    """(N,)."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A plan beside its metadata, and the ONNX file it was built from."""
+
+    plan: Path
+    onnx: Path
+    meta: Metadata
+
+
+def check(pair: Pair, images: Images | None, max_drop: float, device: str = "cuda") -> EngineCheck:
     """Run plan and ONNX file on the same images and compare.
 
-    batches: preprocessed images (n, C, H, W) float32, or None for noise, on which no accuracy is measured;
-    labels (N,) of them. max_drop: points of top-1 the plan may lose against the fp32 student; what its ONNX
-    file lost is counted in.
+    images: None for noise, on which no accuracy is measured. max_drop: points of top-1 the plan may lose
+    against the fp32 student; what its ONNX file lost is counted in.
     """
-    with load(plan, device) as engine, reference_of(onnx, meta) as reference:
+    meta = pair.meta
+    with load(pair.plan, device) as engine, reference_of(pair.onnx, meta) as reference:
         most = largest_batch(engine)
-        parts = chunks(batches if batches is not None else [noise(engine.input_shape)], most)
+        parts = chunks([noise(engine.input_shape)] if images is None else images.batches, most)
         some = next(parts)
         found_by = [
             (engine.logits_in_batches(part, most), reference.logits_in_batches(part, AT_ONCE))
@@ -69,12 +80,12 @@ def check(
         ]
         ours, theirs = (np.concatenate(each) for each in zip(*found_by, strict=True))
         found = replace(
-            agreement(theirs, ours, meta.precision, labels is None),
+            agreement(theirs, ours, meta.precision, images is None),
             provider=engine.provider,
-            noise=labels is None,
+            noise=images is None,
             consistency=consistency(engine, some, tolerance(meta.precision)),
         )
-    return found if labels is None else with_accuracy(found, theirs, ours, labels, meta, max_drop)
+    return found if images is None else with_accuracy(found, theirs, ours, images.labels, meta, max_drop)
 
 
 @contextlib.contextmanager

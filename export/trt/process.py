@@ -1,7 +1,7 @@
 """Build a plan in a process of its own: a crash or a lack of memory inside TensorRT becomes one line, and
 Ctrl-C ends it cleanly.
 
-In:  an ONNX file, `Settings`, where the timing cache lies.
+In:  an ONNX file, `Settings`, where the timing cache is.
 Out: `Finished`: the plan, what was built where, the layers' summary; on stderr the builder's progress.
 Elsewhere: the child (export.trt.worker), the TensorRT calls (export.trt.build).
 """
@@ -29,7 +29,7 @@ from runtime.terminal import console
 from .build import Settings
 
 PATIENCE_S = 30.0
-"""Seconds a cancelled builder is given to stop by itself."""
+"""Seconds a canceled builder is given to stop by itself."""
 
 KEPT_LINES = 5
 """Last lines of a crashed builder's stderr that are shown."""

@@ -1,4 +1,4 @@
-"""Turn labelled ImageNet photographs into the arrays that `--data npz:FOLDER` reads.
+"""Turn labeled ImageNet photographs into the arrays that `--data npz:FOLDER` reads.
 
     python measurements/data/photographs_npz.py SOURCE FOLDER
 

@@ -7,10 +7,10 @@ Elsewhere: the list of all engines (runtime.backends.registry), which finds ever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -65,6 +65,22 @@ EVERYWHERE = ("device", "verify")
 
 
 @dataclass(frozen=True)
+class Library:
+    """A package that an engine needs, as `distill env` asks for it."""
+
+    name: str
+    """As `Engine.needs` names it."""
+    title: str
+    """As its makers write it."""
+    install: str
+    """Command that installs it."""
+    module: str = ""
+    """What is imported, where that is not its name."""
+    details: Callable[[Any], Iterable[str]] | None = None
+    """What to show of the imported module beside its version: providers, devices."""
+
+
+@dataclass(frozen=True)
 class Engine:
     """What the registry knows of an engine."""
 
@@ -84,6 +100,11 @@ class Engine:
     """How to get such a file, for an error; {path} is the file given instead."""
     preferred: bool = False
     """Taken for its suffixes when no engine is named."""
+    libraries: tuple[Library, ...] = ()
+    """The packages that it may use, the usual one first."""
+    needs: tuple[str, ...] = ()
+    """What must be here to run a file: names of libraries, or of what `distill env` knows besides, such as
+    "a GPU"; "a or b" where either will do. Empty: all of its libraries."""
 
 
 def known_batch_sizes(input_shape: list[int | None]) -> BatchSizes:

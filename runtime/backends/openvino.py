@@ -16,7 +16,7 @@ import numpy as np
 
 from ..artifact import Metadata, check_file
 from ..errors import ArtifactError, MissingError, UsageError
-from . import Engine, Settings, known_batch_sizes, metadata_of
+from . import Engine, Library, Settings, known_batch_sizes, metadata_of
 from .onnx_file import metadata_props, require_whole
 from .ort import require_out
 
@@ -106,6 +106,14 @@ ENGINE = Engine(
     suffixes=(".onnx",),
     reads=("threads", "hint"),
     open=open_file,
+    libraries=(
+        Library(
+            "openvino",
+            "OpenVINO",
+            'pip install "large2small[openvino]"',
+            details=lambda module: module.Core().available_devices,
+        ),
+    ),
 )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from ..artifact import Metadata, check_file, read_map
 from ..errors import ArtifactError, MissingError, UsageError
 from ..files import sha256
-from . import Engine, Settings, known_batch_sizes, metadata_of
+from . import Engine, Library, Settings, known_batch_sizes, metadata_of
 from .onnx_file import metadata_props, require_whole
 
 PROVIDERS = {
@@ -126,6 +126,14 @@ ENGINE = Engine(
     reads=("threads", "provider"),
     open=open_file,
     preferred=True,
+    libraries=(
+        Library(
+            "onnxruntime",
+            "ONNX Runtime",
+            'pip install "large2small[cpu]"',
+            details=lambda module: module.get_available_providers(),
+        ),
+    ),
 )
 
 

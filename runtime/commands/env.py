@@ -3,8 +3,8 @@ and what is missing.
 
 In:  nothing but the machine; every library is asked in a way that may fail.
 Out: a table, or with --json one object; exit code 0, whatever is missing.
-Elsewhere: the conditions written beside every number (runtime.env), the own words of the driver
-(runtime.backends.tensorrt.driver).
+Elsewhere: which engines there are and what they need (runtime.backends.registry), the conditions written
+beside every number (runtime.env), the own words of the driver (runtime.backends.tensorrt.driver).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import env
+from .. import backends, env
+from ..backends import registry
 from ..backends.tensorrt import driver
 
 SUMMARY = "show what this machine has, and what is missing for what"
@@ -50,6 +51,11 @@ def _extra(name: str) -> str:
     return f'pip install "large2small[{name}]"'
 
 
+def _libraries() -> dict[str, backends.Library]:
+    """Name -> library, of all engines."""
+    return {library.name: library for engine in registry.engines().values() for library in engine.libraries}
+
+
 FIXES = {
     "torch": _extra("train"),
     "timm": _extra("train"),
@@ -61,18 +67,26 @@ FIXES = {
     "sklearn": _extra("demo"),
     "matplotlib": _extra("report"),
     "jinja2": _extra("report"),
-    "onnxruntime": _extra("cpu"),
     "CUDAExecutionProvider": _extra("gpu"),
     "TensorrtExecutionProvider": _extra("gpu"),
-    "openvino": _extra("openvino"),
-    "tensorrt": _extra("tensorrt"),
-    "tensorrt_rtx": _extra("rtx"),
     "tensorrt or tensorrt_rtx": _extra("tensorrt"),
     "pycuda or cuda-python": _extra("cuda-python"),
     "cuda-python": _extra("cuda-python"),
     "a GPU": NO_DRIVER,
+    **{library.name: library.install for library in _libraries().values()},
 }
 """What a capability needs -> how to get it. "or" is for needs with an alternative."""
+
+
+def _runs() -> dict[str, tuple[str, ...]]:
+    """Running a file on each engine -> what that needs; the preferred engine of a file is not named."""
+    return {
+        f"run {suffix}" + ("" if engine.preferred else f" on {engine.title}"): engine.needs
+        or tuple(library.name for library in engine.libraries)
+        for engine in registry.engines().values()
+        for suffix in engine.suffixes
+    }
+
 
 EXPORT = ("torch", "timm", "yaml", "onnx", "onnxscript", "onnxslim", "onnxruntime")
 
@@ -85,11 +99,9 @@ CAPABILITIES: dict[str, tuple[str, ...]] = {
     "export trt FILE.onnx": ("tensorrt", "a GPU", "onnx", "onnxruntime"),
     "export trt --flavor rtx": ("tensorrt_rtx", "onnx"),
     "export triton": ("onnx",),
-    "run .onnx": ("onnxruntime",),
+    **_runs(),
     "run .onnx --provider cuda": ("CUDAExecutionProvider", "a GPU"),
     "run .onnx --provider tensorrt": ("TensorrtExecutionProvider", "tensorrt", "a GPU"),
-    "run .onnx on OpenVINO": ("openvino",),
-    "run .plan": ("tensorrt or tensorrt_rtx", "pycuda or cuda-python", "a GPU"),
     "run .plan --cuda-graph": ("tensorrt or tensorrt_rtx", "cuda-python", "a GPU"),
     "demo": (*EXPORT, "sklearn"),
 }
@@ -110,7 +122,7 @@ class Library(NamedTuple):
     version: str | None
     error: str | None
     details: list[str]
-    """Providers of ONNX Runtime, devices of OpenVINO."""
+    """What the engine shows of it: providers, devices."""
 
 
 class Capability(NamedTuple):
@@ -126,11 +138,11 @@ class Capability(NamedTuple):
 def collect() -> dict[str, Any]:
     """Everything, as JSON values; null where not known or not there."""
     found = driver.find()
-    runtime = _ask("onnxruntime", lambda module: module.get_available_providers())
-    openvino = _ask("openvino", lambda module: module.Core().available_devices)
-    tensorrt, rtx = _ask("tensorrt"), _ask("tensorrt_rtx_bindings")
+    libraries = {
+        name: _ask(library.module or name, library.details) for name, library in _libraries().items()
+    }
     board = env.jetson()
-    here = _present(found, runtime, openvino, tensorrt, rtx)
+    here = _present(found, libraries)
     return {
         "system": {
             "system": env.system(),
@@ -142,9 +154,7 @@ def collect() -> dict[str, Any]:
             "jetson": board,
         },
         "gpu": _gpu(found),
-        "tensorrt": tensorrt._asdict() | {"rtx": rtx._asdict()},
-        "onnxruntime": runtime._asdict(),
-        "openvino": openvino._asdict(),
+        **_by_engine(libraries),
         "packages": env.versions(SHOWN_PACKAGES),
         "capabilities": [
             capability(name, needs, here, on_jetson=board is not None)._asdict()
@@ -181,9 +191,25 @@ def _ask(module: str, details: Any = None) -> Library:
         return Library(None, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", [])
 
 
-def _present(
-    found: driver.Driver | str, runtime: Library, openvino: Library, tensorrt: Library, rtx: Library
-) -> dict[str, bool]:
+def _by_engine(libraries: Mapping[str, Library]) -> dict[str, dict[str, Any]]:
+    """{engine: its usual library, with any other one under its own name}."""
+    found = {}
+    for engine in registry.engines().values():
+        for library in engine.libraries:
+            asked = libraries[library.name]._asdict()
+            if engine.name in found:
+                found[engine.name][_short(engine, library)] = asked
+            else:
+                found[engine.name] = asked
+    return found
+
+
+def _short(engine: backends.Engine, library: backends.Library) -> str:
+    """tensorrt_rtx -> rtx, below tensorrt."""
+    return library.name.removeprefix(f"{engine.name}_")
+
+
+def _present(found: driver.Driver | str, libraries: Mapping[str, Library]) -> dict[str, bool]:
     """Every single need of FIXES -> whether it is here."""
     here = {
         name: importlib.util.find_spec(name) is not None
@@ -200,14 +226,12 @@ def _present(
             "pycuda",
         )
     }
+    here |= {name: library.version is not None for name, library in libraries.items()}
+    providers = libraries["onnxruntime"].details
     return here | {
         "torch with CUDA": _torch_cuda() is not None,
-        "onnxruntime": runtime.version is not None,
-        "CUDAExecutionProvider": "CUDAExecutionProvider" in runtime.details,
-        "TensorrtExecutionProvider": "TensorrtExecutionProvider" in runtime.details,
-        "openvino": openvino.version is not None,
-        "tensorrt": tensorrt.version is not None,
-        "tensorrt_rtx": rtx.version is not None,
+        "CUDAExecutionProvider": "CUDAExecutionProvider" in providers,
+        "TensorrtExecutionProvider": "TensorrtExecutionProvider" in providers,
         "cuda-python": bool(env.versions(("cuda-bindings",))),
         "a GPU": isinstance(found, driver.Driver) and bool(found.gpus),
     }
@@ -292,18 +316,21 @@ def _machine_rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows += [("nvidia-smi", line) for line in gpu["nvidia_smi"]]
     if gpu["note"]:
         rows.append(("", gpu["note"]))
-    for name, library in (
-        ("TensorRT", values["tensorrt"]),
-        ("TensorRT for RTX", values["tensorrt"]["rtx"]),
-        ("ONNX Runtime", values["onnxruntime"]),
-        ("OpenVINO", values["openvino"]),
-    ):
-        details = f": {', '.join(library['details'])}" if library["details"] else ""
-        rows.append((name, f"{library['version']}{details}" if library["version"] else library["error"]))
+    rows += [
+        (about.title, _said(values[engine.name] if not index else values[engine.name][_short(engine, about)]))
+        for engine in registry.engines().values()
+        for index, about in enumerate(engine.libraries)
+    ]
     return [
         *rows,
         ("packages", ", ".join(f"{name} {version}" for name, version in values["packages"].items())),
     ]
+
+
+def _said(library: Mapping[str, Any]) -> str:
+    """Version and details of a library, or why it does not answer."""
+    details = f": {', '.join(library['details'])}" if library["details"] else ""
+    return str(library["error"]) if library["version"] is None else f"{library['version']}{details}"
 
 
 def _capability_table(capabilities: Sequence[Mapping[str, Any]]) -> Any:

@@ -11,7 +11,7 @@ def tiny():
 
 @pytest.fixture
 def student(tiny, tmp_path):
-    """An artifact with all metadata that names the three colours."""
+    """An artifact with all metadata that names the three colors."""
     return tiny.write(tmp_path / "student.onnx", meta=tiny.metadata())
 
 

@@ -63,7 +63,7 @@ def test_interleaved_gives_turns_in_rotating_order_and_equal_counts():
     samples = latency.interleaved(calls, iterations=5, per_turn=2, warmup=0)
     assert {name: len(values) for name, values in samples.items()} == {"a": 5, "b": 5, "c": 5}
     turns = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
-    # the first three are the warm-up; then rounds that begin with a, b, c (equal neighbours melt into one
+    # the first three are the warm-up; then rounds that begin with a, b, c (equal neighbors melt into one
     # turn)
     assert turns == ["a", "b", "c", "a", "b", "c", "b", "c", "a", "c", "a", "b"]
     assert order.count("a") == 1 + 3 * latency.SETTLE + 5
@@ -123,7 +123,7 @@ def test_real_images_are_used_when_given(student, photos):
     with runtime.load(student) as predictor:
         calls = timed.make_calls(predictor, 12, images=open_images(str(photos), "val"))
         assert str(photos) in calls.inputs["compute"]
-        # solid colours: the largest logit of every image is its brightness, 1.0 down to 0.7, four of each
+        # solid colors: the largest logit of every image is its brightness, 1.0 down to 0.7, four of each
         # class
         best = calls.functions["compute"]().max(axis=1)
         np.testing.assert_allclose(sorted(best), np.repeat([178, 204, 229, 255], 3) / 255, atol=0.01)

@@ -110,7 +110,7 @@ def test_devices_are_taken_by_name():
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "cuda:-1", "cpu0", "mps"])
-def test_another_word_is_no_device(name):
+def test_another_word_is_not_a_device(name):
     with pytest.raises(UsageError, match="expected auto, cpu, cuda or cuda:INDEX"):
         pick_device(name)
 

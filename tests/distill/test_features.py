@@ -187,9 +187,9 @@ def test_nothing_is_kept_after_a_step():
 def test_a_copy_of_the_model_is_not_tapped():
     model = build("resnet")
     taps = tapped(model)
-    twin = copy.deepcopy(model)  # as an EMA makes it
-    assert list(twin.state_dict()) == list(build("resnet").state_dict())
-    twin(images())
+    duplicate = copy.deepcopy(model)  # as an EMA makes it
+    assert list(duplicate.state_dict()) == list(build("resnet").state_dict())
+    duplicate(images())
     assert taps._caught is None
 
 

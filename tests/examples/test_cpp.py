@@ -298,7 +298,7 @@ def test_without_class_names_the_labels_are_numbers(classify, images, tiny, tmp_
     assert guess["label"] == f"class {guess['index']}"
 
 
-def test_an_unreadable_image_is_named_and_the_others_are_labelled(classify, images, fp32, tmp_path):
+def test_an_unreadable_image_is_named_and_the_others_are_labeled(classify, images, fp32, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"junk")
     (tmp_path / "folder").mkdir()
     done = classify(

@@ -70,12 +70,12 @@ def student(tiny, tmp_path):
 
 @pytest.fixture
 def folder(tiny, tmp_path) -> Path:
-    """Four images of every colour, and one that is none."""
+    """Four images of every color, and one that is none."""
     made = tmp_path / "incoming"
     made.mkdir()
-    for name, colour in tiny.COLOURS.items():
+    for name, color in tiny.COLORS.items():
         for i in range(4):
-            Image.new("RGB", (10, 8), colour).save(made / f"{name}_{i}.png")
+            Image.new("RGB", (10, 8), color).save(made / f"{name}_{i}.png")
     (made / "broken.jpg").write_bytes(b"junk")
     (made / "notes.txt").write_text("no image")
     return made
@@ -86,7 +86,7 @@ def folder(tiny, tmp_path) -> Path:
     [[], ["--batch", "5", "--decoders", "3", "--capacity", "2"], ["--backend", "openvino"]],
     ids=["one by one", "batches", "openvino"],
 )
-def test_a_folder_is_labelled_and_a_bad_image_does_not_stop_it(student, folder, words):
+def test_a_folder_is_labeled_and_a_bad_image_does_not_stop_it(student, folder, words):
     if "openvino" in words:
         pytest.importorskip("openvino")
     code, out, errors = run(student, "--folder", folder, "--json", *words)
@@ -148,7 +148,7 @@ def test_a_watched_folder_goes_on_until_a_signal_and_ends_cleanly(student, folde
     assert "Traceback" not in errors
 
 
-def test_a_folder_that_a_signal_cut_short_ends_with_code_130_and_what_was_taken_is_labelled(student, folder):
+def test_a_folder_that_a_signal_cut_short_ends_with_code_130_and_what_was_taken_is_labeled(student, folder):
     for i in range(3000):
         os.link(folder / "red_0.png", folder / f"z{i}.png")
     process = start(student, "--folder", folder, "--json")
@@ -243,7 +243,7 @@ def camera(tmp_path, monkeypatch):
     return settings
 
 
-def test_every_frame_of_a_film_is_labelled_when_asked_to_wait_and_its_colours_are_in_order(student, camera):
+def test_every_frame_of_a_film_is_labeled_when_asked_to_wait_and_its_colors_are_in_order(student, camera):
     path = camera("film", 30)
     code, out, errors = run(
         student, "--camera", "film.mp4", "--json", "--when-full", "wait", path=[path], allowed=["cv2"]
@@ -282,7 +282,7 @@ def test_a_stream_that_stops_is_lost(student, camera, monkeypatch):
     assert code == 3 and "delivers no frames any more (3 so far)" in errors and records(out)[1]["images"] == 3
 
 
-def test_a_file_name_that_is_no_text_comes_back_as_it_was(student, folder, monkeypatch):
+def test_a_file_name_that_is_not_text_comes_back_as_it_was(student, folder, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")
     os.rename(next(folder.glob("*.png")), os.fsencode(folder) + b"/caf\xe9.png")
     process = start(student, "--folder", folder)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from stirring import stirred
 
 from distill import checkpoint, models
 from export.graph import from_torch
@@ -73,23 +74,9 @@ def digits_batch(preprocess: Preprocess) -> np.ndarray:
 @pytest.fixture(scope="session")
 def repvgg() -> torch.nn.Module:
     """RepVGG with batch norm statistics that are not the defaults, so that a wrong merge shows."""
-    return _stirred(models.build("repvgg_a0", 7))
+    return stirred(models.build("repvgg_a0", 7))
 
 
 @pytest.fixture(scope="session")
 def convnext_onnx():
-    return from_torch.to_onnx(from_torch.merge(_stirred(models.build("convnext_atto", 7))), (3, 64, 64))
-
-
-def _stirred(network: torch.nn.Module) -> torch.nn.Module:
-    generator = torch.Generator().manual_seed(0)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            for values, low, high in (
-                (module.running_mean, -0.2, 0.2),
-                (module.running_var, 0.5, 2.0),
-                (module.weight.data, 0.5, 1.5),
-                (module.bias.data, -0.2, 0.2),
-            ):
-                values.copy_(torch.rand(values.shape, generator=generator) * (high - low) + low)
-    return network.eval()
+    return from_torch.to_onnx(from_torch.merge(stirred(models.build("convnext_atto", 7))), (3, 64, 64))

@@ -1,4 +1,4 @@
-"""The smallest classifiers whose answers can be worked out by hand: logits = weights @ mean colour + bias.
+"""The smallest classifiers whose answers can be worked out by hand: logits = weights @ mean color + bias.
 
 In:  (K, 3) weights, class names.
 Out: .onnx files, with or without metadata.
@@ -11,25 +11,25 @@ from onnx import TensorProto, helper, numpy_helper
 from runtime.artifact import Metadata
 from runtime.preprocess import Preprocess
 
-COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
-"""Class names in the order of their folders, and a colour of each."""
+COLORS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
+"""Class names in the order of their folders, and a color of each."""
 
 RIGHT = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0]], np.float32)
-"""Weights (class, channel) that name every colour correctly."""
+"""Weights (class, channel) that name every color correctly."""
 
 PLAIN = Preprocess(
     input_size=(3, 8, 8), interpolation="bilinear", crop_pct=1.0, mean=(0, 0, 0), std=(1, 1, 1)
 )
-"""Pixels divided by 255, nothing else: the mean colour is known without running anything."""
+"""Pixels divided by 255, nothing else: the mean color is known without running anything."""
 
 
 def metadata(**changes) -> Metadata:
-    """Metadata of a student that knows the three colours."""
+    """Metadata of a student that knows the three colors."""
     values = {
-        "model": "mean_colour",
+        "model": "mean_color",
         "role": "student",
         "preprocess": PLAIN,
-        "class_names": list(COLOURS),
+        "class_names": list(COLORS),
         "parameters": 9,
         "macs": 9,
     }
@@ -57,7 +57,7 @@ def write(
             helper.make_node("Flatten", ["pooled"], ["flat"]),
             helper.make_node("Gemm", ["flat", "weights", "bias"], ["logits"], transB=1),
         ],
-        "mean_colour",
+        "mean_color",
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 3, *size])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, classes])],
         [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(bias, "bias")],
@@ -73,9 +73,9 @@ def write_images(root, per_class: int = 4, split: str | None = None):
     """A folder tree of solid PNGs, darker from one to the next: ROOT/[split/]CLASS/i.png."""
     from PIL import Image
 
-    for name, colour in COLOURS.items():
+    for name, color in COLORS.items():
         folder = root / split / name if split else root / name
         folder.mkdir(parents=True, exist_ok=True)
         for i in range(per_class):
-            Image.new("RGB", (10, 8), tuple(c * (10 - i) // 10 for c in colour)).save(folder / f"{i}.png")
+            Image.new("RGB", (10, 8), tuple(c * (10 - i) // 10 for c in color)).save(folder / f"{i}.png")
     return root

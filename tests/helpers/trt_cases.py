@@ -106,7 +106,7 @@ class OnGpu:
         }
 
     def values(self):
-        """What lies there now, without waiting for anything."""
+        """What is there now, without waiting for anything."""
         return np.array(
             (ctypes.c_float * int(np.prod(self.shape))).from_address(self.memory.address)
         ).reshape(self.shape)
@@ -237,7 +237,7 @@ def case_arrays_on_the_gpu(place):
 
 
 class ByDlpack:
-    """numpy's capsule of an array, said to lie on a GPU."""
+    """numpy's capsule of an array, said to be on a GPU."""
 
     def __init__(self, values, index):
         self.values, self.index = values, index
@@ -424,7 +424,7 @@ def case_no_memory(place):
     assert alive() == before
 
 
-def case_engines_that_are_no_classifier(place):
+def case_engines_that_are_not_a_classifier(place):
     from onnx import TensorProto, helper
 
     def odd(name, inputs, outputs, nodes):

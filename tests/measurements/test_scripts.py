@@ -18,6 +18,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from stirring import stirred
 
 from distill import checkpoint, models
 from runtime.images import open_images
@@ -316,10 +317,7 @@ def test_int8_steps_and_scales_become_a_mobilenet(tmp_path):
 
 def test_the_fragile_student_computes_the_same_in_float(tmp_path):
     torch.manual_seed(0)
-    published = models.build("resnet20", 10).eval()
-    for module in published.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.2, 0.2), module.running_var.uniform_(0.5, 2.0)
+    published = stirred(models.build("resnet20", 10))
     state = {f"module.{key}": value for key, value in published.state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "published.th")
     run("measurements/data/fragile_student.py", tmp_path / "published.th", tmp_path / "made.pth", 64)

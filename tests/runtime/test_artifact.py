@@ -176,7 +176,7 @@ def test_what_is_sealed_is_still_what_it_was(tiny, tmp_path, content):
 @pytest.mark.parametrize(
     "content", [b"", b"{}", b'{"a": 1}', b"\x08\x09"], ids=["empty", "empty object", "object", "onnx"]
 )
-def test_a_file_without_a_seal_has_none_and_is_no_error(content, tmp_path):
+def test_a_file_without_a_seal_has_none_and_is_not_an_error(content, tmp_path):
     assert check_seal(content, "a") is False
     (tmp_path / "a").write_bytes(content)
     assert check_file(tmp_path / "a") is False

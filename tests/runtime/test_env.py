@@ -108,7 +108,7 @@ def test_a_machine_without_nvidia_smi_has_no_gpu(answers):
     assert found["gpu"] is None and found["gpu_state"] is None
 
 
-def test_a_driver_that_fails_or_hangs_is_no_gpu(monkeypatch, answers):
+def test_a_driver_that_fails_or_hangs_counts_as_no_gpu(monkeypatch, answers):
     answers["nvidia-smi"] = None
     assert env.fingerprint()["gpu"] is None
 
@@ -175,6 +175,6 @@ def test_a_jetson_says_its_board_release_and_power_mode(tmp_path, monkeypatch, a
     assert env.jetson()["power_mode"] == "MODE_30W"
 
 
-def test_another_machine_is_no_jetson(tmp_path, monkeypatch):
+def test_another_machine_is_not_a_jetson(tmp_path, monkeypatch):
     monkeypatch.setattr(env, "RELEASE", tmp_path / "none")
     assert env.jetson() is None

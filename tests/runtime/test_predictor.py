@@ -20,8 +20,8 @@ from runtime.preprocess import Preprocess
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
-def solid(colour, size=(10, 8)):
-    return Image.new("RGB", size, colour)
+def solid(color, size=(10, 8)):
+    return Image.new("RGB", size, color)
 
 
 def test_classify_gives_the_probabilities_worked_out_by_hand(student):
@@ -203,7 +203,7 @@ def test_what_runs_is_reported(student):
 
 
 def test_a_predictor_shows_file_network_input_classes_and_engine(student):
-    what = f"<Predictor {student}: fp32 mean_colour, input (N, 3, 8, 8), 3 classes (blue, green, red), "
+    what = f"<Predictor {student}: fp32 mean_color, input (N, 3, 8, 8), 3 classes (blue, green, red), "
     with runtime.load(student) as predictor:
         assert repr(predictor) == f"{what}onnxruntime {predictor.engine.split()[1]} on cpu>"
     assert repr(predictor) == f"{what}closed>"
@@ -415,7 +415,7 @@ def test_a_setting_that_the_engine_does_not_read_is_refused(student, settings, w
         runtime.load(student, **settings)
 
 
-def test_a_checkpoint_is_no_artifact(tmp_path):
+def test_a_checkpoint_is_not_an_artifact(tmp_path):
     path = tmp_path / "best.pth"
     path.write_bytes(b"PK")
     for backend in (None, "onnxruntime"):

@@ -212,7 +212,7 @@ def test_whatever_a_decoder_raises_is_a_broken_image(tmp_path, monkeypatch, erro
         Preprocess()(path)
 
 
-@pytest.mark.parametrize("shape", [(64, 64), (64, 64, 3)], ids=["gray, to be converted", "colour"])
+@pytest.mark.parametrize("shape", [(64, 64), (64, 64, 3)], ids=["gray, to be converted", "color"])
 def test_a_truncated_image_that_was_only_opened_is_named(tmp_path, shape):
     path = tmp_path / "cut.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, np.uint8)).save(path)
@@ -243,7 +243,7 @@ def test_arrays_of_another_kind_are_refused(array):
         Preprocess()(array)
 
 
-def test_something_that_is_no_image_is_refused():
+def test_something_that_is_not_an_image_is_refused():
     with pytest.raises(UsageError, match="image of type int"):
         Preprocess()(7)
 

@@ -1,4 +1,4 @@
-"""Attention transfer: where the energy of a map lies, whatever its channels are.
+"""Attention transfer: where the energy of a map is, whatever its channels are.
 
 In:  matched maps of any channels and sizes; nothing is learned.
 Out: squared difference of unit attention maps, averaged over positions and images, summed over the pairs; no

@@ -5,7 +5,7 @@ In:  matched maps or tokens.
 Out: smooth-L1 or squared difference, averaged over elements, summed over the pairs; in units of the
 normalized target.
 Elsewhere: matching (distill.features), the weight beside other losses (distill.training.objective; the paper
-distils with this loss alone).
+distills with this loss alone).
 """
 
 from __future__ import annotations

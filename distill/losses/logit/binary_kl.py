@@ -12,6 +12,9 @@ from torch.nn import functional as F
 
 from ..base import Outputs, float_logits
 
+SHIFT_INVARIANT = False
+"""A sigmoid per class has a zero point: the same constant added to all logits changes the loss."""
+
 
 def loss(student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
     """Mean over N and K of BCE(sigmoid(s), softmax(t)) (the "binary KL" of Hao et al. 2023, VanillaKD,

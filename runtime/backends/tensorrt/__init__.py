@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...artifact import Metadata
-from .. import Backend, Engine, Settings
+from .. import Backend, Engine, Library, Settings
 
 
 def open_file(path: Path, settings: Settings) -> tuple[Backend, Metadata]:
@@ -33,4 +33,11 @@ ENGINE = Engine(
     open=open_file,
     make="Build one: distill export trt {path}",
     preferred=True,
+    libraries=(
+        Library("tensorrt", "TensorRT", 'pip install "large2small[tensorrt]"'),
+        Library(
+            "tensorrt_rtx", "TensorRT for RTX", 'pip install "large2small[rtx]"', "tensorrt_rtx_bindings"
+        ),
+    ),
+    needs=("tensorrt or tensorrt_rtx", "pycuda or cuda-python", "a GPU"),
 )

@@ -198,7 +198,7 @@ DEFAULT_STREAM = 1
 
 
 def device_array(array: Any) -> DeviceArray:
-    """Where an array of torch, CuPy, Numba, JAX and others lies, by `__cuda_array_interface__` or
+    """Where an array of torch, CuPy, Numba, JAX and others is, by `__cuda_array_interface__` or
     `__dlpack__`.
 
     Version 3 of the interface names the stream to wait for; torch gives version 2, without one, and is asked

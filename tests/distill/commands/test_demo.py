@@ -1,4 +1,4 @@
-"""`distill demo`: the commands it types, the folder it may replace, and one short run of the whole way."""
+"""`distill demo`: the commands it types, the folder it may replace, and one short run of all of it."""
 
 import csv
 import json
@@ -41,7 +41,7 @@ def test_a_failing_step_ends_the_demo_with_that_exit_code(tmp_path, monkeypatch,
 
 
 @pytest.mark.slow
-def test_the_whole_way_ends_in_a_table_with_teacher_control_student_and_int8(tmp_path, capsys):
+def test_the_pipeline_ends_in_a_table_with_teacher_control_student_and_int8(tmp_path, capsys):
     out = tmp_path / "demo"
     assert (
         cli.main(

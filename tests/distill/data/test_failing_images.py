@@ -86,7 +86,7 @@ def test_evaluation_names_the_image(tree, tmp_path, monkeypatch, capfd, workers)
 
 
 @both
-def test_memory_that_runs_out_is_no_damaged_image(images, recipe, monkeypatch, workers):
+def test_memory_that_runs_out_is_not_a_damaged_image(images, recipe, monkeypatch, workers):
     mine = images(16)
 
     def image(index):

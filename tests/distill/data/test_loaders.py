@@ -205,9 +205,9 @@ def test_a_tar_file_is_the_folder_it_packs(tree, tmp_path):
     by_name = {folder.item_name(i).split("/")[-1]: i for i in range(len(folder))}
     assert len(found) == 12
     for i in range(12):
-        twin = by_name[found.item_name(i).split("/")[-1]]
-        assert found.labels[i] == folder.labels[twin]
-        assert found.image(i).tobytes() == folder.image(twin).tobytes()
+        same = by_name[found.item_name(i).split("/")[-1]]
+        assert found.labels[i] == folder.labels[same]
+        assert found.image(i).tobytes() == folder.image(same).tobytes()
 
 
 def test_workers_may_share_a_tar_file(made, tmp_path, recipe):

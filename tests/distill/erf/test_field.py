@@ -123,7 +123,7 @@ def test_the_score_of_one_convolution_is_its_kernel():
     assert (found.images, found.skipped) == (3, 0)
 
 
-def test_a_channel_that_is_negative_at_the_centre_counts_nothing():
+def test_a_channel_that_is_negative_at_the_center_counts_nothing():
     kernel = torch.ones(2, 3, 1, 1)
     kernel[1] *= 10
     images = torch.ones(1, 3, 6, 6)
@@ -150,7 +150,7 @@ def test_gradients_are_those_of_finite_differences():
     gradient = field.input_gradient(model, image)
 
     def value(x):
-        # 16 / 4 = 4, its centre is 2
+        # 16 / 4 = 4, its center is 2
         return float(field.last_map(model, x)[0, :, 2, 2].relu().sum().detach())
 
     for place in [(0, 0, 8, 8), (0, 2, 7, 9), (0, 1, 3, 12)]:
@@ -270,7 +270,7 @@ def test_a_network_without_stages_is_refused():
 
 
 def test_images_are_resized_whole_and_normalized():
-    """The left half of a wide image is red: a centre crop to a square would lose the outer columns, a resize
+    """The left half of a wide image is red: a center crop to a square would lose the outer columns, a resize
     keeps half red.
     """
     pixels = np.zeros((1, 20, 60, 3), np.uint8)

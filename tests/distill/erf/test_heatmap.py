@@ -1,4 +1,4 @@
-"""Heat maps: the largest value is brightest, squares lie around the centre, colors grow evenly lighter."""
+"""Heat maps: the largest value is brightest, squares are around the center, colors grow evenly lighter."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_a_matrix_that_is_not_square_keeps_its_shape():
 
 
 @pytest.mark.parametrize("size", [21, 20])
-def test_a_square_is_drawn_around_the_centre(size):
+def test_a_square_is_drawn_around_the_center(size):
     picture = drawn(np.zeros((size, size)), [Square(3, "three"), Square(None, "not reached")])[
         TOP : TOP + MAP, GAP : GAP + MAP
     ]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from stirring import stirred_all
 
 
 @pytest.fixture(scope="session")
@@ -12,20 +13,8 @@ def noise():
 
 @pytest.fixture(scope="session")
 def stirred():
-    """stirred(network, seed=0): every weight and statistic at random, in eval mode; fresh norms and layer
-    scale hide errors.
-    """
-
-    def stir(network, seed=0):
-        generator = torch.Generator().manual_seed(seed)
-        for name, tensor in network.state_dict().items():
-            if tensor.is_floating_point():
-                low, high = (0.5, 2.0) if name.endswith("running_var") else (-1.0, 1.0)
-                scale = tensor[0].numel() ** -0.5 if tensor.dim() > 1 else 1.0
-                tensor.copy_((torch.rand(tensor.shape, generator=generator) * (high - low) + low) * scale)
-        return network.eval()
-
-    return stir
+    """stirred(network, seed=0): every weight and statistic at random, in eval mode."""
+    return stirred_all
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import copy
 import pytest
 import timm
 import torch
+from stirring import stirred
 from timm.layers import BatchNormAct2d, StdConv2d
 from torch import nn
 from torch.nn import functional as F
@@ -21,33 +22,6 @@ UNIREPLKNET = {"depths": (1, 1, 2, 1), "dims": (8, 8, 12, 16), "kernel_sizes": (
 
 def noise(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def stirred(network, seed=0, weights=False):
-    """Batch norm, layer scale and, if asked for, weights at random, in eval mode: fresh ones hide what
-    merging does.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def random(tensor, low, high):
-        tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
-
-    with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                random(module.running_mean, -0.2, 0.2)
-                random(module.running_var, 0.5, 2.0)
-                if module.affine:
-                    random(module.weight, 0.5, 1.5)
-                    random(module.bias, -0.2, 0.2)
-        for name, p in network.named_parameters():
-            if name.endswith(("gamma", "beta")):
-                random(p, 0.2, 0.5)
-            elif (
-                weights and p.dim() > 1
-            ):  # every layer keeps the size of its input, so that every weight matters
-                random(p, -((3 / p[0].numel()) ** 0.5), (3 / p[0].numel()) ** 0.5)
-    return network.eval()
 
 
 def batch_norms(network):
@@ -261,7 +235,7 @@ LEFT = {
     "the output too": Pair(lambda self, x: (y := self.conv(x), self.bn(y))),
     "an activation between": Pair(lambda self, x: self.bn(F.relu(self.conv(x)))),
     "batch norm first": Pair(lambda self, x: self.conv(self.bn(x)), nn.Conv2d(4, 4, 3)),
-    "neighbours by name only": Pair(lambda self, x: self.conv(x) + self.bn(x), nn.Conv2d(4, 4, 1)),
+    "neighbors by name only": Pair(lambda self, x: self.conv(x) + self.bn(x), nn.Conv2d(4, 4, 1)),
     "a convolution used twice": Pair(lambda self, x: self.bn(self.conv(self.conv(x))), nn.Conv2d(4, 4, 1)),
     "a batch norm used twice": Pair(lambda self, x: self.bn(F.relu(self.bn(self.conv(x))))),
     "a weight read by itself": Pair(lambda self, x: self.bn(self.conv(x)) * self.conv.weight.sum()),
@@ -275,9 +249,9 @@ LEFT = {
 
 
 @pytest.mark.parametrize("why", LEFT)
-def test_what_is_no_plain_pair_is_left_alone(why):
+def test_what_is_not_a_plain_pair_is_left_alone(why):
     network = LEFT[why].eval()
-    channels = 4 if why in ("batch norm first", "neighbours by name only", "a convolution used twice") else 3
+    channels = 4 if why in ("batch norm first", "neighbors by name only", "a convolution used twice") else 3
     before = batch_norms(network)
     assert foldable(network) == []
     merged, x = reparameterize(network), noise(2, channels, 8, 8)

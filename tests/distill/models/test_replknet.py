@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from distill import models
 from distill.models.merge import reparameterize, require_equal
-from distill.models.replknet import ConvFFN, LargeKernel, RepLKBlock, add_at_centre
+from distill.models.replknet import ConvFFN, LargeKernel, RepLKBlock, add_at_center
 from runtime.errors import UsageError
 
 PARAMETERS = {
@@ -39,9 +39,9 @@ def test_the_number_of_parameters_is_that_of_the_original(size):
             assert sum(p.numel() for p in network.parameters()) == expected
 
 
-def test_small_numbers_added_at_the_centre():
+def test_small_numbers_added_at_the_center():
     kernel = torch.zeros(1, 1, 5, 3)
-    add_at_centre(kernel, torch.tensor([[[[1.0], [2.0], [3.0]]]]))
+    add_at_center(kernel, torch.tensor([[[[1.0], [2.0], [3.0]]]]))
     assert kernel[0, 0].tolist() == [[0, 0, 0], [0, 1, 0], [0, 2, 0], [0, 3, 0], [0, 0, 0]]
 
 

@@ -266,7 +266,7 @@ def test_a_run_whose_last_pth_is_gone_is_not_begun_again_in_silence(run, tmp_pat
     assert all(torch.equal(again[key], old[key]) for key in old)
 
 
-def test_weights_alone_are_no_run_to_resume(run, tmp_path):
+def test_weights_alone_are_not_a_run_to_resume(run, tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "weights.pth")
     torch.save({"a": torch.zeros(1)}, tmp_path / "resnet20.th")
     before = sorted(tmp_path.rglob("*"))

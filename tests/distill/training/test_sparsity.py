@@ -292,14 +292,14 @@ def test_nothing_is_exchanged_at_the_last_step(run):
 
 def test_gradient_growth_uses_the_whole_gradient_of_that_step(run, batch):
     mine = run("sgd", growth="gradient", prune_rate=0.2).step(4)
-    twin = copy.deepcopy(mine.model)
+    duplicate = copy.deepcopy(mine.model)
     F.cross_entropy(
-        twin(batch[0]), batch[1]
+        duplicate(batch[0]), batch[1]
     ).backward()  # the gradient of the fifth step, with nothing masked
     before = masks_of(mine)
     mine.step()
     for name, mask in mine.sparse.masks.items():
-        size = twin.get_parameter(name).grad.abs()
+        size = duplicate.get_parameter(name).grad.abs()
         grown = mask & (mine.sparse.weights[name] == 0)
         left = ~mask
         assert grown.any() and size[grown].min() >= size[left].max()
@@ -355,14 +355,14 @@ def test_what_grew_starts_at_zero_with_fresh_moments(run, optimizer):
 def test_living_weights_and_dense_parameters_train_as_without_masks(run, batch):
     """One SGD step: a living weight moves by exactly what the gradient at the masked weights says."""
     mine = run("sgd")
-    twin = copy.deepcopy(mine.model)
-    F.cross_entropy(twin(batch[0]), batch[1]).backward()
-    optimizer = OPTIMIZERS["sgd"](twin.parameters())
+    duplicate = copy.deepcopy(mine.model)
+    F.cross_entropy(duplicate(batch[0]), batch[1]).backward()
+    optimizer = OPTIMIZERS["sgd"](duplicate.parameters())
     optimizer.step()
     mine.step()
     for name, parameter in mine.model.named_parameters():
         mask = mine.sparse.masks.get(name, torch.ones_like(parameter, dtype=torch.bool))
-        assert torch.equal(parameter[mask], twin.get_parameter(name)[mask])
+        assert torch.equal(parameter[mask], duplicate.get_parameter(name)[mask])
 
 
 def test_masks_hold_with_an_optimizer_that_moves_weights_without_gradient(run):

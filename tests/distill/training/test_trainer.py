@@ -294,7 +294,7 @@ def test_weights_to_start_from_are_taken(trainer, same_weights):
     same_weights(weights(trainer("b", student_ckpt=str(first.task.folder / "last.pth"))), weights(first))
 
 
-# a loss that is no number
+# a loss that is not a number
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

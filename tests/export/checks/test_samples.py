@@ -36,15 +36,15 @@ def test_choice_of_more_than_there_are_takes_all():
 
 def test_a_split_uses_what_a_choice_takes_and_holds_back_others():
     labels = np.arange(1000) % 5
-    used, held_back = samples.split(labels, 100, 200, seed=3)
+    used, selection = samples.split(labels, 100, 200, seed=3)
     assert used.tolist() == samples.choose(labels, 100, seed=3).tolist()
-    assert len(held_back) == 200 and not set(used) & set(held_back)
-    assert np.bincount(labels[held_back]).tolist() == [40] * 5
+    assert len(selection) == 200 and not set(used) & set(selection)
+    assert np.bincount(labels[selection]).tolist() == [40] * 5
 
 
 def test_a_small_pool_is_split_in_three_quarters_and_one():
-    used, held_back = samples.split(np.arange(80) % 4, 512, 256, seed=0)
-    assert (len(used), len(held_back)) == (60, 20) and not set(used) & set(held_back)
+    used, selection = samples.split(np.arange(80) % 4, 512, 256, seed=0)
+    assert (len(used), len(selection)) == (60, 20) and not set(used) & set(selection)
     assert [len(part) for part in samples.split(np.arange(80) % 4, 40, 0, seed=0)] == [40, 0]
 
 

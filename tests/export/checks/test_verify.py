@@ -302,7 +302,7 @@ def test_rows_of_one_image_that_differ_are_found(images):
 @pytest.mark.parametrize(
     "where", [lambda batch: len(batch) == 1, lambda batch: (batch == batch[:1]).all() and len(batch) > 1]
 )
-def test_logits_that_are_nan_at_one_batch_size_are_no_consistent_ones(images, where):
+def test_logits_that_are_nan_at_one_batch_size_are_not_consistent(images, where):
     spoilt = predictor_of(
         lambda batch: np.full((len(batch), 3), np.nan) if where(batch) else batch.mean((2, 3))
     )

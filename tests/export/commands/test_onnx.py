@@ -1,4 +1,4 @@
-"""`distill export onnx`: the whole way, on a small trained student and real digits; and every way it may
+"""`distill export onnx`: the whole pipeline, on a small trained student and real digits; and every way it may
 refuse.
 """
 

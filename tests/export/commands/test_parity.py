@@ -25,7 +25,7 @@ NAMES = [str(i) for i in range(10)]
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
-    """Thirty coloured images of several sizes in ten class folders, so that every setting of the
+    """Thirty colored images of several sizes in ten class folders, so that every setting of the
     preprocessing matters.
     """
     chance, root = np.random.default_rng(0), tmp_path_factory.mktemp("photos")
@@ -211,7 +211,7 @@ def test_another_interpolation_in_evaluation_is_named(run, artifact, monkeypatch
     assert np.abs(one.astype(int) - other)[row, column, channel] == levels
 
 
-def test_exchanged_colours_in_the_runtime_are_named_as_such(run, artifact, monkeypatch, photos):
+def test_exchanged_colors_in_the_runtime_are_named_as_such(run, artifact, monkeypatch, photos):
     def as_opencv_reads(image, opened=decode.open_rgb):
         found = opened(image)
         return (

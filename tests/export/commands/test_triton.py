@@ -21,7 +21,7 @@ from runtime.records import EngineRecord
 
 SPEC = Preprocess(input_size=(3, 8, 8), interpolation="bilinear", crop_pct=1.0, mean=(0, 0, 0), std=(1, 1, 1))
 META = Metadata(
-    model="mean_colour",
+    model="mean_color",
     preprocess=SPEC,
     class_names=["blue", "green", "red"],
     lineage={"checkpoint": {"sha256": "ab"}},
@@ -36,7 +36,7 @@ def onnx_bytes(meta=META, batch="N"):
             helper.make_node("Flatten", ["pooled"], ["flat"]),
             helper.make_node("Add", ["flat", "bias"], ["logits"]),
         ],
-        "mean_colour",
+        "mean_color",
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 3, 8, 8])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, 3])],
         [numpy_helper.from_array(np.zeros(3, np.float32), "bias")],
@@ -263,7 +263,7 @@ def test_one_changed_byte_is_refused(plan, student, served):
     path = plan()
     path.write_bytes(path.read_bytes()[:-1] + b"X")
     assert served(path)[:2] == (4, None)
-    student.write_bytes(student.read_bytes().replace(b"mean_colour", b"mean_color!", 1))
+    student.write_bytes(student.read_bytes().replace(b"mean_color", b"mean-color", 1))
     code, _, said = served(student)
     assert code == 4 and "changed since it was written" in said.err
 
@@ -276,7 +276,7 @@ def test_a_plan_alone_is_refused(plan, served):
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model at all" * 9], ids=["empty", "junk"])
-def test_a_file_that_is_no_model_is_refused(student, served, content):
+def test_a_file_that_is_not_a_model_is_refused(student, served, content):
     student.write_bytes(content)
     code, config, said = served(student)
     assert (code, config) == (4, None) and said.err.count("\n") == 1
@@ -301,7 +301,7 @@ def test_weights_in_another_file_are_refused(tmp_path, served):
 @pytest.mark.parametrize(
     ("name", "words"), [("none.onnx", "no such file"), ("best.pth", "a .plan or an .onnx file")]
 )
-def test_what_is_no_artifact_is_a_usage_error(tmp_path, served, name, words):
+def test_what_is_not_an_artifact_is_a_usage_error(tmp_path, served, name, words):
     (tmp_path / "best.pth").write_bytes(b"x")
     code, _, said = served(tmp_path / name)
     assert code == 2 and words in said.err

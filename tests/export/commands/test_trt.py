@@ -285,7 +285,7 @@ def small_model(nodes, batch="N"):
 
 
 @rtx
-def test_file_that_is_no_onnx(tmp_path, capsys):
+def test_file_that_is_not_onnx(tmp_path, capsys):
     path = tmp_path / "a.onnx"
     path.write_bytes(b"nothing of the kind")
     assert export(path, "--flavor", "rtx") == 4 and "not an ONNX file" in error_of(capsys)

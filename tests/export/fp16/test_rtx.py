@@ -83,7 +83,7 @@ def test_half_builds_with_and_without_kept_nodes(network, tmp_path):
         assert build(cast.to_half(network, keep), tmp_path)["types"] == ["DataType.FLOAT"] * 2
 
 
-def test_every_int8_convolution_is_recognised_with_half_around(network, tmp_path):
+def test_every_int8_convolution_is_recognized_with_half_around(network, tmp_path):
     plan, made = quantized(network)
     kinds = {node.name: node.op_type for node in made.graph.node}
     layers = {name for name in plan.layers if kinds[name] == "Conv"}

@@ -47,7 +47,7 @@ def test_matrices_counted_by_hand():
     assert macs.count(made) == {"m": 81 * 8 * 12, "g": 12 * 5, "logits": 5 * 3}
 
 
-def test_a_product_of_two_activations_is_no_layer():
+def test_a_product_of_two_activations_is_not_a_layer():
     made = model(
         "t = Transpose <perm = [0, 1, 3, 2]> (images)  a = MatMul (images, t)  logits = Conv (a, w)",
         {"w": (8, 8, 1, 1)},

@@ -60,13 +60,13 @@ def test_one_changed_byte_in_an_ancestor_is_found(family, check, tmp_path, name,
     }
 
 
-def test_a_file_of_that_name_in_the_working_folder_is_no_contradiction(
+def test_a_file_of_that_name_in_the_working_folder_does_not_contradict(
     family, check, tmp_path, tmp_path_factory, monkeypatch
 ):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     monkeypatch.chdir(elsewhere)
     (elsewhere / "best.pth").write_bytes(b"another training")
-    assert status(check(family))["checkpoint"] == MATCHES  # what lies beside the artifact
+    assert status(check(family))["checkpoint"] == MATCHES  # what is beside the artifact
     (tmp_path / "best.pth").unlink()
     found = next(ancestor for ancestor in check(family) if ancestor.what == "checkpoint")
     assert found.status == ABSENT and found.note == "best.pth in the working folder is another one"
@@ -81,8 +81,8 @@ def test_ancestors_that_are_gone_are_not_at_hand(family, check, tmp_path):
 
 
 def test_an_fp32_file_beside_may_be_another_one_unless_it_was_named(family, check, tmp_path):
-    """Its name is not recorded: an export with other checks lies under the same name and is no
-    contradiction.
+    """Its name is not recorded: an export with other checks has the same name, which does
+    not contradict.
     """
     (tmp_path / "best.onnx").write_bytes(b"exported again")
     (found,) = [ancestor for ancestor in check(family) if ancestor.what == "fp32 ONNX"]
@@ -140,7 +140,7 @@ def recorded(photos):
 
 
 def test_data_beside_the_file_and_data_given_are_compared(recorded, check, photos, tmp_path):
-    found = status(check(*recorded))  # photos lies beside the artifact; "val" does not
+    found = status(check(*recorded))  # photos is beside the artifact; "val" does not
     assert found == {
         "training images": MATCHES,
         "validation images": MATCHES,

@@ -128,7 +128,8 @@ def test_ranked_by_kl_with_one_evaluation_per_group():
         asked.append(layers)
         return next(logits for names, logits in answers.items() if layers == frozenset(names))
 
-    rows = budget.rank(found, evaluate, fp32, LABELS, lambda rows, said: shown.append((len(rows), said)))
+    ranking = budget.Ranking(evaluate, fp32, LABELS)
+    rows = budget.rank(found, ranking, lambda rows, said: shown.append((len(rows), said)))
     assert asked == [{"a"}, {"b", "s"}, {"c"}] and [count for count, _ in shown] == [1, 2, 3]
     assert [row.group.name for row in rows] == ["b", "a", "c"]
     assert [row.damage_points for row in rows] == [50.0, 0.0, 12.5]  # even odds: class 0, right on half
@@ -139,9 +140,8 @@ def test_ranked_by_kl_with_one_evaluation_per_group():
 
 def test_logits_that_are_not_finite_name_the_layer():
     with pytest.raises(GateError, match=r"not finite with only a\[1\] in int8.*--exclude 'a\[\[\]1\]'"):
-        budget.rank(
-            [budget.Group(("a[1]",), 1.0)], lambda layers: np.full((8, 2), np.nan), np.zeros((8, 2)), LABELS
-        )
+        ranking = budget.Ranking(lambda layers: np.full((8, 2), np.nan), np.zeros((8, 2)), LABELS)
+        budget.rank([budget.Group(("a[1]",), 1.0)], ranking)
 
 
 # ---- rolling back
@@ -176,9 +176,8 @@ def fitted(lost, max_drop, **options):
         evaluated.append(name)
         return fp32 * [[0.1 * (1 + int(name[1:]) / len(rows)), 1.0]]  # g0 is furthest from fp32
 
-    result = budget.fit(
-        [row.group for row in rows], accuracy(lost[0]), max_drop, evaluate, fp32, LABELS, gate, **options
-    )
+    bar, ranking = budget.Bar(accuracy(lost[0]), max_drop, gate), budget.Ranking(evaluate, fp32, LABELS)
+    result = budget.fit([row.group for row in rows], bar, ranking, **options)
     return result, gate.calls, evaluated
 
 
@@ -346,12 +345,14 @@ def test_a_damaged_layer_is_found_first_and_rolled_back_until_the_budget_holds(s
     found = budget.groups(student_onnx, broken.made)
     result = budget.fit(
         found,
-        first,
-        2.0,
-        lambda layers: broken.logits(layers, ranking),
-        broken.float_logits(ranking),
-        labels[ranking],
-        lambda layers: verify.accuracy(fp32, broken.logits(layers, held_out), labels[held_out]),
+        budget.Bar(
+            first,
+            2.0,
+            lambda layers: verify.accuracy(fp32, broken.logits(layers, held_out), labels[held_out]),
+        ),
+        budget.Ranking(
+            lambda layers: broken.logits(layers, ranking), broken.float_logits(ranking), labels[ranking]
+        ),
     )
     assert (
         result.rows[0].group.name == "layer2.1.conv2"
@@ -368,9 +369,12 @@ def test_a_damaged_layer_is_found_first_and_rolled_back_until_the_budget_holds(s
         budget.roll_back(
             result.rows,
             {0: first},
-            -50.0,
-            lambda layers: verify.accuracy(
-                broken.float_logits(ranking), broken.logits(layers, ranking), labels[ranking]
+            budget.Bar(
+                first,
+                -50.0,
+                lambda layers: verify.accuracy(
+                    broken.float_logits(ranking), broken.logits(layers, ranking), labels[ranking]
+                ),
             ),
         )
     assert broken.runs == 6  # 1, 2, 4, 8, 16, 18 groups in float

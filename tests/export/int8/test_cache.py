@@ -43,7 +43,7 @@ def test_what_was_written_is_read_back_and_can_be_counted_on(tmp_path, histogram
     assert same(found["images"], histograms["images"])
 
 
-def test_nothing_there_is_no_news(tmp_path, said):
+def test_nothing_there_says_nothing(tmp_path, said):
     assert cache.read(tmp_path / "nowhere", KEY, said.append) is None and said == []
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 from rtx_script import PARSE
+from stirring import stirred
 
 from distill import models
 from export.graph import from_torch, rewrite
@@ -90,19 +91,6 @@ def int8():
         return made[family]
 
     return get
-
-
-def stirred(network):
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            for values, low, high in (
-                (module.running_mean, -0.2, 0.2),
-                (module.running_var, 0.5, 2.0),
-                (module.weight.data, 0.5, 1.5),
-                (module.bias.data, -0.2, 0.2),
-            ):
-                values.uniform_(low, high)
-    return network.eval()
 
 
 class Reader:

@@ -137,10 +137,10 @@ def test_entropy_is_the_smallest_divergence_of_all_candidates(dense):
     histogram = dense(lambda x: (math.exp(x) if x < 0 else 2 - math.exp(-x)) / 2, 16.0)
     counts, parts = ranges.smoothed(histogram.counts.reshape(-1, ranges.MERGED).sum(1)), 16
     density = np.repeat(counts / counts.sum() / parts, parts)
-    centres = (np.arange(len(density)) + 0.5) * (32.0 / len(density)) - 16.0
+    centers = (np.arange(len(density)) + 0.5) * (32.0 / len(density)) - 16.0
 
     def divergence(threshold):
-        codes = np.rint(centres / (threshold / 127)).astype(int)
+        codes = np.rint(centers / (threshold / 127)).astype(int)
         inside = np.flatnonzero(np.abs(codes) <= 127)
         places, was = codes[inside] + 127, density[inside].copy()
         kept = (np.bincount(places, was, 255) / np.bincount(places, minlength=255) / was.sum())[places]

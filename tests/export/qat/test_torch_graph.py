@@ -188,7 +188,7 @@ def test_other_families_equal_onnx_runtime(name):
     require_same(from_torch.to_onnx(from_torch.merge(models.build(name, 7).eval()), (3, 64, 64)), 64)
 
 
-def test_parameters_are_called_as_in_the_graph_and_constants_of_formulas_are_none(convnext_onnx):
+def test_parameters_are_called_as_in_the_graph_and_do_not_include_constants_of_formulas(convnext_onnx):
     names = set(dict(TorchGraph(convnext_onnx).named_parameters()))
     constants = {tensor.name: tensor for tensor in convnext_onnx.graph.initializer}
     assert names <= set(constants)
@@ -335,9 +335,9 @@ def test_scales_start_where_calibration_put_them(quantized):
 
 def test_a_copy_computes_the_same_by_itself(quantized, digits_batch):
     network = TorchGraph(*quantized)
-    twin = copy.deepcopy(network)
+    duplicate = copy.deepcopy(network)
     before = torch_logits(network, digits_batch[:4])
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(1.5)
-    assert (torch_logits(twin, digits_batch[:4]) == before).all()
+    assert (torch_logits(duplicate, digits_batch[:4]) == before).all()

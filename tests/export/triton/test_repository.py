@@ -251,7 +251,7 @@ def test_what_a_servers_owner_put_into_the_folder_stays(artifact):
     )
 
 
-def test_a_folder_that_is_no_model_is_not_touched(artifact):
+def test_a_folder_that_is_not_a_model_is_not_touched(artifact):
     artifact.target.mkdir(parents=True)
     (artifact.target / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match="not a model of Triton's"):

@@ -122,7 +122,7 @@ def test_logits_that_are_not_finite_are_refused():
         check.agreement(network(IMAGES), np.full((300, 5), np.nan, np.float32), "fp16", True)
 
 
-def test_onnx_file_whose_logits_are_not_finite_is_no_reference():
+def test_onnx_file_whose_logits_are_not_finite_is_not_a_reference():
     with pytest.raises(GateError, match="ONNX file's own logits are not finite"):
         check.agreement(np.full((300, 5), np.nan, np.float32), network(IMAGES), "fp16", True)
 
@@ -156,10 +156,11 @@ def test_whole_check_opens_both_files(monkeypatch):
     opened = []
     monkeypatch.setattr(check, "load", lambda path, *device: opened.append((path, *device)) or engine_of())
     meta, labels = Metadata(precision="fp32"), network(IMAGES).argmax(1)
-    found = check.check("a.plan", "a.onnx", meta, [IMAGES[:100], IMAGES[100:]], labels, 0.0)
+    pair = check.Pair("a.plan", "a.onnx", meta)
+    found = check.check(pair, check.Images([IMAGES[:100], IMAGES[100:]], labels), 0.0)
     assert opened == [("a.plan", "cuda"), ("a.onnx",)]
     assert found.top1 == 100 and found.images == 300 and not found.noise
-    without = check.check("a.plan", "a.onnx", meta, None, None, 0.0)
+    without = check.check(pair, None, 0.0)
     assert without.noise and without.top1 is None and without.images == check.NOISE
 
 

@@ -110,7 +110,7 @@ def test_bare_names_are_counted_and_their_precision_said_to_be_unknown(model):
 
 
 @pytest.mark.parametrize("text", ["{}", '{"Layers": null}', '{"Layers": [{}]}'])
-def test_missing_keys_are_no_error(model, text):
+def test_missing_keys_are_not_an_error(model, text):
     assert layers.summarize(layers.from_inspector(text), model, "")["convolutions"] == {"unknown": 2}
 
 

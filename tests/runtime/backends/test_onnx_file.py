@@ -42,7 +42,7 @@ def test_a_file_without_metadata_has_none(tiny, tmp_path):
     [b"", b"\xff" * 40, b"not a model at all" * 9, b"\x72\x7f", b"\x0b\x0c"],
     ids=["empty", "a number without end", "text", "announces more than there is", "a group"],
 )
-def test_what_is_no_message_is_refused_on_one_line(tmp_path, content):
+def test_what_is_not_a_message_is_refused_on_one_line(tmp_path, content):
     (tmp_path / "m.onnx").write_bytes(content)
     with pytest.raises(ArtifactError, match=r"m\.onnx: .*distill export onnx") as found:
         metadata_props(tmp_path / "m.onnx")

@@ -22,7 +22,7 @@ BEST, OTHER = E / (E + 2), 1 / (E + 2)
 def photos(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
-    for name, color in tiny_onnx.COLOURS.items():
+    for name, color in tiny_onnx.COLORS.items():
         Image.new("RGB", (10, 8), color).save(folder / f"{name}.png")
     return folder
 

@@ -1,4 +1,4 @@
-"""Labelled images by name: folders in timm's order, npz files, the digits, and every way they can
+"""Labeled images by name: folders in timm's order, npz files, the digits, and every way they can
 be wrong.
 """
 
@@ -10,9 +10,9 @@ from runtime import DataError, MissingError
 from runtime.images import SPLIT_FOLDERS, has_own_split, open_images
 
 
-def touch(path, colour=(1, 2, 3)):
+def touch(path, color=(1, 2, 3)):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (4, 4), colour).save(path)
+    Image.new("RGB", (4, 4), color).save(path)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_the_sub_folder_of_a_split_is_used_where_there_is_one(tmp_path, split):
         assert open_images(str(root / name), split).class_names == ["a", "b"]
 
 
-def test_the_fingerprint_changes_when_an_image_is_added_renamed_or_relabelled(tree):
+def test_the_fingerprint_changes_when_an_image_is_added_renamed_or_relabeled(tree):
     before = open_images(str(tree), "val").fingerprint()
     assert open_images(str(tree), "val").fingerprint() == before
     touch(tree / "zebra" / "2.png")

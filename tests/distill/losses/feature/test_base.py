@@ -252,7 +252,7 @@ def test_resize_averages_on_the_way_down_and_interpolates_on_the_way_up():
         1,
         3,
         4,
-    ]  # centres at -1/4, 1/4, 3/4, 5/4 of the two pixels
+    ]  # centers at -1/4, 1/4, 3/4, 5/4 of the two pixels
     assert base.resize(x, (4, 2)).shape == (1, 1, 4, 2)  # up one way, down the other: interpolated
 
 

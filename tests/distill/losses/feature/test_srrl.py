@@ -1,4 +1,4 @@
-"""SRRL: the teacher's head is found for every family, stays frozen, and is no part of the loss's state."""
+"""SRRL: the teacher's head is found for every family, stays frozen, and is not part of the loss's state."""
 
 import pytest
 import timm

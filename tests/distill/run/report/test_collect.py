@@ -20,13 +20,13 @@ def test_the_epochs_are_those_of_metrics_jsonl_without_other_lines(finished):
     "line",
     ['{"epoch": "1"}', "[1]", "null", "{", '{"epoch": NaN}', '{"epoch": true}', "[" * 100_000, "\x00\xff"],
 )
-def test_a_line_that_is_no_epoch_is_left_out(line):
+def test_a_line_that_is_not_an_epoch_is_left_out(line):
     found = collect.history(f'{line}\n{{"epoch": 2, "val_top1_percent": "x", "val_loss_nats": Infinity}}\n')
     assert found == [collect.Epoch(2, None, None, None)]
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "{", '{"best": 5, "gain_points": [], "erf": {"a": 1}}', ""])
-def test_a_strange_result_is_no_result(finished, content):
+def test_a_strange_result_counts_as_none(finished, content):
     (finished / "result.json").write_text(content)
     run = collect.read_run(finished)
     assert run.number("best", "top1_percent") is None and run.number("gain_points") is None
@@ -47,7 +47,7 @@ def test_receptive_fields_come_with_their_areas_in_order(finished):
     assert fields[1].areas == [("20 %", "12.5 %"), ("99 %", "more than was tried")]
 
 
-def test_what_is_no_run_is_refused_in_one_line(finished, tmp_path):
+def test_what_is_not_a_run_is_refused_in_one_line(finished, tmp_path):
     with pytest.raises(UsageError, match="no such folder"):
         collect.read_run(tmp_path / "none")
     with pytest.raises(UsageError, match="has no best"):

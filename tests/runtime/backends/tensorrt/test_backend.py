@@ -119,7 +119,7 @@ def _other_sidecar(plan):
 
 def _edit_sidecar(plan):
     path = cases.artifact.sidecar_of(plan)
-    path.write_text(path.read_text().replace("mean_colour", "mean-colour"))
+    path.write_text(path.read_text().replace("mean_color", "mean-color"))
 
 
 def _no_plan_in_sidecar(plan):

@@ -1,5 +1,5 @@
 """runtime.backends.tensorrt.cuda: one contract that both libraries pass (cuda_contract.py), and where arrays
-of other libraries lie.
+of other libraries are.
 """
 
 import ctypes
@@ -154,7 +154,7 @@ def test_driver_version(monkeypatch, text, version):
 
 
 class Shown:
-    """An array that says where it lies, as torch, CuPy and Numba do."""
+    """An array that says where it is, as torch, CuPy and Numba do."""
 
     def __init__(self, **interface):
         self.__cuda_array_interface__ = {
@@ -192,7 +192,7 @@ def test_stride_of_a_side_of_one_says_nothing():
 
 
 class Capsule:
-    """numpy's own DLPack capsule of an array, said to lie on another kind of device."""
+    """numpy's own DLPack capsule of an array, said to be on another kind of device."""
 
     def __init__(self, array, kind=2):
         self.array, self.kind, self.asked = array, kind, []

@@ -77,5 +77,5 @@ def test_a_driver_that_refuses_says_so_in_its_own_words(library, status, words):
     assert driver.find(library(status)) == f"the NVIDIA driver does not answer ({words})"
 
 
-def test_a_library_that_lacks_a_function_is_no_crash(library):
+def test_a_library_that_lacks_a_function_is_not_a_crash(library):
     assert "cuDeviceTotalMem_v2" in driver.find(library(0, "-DOLD"))

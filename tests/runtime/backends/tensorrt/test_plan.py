@@ -161,7 +161,7 @@ def test_gpu_that_tensorrt_for_rtx_does_not_name_is_said():
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:", "cuda:x", "gpu", "", "cuda:-1"])
-def test_device_that_is_no_gpu(device):
+def test_device_that_is_not_a_gpu(device):
     if device == "cuda:":
         assert plan.gpu_index(device) == 0
         return
