@@ -412,6 +412,13 @@ class Slow:
         return self._real.logits(batch)
 
 
+def wait_until(condition):
+    end = time.monotonic() + 30  # however slow the machine
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.005)
+
+
 def make(pipeline, student, results, least=None, **changes):
     slow = Slow(student)
     if least:
@@ -436,7 +443,8 @@ def test_behind_a_stuck_engine_at_most_the_capacities_wait_and_the_rest_is_count
     image = np.full((8, 8, 3), (255, 0, 0), np.uint8)
     for i in range(50):
         made.arrivals.put(pipeline.Arrival(f"{i}", image, time.monotonic()))
-        time.sleep(0.03 if i < 5 else 0)  # until the engine, the decoder and the queue between them are full
+        if i < 5:  # until the engine, the decoder and the queue between them are full
+            wait_until(lambda: not made.arrivals._items)
     made.arrivals.close()
     slow.go.release(50)
     made.join()
@@ -453,19 +461,15 @@ def test_a_batch_is_what_came_before_its_deadline(pipeline, student):
     slow.go.release(10)
     for i in range(4):
         made.arrivals.put(pipeline.Arrival(f"{i}", image, time.monotonic()))
-    deadline = time.monotonic() + 10
-    while len(results) < 4 and time.monotonic() < deadline:
-        time.sleep(0.005)
+    wait_until(lambda: len(results) >= 4)
     lone = time.monotonic()
     made.arrivals.put(pipeline.Arrival("lone", image, lone))
-    while len(results) < 5 and time.monotonic() < deadline:
-        time.sleep(0.005)
+    wait_until(lambda: len(results) >= 5)
     waited = time.monotonic() - lone
     made.arrivals.close()
     made.join()
     assert slow.batches == [4, 4, 1]  # the warm-up, a full one at once, one that waited in vain
-    assert 0.14 < waited < 5
-    assert results[-1].latency_ms == pytest.approx(1e3 * waited, rel=0.3)
+    assert 140 < results[-1].latency_ms <= 1e3 * waited
 
 
 def test_a_plan_whose_profile_begins_above_one_image_gets_as_many(pipeline, student):

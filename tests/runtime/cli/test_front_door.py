@@ -8,6 +8,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import machine
 import pytest
 
 from distill import __main__ as cli
@@ -34,7 +35,7 @@ def test_the_overview_takes_under_three_tenths_of_a_second():
         subprocess.run([sys.executable, "-m", "distill", "--help"], check=True, capture_output=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(taken) < 0.3
+    assert min(taken) < 0.3 * machine.slowness()
 
 
 @pytest.mark.parametrize("command", ["train", "eval"])
