@@ -99,7 +99,8 @@ def require_equal(
         with contextlib.suppress(
             RuntimeError
         ):  # of networks whose code insists on float32: then its result stands
-            share, part = _difference(*(copy.deepcopy(m).double() for m in (model, merged)), images.double())
+            wide = copy.deepcopy(model).double(), copy.deepcopy(merged).double()
+            share, part = _difference(*wide, images.double())
     if share > tolerance:
         raise GateError(
             f"merged {type(model).__name__} is not the same network: its {part} differs by {share:.2g} of its"

@@ -193,7 +193,7 @@ def _ask(module: str, details: Any = None) -> Library:
 
 def _by_engine(libraries: Mapping[str, Library]) -> dict[str, dict[str, Any]]:
     """{engine: its usual library, with any other one under its own name}."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for engine in registry.engines().values():
         for library in engine.libraries:
             asked = libraries[library.name]._asdict()

@@ -23,7 +23,7 @@ TINY_SWIN = {
     "window_size": 2,
 }
 TINY_DEIT = {"img_size": 64, "embed_dim": 24, "depth": 6, "num_heads": 3}
-TINY_TWINS = {
+TINY_SVT = {
     "img_size": 64,
     "embed_dims": (8, 16, 16, 32),
     "num_heads": (1, 2, 2, 4),
@@ -60,7 +60,7 @@ FAMILIES = {
     ),
     "twins": (
         "twins_svt_small",
-        TINY_TWINS,
+        TINY_SVT,
         [f"block.{i}" for i in range(4)],
         (4, 8, 16, 32),
     ),  # its modules have other names
