@@ -86,6 +86,8 @@ def evaluate(
     if not logits:
         raise DataError(f"{images.name}: none of {len(chosen)} images can be read, such as {skipped[0]}")
     scores, labels = np.concatenate(logits), images.labels[kept]
+    if predictor.gives == "probabilities":  # whose logarithm is as good as logits
+        scores = np.log(np.maximum(scores, np.finfo(np.float32).tiny))
     place = ranks(scores, labels)
     return AccuracyResult(
         100 * float(np.mean(place < 1)),

@@ -7,13 +7,13 @@ Elsewhere: measuring (bench.latency, bench.accuracy), the tables themselves (ben
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from runtime import files
 from runtime.terminal import printable
 
 UNKNOWN = "–"
@@ -112,15 +112,13 @@ def with_notes(tables: Sequence[Any], notes: Sequence[str]) -> Any:
 
 
 def print_json(values: dict[str, Any]) -> None:
-    """One JSON object on stdout, nothing else. NaN is a bug here, so it raises instead of becoming invalid
-    JSON.
-    """
+    """One JSON object on stdout, nothing else."""
     print(to_json(values), end="")
 
 
 def to_json(values: dict[str, Any]) -> str:
     """The object as indented text with a final newline."""
-    return json.dumps(values, indent=2, allow_nan=False) + "\n"
+    return files.json_text(values, indent=2) + "\n"
 
 
 def machine(fingerprint: dict[str, Any]) -> str:

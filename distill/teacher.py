@@ -8,6 +8,7 @@ Elsewhere: where its weights come from (distill.checkpoint), what is made of its
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -113,6 +114,13 @@ class Teacher:
             images = F.interpolate(images, self.size, mode="bicubic", antialias=True, align_corners=False)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             return self.taps(images) if self.taps else Outputs(self.forward(images))
+
+    @torch.inference_mode()
+    def in_fp32(self, images: Tensor) -> Tensor:
+        """Its logits in float32, whatever its precision: to see whether this is what they are NaN by."""
+        plain = copy.copy(self)
+        plain.dtype, plain.taps, plain.forward = None, None, self.model
+        return plain._outputs(images).logits
 
     def __call__(self, images: Tensor) -> Outputs:
         """images (N, 3, H, W) float32, normalized for the student. Logits and features carry no gradient."""

@@ -30,6 +30,8 @@ from typing import Any
 
 import numpy as np
 
+from runtime import files
+
 ONNX_RUNTIME = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
 OURS = ("minmax", "percentile", "entropy", "mse", "all four")
 BATCH = 5
@@ -162,7 +164,7 @@ def child(options: argparse.Namespace) -> None:
     measured = {"large2small": ours, "onnxruntime": onnx_runtime}[engine](
         options.model, method, source, options.images
     )
-    print(json.dumps(measured))
+    print(files.json_text(measured))
 
 
 def measure(name: str, images: int, model: Path, options: argparse.Namespace) -> dict[str, float]:
@@ -267,7 +269,7 @@ def show(found: list[dict[str, Any]], options: argparse.Namespace) -> None:
         "side": options.side,
     }
     if options.json:
-        print(json.dumps({"rows": found, "entropy_times_faster": faster, **conditions}))
+        print(files.json_text({"rows": found, "entropy_times_faster": faster, **conditions}))
         return
     from rich.console import Console
     from rich.table import Table

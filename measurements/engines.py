@@ -32,6 +32,7 @@ from export.fp16 import overflow
 from export.graph import from_torch
 from export.int8 import quantize
 from export.int8.calibrate import calibrate
+from runtime import files
 from runtime.artifact import Metadata, read_sidecar
 from runtime.env import fingerprint
 from runtime.preprocess import Preprocess
@@ -79,7 +80,7 @@ def main() -> int:
     options = parser.parse_args()
     rows = [row for name in options.models for row in measure(name, options)]
     if options.json:
-        print(json.dumps({"machine": fingerprint(), "engines": rows}))
+        print(files.json_text({"machine": fingerprint(), "engines": rows}))
     else:
         show(rows)
     return int(any(row["error"] for row in rows))

@@ -53,11 +53,11 @@ def main() -> int:
             step = found["steps"][name]
             print(f"{name}: {step['status']} {step.get('reason', '')}", file=sys.stderr, flush=True)
             if options.output:
-                files.write_text(options.output.with_suffix(".json"), json.dumps(found, indent=1))
+                files.write_text(options.output.with_suffix(".json"), files.json_text(found, indent=1))
     if options.output:
         files.write_text(options.output.with_suffix(".md"), to_markdown(found))
     else:
-        print(json.dumps(found, indent=1))
+        print(files.json_text(found, indent=1))
         print(to_markdown(found))
     return int(any(step["status"] == "failed" for step in found["steps"].values()))
 

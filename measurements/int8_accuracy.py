@@ -24,7 +24,6 @@ import argparse
 import contextlib
 import io
 import itertools
-import json
 import logging
 import sys
 import tempfile
@@ -129,7 +128,7 @@ def main() -> int:
             if not options.json:
                 show(file, results[file])
     if options.json:
-        print(json.dumps({"machine": fingerprint(), "models": results, "skipped": skipped}))
+        print(files.json_text({"machine": fingerprint(), "models": results, "skipped": skipped}))
     for file, reason in skipped.items():
         print(f"skipped {file}: {reason}", file=sys.stderr)
     return 0 if results else 2

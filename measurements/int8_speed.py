@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import logging
 import statistics
 import sys
@@ -39,6 +38,7 @@ from distill import models
 from export.graph import from_torch, rewrite
 from export.int8 import quantize
 from export.int8.calibrate import calibrate
+from runtime import files
 from runtime.backends.ort import OrtBackend
 from runtime.env import fingerprint, versions
 
@@ -71,7 +71,7 @@ def main() -> int:
     if options.json:
         machine = fingerprint() | {"more_packages": versions(("openvino", "nncf"))}
         print(
-            json.dumps(
+            files.json_text(
                 {"batch": options.batch, "threads": options.threads, "machine": machine, "models": results}
             )
         )

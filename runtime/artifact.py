@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from . import files
 from .errors import ArtifactError
 from .preprocess import Preprocess
 
@@ -79,7 +80,7 @@ class Metadata:
 
     def to_map(self) -> dict[str, str]:
         """The entries to store in ONNX `metadata_props`."""
-        return {KEY: json.dumps(self.to_dict(), sort_keys=True)}
+        return {KEY: files.json_text(self.to_dict(), sort_keys=True)}
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -164,7 +165,7 @@ def sidecar_of(plan: str | Path) -> Path:
 
 def sidecar_bytes(meta: Metadata) -> bytes:
     """The content of that file: a sealed JSON object whose one entry of ours is the metadata."""
-    return seal(json.dumps({KEY: json.loads(meta.to_map()[KEY])}, indent=1, sort_keys=True).encode())
+    return seal(files.json_text({KEY: json.loads(meta.to_map()[KEY])}, indent=1, sort_keys=True).encode())
 
 
 def read_sidecar(plan: str | Path) -> Metadata:
@@ -188,7 +189,7 @@ def read_sidecar(plan: str | Path) -> Metadata:
             "source, or build the plan again: distill export trt CKPT"
         ) from error
     check_seal(content, str(path))
-    return read_map({KEY: json.dumps(entries)}, str(path))
+    return read_map({KEY: files.json_text(entries)}, str(path))
 
 
 def first_class_difference(ours: list[str], theirs: list[str]) -> str | None:

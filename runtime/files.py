@@ -1,7 +1,7 @@
-"""Write a file whole or not at all, and hash it.
+"""Write a file whole or not at all, and hash it; the one way to JSON.
 
-In:  a path and bytes.
-Out: the file, or the old one untouched; SHA-256 hex digests.
+In:  a path and bytes; plain values.
+Out: the file, or the old one untouched; SHA-256 hex digests; JSON that every reader takes.
 Elsewhere: what is inside the files (runtime.artifact, distill.checkpoint).
 """
 
@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
+import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .errors import MissingError, UsageError
 
@@ -32,6 +34,21 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 def write_text(path: str | Path, content: str) -> None:
     """`write_bytes` for UTF-8 text."""
     write_bytes(path, content.encode())
+
+
+def json_text(value: Any, indent: int | None = None, sort_keys: bool = False) -> str:
+    """The value as JSON text, with null for a number that is NaN or infinite: JSON has none, and Python alone
+    reads what it writes for them.
+    """
+    return json.dumps(_finite(value), indent=indent, sort_keys=sort_keys, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 @contextlib.contextmanager
@@ -116,6 +133,8 @@ def remove_leftovers(folder: Path) -> list[Path]:
 
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file as 64 hex digits, read in 1 MiB blocks."""
+    import hashlib  # here, so that `import runtime` does not pay for it
+
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

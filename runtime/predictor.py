@@ -62,22 +62,97 @@ def load(
     it. Raises ArtifactError when the file cannot be used here or was changed after it was written, UsageError
     when it is not there or the engine does not read one of the settings.
     """
-    path = Path(path)
+    path = _path(path)
+    _require_types(device, backend, provider, threads, hint, contexts, preprocess, class_names)
     engine = _engine(path, backend)
-    if threads is not None and not isinstance(threads, int):
-        raise UsageError(f"threads {threads!r}: expected a whole number")
     settings = Settings(device, provider, threads, hint, contexts, cuda_graph, verify)
     _refuse_unread(path, engine, settings)
-    predictor = Predictor(*engine.open(path, settings), preprocess, class_names)
+    predictor = Predictor(*engine.open(path, settings), preprocess, class_names, gives=_gives(path))
+    _require_size(predictor)
     if predictor.unknown:
         warnings.warn(
             f"{path}: carries no {' and no '.join(predictor.unknown)}. logits() works; "
             "give load(preprocess=..., class_names=...) for classify()",
             stacklevel=2,
         )
+    if predictor.gives == "probabilities":
+        warnings.warn(
+            f"{path}: its last layer makes probabilities, so logits() gives these; classify() takes them as"
+            " they are, without another softmax",
+            stacklevel=2,
+        )
     return predictor
 
 
+def _path(given: Any) -> Path:
+    if isinstance(given, (bytes, bytearray, memoryview)):
+        raise UsageError(
+            f"load was given {len(given)} bytes; expected the path of a file. Write them to one:"
+            " pathlib.Path(FILE).write_bytes(...)"
+        )
+    if not isinstance(given, (str, os.PathLike)) or isinstance(os.fspath(given), bytes):
+        raise UsageError(f"load was given a {type(given).__name__}; expected the path of a file")
+    return Path(given)
+
+
+def _require_types(
+    device: Any,
+    backend: Any,
+    provider: Any,
+    threads: Any,
+    hint: Any,
+    contexts: Any,
+    preprocess: Any,
+    class_names: Any,
+) -> None:
+    """Raise UsageError naming the first argument of `load` that is of another type than it says."""
+    texts = {"device": device, "backend": backend, "provider": provider, "hint": hint}
+    for name, value in texts.items():
+        if not isinstance(value, str) and not (value is None and name != "hint"):
+            raise UsageError(f"{name} {value!r}: expected text")
+    for name, value in {"threads": threads, "contexts": contexts}.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer))):
+            raise UsageError(f"{name} {value!r}: expected a whole number")
+    if preprocess is not None and not isinstance(preprocess, Preprocess):
+        raise UsageError(
+            f"preprocess is a {type(preprocess).__name__}: expected a runtime.Preprocess. From a dictionary:"
+            " Preprocess.from_dict(...)"
+        )
+    several = isinstance(class_names, Sequence) and not isinstance(class_names, (str, bytes))
+    if class_names is not None and not (several and all(isinstance(name, str) for name in class_names)):
+        raise UsageError(f"class_names {class_names!r}: expected a list of names, in the order of the scores")
+
+
+def _gives(path: Path) -> str:
+    """What the file's first output is, by its last layer: a foreign file may end in a softmax of its own."""
+    if path.suffix != ".onnx":
+        return "logits"
+    from .backends.onnx_file import last_operator  # here, so that `import runtime` does not pay for it
+
+    return "probabilities" if last_operator(path) in PROBABILITIES else "logits"
+
+
+def _require_size(predictor: Predictor) -> None:
+    """Raise ArtifactError when preprocessing makes images of a size or of channels that the network does not
+    take.
+    """
+    if predictor.preprocess is None:
+        return
+    made, taken = predictor.preprocess.input_size, predictor.input_shape[1:]
+    if any(size is not None and size != here for size, here in zip(taken, made, strict=True)):
+        predictor.close()
+        raise ArtifactError(
+            f"{predictor.path}: takes images of {_size(taken)}, and its preprocessing makes {_size(made)}"
+            " (channels, height, width). Give runtime.load(preprocess=Preprocess(input_size=...))"
+        )
+
+
+def _size(sizes: Sequence[int | None]) -> str:
+    return "(" + ", ".join("any" if size is None else str(size) for size in sizes) + ")"
+
+
+PROBABILITIES = ("Softmax", "Sigmoid", "HardSigmoid")
+"""Operators that make probabilities of logits; the logarithm of a softmax is as good as logits."""
 CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors", ".th")
 
 
@@ -116,6 +191,7 @@ class Predictor:
         metadata: Metadata,
         preprocess: Preprocess | None = None,
         class_names: Sequence[str] | None = None,
+        gives: str = "logits",
     ) -> None:
         self._backend: Backend | None = backend
         self._run: Callable[..., np.ndarray] | None = backend.run
@@ -123,6 +199,8 @@ class Predictor:
         self.metadata = metadata
         self.preprocess = preprocess or metadata.preprocess
         self.class_names = list(class_names) if class_names else metadata.class_names
+        self.gives = gives
+        """logits; or probabilities, where the file's last layer makes them."""
         self.path = backend.path
         self.provider = backend.provider
         self.engine = f"{backend.engine} {backend.version}"
@@ -144,11 +222,13 @@ class Predictor:
         batch: a numpy array; for a plan also an array on its GPU (anything with `__cuda_array_interface__` or
         `__dlpack__`), which is then read there. out: where the scores go, (N, K) float32, on the host or for
         a plan on the GPU; made when None. Returns out. Raises UsageError when dtype or shape are not what the
-        network takes, or when the batch holds NaN.
+        network takes, or when the batch holds NaN or infinity.
         """
         run = self._run
         if run is None:
             raise UsageError(f"{self.path}: closed. Call runtime.load again")
+        if type(batch) is np.memmap:  # as np.load(mmap_mode="r") gives it
+            batch = batch.view(np.ndarray)
         if type(batch) is not np.ndarray and self._run_on_device is not None:
             return self._run_on_device(batch, out)
         if type(batch) is not np.ndarray or batch.dtype != np.float32 or not self._fits(batch.shape):
@@ -156,11 +236,14 @@ class Predictor:
                 f"batch is {_describe(batch)}; expected float32 {self._expected()}. For images use classify()"
             )
         flat = batch.reshape(-1)
-        if math.isnan(
-            np.dot(flat, flat)
-        ):  # a sum of squares is NaN only when a value is; int8 engines would hide it
+        # a sum of squares is finite only when each value is; int8 engines would hide one that is not
+        with np.errstate(over="ignore", invalid="ignore"):
+            is_finite = math.isfinite(np.dot(flat, flat))
+        if not is_finite and not np.isfinite(flat).all():
+            what = "NaN" if np.isnan(flat).any() else "infinity"
             raise UsageError(
-                f"batch holds NaN ({int(np.isnan(flat).sum())} of {flat.size} values). Check what made it"
+                f"batch holds {what} ({int((~np.isfinite(flat)).sum())} of {flat.size} values). Check what"
+                " made it"
             )
         return run(batch) if out is None else run(batch, out)
 
@@ -220,25 +303,45 @@ class Predictor:
             )
         if len(images) == 0:
             return []
-        return self.predictions(self.logits(self.preprocess.batch(images)), top)
+        _require_top(top)
+        return self.predictions(self.logits_in_batches(self.preprocess.batch(images), len(images)), top)
 
     def predictions(self, logits: np.ndarray, top: int = 5) -> list[list[Prediction]]:
-        """Softmax and the `top` best of (N, K) logits; equal scores keep the lower class first."""
-        if top < 1:
-            raise UsageError(f"top {top}: expected 1 or more")
+        """Softmax and the `top` best of (N, K) logits; equal scores keep the lower class first. Where the
+        file itself gives probabilities, they are taken as they are.
+
+        Raises ArtifactError for scores that are NaN or infinite.
+        """
+        _require_top(top)
+        if logits.ndim != 2:
+            raise ArtifactError(f"{self.path}: gives {logits.shape}, not logits (N, classes)")
         names = self.class_names
         if names and len(names) != logits.shape[1]:
             raise ArtifactError(
                 f"{self.path}: gives {logits.shape[1]} scores per image, and there are {len(names)} class"
                 " names. Give runtime.load(class_names=...) one for each, in the order of the scores"
             )
-        exponents = np.exp(logits - logits.max(axis=1, keepdims=True), dtype=np.float64)
-        probabilities = exponents / exponents.sum(axis=1, keepdims=True)
+        largest = logits.max(axis=1, keepdims=True)
+        if not np.isfinite(largest).all():
+            raise ArtifactError(
+                f"{self.path}: gives scores that are NaN or infinite. Export it again, or look at its"
+                " checkpoint: distill eval CKPT"
+            )
+        probabilities = logits
+        if self.gives == "logits":
+            exponents = np.exp(logits - largest, dtype=np.float64)
+            probabilities = exponents / exponents.sum(axis=1, keepdims=True)
         best = np.argsort(-logits, axis=1, kind="stable")[:, :top]
         return [
             [Prediction(names[i] if names else f"class {i}", int(i), float(row[i])) for i in order]
             for row, order in zip(probabilities, best, strict=True)
         ]
+
+    def __reduce__(self) -> Any:
+        raise UsageError(
+            f"{self.path}: an open artifact cannot be pickled or copied, because its engine belongs to this"
+            " process. Call runtime.load in each process"
+        )
 
     def close(self) -> None:
         """Free the engine; calls still running in other threads end first, later ones raise UsageError."""
@@ -276,6 +379,13 @@ class Predictor:
         return (
             "(" + ", ".join(str(size or name) for size, name in zip(self._sizes, "NCHW", strict=True)) + ")"
         )
+
+
+def _require_top(top: Any) -> None:
+    if isinstance(top, bool) or not isinstance(top, (int, np.integer)):
+        raise UsageError(f"top {top!r}: expected a whole number, 1 or more")
+    if top < 1:
+        raise UsageError(f"top {top}: expected 1 or more")
 
 
 def _describe(batch: Any) -> str:

@@ -198,6 +198,34 @@ def test_every_module_says_what_goes_in_and_what_comes_out():
     assert silent == []
 
 
+def json_writers(file: Path) -> list[ast.AST]:
+    """Every call or import of json.dump and json.dumps."""
+    found: list[ast.AST] = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "json":
+            found += [node for name in node.names if name.name.startswith(("dump", "JSONEncoder"))]
+        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "json":
+            found += [node] if node.attr in ("dump", "dumps", "JSONEncoder") else []
+    return found
+
+
+def test_json_is_written_in_one_place_which_knows_no_nan():
+    """What Python's own writer makes of NaN is not JSON."""
+    folders = [*ARROWS, "measurements"]
+    writers = {
+        str(file.relative_to(ROOT)): len(json_writers(file))
+        for folder in folders
+        for file in sorted((ROOT / folder).rglob("*.py"))
+        if json_writers(file)
+    }
+    assert writers == {"runtime/files.py": 1}
+    example = ROOT / "examples" / "python" / "edge_app.py"  # one file that people copy
+    calls = [node for node in ast.walk(ast.parse(example.read_text())) if isinstance(node, ast.Call)]
+    dumps = [call for call in calls if getattr(call.func, "attr", "") == "dumps"]
+    assert len(dumps) == len(json_writers(example)) > 0
+    assert all([each.arg for each in call.keywords] == ["allow_nan"] for call in dumps)
+
+
 @cache
 def defined(file: Path) -> dict[str, ast.AST]:
     """Names that a module defines or imports at its top level -> their nodes."""

@@ -22,7 +22,7 @@ from ..subject import Description, RunOptions, describe, open_artifact
 
 SUMMARY = "measure top-1, top-5 and agreement of an artifact on labeled images"
 DESCRIPTION = """examples:
-  {prog} --engine student.onnx --data photos
+  {prog} student.onnx photos
   {prog} --engine student_int8.onnx --data photos --reference student.onnx --json
   {prog} --engine student.plan --data photos --reference student.onnx"""
 
@@ -31,10 +31,11 @@ DESCRIPTION = """examples:
 class Options(RunOptions):
     """Evaluation."""
 
-    engine: Path
-    """Artifact to evaluate: an .onnx file, or a .plan file with its .plan.json beside it."""
-    data: Annotated[str, Flag("DATA")]
-    """Labeled images: DIR, npz:FILE or digits."""
+    engine: Annotated[Path, Flag("FILE", bare=True)]
+    """Artifact to evaluate: an .onnx file, or a .plan file with its .plan.json beside it; the word
+    --engine may be left out."""
+    data: Annotated[str, Flag("DATA", bare=True)]
+    """Labeled images: DIR, npz:FILE or digits; the word --data may be left out."""
     split: Literal["train", "val"] = "val"
     """Part of --data to read."""
     reference: Path | None = None

@@ -21,7 +21,7 @@ from ..subject import RunOptions, describe, open_artifact
 
 SUMMARY = "measure percentiles and throughput of an artifact"
 DESCRIPTION = """examples:
-  {prog} --engine student.onnx
+  {prog} student.onnx
   {prog} --engine student.onnx --data photos --boundary end-to-end --threads 4
   {prog} --engine student.int8.onnx --engine-backend openvino --hint throughput
   {prog} --engine student.plan --cuda-graph
@@ -32,8 +32,9 @@ DESCRIPTION = """examples:
 class Options(RunOptions):
     """Measurement."""
 
-    engine: Path
-    """Artifact to measure: an .onnx file, or a .plan file with its .plan.json beside it."""
+    engine: Annotated[Path, Flag("FILE", bare=True)]
+    """Artifact to measure: an .onnx file, or a .plan file with its .plan.json beside it; the word
+    --engine may be left out."""
     batch: Annotated[int, Flag("N", aliases=("-b", "--batch-size"), common=True, least=1)] = 1
     """Images per call, 1 or more."""
     warmup: Annotated[int, Flag("N", common=True, least=0)] = 50

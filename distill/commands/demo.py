@@ -8,18 +8,18 @@ Elsewhere: every step is a command a user could type; each one is printed before
 
 from __future__ import annotations
 
+import importlib.util
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from runtime.cli import settings
 from runtime.cli.settings import Flag
-from runtime.errors import Large2SmallError, UsageError
+from runtime.errors import MissingError, UsageError
 
 SUMMARY = "run the whole pipeline on handwritten digits, in minutes on a CPU"
 DESCRIPTION = """1,797 digits, a teacher with 13 x 13 kernels, a student trained with and without it, fp32
@@ -28,6 +28,13 @@ and int8 artifacts, and the table of accuracy against latency. Every step is pri
 example:
   distill demo --output demo-run"""
 
+NEEDED = {
+    "train": ("torch", "torchvision", "timm", "yaml"),
+    "export": ("onnx", "onnxscript", "onnxslim"),
+    "cpu": ("onnxruntime",),
+    "demo": ("sklearn",),
+}
+"""Packages that the steps import, by the extra that brings them; export brings those of train, too."""
 MARK = "this folder was written by distill demo"
 """In DIR/README.txt: only such a folder is ever replaced."""
 
@@ -131,28 +138,40 @@ def commands_of(options: Options) -> list[list[str]]:
     ]
 
 
-def run(options: Options) -> None:
-    """Run every command; the first that fails ends the demo with its exit code."""
+def run(options: Options) -> int:
+    """Run every command; the first that fails has said why, and ends the demo with its exit code."""
     from runtime.cli.front_door import main
 
+    require_packages()
     _prepare(Path(options.output), options.overwrite)
     began = time.monotonic()
     for arguments in commands_of(options):
-        _one(main, arguments)
+        print(f"\n$ distill {shlex.join(arguments)}", file=sys.stderr, flush=True)
+        if code := main(arguments):
+            print(f"the demo stopped at: distill {shlex.join(arguments)}", file=sys.stderr)
+            return code
     print(
         f"everything is in {options.output}/ ({time.monotonic() - began:.0f} s). On your own images:"
         " distill --help",
         file=sys.stderr,
     )
+    return 0
 
 
-def _one(main: Callable[[list[str]], int], arguments: list[str]) -> None:
-    print(f"\n$ distill {shlex.join(arguments)}", file=sys.stderr, flush=True)
-    code = main(arguments)
-    if code:
-        failure = Large2SmallError(f"the demo stopped at: distill {shlex.join(arguments)}")
-        failure.exit_code = code
-        raise failure
+def require_packages() -> None:
+    """Raise MissingError naming all that is missing, before the first step."""
+    missing = {
+        extra: [name for name in names if importlib.util.find_spec(name) is None]
+        for extra, names in NEEDED.items()
+    }
+    extras = [extra for extra, names in missing.items() if names]
+    if "export" in extras and "train" in extras:
+        extras.remove("train")
+    if extras:
+        packages = ", ".join(name for names in missing.values() for name in names)
+        raise MissingError(
+            f'the demo needs {packages}. Install them: pip install "large2small[{",".join(extras)}]"'
+        )
 
 
 def _prepare(folder: Path, overwrite: bool) -> None:

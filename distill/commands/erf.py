@@ -7,7 +7,7 @@ Elsewhere: measuring and drawing (distill.erf.report).
 
 from __future__ import annotations
 
-import json
+from runtime import files
 
 from ..erf.options import ErfOptions
 
@@ -25,7 +25,7 @@ def run(options: ErfOptions) -> None:
 
     measured, report = reports.measure_and_write(options)
     if options.json:
-        print(json.dumps(report))
+        print(files.json_text(report))
     else:
         reports.print_table(
             measured, options.output, f"{len(report['images'])} {options.split} images of {report['data']}"

@@ -7,11 +7,11 @@ Elsewhere: the evaluation itself (distill.evaluate); accuracy of artifacts (benc
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from runtime import files
 from runtime.artifact import require_same_classes
 from runtime.cli import settings
 from runtime.cli.settings import Flag
@@ -67,7 +67,7 @@ def run(options: Options) -> int:
     found = do(options)
     is_finite = math.isfinite(found.result.loss)
     if options.json:
-        print(json.dumps(found.to_dict() | ({} if is_finite else {"loss_nats": None})))
+        print(files.json_text(found.to_dict()))
         return int(not is_finite)
     for note in found.notes:
         print(f"{found.checkpoint}: {note}")

@@ -8,12 +8,12 @@ Elsewhere: the facts (distill.models.catalog), building a network (distill.model
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
+from runtime import files
 from runtime.cli.settings import Flag
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def run(options: Options) -> None:
 
     found = catalog.entries(options.pattern, large_kernel=options.teachers, ours=options.ours)
     if options.json:
-        print(json.dumps({"models": [asdict(each) for each in found]}))
+        print(files.json_text({"models": [asdict(each) for each in found]}))
     elif sys.stdout.isatty():
         _show(found)
     else:

@@ -7,12 +7,12 @@ Elsewhere: reading recipes (distill.recipe.reader), the settings and their defau
 
 from __future__ import annotations
 
-import json
 import sys
 import textwrap
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from runtime import files
 from runtime.cli.help import terminal_width
 from runtime.cli.settings import Flag
 
@@ -42,13 +42,13 @@ def run(options: Options) -> None:
     if options.name:
         text = recipes.text_of(options.name)
         if options.json:
-            print(json.dumps({"name": options.name, "settings": recipes.read(options.name)}))
+            print(files.json_text({"name": options.name, "settings": recipes.read(options.name)}))
         else:
             print(text, end="")
         return
     found = [about(name) for name in recipes.named()]
     if options.json:
-        print(json.dumps({"recipes": found}))
+        print(files.json_text({"recipes": found}))
     else:
         print("\n\n".join(_shown(each) for each in found))
 
@@ -84,4 +84,4 @@ def _shown(each: dict[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, (bool, list, dict)) else str(value)
+    return files.json_text(value) if isinstance(value, (bool, list, dict)) else str(value)

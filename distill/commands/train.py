@@ -8,12 +8,12 @@ Elsewhere: what a run does (distill.run.job), settings of a training (distill.re
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from runtime import files
 from runtime.cli import flags
 
 from .. import recipe as recipes
@@ -48,7 +48,7 @@ def do(options: TrainOptions) -> RunResult:
 
 def print_result(options: TrainOptions, result: RunResult) -> None:
     """A few lines for a person, or with --json one object."""
-    print(json.dumps(result.to_dict()) if options.json else result.summary())
+    print(files.json_text(result.to_dict()) if options.json else result.summary())
 
 
 def instead(argv: Sequence[str]) -> str | None:

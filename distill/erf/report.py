@@ -9,7 +9,6 @@ Elsewhere: the measure itself (distill.erf.field), drawing (distill.erf.heatmap)
 from __future__ import annotations
 
 import io
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -179,7 +178,7 @@ def write_files(folder: Path, measured: Sequence[Measured], report: dict[str, An
     scores: dict[str, Any] = {each.name: each.result.score for each in measured}
     np.savez_compressed(content, **scores)
     files.write_bytes(folder / "erf.npz", content.getvalue())
-    files.write_text(folder / "erf.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
+    files.write_text(folder / "erf.json", files.json_text(report, indent=2) + "\n")
 
 
 def column(each: Measured) -> heatmap.Column:

@@ -9,7 +9,6 @@ Elsewhere: wrappers, prefixes and reading files (distill.checkpoint); a family's
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from runtime import files
 from runtime.errors import UsageError
 
 from . import build
@@ -65,7 +65,7 @@ def convert(
         if found:
             notes.append(
                 "arguments read from the weights: "
-                + ", ".join(f"{k}={json.dumps(v)}" for k, v in found.items())
+                + ", ".join(f"{k}={files.json_text(v)}" for k, v in found.items())
             )
             arguments |= found
     return weights, arguments, notes

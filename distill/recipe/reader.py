@@ -7,7 +7,6 @@ Elsewhere: the settings and their ranges (distill.recipe.groups), the flags (run
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
@@ -15,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
+from runtime import files
 from runtime.cli.nearest import nearest
 from runtime.cli.settings import Setting, settings_of
 from runtime.errors import UsageError
@@ -162,7 +162,7 @@ def _loss_as_text(entry: Any, where: str) -> Any:
         raise UsageError(
             f"{where} has an entry {entry!r}; expected a name in it, as in {{name: fd, weight: 0.5}}"
         )
-    settings = ",".join(f"{key}={json.dumps(value)}" for key, value in entry.items() if key != "name")
+    settings = ",".join(f"{key}={files.json_text(value)}" for key, value in entry.items() if key != "name")
     return entry["name"] + (f":{settings}" if settings else "")
 
 

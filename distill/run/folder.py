@@ -30,14 +30,14 @@ def choose_folder(options: TrainOptions) -> Path:
 
 
 def require_one_process() -> None:
-    """Raise UsageError under torchrun."""
-    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+    """Raise UsageError under torchrun, srun and mpirun."""
+    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
         said = os.environ.get(name, "").strip()
         if said and said not in ("0", "1"):
             raise UsageError(
                 f"started as one of several processes ({name}={said}): training uses one GPU, and each"
-                " process would write the same run. Start it without torchrun, and with srun -n 1, or unset"
-                f" {name}"
+                " process would write the same run. Start it without torchrun or mpirun, and with srun -n 1,"
+                f" or unset {name}"
             )
 
 

@@ -8,7 +8,8 @@ Elsewhere: the training itself (distill.training.trainer), its images (distill.r
 
 from __future__ import annotations
 
-import json
+import copy
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 
 from runtime import files
-from runtime.errors import UsageError
+from runtime.errors import ArtifactError, UsageError
 from runtime.images import ImageSet
 from runtime.preprocess import Preprocess
 
@@ -30,6 +31,7 @@ from ..erf import field, report
 from ..erf.options import ErfOptions
 from ..evaluate import Evaluation, evaluate, pick_device
 from ..recipe import Recipe
+from ..training import finite
 from ..training import trainer as trainers
 from ..training.parts import start_of
 from ..training.task import Splits, Task, lineage_of
@@ -84,17 +86,18 @@ def prepare(options: TrainOptions, folder: Path, make_trainer: Callable[[Task], 
     for line in assumed:
         say(f"student: {line}")
     parameters = try_student(options, preprocess, len(data.train.class_names))
-    source = open_teacher(options, folder, data, device)
-    teacher = teachers.ready(source, options, preprocess, device) if source else None
-    if options.control and not teacher:
+    recipe = recipe_of(options)
+    plain = Task("plain", recipe, folder, data.train, data.val, preprocess, device)
+    source = open_teacher(options, folder, data.train.class_names)
+    if options.control and not source:
         raise UsageError(
             "--control trains the student once more without its teacher, and there is no teacher here. "
             "Give --teacher-ckpt, or leave --control out"
         )
     if options.erf:  # streamed images cannot be drawn from: said now, not after the training
         field.choose(data.val, ERF_IMAGES, options.seed)
+    source, teacher = ready_teacher(options, plain, data, source)
     accuracy = _teacher_accuracy(teacher, data.val, options, device) if teacher else None
-    recipe = recipe_of(options)
     header = header_of(
         recipe,
         data,
@@ -103,14 +106,9 @@ def prepare(options: TrainOptions, folder: Path, make_trainer: Callable[[Task], 
         _teacher_words(options, teacher, accuracy),
         device.type,
     )
-    student = Task(
+    student = replace(
+        plain,
         role="student" if teacher else "plain",
-        recipe=recipe,
-        folder=folder,
-        train=data.train,
-        val=data.val,
-        preprocess=preprocess,
-        device=device,
         teacher=teacher,
         lineage=lineage_of(recipe, data, teacher),
         teacher_classes=accuracy.classes if accuracy else None,
@@ -154,13 +152,8 @@ def _teacher_words(
     return f"{teacher.origin.model}, top-1 {accuracy.top1:.2f} %"
 
 
-def open_teacher(
-    options: TrainOptions, folder: Path, data: Splits, device: torch.device
-) -> teachers.Source | None:
-    """The run's teacher, fitted to the data's classes where its own are others: by this run before it was
-    stopped, or now.
-    """
-    class_names = data.train.class_names
+def open_teacher(options: TrainOptions, folder: Path, class_names: list[str]) -> teachers.Source | None:
+    """The run's teacher: as this run fitted it before it was stopped, or as its weights are."""
     before = teacher_fit.saved(folder, class_names) if options.resume else None
     source = before or teachers.open_source(options, class_names)
     if source is None:
@@ -169,13 +162,29 @@ def open_teacher(
     for note in source.notes:
         say(f"teacher: {note}")
     trial.require_teaches(source.model, source.origin.model, source.preprocess.input_size, len(class_names))
+    return source
+
+
+def ready_teacher(
+    options: TrainOptions, plain: Task, data: Splits, source: teachers.Source | None
+) -> tuple[teachers.Source | None, teachers.Teacher | None]:
+    """The teacher, fitted to the data's classes where its own are others, and at work; after a step of the
+    trial with it, which costs less than the fit.
+    """
+    if source is None:
+        trial.rehearse(plain)
+        return None, None
+    tried = replace(source, model=copy.deepcopy(source.model)) if source.is_new else source
+    teacher = teachers.ready(tried, options, plain.preprocess, plain.device)
+    trial.rehearse(replace(plain, teacher=teacher))
     if not source.is_new:
-        return source
+        return source, teacher
     if options.teacher_fit == "all":
-        return fit_whole_teacher(options, folder, data, source)
-    fitted = teacher_fit.fit_head(source, data.train, options, device)
-    say(f"teacher: {fitted.origin.fitted}")
-    return fitted
+        source = fit_whole_teacher(options, plain.folder, data, source)
+    else:
+        source = teacher_fit.fit_head(source, data.train, options, plain.device)
+        say(f"teacher: {source.origin.fitted}")
+    return source, teachers.ready(source, options, plain.preprocess, plain.device)
 
 
 def fit_whole_teacher(
@@ -287,18 +296,17 @@ def _teacher_accuracy(
     teacher: teachers.Teacher, val: ImageSet, options: TrainOptions, device: torch.device
 ) -> Evaluation:
     """The teacher's own accuracy on its own preprocessing: shows a wrong file or normalization before any
-    training.
+    training. Raises UsageError for a precision that its numbers do not fit, ArtifactError for a file whose
+    logits are NaN.
     """
     say(f"teacher: in {teacher.origin.dtype}, {teacher.origin.merged}")
-    # not teacher.forward: one that is compiled now may miss the hooks that a feature loss adds later
-    accuracy = evaluate(
-        teacher.model,
-        eval_loader(val, teacher.preprocess, options.eval_batch, options.workers, device),
-        device,
-        amp_dtype=teacher.dtype,
-        channels_last=options.channels_last,
-        skip_bad=options.skip_bad_images,
-    )
+    accuracy = _evaluated(teacher, val, options, device, teacher.dtype)
+    if not math.isfinite(accuracy.loss):
+        dtype = teacher.dtype
+        fits = dtype is not None and math.isfinite(_evaluated(teacher, val, options, device, None).loss)
+        raise (UsageError if fits else ArtifactError)(
+            f"teacher {teacher.origin.model}: on the validation images {finite.said_of_teacher(dtype, fits)}"
+        )
     say(f"teacher: top-1 {accuracy.top1:.2f} % on {len(val) or 'the'} validation images")
     commonest = 100 * max(val.summary().counts, default=0) / max(len(val.labels), 1)
     if len(val.labels) and accuracy.top1 <= commonest:
@@ -307,6 +315,24 @@ def _teacher_accuracy(
             f" class ({commonest:.2f} %): {teachers.USUAL_CAUSES}"
         )
     return accuracy
+
+
+def _evaluated(
+    teacher: teachers.Teacher,
+    val: ImageSet,
+    options: TrainOptions,
+    device: torch.device,
+    dtype: torch.dtype | None,
+) -> Evaluation:
+    # not teacher.forward: one that is compiled now may miss the hooks that a feature loss adds later
+    return evaluate(
+        teacher.model,
+        eval_loader(val, teacher.preprocess, options.eval_batch, options.workers, device),
+        device,
+        amp_dtype=dtype,
+        channels_last=options.channels_last,
+        skip_bad=options.skip_bad_images,
+    )
 
 
 def _resume(trainer: trainers.Trainer) -> None:
@@ -329,7 +355,7 @@ def _begin(job: Job) -> None:
     elif options.teacher_fit == "head":
         _begin_folder(job.folder, options, job.data)
         teacher_fit.save(job.fitted_teacher, job.data.train.class_names, job.folder)
-    files.write_text(job.folder / "header.json", json.dumps(job.header.to_dict(), indent=2) + "\n")
+    files.write_text(job.folder / "header.json", files.json_text(job.header.to_dict(), indent=2) + "\n")
 
 
 def _begin_folder(folder: Path, options: TrainOptions, data: Splits) -> None:
@@ -343,7 +369,7 @@ def _begin_folder(folder: Path, options: TrainOptions, data: Splits) -> None:
 
 
 def _write_result(folder: Path, result: RunResult) -> None:
-    files.write_text(folder / "result.json", json.dumps(result.to_dict(), indent=2) + "\n")
+    files.write_text(folder / "result.json", files.json_text(result.to_dict(), indent=2) + "\n")
 
 
 def _measure_erf(job: Job, result: RunResult) -> list[report.Measured]:
@@ -374,6 +400,6 @@ def _measure_erf(job: Job, result: RunResult) -> list[report.Measured]:
         )
     )
     records = (job.folder / "metrics.jsonl").read_text(encoding="utf-8")
-    line = json.dumps({"erf": [network.to_dict() for network in measured]})
+    line = files.json_text({"erf": [network.to_dict() for network in measured]})
     files.write_text(job.folder / "metrics.jsonl", records + line + "\n")
     return measured

@@ -1,24 +1,36 @@
-"""One step in small before anything is written: can this network take these images?
+"""A step before anything is written: can this network take these images, and does a step fit in memory?
 
-In:  a network, the size of its input, the images of a step, the number of classes.
-Out: nothing, or UsageError with the reason; weights, statistics and generators stay as they were.
-Elsewhere: the run itself (distill.run.job).
+In:  a network, the size of its input, the images of a step, the number of classes; or a whole `Task`.
+Out: nothing, or UsageError or MissingError with the reason; weights, statistics and generators stay as they
+     were.
+Elsewhere: the run itself (distill.run.job), a step (distill.training.trainer).
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Sequence
+import gc
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from runtime.errors import ArtifactError, UsageError
+from runtime.errors import ArtifactError, MissingError, UsageError
 
+from ..data import Batch
+from ..data.seeds import own_random_state
 from ..training.freezing import freeze
+from ..training.task import Task
+from ..training.trainer import Trainer
 
 MOST_IMAGES = 2
-"""A step of the trial has at most so many images: one behaves as no other number does, in batch norm."""
+"""A step in small has at most so many images: one behaves as no other number does, in batch norm."""
+FULL_BATCH_SECONDS = 3.0
+"""On a CPU the trial takes all images of a step only where that lasts at most so long, by the time that
+MOST_IMAGES took. On a GPU it always does: its memory is what a step runs out of."""
 
 
 def require_trains(
@@ -52,6 +64,88 @@ def require_trains(
             raise _refusal(name, input_size, images, error) from error
         with torch.no_grad():
             _require_logits(_forward(trial.eval(), name, input_size, 1), name, input_size, 1, classes)
+
+
+def rehearse(task: Task) -> None:
+    """One whole step on noise, of student, teacher, losses and optimizer, and the batches of validation, by a
+    trainer that is thrown away. The random generators are as before; the real trainer seeds its own.
+
+    Raises MissingError where memory runs out, UsageError where a part cannot take so many images.
+    """
+    recipe, device = task.recipe, task.device
+    teacher = copy.copy(task.teacher)  # with taps of its own; compiled, it would not look for others later
+    if teacher:
+        teacher.forward, teacher.taps = teacher.model, None
+    plain = replace(recipe, compile=False, sparsity=0.0, tensorboard=False, workers=0)
+    with own_random_state(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            trainer = Trainer(replace(task, recipe=plain, teacher=teacher))
+            for images in _step_sizes(recipe.batch, device):
+                with _explained(task, images, f"--batch {max(1, images // 2)}"):
+                    began = time.monotonic()
+                    trainer.update([_noise(task, images)])
+                if images < recipe.batch and _too_long(time.monotonic() - began, images, recipe.batch):
+                    break
+            for images in _validation_sizes(task):
+                with _explained(task, images, f"--eval-batch {max(1, images // 2)}"):
+                    trainer.validate([_noise(task, images)])
+        finally:
+            if teacher:
+                teacher.untap()
+    del trainer
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _step_sizes(batch: int, device: torch.device) -> list[int]:
+    """Images of the steps to try, one after the other."""
+    return [batch] if device.type == "cuda" or batch <= MOST_IMAGES else [MOST_IMAGES, batch]
+
+
+def _too_long(seconds: float, images: int, batch: int) -> bool:
+    """Whether a step of `batch` images would last too long, by the seconds that one of `images` took."""
+    return seconds / images * batch > FULL_BATCH_SECONDS
+
+
+def _validation_sizes(task: Task) -> list[int]:
+    """The smallest batch of validation; on a GPU also the largest, which has to fit."""
+    images, batch = len(task.val), task.recipe.eval_batch
+    smallest = images % batch or min(images, batch) or 1
+    if task.device.type != "cuda":
+        return [min(smallest, MOST_IMAGES)]
+    return sorted({smallest, min(images, batch) or batch})
+
+
+def _noise(task: Task, images: int) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(images, *task.preprocess.input_size, generator=generator)
+    return Batch(pixels, torch.arange(images) % len(task.class_names), [])
+
+
+@contextlib.contextmanager
+def _explained(task: Task, images: int, smaller: str) -> Iterator[None]:
+    """What torch raises inside, as one line that says how to get along; smaller: the flag for it."""
+    recipe = task.recipe
+    try:
+        yield
+    except (RuntimeError, ValueError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise _refusal(recipe.student, task.preprocess.input_size, images, error) from error
+        same = "" if "eval" in smaller else f" --grad-accum {2 * recipe.grad_accum} for the same step"
+        with_teacher = " with its teacher" if task.teacher else ""
+        raise MissingError(
+            f"out of memory on {task.device} with {images} images of {recipe.student}{with_teacher} at once."
+            f" Give {smaller}{same}, a smaller --img-size, or --amp"
+        ) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    words = str(error)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        said in words
+        for said in ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+    )
 
 
 def require_teaches(network: nn.Module, name: str, input_size: Sequence[int], classes: int) -> None:

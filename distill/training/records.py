@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -32,11 +31,17 @@ class StepLosses(NamedTuple):
     """Cross-entropy, nats per image, without its weight."""
     each: list[Tensor]
     """The distillation losses, without their weights."""
+    finite: Tensor
+    """(2,) bool: whether the logits of student and teacher are."""
 
     def detached(self) -> StepLosses:
         """The same numbers without the graph that made them."""
         return StepLosses(
-            self.total.detach(), self.distill.detach(), self.task.detach(), [x.detach() for x in self.each]
+            self.total.detach(),
+            self.distill.detach(),
+            self.task.detach(),
+            [x.detach() for x in self.each],
+            self.finite,
         )
 
 
@@ -166,7 +171,7 @@ def write_records(folder: Path, history: Sequence[EpochRecord]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     files.write_text(folder / "summary.csv", text.getvalue())
-    files.write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    files.write_text(folder / "metrics.jsonl", "".join(files.json_text(row) + "\n" for row in rows))
 
 
 def write_events(folder: Path, record: EpochRecord) -> None:

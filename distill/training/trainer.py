@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from .. import recipe as recipes
 from ..data import Batch, TrainLoader, eval_loader
 from ..evaluate import Evaluation, evaluate, require_readable, same_class_percent
 from ..losses.base import Outputs
-from . import parts, state
+from . import finite, parts, state
 from .display import TrainingDisplay
 from .freezing import freeze
 from .objective import Objective
@@ -90,6 +90,8 @@ class Trainer:
         self.stop = StopSignal()
         self._pending: list[StepLosses] = []
         self._watch = Stopwatch(device)
+        self._norms: list[Tensor] = []
+        """Of the gradients of every pending step."""
 
     @property
     def notes(self) -> list[str]:
@@ -130,6 +132,10 @@ class Trainer:
     def step(self, batches: list[Batch]) -> None:
         """One optimizer step over `grad_accum` batches. Losses stay on the device until `flush`."""
         self._require_whole(batches)
+        self.update(batches)
+
+    def update(self, batches: list[Batch]) -> None:
+        """The step itself, whatever number of images the batches have."""
         self.forward.train()
         self.frozen.hold()
         self.optimizer.zero_grad(set_to_none=True)
@@ -143,7 +149,11 @@ class Trainer:
             self.sparse.before_step(self.updates + 1)
         if self.recipe.clip_grad:
             self.precision.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.trained, self.recipe.clip_grad)
+            norm = torch.nn.utils.clip_grad_norm_(self.trained, self.recipe.clip_grad)
+        elif not self.precision.scaler.is_enabled():
+            norm = finite.norm_of(self.trained)
+        if not self.precision.scaler.is_enabled():  # which leaves out a step whose gradients overflow
+            self._norms.append(norm.detach())
         self.precision.scaler.step(self.optimizer)
         self.precision.scaler.update()
         self.updates += 1
@@ -178,18 +188,18 @@ class Trainer:
                 teacher_out = self.teacher(images)
         with self.precision.autocast():
             student_out = self.objective.student(images) if self.objective else Outputs(self.forward(images))
+        are_finite = finite.of_logits(student_out.logits, teacher_out.logits if teacher_out else None)
         smoothing = 0.0 if labels.ndim == 2 else self.recipe.smoothing  # mixed labels are smoothed already
         task_loss = F.cross_entropy(student_out.logits.float(), labels, label_smoothing=smoothing)
         if self.objective is None or teacher_out is None:
-            return StepLosses(task_loss, task_loss.new_zeros(()), task_loss, [])
+            return StepLosses(task_loss, task_loss.new_zeros(()), task_loss, [], are_finite)
         distill_loss, each = self.objective(student_out, teacher_out, labels)
-        return StepLosses(
-            distill_loss + self.recipe.task_loss_weight * task_loss, distill_loss, task_loss, each
-        )
+        total = distill_loss + self.recipe.task_loss_weight * task_loss
+        return StepLosses(total, distill_loss, task_loss, each, are_finite)
 
     def flush(self) -> float:
         """Bring the pending losses to the host and add them up; returns the last. Raises GateError when one
-        is not finite.
+        is not finite, or the gradients are not, and names the part.
         """
         if not self._pending:
             return self.tally.loss / max(self.tally.steps, 1)
@@ -198,18 +208,62 @@ class Trainer:
         values: list[list[float]] = (
             stacked.double().cpu().view(len(self._pending) // accum, accum, -1).mean(1).tolist()
         )
+        flags_of_steps = finite.taken([found.finite for found in self._pending], self._norms, accum)
         self._pending.clear()
-        first = self.updates - len(values) + 1
-        for update, (loss, distill_loss, task_loss, *each) in enumerate(values, start=first):
-            if not math.isfinite(loss):
-                raise GateError(
-                    f"loss is {loss} at step {update} (epoch {self.epoch + 1}; distillation"
-                    f" {distill_loss:.4g}, cross-entropy {task_loss:.4g}). Try a lower --lr, --clip-grad 1, a"
-                    " longer warm-up, or --amp-dtype bf16"
-                )
+        self._norms.clear()
+        steps = enumerate(zip(values, flags_of_steps, strict=True), self.updates - len(values) + 1)
+        for update, ((loss, distill_loss, task_loss, *each), flags) in steps:
+            if not (math.isfinite(loss) and flags.gradients):
+                raise self._not_finite(update, loss, task_loss, each, flags)
             self.tally.add(loss, distill_loss, task_loss, each)
+        self._require_scale()
         self.tally.teacher_seconds += self._watch.take()
         return values[-1][0]
+
+    def _not_finite(
+        self, update: int, loss: float, task_loss: float, each: Sequence[float], flags: finite.Flags
+    ) -> GateError:
+        """The error that names the part of a step that is NaN or infinite."""
+        names = self.objective.names if self.objective else []
+        losses = {"cross-entropy": task_loss} | dict(zip(names, each, strict=True))
+        at = f"at step {update} (epoch {self.epoch + 1})"
+        if math.isfinite(loss):
+            return GateError(
+                f"gradients are NaN or infinite {at}; the loss is {loss:.4g}. {finite.LOWER_RATE}"
+            )
+        if not flags.teacher and self.teacher:
+            dtype = self.teacher.dtype
+            said = finite.said_of_teacher(
+                dtype, dtype is not None and self._fits_fp32(self.teacher.in_fp32, update)
+            )
+        elif not flags.student:
+            dtype = self.precision.dtype
+            weights = [each.detach() for each in self.model.parameters()]
+            fits = dtype is not None and finite.are_finite(weights) and self._fits_fp32(self.model, update)
+            said = finite.said_of_student(dtype, fits)
+        else:
+            said = finite.said_of_losses(losses)
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+        return GateError(f"loss is {loss} {at}, {shown}: {said}")
+
+    @torch.no_grad()
+    def _fits_fp32(self, network: Callable[[Tensor], Tensor], update: int) -> bool:
+        """Whether the network's logits are finite in float32 for the images of this step, which are read
+        again.
+        """
+        first = (update - 1 - self.epoch * self.steps_per_epoch) * self.recipe.grad_accum
+        with contextlib.closing(self.train_loader.epoch(self.epoch, first)) as batches:
+            group = [batch for _, batch in zip(range(self.recipe.grad_accum), batches, strict=False)]
+        return finite.are_finite([network(self._on_device(batch)[0]) for batch in group if len(batch.labels)])
+
+    def _require_scale(self) -> None:
+        """Raise GateError where fp16 has left out so many steps that nothing is learned any more."""
+        scale = self.precision.scaler.get_scale()
+        if scale < finite.SMALLEST_SCALE:
+            raise GateError(
+                f"gradients are NaN or infinite in fp16 at every step up to step {self.updates} (epoch"
+                f" {self.epoch + 1}): the loss was scaled down to {scale:.2g}. Give --amp-dtype bf16"
+            )
 
     # the run
 
@@ -288,11 +342,11 @@ class Trainer:
             write_events(self.task.folder, record)
         display.say(epoch_line(self.task.role, record, self.recipe.epochs, self.best.val_top1_percent))
 
-    def validate(self) -> Evaluation:
-        """Accuracy on the validation images, of the averaged weights where they are kept."""
+    def validate(self, batches: Iterable[Batch] | None = None) -> Evaluation:
+        """Accuracy on the validation images, of the averaged weights where they are kept; or on `batches`."""
         return evaluate(
             self.ema.module if self.ema else self.forward,
-            self.val_loader,
+            self.val_loader if batches is None else batches,
             self.device,
             amp_dtype=self.precision.dtype,
             channels_last=self.recipe.channels_last,

@@ -114,7 +114,8 @@ def as_json(result: Result) -> str:
             "image": result.name,
             "predictions": [guess._asdict() for guess in result.guesses],
             "latency_ms": round(result.latency_ms, 3),
-        }
+        },
+        allow_nan=False,
     )
 
 
@@ -204,7 +205,7 @@ def label_all(given: argparse.Namespace, predictor: runtime.Predictor) -> int:
 
 def report(summary: dict[str, Any], as_json_line: bool) -> None:
     if as_json_line:
-        print(json.dumps({"statistics": summary}), flush=True)
+        print(json.dumps({"statistics": summary}, allow_nan=False), flush=True)
     else:
         words = ", ".join(f"{name} {'-' if value is None else value}" for name, value in summary.items())
         print(f"statistics: {words}", file=sys.stderr)

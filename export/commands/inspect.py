@@ -11,12 +11,12 @@ Elsewhere: the seal (runtime.artifact), hashing ancestors (export.inspection.lin
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
+from runtime import files
 from runtime.cli.settings import Flag
 from runtime.errors import ArtifactError, Large2SmallError, UsageError
 
@@ -109,9 +109,8 @@ def _report(options: Options, seal: str | None) -> int:
     values["lineage"] = [ancestor.to_dict() for ancestor in ancestors]
     problem = contents.problem_of(path, seal, ancestors)
     if options.json:
-        print(
-            json.dumps(values | ({"error": problem, "exit_code": ArtifactError.exit_code} if problem else {}))
-        )
+        failure = {"error": problem, "exit_code": ArtifactError.exit_code} if problem else {}
+        print(files.json_text(values | failure))
         if problem:
             print(f"error: {problem}", file=sys.stderr)
         return ArtifactError.exit_code if problem else 0

@@ -7,7 +7,7 @@ Elsewhere: the comparison (export.stages.parity).
 
 from __future__ import annotations
 
-import json
+from runtime import files
 
 from ..options.parity import ParityOptions
 
@@ -28,4 +28,4 @@ def run(options: ParityOptions) -> None:
     from ..stages import parity
 
     values = parity.compare(options)
-    print(json.dumps(values)) if options.json else parity.show(values)
+    print(files.json_text(values)) if options.json else parity.show(values)

@@ -9,7 +9,6 @@ Elsewhere: the training (export.qat.trainer, distill.training.trainer), the rest
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -22,6 +21,7 @@ from distill.commands import train
 from distill.recipe import Recipe
 from distill.run.folder import choose_folder
 from distill.run.options import TrainOptions, given_data, value_of
+from runtime import files
 from runtime.cli import flags, help
 from runtime.cli.settings import Flag
 from runtime.errors import UsageError
@@ -190,7 +190,7 @@ def options_for(start: Path, argv: Sequence[str]) -> QatOptions:
         values |= {
             "data": data.get("train_spec") or "",
             "val_data": data.get("val_spec") or "",
-            "student_args": [f"{key}={json.dumps(value)}" for key, value in found.model_args.items()],
+            "student_args": [f"{key}={files.json_text(value)}" for key, value in found.model_args.items()],
             "img_size": found.preprocess.input_size[1],
             "crop_pct": found.preprocess.crop_pct,
         }

@@ -8,7 +8,6 @@ Elsewhere: what the config says, and writing (export.triton.repository).
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,7 @@ def print_result(
         "max_delay_us": chosen.max_delay_us if chosen.max_batch else None,
     }
     if options.json:
-        print(json.dumps(result))
+        print(files.json_text(result))
         return result
     batches = (
         f"up to {chosen.max_batch} images a call"

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +32,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text  # a plain str would be read as markup, and layer names may hold brackets
 
+from runtime import files
 from runtime.errors import GateError
 from runtime.terminal import console
 
@@ -328,7 +328,7 @@ def outcome(
 
 def to_json(result: Outcome) -> str:
     """The content of sensitivity.json; units are in the keys."""
-    return json.dumps(result.to_dict(), indent=1) + "\n"
+    return files.json_text(result.to_dict(), indent=1) + "\n"
 
 
 def to_markdown(result: Outcome) -> str:

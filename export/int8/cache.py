@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -60,7 +59,7 @@ def key(model: bytes, tensors: Iterable[str], images: Iterable[str], preprocess:
         "images": list(images),
         "preprocess": dict(preprocess),
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(files.json_text(parts, sort_keys=True).encode()).hexdigest()
 
 
 def read(

@@ -9,7 +9,6 @@ what became of the layers (export.trt.layers).
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import tempfile
 from dataclasses import asdict, dataclass, fields, replace
@@ -176,7 +175,7 @@ def exported(options: TrtOptions, meta: Metadata) -> Exported:
 def print_result(options: TrtOptions, written: Exported) -> None:
     """Print the result; with --json one object."""
     if options.json:
-        print(json.dumps(written.figures))
+        print(files.json_text(written.figures))
     else:
         layers.show(written.path, written.metadata)
 

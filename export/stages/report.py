@@ -8,13 +8,13 @@ Elsewhere: the numbers (export.checks.verify).
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from runtime import files
 from runtime.artifact import Metadata
 from runtime.records import Agreement, Budget, Judged, Quantization, Speed
 
@@ -127,7 +127,7 @@ def print_result(options: OnnxOptions, written: Exported) -> None:
     result = written.figures
     found = written.metadata.verification.lowered
     if options.json:
-        print(json.dumps(result))
+        print(files.json_text(result))
     elif found:
         show(written.path, written.metadata, found)
     else:

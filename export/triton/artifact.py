@@ -7,10 +7,10 @@ Elsewhere: how it is to be served (export.triton.serving), the files (export.tri
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from runtime import files
 from runtime.artifact import Metadata, read_map, read_sidecar
 from runtime.errors import ArtifactError
 from runtime.records import EngineRecord
@@ -135,6 +135,6 @@ def parameters(meta: Metadata, sha256: str) -> dict[str, str]:
         "sha256": sha256,
         "precision": None if meta.precision == "unknown" else meta.precision,
         "model": meta.model,
-        **{name: json.dumps(value, sort_keys=True) for name, value in known.items() if value},
+        **{name: files.json_text(value, sort_keys=True) for name, value in known.items() if value},
     }
     return {f"large2small.{name}": value for name, value in words.items() if value}

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from runtime import errors
+from runtime import errors, files
 from runtime.errors import MissingError
 from runtime.terminal import console
 
@@ -107,7 +107,7 @@ def _follow(
 
 def _say(stream: IO[str], value: Any) -> None:
     with contextlib.suppress(BrokenPipeError):  # a child that is gone is noticed by what it did not say
-        stream.write(json.dumps(value) + "\n")
+        stream.write(files.json_text(value) + "\n")
         stream.flush()
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from onnx import ModelProto
 
-from runtime import errors
+from runtime import errors, files
 from runtime.backends.tensorrt import cuda, messages
 from runtime.backends.tensorrt import plan as plans
 from runtime.errors import MissingError
@@ -40,7 +40,7 @@ def main() -> int:
 
     def tell(*values: Any) -> None:
         with lock:
-            events.write(json.dumps(values) + "\n")
+            events.write(files.json_text(values) + "\n")
             events.flush()
 
     task = json.loads(sys.stdin.readline())

@@ -1,7 +1,7 @@
 """What an .onnx file says about itself, and whether it is whole: without the onnx package or an engine.
 
 In:  a file.
-Out: its `metadata_props`; ArtifactError when weights of it are elsewhere.
+Out: its `metadata_props`, the operator of its last layer; ArtifactError when weights of it are elsewhere.
 Elsewhere: what the entries mean, and their seal (runtime.artifact); the layers (the engines).
 """
 
@@ -35,6 +35,20 @@ MESSAGES: dict[str, dict[int, str]] = {
     "sparse tensor": {1: "tensor", 2: "tensor"},
 }
 """Message -> its fields that hold messages in which a tensor may be (onnx.proto of the ONNX project)."""
+GRAPH, GRAPH_NODE, GRAPH_OUTPUT, VALUE_NAME = 7, 1, 12, 1
+NODE_INPUT, NODE_OUTPUT, NODE_OPERATOR = 1, 2, 4
+"""Fields on the way from ModelProto to the operator that makes an output (onnx.proto of the ONNX project)."""
+PASSING = (
+    "Identity",
+    "Cast",
+    "Flatten",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "QuantizeLinear",
+    "DequantizeLinear",
+)
+"""Operators that leave the meaning of the values as it is."""
 TENSOR_NAME, EXTERNAL_DATA, DATA_LOCATION = 8, 13, 14
 """Fields of TensorProto; its data are elsewhere when it has the second, or 1 in the third."""
 
@@ -62,6 +76,44 @@ def metadata_props(path: str | Path) -> dict[str, str]:
     except (ValueError, IndexError) as error:
         raise _not_onnx(str(path), error) from error
     return {pair.get(1, ""): pair.get(2, "") for pair in pairs}
+
+
+def last_operator(path: str | Path) -> str:
+    """The operator that makes the first output, such as Gemm or Softmax; those in PASSING are looked through.
+    Empty where the file does not show it. Raises ArtifactError as `metadata_props`.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return _last_operator(content)
+    except (ValueError, IndexError) as error:
+        raise _not_onnx(str(path), error) from error
+
+
+def _last_operator(content: mmap.mmap) -> str:
+    graph = next((part for part in _parts(content) if part[0] == GRAPH), (GRAPH, 0, 0))
+    parts = list(_parts(content, *graph[1:]))
+    outputs = [
+        _texts(content, *place).get(VALUE_NAME, [""]) for field, *place in parts if field == GRAPH_OUTPUT
+    ]
+    wanted = outputs[0][0] if outputs else ""
+    for place in [place for field, *place in parts if field == GRAPH_NODE][::-1]:  # in the order of computing
+        node = _texts(content, *place)
+        if wanted in node.get(NODE_OUTPUT, []):
+            operator = node.get(NODE_OPERATOR, [""])[0]
+            if operator not in PASSING:
+                return operator
+            wanted = node.get(NODE_INPUT, [""])[0]
+    return ""
+
+
+def _texts(content: mmap.mmap, start: int, end: int) -> dict[int, list[str]]:
+    """The fields 1 to 4 of a message as text, which is what names are."""
+    found: dict[int, list[str]] = {}
+    for field, first, last in _parts(content, start, end):
+        if field <= NODE_OPERATOR:
+            found.setdefault(field, []).append(content[first:last].decode(errors="replace"))
+    return found
 
 
 def require_whole(path: str | Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..artifact import Metadata, check_file
 from ..errors import ArtifactError, MissingError, UsageError
-from . import Engine, Library, Settings, known_batch_sizes, metadata_of
+from . import Engine, Library, Settings, known_batch_sizes, metadata_of, signature
 from .onnx_file import metadata_props, require_whole
 from .ort import require_out
 
@@ -186,8 +186,17 @@ def _precision(compiled: Any, plugin: str, path: Path) -> str:
 
 
 def _input_shape(model: Any, path: Path) -> list[int | None]:
-    inputs = [(each.any_name, each.element_type.get_type_name(), each.partial_shape) for each in model.inputs]
-    if len(inputs) != 1 or inputs[0][1] != "f32" or len(inputs[0][2]) != 4:
-        found = ", ".join(f"{name}: {dtype} {shape}" for name, dtype, shape in inputs) or "none"
-        raise ArtifactError(f"{path}: inputs are {found}; expected one float input (N, C, H, W)")
-    return [None if size.is_dynamic else size.get_length() for size in inputs[0][2]]
+    inputs, outputs = ([_port(each) for each in ports] for ports in (model.inputs, model.outputs))
+    signature.require_classifier(str(path), inputs, outputs)
+    return list(inputs[0].shape or ())
+
+
+def _port(value: Any) -> signature.Port:
+    """An input or output of a model, whose dtypes OpenVINO calls f32 and i64."""
+    sizes = value.partial_shape
+    kind = value.element_type.get_type_name()
+    whole = {"f": "float", "i": "int", "u": "uint"}.get(kind[0], "") if kind[1:].isdigit() else ""
+    kind = whole + kind[1:] if whole else kind
+    shape = None if sizes.rank.is_dynamic else [None if s.is_dynamic else s.get_length() for s in sizes]
+    names = value.get_names()
+    return signature.Port(min(names) if names else "without a name", kind, shape)

@@ -18,7 +18,7 @@ import numpy as np
 from ..artifact import Metadata, check_file, read_map
 from ..errors import ArtifactError, MissingError, UsageError
 from ..files import sha256
-from . import Engine, Library, Settings, known_batch_sizes, metadata_of
+from . import Engine, Library, Settings, known_batch_sizes, metadata_of, signature
 from .onnx_file import metadata_props, require_whole
 
 PROVIDERS = {
@@ -77,9 +77,7 @@ class OrtBackend:
         self.version = str(ort.__version__)
         self.threads = threads
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
-        if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
-            found = ", ".join(f"{i.name}: {i.type} {i.shape}" for i in inputs)
-            raise ArtifactError(f"{path}: inputs are {found}; expected one float input (N, C, H, W)")
+        signature.require_classifier(str(path), [_port(each) for each in inputs], [_port(o) for o in outputs])
         self.input_name = inputs[0].name
         self.input_shape: list[int | None] = [
             size if isinstance(size, int) else None for size in inputs[0].shape
@@ -135,6 +133,15 @@ ENGINE = Engine(
         ),
     ),
 )
+
+
+def _port(value: Any) -> signature.Port:
+    """An input or output of a session. Its types are called tensor(float), and an unknown shape is []."""
+    kind = value.type.removeprefix("tensor(").removesuffix(")")
+    sizes = [size if isinstance(size, int) else None for size in value.shape]
+    return signature.Port(
+        value.name, {"float": "float32", "double": "float64"}.get(kind, kind), sizes or None
+    )
 
 
 def require_out(out: object, shape: tuple[int, ...]) -> None:

@@ -143,6 +143,9 @@ def _place(settings: Sequence[Setting], loose: list[str], given: dict[str, Any])
         if setting.flag.positional and (rest or setting.count is None):
             count = len(rest) if setting.count is None else setting.count
             placed[setting.name], rest = rest[:count], rest[count:]
+    for setting in settings:
+        if setting.flag.bare and setting.name not in given and rest:
+            placed[setting.name], rest = rest[:1], rest[1:]
     if rest:
         missing = next((s for s in settings if s.required and s.words and s.name not in given), None)
         instead = f"; did you mean {missing.words[0]} {rest[0]}?" if missing else ""

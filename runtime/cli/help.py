@@ -55,12 +55,16 @@ def terminal_width() -> int:
 
 def usage(prog: str, settings: Iterable[Setting]) -> str:
     """usage: distill export onnx CKPT [flags]"""
-    needed = [
-        setting.metavar if setting.flag.positional else f"{setting.words[0]} {setting.metavar}"
-        for setting in settings
-        if setting.required
-    ]
+    needed = [_needed(setting) for setting in settings if setting.required]
     return " ".join(["usage:", prog, *needed, "[flags]"])
+
+
+def _needed(setting: Setting) -> str:
+    """--engine FILE; [--engine] FILE where the flag may be left out; FILE where there is none."""
+    if setting.flag.positional:
+        return setting.metavar
+    flag = setting.words[0]
+    return f"{f'[{flag}]' if setting.flag.bare else flag} {setting.metavar}"
 
 
 def described(text: str, width: int) -> str:

@@ -8,13 +8,13 @@ Elsewhere: the errors and their codes (runtime.errors).
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable
 
+from .. import files
 from ..errors import Large2SmallError, MissingError
 
 INTERNAL_ERROR = 70
@@ -110,5 +110,5 @@ def _internal(error: BaseException, as_json: bool) -> int:
 def _report(message: str, code: int, as_json: bool) -> int:
     print(f"error: {message}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"error": message, "exit_code": code}))
+        print(files.json_text({"error": message, "exit_code": code}))
     return code

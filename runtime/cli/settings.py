@@ -41,6 +41,8 @@ class Flag:
     """Shown by --help of a command with many flags; --help-all shows all."""
     positional: bool = False
     """Typed without a flag."""
+    bare: bool = False
+    """Typed with its flag or without: the first word that nothing else takes."""
     choices: tuple[str, ...] = ()
     """The only words it takes, where a table holds them and no Literal can."""
     least: float | None = None

@@ -8,7 +8,6 @@ Elsewhere: finding images (runtime.images), the numbers (runtime.images.summary)
 from __future__ import annotations
 
 import io
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from .. import files
 from ..cli import settings
 from ..cli.settings import Flag
 from ..errors import DataError, UsageError
@@ -114,7 +114,7 @@ def run(options: Options) -> int:
     """Print what was found; 1 where something would stop a training."""
     report = do(options)
     if options.json:
-        print(json.dumps(report.to_dict(), allow_nan=False))
+        print(files.json_text(report.to_dict()))
     else:
         for line in _lines(report):
             print(printable(line))

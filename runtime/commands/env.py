@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import platform
 import re
 import sys
@@ -20,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import backends, env
+from .. import backends, env, files
 from ..backends import registry
 from ..backends.tensorrt import driver
 
@@ -377,7 +376,7 @@ def run(options: Options) -> None:
     """Look, and print what was found."""
     values = collect()
     if options.json:
-        print(json.dumps(values, indent=2))
+        print(files.json_text(values, indent=2))
         return
     from rich.console import Console
 

@@ -9,7 +9,6 @@ Elsewhere: opening and running the file (runtime.predictor), which files are mea
 from __future__ import annotations
 
 import csv
-import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 
+from .. import files
 from ..backends import registry
 from ..cli import settings
 from ..cli.settings import Flag
@@ -171,7 +171,7 @@ def _print_json(found: Sequence[Found]) -> None:
             about["error"] = each.error
         else:
             about["classes"] = [guess._asdict() for guess in each.guesses]
-        print(json.dumps(about, allow_nan=False), flush=True)
+        print(files.json_text(about), flush=True)
 
 
 def _csv_printer() -> Printer:

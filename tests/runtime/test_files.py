@@ -2,10 +2,13 @@
 
 import errno
 import hashlib
+import json
+import math
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from runtime import MissingError, UsageError, files
@@ -107,3 +110,25 @@ def test_an_existing_file_is_refused_unless_overwrite(tmp_path):
     with pytest.raises(UsageError, match="--overwrite"):
         files.refuse_existing(path, overwrite=False)
     files.refuse_existing(path, overwrite=True)
+
+
+def strict(text):
+    """The value as a reader takes it that knows JSON alone."""
+
+    def refuse(word):
+        raise ValueError(word)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_json_has_null_where_a_number_is_not_finite_at_any_depth():
+    value = {"a": [1.5, math.nan, (math.inf, {"b": -math.inf, "c": np.float64("nan")})], "d": float("1e999")}
+    assert strict(files.json_text(value)) == {"a": [1.5, None, [None, {"b": None, "c": None}]], "d": None}
+    with pytest.raises(ValueError, match="NaN"):
+        strict(json.dumps(value))  # the reader does refuse
+
+
+def test_json_of_anything_else_is_what_python_writes():
+    value = {"z": [0.1, -0.0, 1e308, 2**70, True, None, "é\n"], "a": {}, "m": (1, [])}
+    assert files.json_text(value) == json.dumps(value)
+    assert files.json_text(value, indent=2, sort_keys=True) == json.dumps(value, indent=2, sort_keys=True)

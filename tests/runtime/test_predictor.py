@@ -2,7 +2,9 @@
 origins.
 """
 
+import copy
 import math
+import pickle
 import re
 import threading
 import warnings
@@ -18,6 +20,13 @@ from runtime.artifact import seal
 from runtime.preprocess import Preprocess
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+class PurePathOfBytes:
+    """A path whose name is bytes, which the operating system would take."""
+
+    def __fspath__(self):
+        return b"a.onnx"
 
 
 def solid(color, size=(10, 8)):
@@ -396,7 +405,7 @@ def test_a_network_that_takes_no_image_is_refused(tmp_path):
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9),
         str(tmp_path / "m.onnx"),
     )
-    with pytest.raises(ArtifactError, match="expected one float input"):
+    with pytest.raises(ArtifactError, match="expected one float32 input"):
         runtime.load(tmp_path / "m.onnx")
 
 
@@ -436,3 +445,97 @@ def test_one_image_with_channels_first_is_refused(student):
         pytest.raises(UsageError, match=(r"\(3, 48," r" 40\).*channels first")),
     ):
         predictor.classify(np.zeros((3, 48, 40), np.uint8))
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_batch_mapped_from_a_file_is_taken(student, tmp_path, backend):
+    """np.load(mmap_mode="r") gives an array that cannot be written, of a class of its own."""
+    pytest.importorskip(backend)
+    batch = np.random.default_rng(0).random((5, 3, 8, 8), np.float32)
+    np.save(tmp_path / "batch.npy", batch)
+    mapped = np.load(tmp_path / "batch.npy", mmap_mode="r")
+    with runtime.load(student, backend=backend) as predictor:
+        expected = predictor.logits(batch)
+        assert np.array_equal(predictor.logits(mapped), expected)
+        assert np.array_equal(predictor.logits(mapped[1:3]), predictor.logits(batch[1:3]))
+        assert np.array_equal(predictor.logits_in_batches(mapped, 2), predictor.logits_in_batches(batch, 2))
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (math.nan, "batch holds NaN (2 of 384 values)"),
+        (math.inf, "batch holds infinity (2 of 384 values)"),
+        (-math.inf, "batch holds infinity (2 of 384 values)"),
+    ],
+)
+def test_a_batch_with_a_number_that_is_not_finite_is_refused(student, value, words):
+    batch = np.zeros((2, 3, 8, 8), np.float32)
+    batch[0, 1, 2, 3] = batch[1, 2, 7, 7] = value
+    with runtime.load(student) as predictor, pytest.raises(UsageError, match=re.escape(words)):
+        predictor.logits(batch)
+
+
+def test_large_numbers_whose_squares_overflow_are_taken(student):
+    batch = np.full((1, 3, 8, 8), 1e30, np.float32)
+    with runtime.load(student) as predictor:
+        assert np.isfinite(predictor.logits(batch)).all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_scores_that_are_not_numbers_are_an_error_and_no_guess(student, bad):
+    with runtime.load(student) as predictor:
+        scores = np.array([[0.0, 1.0, 2.0], [0.0, bad, 2.0]], np.float32)
+        with pytest.raises(ArtifactError, match="scores that are NaN or infinite"):
+            predictor.predictions(scores)
+        assert predictor.predictions(np.array([[0.0, -math.inf, 1.0]], np.float32))[0][2].probability == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ((b"abc",), "load was given 3 bytes; expected the path of a file"),
+        ((None,), "load was given a NoneType"),
+        ((3,), "load was given a int"),
+        ((PurePathOfBytes(),), "load was given a PurePathOfBytes"),
+    ],
+)
+def test_what_is_no_path_is_refused(given, words):
+    with pytest.raises(UsageError, match=re.escape(words)):
+        runtime.load(*given)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"device": 0}, "device 0: expected text"),
+        ({"backend": ["onnxruntime"]}, "backend ['onnxruntime']: expected text"),
+        ({"provider": 1}, "provider 1: expected text"),
+        ({"hint": None}, "hint None: expected text"),
+        ({"threads": "2"}, "threads '2': expected a whole number"),
+        ({"threads": True}, "threads True: expected a whole number"),
+        ({"contexts": 1.0}, "contexts 1.0: expected a whole number"),
+        ({"preprocess": {"crop_pct": 1.0}}, "From a dictionary: Preprocess.from_dict(...)"),
+        ({"class_names": "cats"}, "class_names 'cats': expected a list of names"),
+        ({"class_names": [1, 2, 3]}, "class_names [1, 2, 3]: expected a list of names"),
+    ],
+)
+def test_an_argument_of_another_type_is_named(student, settings, words):
+    with pytest.raises(UsageError, match=re.escape(words)):
+        runtime.load(student, **settings)
+
+
+@pytest.mark.parametrize("top", [2.5, "3", None, True])
+def test_top_is_a_whole_number(student, top):
+    with runtime.load(student) as predictor:
+        with pytest.raises(UsageError, match=f"top {re.escape(repr(top))}: expected a whole number"):
+            predictor.classify(solid(RED), top=top)
+        assert len(predictor.classify(solid(RED), top=np.int64(2))[0]) == 2
+
+
+@pytest.mark.parametrize("way", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_predictor_is_neither_pickled_nor_copied(student, way):
+    with runtime.load(student) as predictor:
+        with pytest.raises(UsageError, match=r"cannot be pickled or copied.* Call runtime\.load in each"):
+            way(predictor)
+        assert predictor.classify(solid(RED))[0][0].label == "red"

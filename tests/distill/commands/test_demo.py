@@ -2,6 +2,9 @@
 
 import csv
 import json
+import re
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,7 +40,38 @@ def test_it_replaces_only_a_folder_of_its_own(tmp_path):
 def test_a_failing_step_ends_the_demo_with_that_exit_code(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "commands_of", lambda options: [["eval", str(tmp_path / "missing.pth")]])
     assert cli.main(["demo", "--output", str(tmp_path / "out")]) == 2
-    assert "the demo stopped at: distill eval" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "the demo stopped at: distill eval" in said and said.count("error: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("missing", "extras"),
+    [
+        (["sklearn"], "demo"),
+        (["torch", "timm", "onnx", "onnxruntime", "sklearn"], "export,cpu,demo"),
+        (["timm", "onnxruntime"], "train,cpu"),
+    ],
+)
+def test_all_that_is_missing_is_said_in_one_line_before_anything_is_written(
+    missing, extras, tmp_path, monkeypatch, capsys
+):
+    for name in missing:
+        monkeypatch.setitem(sys.modules, name, None)  # what python does not import and does not find
+    assert cli.main(["demo", "--output", str(tmp_path / "out")]) == 3
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f'pip install "large2small[{extras}]"' in said
+    assert all(name in said for name in missing) and not (tmp_path / "out").exists()
+
+
+def test_the_extras_it_names_bring_what_it_needs():
+    """pyproject.toml says so; the distribution's name is not always the module's."""
+    other = {"yaml": "pyyaml", "sklearn": "scikit-learn"}
+    tree = pytest.importorskip("tomllib").loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    brought = tree["project"]["optional-dependencies"]
+    for extra, names in demo.NEEDED.items():
+        listed = {re.split(r"[<>=\[; ]", each)[0] for each in brought[extra]}
+        assert {other.get(name, name) for name in names} <= listed, extra
+    assert "large2small[train]" in brought["export"]
 
 
 @pytest.mark.slow

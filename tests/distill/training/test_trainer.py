@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill import checkpoint as checkpoints
 from distill import models
@@ -326,6 +327,105 @@ def test_the_step_is_named_even_when_losses_are_looked_at_later(trainer):
         mine.step([batch])
     with pytest.raises(GateError, match="at step 3 "):
         mine.flush()
+
+
+def poison(parameter, value):
+    with torch.no_grad():
+        parameter.fill_(value)
+
+
+def test_a_student_that_grew_too_large_is_named(trainer):
+    mine = trainer(epochs=2)
+    poison(mine.model.linear.weight, math.inf)
+    with pytest.raises(
+        GateError, match=r"loss is nan at step 1 .*: the student's logits are NaN .* a lower --lr"
+    ):
+        mine.fit()
+
+
+def test_a_teacher_whose_logits_are_nan_is_named(trainer, teacher):
+    taught = teacher()
+    poison(taught.model.linear.bias, math.nan)
+    with pytest.raises(
+        GateError, match=r"loss is nan at step 1 .*: the teacher's logits are NaN .*--teacher-mean"
+    ):
+        trainer(teacher=taught).fit()
+
+
+@pytest.mark.parametrize(("dtype", "advice"), [(torch.float16, "--teacher-dtype fp32, or --amp-dtype bf16")])
+def test_a_teacher_that_fits_fp32_and_not_fp16_is_told_as_its_precision(trainer, teacher, dtype, advice):
+    """Logits of 1e6 are beyond 65504, the largest number of fp16."""
+    taught = teacher()
+    poison(taught.model.linear.bias, 1e6)
+    assert torch.isfinite(taught(torch.zeros(2, 3, 16, 16)).logits).all()
+    taught.dtype = dtype
+    mine = trainer(teacher=taught, grad_accum=2, epochs=2)
+    mine.epoch, mine.updates = 1, mine.steps_per_epoch  # the images are those of the second epoch
+    words = (
+        r"at step \d+ \(epoch 2\), .*: the teacher's logits are NaN or infinite in fp16 and finite in fp32"
+    )
+    with pytest.raises(GateError, match=f"{words}.*no learning rate helps. Give {advice}"):
+        mine.fit()
+
+
+def test_a_student_that_does_not_fit_fp16_is_told_as_its_precision(trainer):
+    mine = trainer(amp=True, amp_dtype="fp16")
+    poison(mine.model.linear.bias, 1e6)
+    with pytest.raises(GateError, match=r"student's logits .* in fp16 and finite in fp32.* --amp-dtype bf16"):
+        mine.fit()
+
+
+@pytest.mark.parametrize("term", [0, 1])
+def test_each_loss_is_named_by_itself(trainer, teacher, term):
+    mine = trainer(teacher=teacher(), losses=("kl:weight=0.5", "nkd"))
+    plain = mine.objective.losses[term]
+    mine.objective.losses[term] = lambda *given: plain(*given) * math.nan
+    name = ("kl", "nkd")[term]
+    with pytest.raises(
+        GateError, match=f"at step 1 .*: {name} is NaN or infinite, from logits that are finite"
+    ):
+        mine.fit()
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_gradients_that_are_nan_are_named_at_their_step_and_not_at_the_next(trainer, clip):
+    mine = trainer(clip_grad=clip)
+    turn = iter([1.0, math.inf, 1.0, 1.0])
+    mine.model.linear.bias.register_hook(lambda gradient: gradient * next(turn))
+    with pytest.raises(
+        GateError, match=r"gradients are NaN or infinite at step 2 \(epoch 1\); the loss is \d"
+    ):
+        mine.fit()
+
+
+def test_fp16_in_which_no_step_teaches_ends(trainer):
+    """The scaler leaves out every step whose gradients overflow, so the loss never becomes NaN."""
+    mine = trainer(amp=True, amp_dtype="fp16", epochs=30)
+    mine.model.linear.bias.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(
+        GateError, match=r"gradients are NaN or infinite in fp16 at every step up to step 41 "
+    ):
+        mine.fit()
+
+
+def test_no_step_waits_for_the_device(trainer, teacher):
+    """What brings a number to the host (`aten._local_scalar_dense`) would make a step wait for the GPU."""
+    mine = trainer(teacher=teacher(), opt="sgd", clip_grad=1.0)
+    waited = []
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten._local_scalar_dense.default:
+                waited.append(function)
+            return function(*args, **(kwargs or {}))
+
+    batches = list(mine.train_loader.epoch(0))
+    mine.step(batches[:1])
+    with Seen():
+        torch.ones(1).item()
+        assert len(waited) == 1  # it sees them
+        mine.step(batches[1:2])
+    assert len(waited) == 1
 
 
 # resuming

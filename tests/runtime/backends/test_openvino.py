@@ -294,7 +294,7 @@ def test_a_network_that_takes_no_image_is_refused(tmp_path):
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9),
         str(tmp_path / "m.onnx"),
     )
-    with pytest.raises(ArtifactError, match=r"inputs are x: i64.*expected one float input"):
+    with pytest.raises(ArtifactError, match=r"inputs are x: int64.*expected one float32 input"):
         OpenVinoBackend(tmp_path / "m.onnx")
 
 

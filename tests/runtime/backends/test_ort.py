@@ -66,7 +66,7 @@ def double(monkeypatch):
             return [types.SimpleNamespace(name="image", type="tensor(float)", shape=["N", 3, 8, 8])]
 
         def get_outputs(self):
-            return [types.SimpleNamespace(name="logits")]
+            return [types.SimpleNamespace(name="logits", type="tensor(float)", shape=["N", 10])]
 
     module.InferenceSession = Session
     monkeypatch.setitem(sys.modules, "onnxruntime", module)

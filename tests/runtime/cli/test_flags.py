@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import pytest
 
 from runtime import UsageError
-from runtime.cli import flags, front_door
+from runtime.cli import flags, front_door, help
 from runtime.cli.settings import Flag, settings_of
 
 
@@ -210,6 +210,36 @@ def test_a_file_typed_without_its_flag_is_answered_with_the_flag():
     assert str(found.value) == (
         "x.onnx: no flag takes this word; did you mean --engine x.onnx? See tool run --help"
     )
+
+
+@dataclass(frozen=True)
+class Bare:
+    """Flags whose words may be left out."""
+
+    engine: Annotated[Path, Flag("FILE", bare=True)]
+    data: Annotated[str, Flag("DATA", bare=True)] = "digits"
+    batch: int = 1
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("x.onnx", "photos", "--batch", "2"),
+        ("--engine", "x.onnx", "photos", "--batch", "2"),
+        ("--batch=2", "x.onnx", "--data", "photos"),
+        ("--data=photos", "--batch", "2", "--", "x.onnx"),
+    ],
+)
+def test_a_word_stands_for_the_first_flag_that_was_left_out(argv):
+    assert flags.parse(Bare, argv, "tool") == Bare(Path("x.onnx"), "photos", 2)
+
+
+def test_a_word_too_many_is_named_and_one_too_few_too():
+    with pytest.raises(UsageError, match=r"y\.onnx: no flag takes this word"):
+        flags.parse(Bare, ["x.onnx", "photos", "y.onnx"], "tool")
+    with pytest.raises(UsageError, match="Missing --engine FILE"):
+        flags.parse(Bare, ["--data", "photos"], "tool")
+    assert help.usage("tool", settings_of(Bare)) == "usage: tool [--engine] FILE [flags]"
 
 
 def test_what_a_recipe_says_can_be_taken_back():
