@@ -1,4 +1,5 @@
-"""Top-1, top-5 and loss of an artifact on labeled images, and its agreement with another one.
+"""Top-1, top-5, accuracy of each class and loss of an artifact on labeled images, and its agreement with
+another one.
 
 In:  an artifact (any `Predictor` with preprocessing) and an `ImageSet`.
 Out: `AccuracyResult`, logits included; `Comparison` of two; `AccuracyReport`, whose `to_dict` is the JSON
@@ -19,6 +20,7 @@ import numpy as np
 from runtime import ArtifactError, DataError, Predictor, Preprocess, env
 from runtime.artifact import require_same_classes
 from runtime.images import ImageSet
+from runtime.images.summary import ClassAccuracy, balanced_percent, class_accuracies
 
 from .subject import Description, require_preprocess
 
@@ -44,11 +46,18 @@ class AccuracyResult:
     """(N,) position of every image in the set."""
     skipped: list[str]
     """Names of images that could not be read."""
+    classes: list[ClassAccuracy]
+    """Accuracy of each class."""
 
     @property
     def n(self) -> int:
         """Images evaluated."""
         return len(self.labels)
+
+    @property
+    def balanced(self) -> float | None:
+        """Balanced accuracy: the mean over the classes that have images, percent."""
+        return balanced_percent(each.percent for each in self.classes)
 
 
 def evaluate(
@@ -97,6 +106,7 @@ def evaluate(
         labels,
         np.array(kept),
         skipped,
+        class_accuracies(labels, place < 1, images.class_names),
     )
 
 
@@ -178,9 +188,11 @@ class AccuracyReport:
             "skipped_images": self.result.skipped[:NAMED],
             "top1_percent": self.result.top1,
             "top5_percent": self.result.top5,
+            "balanced_percent": self.result.balanced,
             "loss_nats": self.result.loss,
             "reference": self.reference.to_dict() if self.reference else None,
             **{each.name: compared.get(each.name) for each in fields(Comparison)},
+            "classes": [each.to_dict() for each in self.result.classes],
             "fingerprint": self.fingerprint,
         }
 

@@ -52,6 +52,8 @@ class Row:
     skipped: int
     ran_on: str
     """Engine, provider, device, threads, as the engine reports them."""
+    balanced_percent: float | None = None
+    """Balanced accuracy: the mean over the classes that have images."""
 
 
 @dataclass(frozen=True)
@@ -164,4 +166,5 @@ def make_row(
         images=result.n,
         skipped=len(result.skipped),
         ran_on=ran_on,
+        balanced_percent=result.balanced,
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime import files
+from runtime.images.summary import balanced_line
 
 from . import report
 from .accuracy import AccuracyReport
@@ -62,7 +63,8 @@ def _boundary(name: str) -> str:
 
 def accuracy(found: AccuracyReport) -> Any:
     """A row per artifact, the conditions below."""
-    made = report.table("accuracy", left=["artifact"], right=["top-1 %", "top-5 %", "loss nats", "Δ top-1"])
+    headings = ["top-1 %", "top-5 %", "balanced %", "loss nats", "Δ top-1"]
+    made = report.table("accuracy", left=["artifact"], right=headings)
     result, compared = found.result, found.comparison
     name, other = found.subject.name, found.reference.name if found.reference else ""
     if found.reference and name == other:
@@ -71,13 +73,15 @@ def accuracy(found: AccuracyReport) -> Any:
         name,
         report.number(result.top1),
         report.number(result.top5),
+        report.number(result.balanced),
         report.number(result.loss, 4),
         report.number(compared.top1_difference_points if compared else None, sign=True),
     )
     skipped = f", {len(result.skipped)} unreadable images left out" if result.skipped else ""
     notes = [f"n={result.n} images of {found.data}{skipped}; {found.subject.file}; {found.subject.ran_on}"]
+    notes.append(balanced_line(result.classes))
     if found.reference and compared:
-        made.add_row(f"reference: {other}", report.number(compared.reference_top1_percent), "", "", "")
+        made.add_row(f"reference: {other}", report.number(compared.reference_top1_percent), "", "", "", "")
         notes.append(
             f"agreement {compared.agreement_percent:.2f} % (same best class as {found.reference.file}); "
             f"largest logit difference {compared.max_abs_logit_difference:.3g}"
@@ -182,6 +186,15 @@ def to_csv(table: Table) -> str:
     writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(row) for row in table.rows)
+    return text.getvalue()
+
+
+def classes_csv(found: AccuracyReport) -> str:
+    """One line for each class; percent is empty without images."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["name", "images", "right", "percent"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(each.to_dict() for each in found.result.classes)
     return text.getvalue()
 
 

@@ -7,7 +7,7 @@ Elsewhere: the command (distill.commands.eval), accuracy of exported artifacts (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from runtime.errors import DataError, MissingError, UsageError
+from runtime.images.summary import ClassAccuracy, balanced_percent, class_accuracies
 
 from .data import Batch
 
@@ -37,6 +38,21 @@ class Evaluation:
     """(images,) predicted class of each, in order."""
     right: torch.Tensor = field(repr=False, compare=False)
     """(images,) bool: whether that class is the label."""
+    labels: torch.Tensor = field(
+        repr=False, compare=False, default_factory=lambda: torch.zeros(0, dtype=torch.int64)
+    )
+    """(images,) the label of each."""
+
+    @property
+    def balanced(self) -> float | None:
+        """Balanced accuracy: the mean over the classes that have images, percent."""
+        classes = int(self.labels.max()) + 1 if len(self.labels) else 0
+        return balanced_percent(each.percent for each in self.of_classes([""] * classes))
+
+    def of_classes(self, names: Sequence[str]) -> list[ClassAccuracy]:
+        """Accuracy of each class, in the order of the names."""
+        right = self.right[: len(self.labels)]
+        return class_accuracies(self.labels.numpy(), right.numpy(), names)
 
 
 @dataclass(frozen=True)
@@ -52,11 +68,22 @@ class EvaluationReport:
     result: Evaluation
     notes: list[str]
     """What was done to the file to read it."""
+    class_names: Sequence[str] = ()
 
     @property
     def top1(self) -> float:
         """Percent."""
         return self.result.top1
+
+    @property
+    def balanced(self) -> float | None:
+        """Balanced accuracy: the mean over the classes that have images, percent."""
+        return self.result.balanced
+
+    @property
+    def classes(self) -> list[ClassAccuracy]:
+        """Accuracy of each class."""
+        return self.result.of_classes(self.class_names)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -66,10 +93,12 @@ class EvaluationReport:
             "model": self.model,
             "top1_percent": self.result.top1,
             "top5_percent": self.result.top5,
+            "balanced_percent": self.balanced,
             "loss_nats": self.result.loss,
             "images": self.result.images,
             "skipped_images": self.result.skipped,
             "notes": self.notes,
+            "classes": [each.to_dict() for each in self.classes],
         }
 
 
@@ -98,7 +127,7 @@ def evaluate(
         model.eval()
     right1 = right5 = images = skipped = 0
     loss = 0.0
-    classes, right = [], []
+    classes, right, truth = [], [], []
     for batch in loader:
         require_readable(batch.bad, skip_bad)
         skipped += len(batch.bad)
@@ -116,6 +145,7 @@ def evaluate(
         hits = best == labels[:, None]
         classes.append(best[:, 0].cpu())
         right.append(hits[:, 0].cpu())
+        truth.append(batch.labels.clone())  # a worker's own memory is let go
         right1 += int(hits[:, 0].sum())
         right5 += int(hits.sum())
         images += len(labels)
@@ -130,6 +160,7 @@ def evaluate(
         skipped,
         torch.cat(classes),
         torch.cat(right),
+        torch.cat(truth),
     )
 
 

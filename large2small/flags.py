@@ -25,6 +25,7 @@ class TrainFlags(TypedDict, total=False):
     img_size: int
     crop_pct: float
     num_classes: int
+    sampler: Literal["uniform", "balanced"]
     skip_bad_images: bool
     workers: int
     student: str
@@ -60,10 +61,13 @@ class TrainFlags(TypedDict, total=False):
     losses: Sequence[str]
     task_loss_weight: float
     smoothing: float
+    class_weights: Sequence[str | float] | Mapping[str, object]
     epochs: int
     batch: int
     grad_accum: int
     eval_batch: int
+    select: Literal["top1", "balanced", "loss"]
+    early_stop: int
     opt: str
     lr: float | None
     lr_base: float

@@ -1,7 +1,8 @@
-"""`distill bench accuracy`: top-1, top-5 and loss of an artifact, and its agreement with another one.
+"""`distill bench accuracy`: accuracy (of each class, too) and loss of an artifact, and its agreement with
+another one.
 
 In:  `Options`: an artifact and labeled images.
-Out: the result on stdout, with --json as one JSON object.
+Out: the result on stdout, with --json as one JSON object, with --csv the classes as lines.
 Elsewhere: the measurement (bench.accuracy), the table for a person (bench.tables).
 """
 
@@ -14,13 +15,14 @@ from typing import Annotated, Literal
 from runtime import env
 from runtime.cli import settings
 from runtime.cli.settings import Flag
+from runtime.errors import UsageError
 from runtime.images import ImageSet, open_images
 from runtime.terminal import progress_bar
 
 from .. import accuracy, report, tables
 from ..subject import Description, RunOptions, describe, open_artifact
 
-SUMMARY = "measure top-1, top-5 and agreement of an artifact on labeled images"
+SUMMARY = "measure accuracy, balanced accuracy and agreement of an artifact on labeled images"
 DESCRIPTION = """examples:
   {prog} student.onnx photos
   {prog} --engine student_int8.onnx --data photos --reference student.onnx --json
@@ -48,11 +50,15 @@ class Options(RunOptions):
     """Leave out and count images that cannot be read, instead of stopping at the first."""
     workers: Annotated[int | None, Flag("N", aliases=("-j",), least=1)] = None
     """Threads that decode images, 1 or more; by default all usable cores."""
+    csv: bool = False
+    """Print one line for each class (name, images, right, percent) as CSV and nothing else."""
     json: bool = False
     """Print the result as one JSON object and nothing else."""
 
     def __post_init__(self) -> None:
         settings.check(self)
+        if self.csv and self.json:
+            raise UsageError("--csv and --json: two forms of output. Give one")
         self.require_read([self.engine, *([self.reference] if self.reference else [])])
 
 
@@ -61,6 +67,8 @@ def run(options: Options) -> None:
     found = do(options)
     if options.json:
         report.print_json(found.to_dict())
+    elif options.csv:
+        print(tables.classes_csv(found), end="")
     else:
         report.console().print(tables.accuracy(found))
 

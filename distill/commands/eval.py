@@ -1,7 +1,7 @@
-"""`distill eval`: top-1, top-5 and loss of a checkpoint on labeled images.
+"""`distill eval`: top-1, top-5, balanced accuracy and loss of a checkpoint on labeled images.
 
 In:  a checkpoint, labeled images.
-Out: one line, or with --json one object.
+Out: two lines, or with --json one object that has each class.
 Elsewhere: the evaluation itself (distill.evaluate); accuracy of artifacts (bench.accuracy).
 """
 
@@ -16,11 +16,12 @@ from runtime.artifact import require_same_classes
 from runtime.cli import settings
 from runtime.cli.settings import Flag
 from runtime.errors import GateError
+from runtime.images.summary import balanced_line
 
 if TYPE_CHECKING:
     from ..evaluate import EvaluationReport
 
-SUMMARY = "measure top-1, top-5 and loss of a checkpoint"
+SUMMARY = "measure top-1, top-5, balanced accuracy and loss of a checkpoint"
 DESCRIPTION = """example:
   {prog} runs/student/best.pth --data DIR"""
 
@@ -63,7 +64,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """`distill eval`: print top-1, top-5 and loss of a checkpoint; 1 where its logits are not numbers."""
+    """`distill eval`: print the accuracy of a checkpoint; 1 where its logits are not numbers."""
     found = do(options)
     is_finite = math.isfinite(found.result.loss)
     if options.json:
@@ -77,6 +78,7 @@ def run(options: Options) -> int:
         f"{found.checkpoint}: {found.model}  top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  "
         f"loss {result.loss:.4f} nats  (n={result.images} {found.split} images of {found.data}{skipped})"
     )
+    print(f"{found.checkpoint}: {balanced_line(found.classes)}")
     if not is_finite:
         raise GateError(f"{found.checkpoint}: its logits hold NaN or inf, so these figures say nothing")
     return 0
@@ -121,4 +123,6 @@ def do(options: Options) -> EvaluationReport:
     notes = list(found.notes)
     if found.class_names is None:
         notes.append(f"carries no class names; their order is taken from {spec}")
-    return EvaluationReport(options.checkpoint, found.model, spec, options.split, result, notes)
+    return EvaluationReport(
+        options.checkpoint, found.model, spec, options.split, result, notes, images.class_names
+    )

@@ -25,6 +25,7 @@ from runtime.preprocess import Preprocess
 
 from ..recipe import Recipe
 from .augment import TransformError, in_one_line, training_transform
+from .balance import BalancedDraw, require_labels
 from .seeds import hash_seed, own_random_state, seed_all
 from .sets import StreamSet
 
@@ -66,8 +67,8 @@ def failure(name: str, error: Exception) -> Large2SmallError:
 
 
 class TrainSet(Dataset[Sample]):
-    """Augmented images by (epoch, index): what is drawn depends on seed, epoch and index alone, so any worker
-    may draw it.
+    """Augmented images by (epoch, number): what is drawn depends on seed, epoch and number alone, so any
+    worker may draw it. The image is number % N; a number of N or more is one that comes again in its epoch.
     """
 
     def __init__(self, images: ImageSet, transform: Any, seed: int, skip_bad: bool) -> None:
@@ -78,14 +79,15 @@ class TrainSet(Dataset[Sample]):
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[Sample]:
         with own_random_state():
-            return [self._one(epoch, index) for epoch, index in keys]
+            return [self._one(epoch, number) for epoch, number in keys]
 
-    def _one(self, epoch: int, index: int) -> Sample:
+    def _one(self, epoch: int, number: int) -> Sample:
         bad: list[str] = []
+        again, index = divmod(number, len(self.images))
         while True:
             try:
                 image = self.images.image(index)
-                seed_all(hash_seed(self.seed, epoch, index))
+                seed_all(hash_seed(self.seed, epoch, again * len(self.images) + index))
                 return self.transform(image), int(self.images.labels[index]), bad
             except DataError as error:
                 bad.append(str(error))
@@ -187,12 +189,12 @@ def _decoded(stream: Any) -> Iterator[Any]:
 
 
 class EpochOrder:
-    """Batches of (epoch, index) in a seeded random order; `start` skips what a resumed run has
-    already seen.
+    """Batches of (epoch, number) in a seeded random order, each image once or as `draw` says; `start` skips
+    what a resumed run has already seen.
     """
 
-    def __init__(self, size: int, batch: int, seed: int) -> None:
-        self.size, self.batch, self.seed = size, batch, seed
+    def __init__(self, size: int, batch: int, seed: int, draw: BalancedDraw | None = None) -> None:
+        self.size, self.batch, self.seed, self.draw = size, batch, seed, draw
         self.epoch = self.start = 0
 
     def __len__(self) -> int:
@@ -200,7 +202,7 @@ class EpochOrder:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch, -1))
-        order = torch.randperm(self.size, generator=generator).tolist()
+        order = self.draw(generator) if self.draw else torch.randperm(self.size, generator=generator).tolist()
         for step in range(self.start, len(self)):
             yield [(self.epoch, index) for index in order[step * self.batch : (step + 1) * self.batch]]
 
@@ -220,13 +222,17 @@ class TrainLoader:
             )
         common = loader_settings(recipe.workers, device)
         self.stream = isinstance(images, StreamSet)
+        balanced = recipe.sampler == "balanced"
+        if balanced:
+            require_labels(images, "--sampler balanced")
         if isinstance(images, StreamSet):
             self.items = StreamItems(images, transform, recipe.seed, recipe.batch, recipe.skip_bad_images)
             self.loader = Loader(
                 self.items, batch_size=recipe.batch, drop_last=True, **common | {"persistent_workers": False}
             )
         else:
-            self.order = EpochOrder(len(images), recipe.batch, recipe.seed)
+            draw = BalancedDraw(images.labels) if balanced else None
+            self.order = EpochOrder(len(images), recipe.batch, recipe.seed, draw)
             self.loader = Loader(
                 TrainSet(images, transform, recipe.seed, recipe.skip_bad_images),
                 batch_sampler=self.order,

@@ -60,6 +60,9 @@ class Data(Group):
     with --crop-padding)."""
     num_classes: Annotated[int, Flag("N", least=0)] = 0
     """Number of classes; only needed for streamed data (wds, hfids, tfds), whose classes have no names."""
+    sampler: Literal["uniform", "balanced"] = "uniform"
+    """Choice of an epoch's images: each once (uniform), or as many in all, equally many of each class, those
+    of a rare class several times (balanced)."""
     skip_bad_images: bool = False
     """Leave unreadable images out (training takes the next one instead) and count them; otherwise the first
     one stops the run."""
@@ -187,6 +190,10 @@ class Distillation(Group):
     """Weight of the cross-entropy with the labels beside a teacher, 0 or more; without a teacher it is 1."""
     smoothing: Annotated[float, Flag("SHARE", least=0, below=1)] = 0.0
     """Label smoothing, 0 to below 1."""
+    class_weights: Annotated[tuple[str, ...], Flag("WEIGHT")] = ()
+    """Weights of the classes in the cross-entropy with the labels: balanced (the rarer, the larger), a number
+    for each class in the order of the classes, CLASS=WEIGHT (others 1), or a file of lines class,weight.
+    Scaled to a mean of 1 over the training images; by default none."""
 
     def check(self) -> None:
         """Refuse losses that contradict each other."""
@@ -214,6 +221,12 @@ class Length(Group):
     """Forward passes per optimizer step."""
     eval_batch: Annotated[int, Flag("N", least=1)] = 256
     """Images per forward pass in validation."""
+    select: Literal["top1", "balanced", "loss"] = "top1"
+    """Measure on the validation images that chooses the best epoch: top1, balanced (accuracy as the mean over
+    the classes) or loss."""
+    early_stop: Annotated[int, Flag("N", least=0)] = 0
+    """End after N epochs in a row without an improvement of what --select names; 0: never. The schedule stays
+    the one of all --epochs, so the learning rate may still be high then."""
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,8 @@ def typed(values: dict[str, Any], kind: type, name: str) -> dict[str, Any]:
             raise UsageError(f"{name}: unknown key {key!r}{nearest(plain, set(known))}")
         if plain == "losses" and isinstance(value, list):
             value = [_loss_as_text(entry, f"{name}: {key}") for entry in value]
+        if plain == "class_weights":
+            value = _weights_as_text(value, f"{name}: {key}")
         checked[plain] = _typed(value, known[plain], f"{name}: {key}")
     return checked
 
@@ -164,6 +166,30 @@ def _loss_as_text(entry: Any, where: str) -> Any:
         )
     settings = ",".join(f"{key}={files.json_text(value)}" for key, value in entry.items() if key != "name")
     return entry["name"] + (f":{settings}" if settings else "")
+
+
+def _weights_as_text(value: Any, where: str) -> list[str]:
+    """balanced, [1, 2] or {cat: 2} in the form that the flag has. Raises UsageError for the name of a file: a
+    recipe holds the weights themselves.
+    """
+    if isinstance(value, dict):
+        return [f"{name}={weight}" for name, weight in value.items()]
+    words = [str(each) for each in value] if isinstance(value, (list, tuple)) else [str(value or "none")]
+    if words not in (["none"], ["balanced"]) and not all(map(is_weight, words)):
+        raise UsageError(
+            f"{where} is {value!r}; expected balanced, none, a number for each class, or the weights by"
+            " class, as in {cat: 2}"
+        )
+    return words
+
+
+def is_weight(word: str) -> bool:
+    """Is it a number, or CLASS=NUMBER?"""
+    try:
+        float(word.rpartition("=")[2])
+    except ValueError:
+        return False
+    return not word.startswith("=")
 
 
 def _typed(value: Any, setting: Setting, where: str) -> Any:

@@ -12,8 +12,9 @@ from typing import Any
 
 from runtime.images import ImageSet
 
+from ..data.balance import class_weights
 from ..recipe import Recipe
-from ..training.parts import warmup_of
+from ..training.parts import LayerRates, warmup_of
 from ..training.task import Splits
 
 FEW_STEPS = 5
@@ -52,6 +53,13 @@ class Header:
     peak_lr: float
     warmup_epochs: float
     layer_decay: float | None
+    layers: LayerRates | None = None
+    """What the layer decay makes of the peak rate."""
+    sampler: str = "uniform"
+    class_weights: tuple[tuple[str, float], tuple[str, float]] | None = None
+    """(class, weight) of the smallest and the largest weight in the labels' loss; None where all are 1."""
+    select: str = "top1"
+    """What chooses the best epoch."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -62,7 +70,6 @@ class Header:
         (small, few), (large, many) = self.smallest_class, self.largest_class
         size = " x ".join(map(str, self.input_size))
         over = f", {self.left_over} images left over" if self.left_over else ""
-        decay = f", layer decay {self.layer_decay:g}" if self.layer_decay else ""
         return [
             f"data     {self.train_images:,} training, {self.val_images:,} validation images",
             f"         {self.classes} classes, {few:,} ({small}) to {many:,} ({large}) images",
@@ -70,11 +77,28 @@ class Header:
             f"student  {self.student}, {self.parameters / 1e6:.2f} M parameters, {size}",
             f"teacher  {self.teacher}",
             f"run      {self.epochs} epochs of {self.steps_per_epoch} steps of {self.batch} images{over}",
-            (
-                f"         peak rate {self.peak_lr:.3g}, warm-up {self.warmup_epochs:g} epochs{decay},"
-                f" {self.device}"
-            ),
+            f"         peak rate {self.peak_lr:.3g}, warm-up {self.warmup_epochs:g} epochs, {self.device}",
+            *self._balance_lines(),
         ]
+
+    def _balance_lines(self) -> list[str]:
+        """What treats layers or classes unequally."""
+        lines = []
+        if self.layers:
+            r, many = self.layers, "s" * (self.layers.groups > 1)
+            lines.append(
+                f"         layer decay {self.layer_decay:g}: {r.groups} group{many} of layers, peak rates"
+                f" {r.smallest:.3g} to {r.largest:.3g}"
+            )
+        if self.sampler == "balanced":
+            each = self.train_images / max(self.classes, 1)
+            lines.append(
+                f"sampler  balanced: {self.train_images:,} images an epoch, about {each:,.0f} of each class"
+            )
+        if self.class_weights:
+            (low, least), (high, most) = self.class_weights
+            lines.append(f"weights  of the labels' loss: {least:.3g} ({low}) to {most:.3g} ({high})")
+        return lines
 
     def warnings(self) -> list[str]:
         """What will not go well, and the flag that helps."""
@@ -85,11 +109,7 @@ class Header:
                 f" give a smaller --batch (now {self.batch}) or more --epochs"
             )
         if self.smallest_class[1] and self.largest_class[1] / self.smallest_class[1] >= LOPSIDED:
-            ratio = self.largest_class[1] / self.smallest_class[1]
-            found.append(
-                f"the largest class has {ratio:.1f} times the images of the smallest: top-1 mostly says how"
-                " good the large classes are; the report shows each class"
-            )
+            found += self._lopsided(self.largest_class[1] / self.smallest_class[1])
         if self.val_images and self.val_images < FEW_VALIDATION_IMAGES:
             found.append(
                 f"{self.val_images} validation images: one of them is {100 / self.val_images:.1f} points of"
@@ -97,7 +117,26 @@ class Header:
             )
         if self.overlap:
             found.append(f"{self.overlap}: accuracy is too high by them")
+        if self.sampler == "balanced" and self.class_weights:
+            found.append(
+                "--sampler balanced and --class-weights both make up for rare classes, which then count twice"
+                " over: leave one out"
+            )
         return found
+
+    def _lopsided(self, ratio: float) -> list[str]:
+        """Classes of very unequal size, and what makes up for it; nothing where all that is done."""
+        help_ = []
+        if self.sampler != "balanced" and not self.class_weights:
+            help_.append("--sampler balanced or --class-weights balanced gives the small ones the same say")
+        if self.select == "top1":
+            help_.append("--select balanced takes the epoch with the best mean over the classes")
+        if not help_:
+            return []
+        return [
+            f"the largest class has {ratio:.1f} times the images of the smallest: top-1 mostly says how"
+            f" good the large classes are; {'; '.join(help_)}"
+        ]
 
 
 def header_of(
@@ -107,8 +146,9 @@ def header_of(
     input_size: tuple[int, int, int],
     teacher: str,
     device: str,
+    layers: LayerRates | None = None,
 ) -> Header:
-    """The header of a run. teacher: in words."""
+    """The header of a run. teacher: in words; layers: what --layer-decay makes of the student's rates."""
     about = data.train.summary()
     images = recipe.batch * recipe.grad_accum
     steps = len(data.train) // recipe.batch // recipe.grad_accum
@@ -132,7 +172,21 @@ def header_of(
         peak_lr=recipe.peak_lr,
         warmup_epochs=warmup_of(recipe),
         layer_decay=recipe.layer_decay,
+        layers=layers,
+        sampler=recipe.sampler,
+        class_weights=_range_of_weights(recipe, data.train),
+        select=recipe.select,
     )
+
+
+def _range_of_weights(recipe: Recipe, train: ImageSet) -> tuple[tuple[str, float], tuple[str, float]] | None:
+    """(class, weight) of the smallest and of the largest weight in the labels' loss."""
+    weights = class_weights(recipe.class_weights, train)
+    if weights is None:
+        return None
+    low, high = int(weights.argmin()), int(weights.argmax())
+    names = train.class_names
+    return (names[low], float(weights[low])), (names[high], float(weights[high]))
 
 
 def _overlap(train: ImageSet, val: ImageSet) -> str:

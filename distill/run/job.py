@@ -26,14 +26,15 @@ from .. import checkpoint as checkpoints
 from .. import models
 from .. import recipe as recipes
 from .. import teacher as teachers
-from ..data import eval_loader
+from ..data import balance, eval_loader
 from ..erf import field, report
 from ..erf.options import ErfOptions
 from ..evaluate import Evaluation, evaluate, pick_device
 from ..recipe import Recipe
 from ..training import finite
 from ..training import trainer as trainers
-from ..training.parts import start_of
+from ..training.freezing import freeze
+from ..training.parts import LayerRates, layer_rates, start_of
 from ..training.task import Splits, Task, lineage_of
 from . import teacher_fit, trial
 from .folder import remove_old_run, with_files
@@ -82,10 +83,11 @@ def prepare(options: TrainOptions, folder: Path, make_trainer: Callable[[Task], 
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what runs in fp32
     data = open_splits(options, folder, bool(options.resume))
+    options = with_balance(options, data.train)
     preprocess, assumed = student_preprocess(options)
     for line in assumed:
         say(f"student: {line}")
-    parameters = try_student(options, preprocess, len(data.train.class_names))
+    tried = try_student(options, preprocess, len(data.train.class_names))
     recipe = recipe_of(options)
     plain = Task("plain", recipe, folder, data.train, data.val, preprocess, device)
     source = open_teacher(options, folder, data.train.class_names)
@@ -101,10 +103,11 @@ def prepare(options: TrainOptions, folder: Path, make_trainer: Callable[[Task], 
     header = header_of(
         recipe,
         data,
-        parameters,
+        tried.parameters,
         preprocess.input_size,
         _teacher_words(options, teacher, accuracy),
         device.type,
+        tried.layers,
     )
     student = replace(
         plain,
@@ -125,8 +128,27 @@ def prepare(options: TrainOptions, folder: Path, make_trainer: Callable[[Task], 
     )
 
 
-def try_student(options: TrainOptions, preprocess: Preprocess, classes: int) -> int:
-    """The number of the student's parameters. Raises UsageError where it cannot take the images."""
+def with_balance(options: TrainOptions, train: ImageSet) -> TrainOptions:
+    """The options with the content of a file of --class-weights in place of its name. Raises UsageError for
+    weights that do not fit the classes, and where the sampler or the weights need labels that are not known.
+    """
+    if options.sampler == "balanced":
+        balance.require_labels(train, "--sampler balanced")
+    options = replace(options, class_weights=balance.settled(options.class_weights))
+    balance.class_weights(options.class_weights, train)
+    return options
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A student that can take the images."""
+
+    parameters: int
+    layers: LayerRates | None
+
+
+def try_student(options: TrainOptions, preprocess: Preprocess, classes: int) -> Tried:
+    """The student's size and the rates of its layers. Raises UsageError where it cannot take the images."""
     _, arguments = start_of(options, preprocess)
     with torch.random.fork_rng(devices=[]):
         network = models.build(options.student, classes, arguments)
@@ -139,7 +161,12 @@ def try_student(options: TrainOptions, preprocess: Preprocess, classes: int) -> 
         options.freeze,
         options.freeze_norms,
     )
-    return sum(parameter.numel() for parameter in network.parameters())
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    if options.layer_decay is None:
+        return Tried(parameters, None)
+    with torch.random.fork_rng(devices=[]):  # only what trains has a rate
+        freeze(network, options.freeze, options.freeze_norms, preprocess.input_size)
+    return Tried(parameters, layer_rates(options, network))
 
 
 def _teacher_words(
@@ -207,6 +234,7 @@ def fit_whole_teacher(
         teacher="none",
         teacher_ckpt="",
         epochs=options.teacher_fit_epochs,
+        early_stop=0,
         lr=options.teacher_fit_lr,
         freeze="",
         sparsity=0.0,
@@ -261,6 +289,10 @@ def train_role(job: Job, task: Task) -> RoleResult:
         more=details.values,
         words=details.words,
         right=trainer.best_right,
+        balanced_percent=best.val_balanced_percent,
+        select=task.recipe.select,
+        epochs=trainer.epoch,
+        early_end=trainer.early_end,
     )
 
 
@@ -341,7 +373,7 @@ def _resume(trainer: trainers.Trainer) -> None:
         say(f"{role}: nothing was saved yet, so it starts from the beginning")
         return
     trainer.resume(last)
-    if trainer.epoch < trainer.recipe.epochs:
+    if not trainer.is_over:
         say(f"{role}: resumed at epoch {trainer.epoch + 1}, step {trainer.updates}")
     else:
         say(f"{role}: already finished")

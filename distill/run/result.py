@@ -17,6 +17,7 @@ from torch import Tensor
 from ..erf.field import Squares
 from ..erf.report import Measured
 from ..teacher import USUAL_CAUSES, Origin
+from ..training.selection import NAMES
 from .interval import Paired, paired
 
 WORSE_TEACHER = 10.0
@@ -42,11 +43,31 @@ class RoleResult:
     """What else the summary says about it."""
     right: Tensor | None = field(default=None, repr=False, compare=False)
     """(validation images,) bool: where it is right; None where a run of an older version does not say."""
+    balanced_percent: float | None = None
+    """Balanced accuracy: the mean over the classes; None where a run of an older version does not say."""
+    select: str = "top1"
+    """What chose this epoch."""
+    epochs: int = 0
+    """Epochs that were trained."""
+    early_end: str = ""
+    """Why and when --early-stop ended the training; empty where it did not."""
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
         del values["words"], values["right"]
         return values | values.pop("more")
+
+    @property
+    def measures(self) -> str:
+        """What is said behind top-1: balanced accuracy where it is another number, what chose the epoch."""
+        parts = []
+        balanced = self.balanced_percent
+        if balanced is not None and (self.select == "balanced" or abs(balanced - self.top1_percent) >= 0.005):
+            parts.append(f"balanced accuracy {balanced:.2f} %")
+        if self.select == "loss":
+            parts.append(f"loss {self.loss_nats:.4f}")
+        chosen = f", chosen by {NAMES[self.select]}" if self.select != "top1" else ""
+        return "".join(f", {part}" for part in parts) + f" after epoch {self.epoch}{chosen} (n={self.images})"
 
 
 @dataclass(frozen=True)
@@ -88,6 +109,11 @@ class RunResult:
     def top1(self) -> float:
         """Top-1 of the student on the validation images, percent."""
         return self.best.top1_percent
+
+    @property
+    def balanced(self) -> float | None:
+        """Balanced accuracy of the student on the same images: the mean over the classes, percent."""
+        return self.best.balanced_percent
 
     @property
     def teacher_top1(self) -> float | None:
@@ -141,10 +167,11 @@ class RunResult:
     def summary(self) -> str:
         """A few lines for a person."""
         lines = [self._best_line()]
+        lines += [f"{name}: {role.early_end}" for name, role in self._roles() if role.early_end]
         if self.control and self.gain_points is not None:
             lines += [
-                f"{self.control.checkpoint}: top-1 {self.control.top1_percent:.2f} %; this is the control,"
-                " trained the same way without the teacher",
+                f"{self.control.checkpoint}: top-1 {self.control.top1_percent:.2f} %"
+                f"{self.control.measures}; this is the control, trained the same way without the teacher",
                 _gain_sentence(self.gain_points, self.gain),
             ]
         if self.teacher and self.teacher.top1_percent < self.best.top1_percent - WORSE_TEACHER:
@@ -169,11 +196,12 @@ class RunResult:
         lines.append(f"next: distill export onnx --int8 {self.best.checkpoint}")
         return "\n".join(lines)
 
+    def _roles(self) -> list[tuple[str, RoleResult]]:
+        return [("student", self.best), *([("control", self.control)] if self.control else [])]
+
     def _best_line(self) -> str:
         best = self.best
-        line = (
-            f"{best.checkpoint}: top-1 {best.top1_percent:.2f} % after epoch {best.epoch} (n={best.images})"
-        )
+        line = f"{best.checkpoint}: top-1 {best.top1_percent:.2f} %{best.measures}"
         teacher = f"; the teacher has {self.teacher.top1_percent:.2f} %" if self.teacher else ""
         return line + best.words + teacher
 

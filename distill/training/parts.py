@@ -26,6 +26,7 @@ from runtime.preprocess import Preprocess
 
 from .. import checkpoint as checkpoints
 from .. import models
+from ..data import balance
 from ..data.seeds import seed_all
 from ..models import classifier
 from ..recipe import Recipe, key_values
@@ -156,6 +157,27 @@ def optimizer_and_schedule(
     return optimizer, schedule
 
 
+@dataclass(frozen=True)
+class LayerRates:
+    """The peak learning rates that --layer-decay gives to groups of layers."""
+
+    groups: int
+    """Groups of layers that train, each with a rate of its own."""
+    smallest: float
+    largest: float
+
+
+def layer_rates(recipe: Recipe, model: nn.Module) -> LayerRates | None:
+    """Of the parts of `model` that train; None without --layer-decay. Raises UsageError as
+    `optimizer_and_schedule` does.
+    """
+    if recipe.layer_decay is None:
+        return None
+    optimizer, _ = optimizer_and_schedule(recipe, model, [], 1)
+    rates = sorted({recipe.peak_lr * group.get("lr_scale", 1.0) for group in optimizer.param_groups})
+    return LayerRates(len(rates), rates[0], rates[-1])
+
+
 def warmup_of(recipe: Recipe) -> float:
     """Epochs of warm-up: what the recipe says, or WARMUP_EPOCHS and at most a fifth of the run."""
     if recipe.warmup_epochs is not None:
@@ -188,6 +210,14 @@ def mixing(recipe: Recipe, num_classes: int) -> Mixup | None:
         label_smoothing=recipe.smoothing,
         num_classes=num_classes,
     )
+
+
+def label_weights(task: Task) -> torch.Tensor | None:
+    """(K,) float32 on the task's device: what the labels' cross-entropy counts for each class; None without
+    --class-weights.
+    """
+    weights = balance.class_weights(task.recipe.class_weights, task.train)
+    return None if weights is None else torch.tensor(weights, dtype=torch.float32, device=task.device)
 
 
 def sparse_training(

@@ -20,6 +20,11 @@ from torch import Tensor
 
 from runtime import files
 
+OF_CLASSES = ("val_balanced_percent", "val_class_percent")
+"""Columns that older versions do not have; the second, a mapping, is only in metrics.jsonl."""
+MOST_CLASSES = 1000
+"""Classes up to which every epoch records each of them."""
+
 
 class StepLosses(NamedTuple):
     """What one batch gave: scalars on the device."""
@@ -92,7 +97,7 @@ class EpochRecord:
     train_distill_loss: float | None
     """Weighted sum of the distillation losses; None without a teacher."""
     train_task_loss: float
-    """Cross-entropy, nats per image."""
+    """Cross-entropy, nats per image; weighted with --class-weights."""
     train_each_loss: Mapping[str, float]
     """Every distillation loss without its weight; the column of `kl` is train_kl_loss."""
     val_top1_percent: float
@@ -104,15 +109,23 @@ class EpochRecord:
     teacher_share_of_step: float | None
     train_seconds: float
     bad_images: int
+    val_balanced_percent: float | None = None
+    """Balanced accuracy: mean over the classes that have validation images; None in a run of an older
+    version."""
+    val_class_percent: Mapping[str, float | None] = field(default_factory=dict)
+    """Accuracy of each class, None for one without validation images; empty beyond MOST_CLASSES. Only in
+    metrics.jsonl."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The columns in their order, every distillation loss in one of its own."""
+        """The columns in their order, every distillation loss in one of its own; without what is of classes
+        where the record does not say it.
+        """
         values: dict[str, Any] = {}
         for each in fields(self):
             value = getattr(self, each.name)
             if each.name == "train_each_loss":
                 values |= {f"train_{name}_loss": loss for name, loss in value.items()}
-            else:
+            elif value not in (None, {}) or each.name not in OF_CLASSES:
                 values[each.name] = value
         return values
 
@@ -167,7 +180,8 @@ def write_records(folder: Path, history: Sequence[EpochRecord]) -> None:
         return
     rows = [record.to_dict() for record in history]
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    columns = [name for name in dict.fromkeys(key for row in rows for key in row) if name != OF_CLASSES[1]]
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
     files.write_text(folder / "summary.csv", text.getvalue())
@@ -184,13 +198,19 @@ def write_events(folder: Path, record: EpochRecord) -> None:
                 writer.add_scalar(key, value, record.step)
 
 
-def epoch_line(role: str, record: EpochRecord, epochs: int, best_top1: float) -> str:
-    """What a person reads at the end of an epoch."""
+def epoch_line(
+    role: str, record: EpochRecord, epochs: int, best: str, balanced: bool = False, loss: bool = False
+) -> str:
+    """What a person reads at the end of an epoch. best: the measure of the best epoch; balanced, loss: what
+    is shown of the validation beside top-1.
+    """
     share, bad = record.teacher_share_of_step, record.bad_images
     return (
         f"{role}: epoch {record.epoch}/{epochs}  loss {record.train_loss:.4f}"
-        f"  top-1 {record.val_top1_percent:.2f} %  (best {best_top1:.2f} %)"
-        f"  {record.train_images_per_s:,.0f} images/s"
+        f"  top-1 {record.val_top1_percent:.2f} %"
+        + (f"  balanced {record.val_balanced_percent or 0:.2f} %" if balanced else "")
+        + (f"  val loss {record.val_loss_nats:.4f}" if loss else "")
+        + f"  (best {best})  {record.train_images_per_s:,.0f} images/s"
         + (f"  teacher {share:.0%} of the step" if share is not None else "")
         + (f"  {bad} unreadable images left out" if bad else "")
     )

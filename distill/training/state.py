@@ -20,8 +20,11 @@ from .. import recipe as recipes
 from ..checkpoint import Checkpoint
 from ..recipe import Recipe
 
-FREE_ON_RESUME = {"workers", "device", "checkpoint_minutes", "eval_batch", "tensorboard", "skip_bad_images"}
-"""Settings that a resumed run may change: none of them changes the weights."""
+FREE_ON_RESUME = {
+    *("workers", "device", "checkpoint_minutes", "eval_batch", "tensorboard", "skip_bad_images"),
+    "early_stop",
+}
+"""Settings that a resumed run may change: none of them changes the weights of an epoch."""
 
 
 def require_same_run(last: Checkpoint, recipe: Recipe, lineage: Mapping[str, Any]) -> dict[str, Any]:

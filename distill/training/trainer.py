@@ -33,7 +33,17 @@ from . import finite, parts, state
 from .display import TrainingDisplay
 from .freezing import freeze
 from .objective import Objective
-from .records import EpochRecord, StepLosses, Stopwatch, Tally, epoch_line, write_events, write_records
+from .records import (
+    MOST_CLASSES,
+    EpochRecord,
+    StepLosses,
+    Stopwatch,
+    Tally,
+    epoch_line,
+    write_events,
+    write_records,
+)
+from .selection import Selection
 from .sparsity import SparseTraining
 from .stopping import StopSignal
 from .task import Task
@@ -79,8 +89,10 @@ class Trainer:
         self.precision = parts.precision_of(recipe, device)
         self.ema = parts.averaged_weights(recipe, self.model)
         self.mixup = parts.mixing(recipe, len(task.class_names))
+        self.class_weights = parts.label_weights(task)
         updates = recipe.epochs * self.steps_per_epoch
         self.sparse = parts.sparse_training(recipe, self.model, self.optimizer, self.ema, updates)
+        self.selection = Selection.of(recipe)
         self.epoch = self.step_in_epoch = self.updates = 0
         self.tally = Tally()
         self.history: list[EpochRecord] = []
@@ -189,13 +201,25 @@ class Trainer:
         with self.precision.autocast():
             student_out = self.objective.student(images) if self.objective else Outputs(self.forward(images))
         are_finite = finite.of_logits(student_out.logits, teacher_out.logits if teacher_out else None)
-        smoothing = 0.0 if labels.ndim == 2 else self.recipe.smoothing  # mixed labels are smoothed already
-        task_loss = F.cross_entropy(student_out.logits.float(), labels, label_smoothing=smoothing)
+        task_loss = self.task_loss(student_out.logits.float(), labels)
         if self.objective is None or teacher_out is None:
             return StepLosses(task_loss, task_loss.new_zeros(()), task_loss, [], are_finite)
         distill_loss, each = self.objective(student_out, teacher_out, labels)
         total = distill_loss + self.recipe.task_loss_weight * task_loss
         return StepLosses(total, distill_loss, task_loss, each, are_finite)
+
+    def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of logits (N, K) with labels (N,) or mixed (N, K), nats per image, weighted where the
+        recipe says so: the mean over the batch, not over its weights, because those have mean 1 over all
+        images.
+        """
+        smoothing = 0.0 if labels.ndim == 2 else self.recipe.smoothing  # mixed labels are smoothed already
+        if self.class_weights is None:
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        each = F.cross_entropy(
+            logits, labels, self.class_weights, label_smoothing=smoothing, reduction="none"
+        )
+        return each.mean()
 
     def flush(self) -> float:
         """Bring the pending losses to the host and add them up; returns the last. Raises GateError when one
@@ -280,16 +304,28 @@ class Trainer:
                 if self.sparse and not self.sparse.masks:
                     self._start_sparse(self.sparse)
                     display.say(f"{role}: {self.sparse.summary()}")
-                while self.epoch < epochs:
+                while not self.is_over:
                     self._train_epoch(display)
                     self._end_epoch(display)
                     self.check_stop()
             except (DataError, Interrupted):
                 self.save()
                 raise
+            if self.early_end:
+                display.say(f"{role}: {self.early_end}")
         if self.best is None:
             raise AssertionError("no epoch was trained")
         return self.best
+
+    @property
+    def is_over(self) -> bool:
+        """Was the last epoch trained, or did --early-stop end the training?"""
+        return self.epoch >= self.recipe.epochs or self.selection.is_over(self.history, self.best)
+
+    @property
+    def early_end(self) -> str:
+        """Why and when --early-stop ended the training; empty where it did not."""
+        return self.selection.end(self.history, self.best, self.recipe.epochs)
 
     def _start_sparse(self, sparse: SparseTraining) -> None:
         """First masks, from the gradients of the first batch's cross-entropy."""
@@ -333,14 +369,26 @@ class Trainer:
         record = self._record(found)
         self.history.append(record)
         self.epoch, self.step_in_epoch, self.tally = self.epoch + 1, 0, Tally()
-        if self.best is None or record.val_top1_percent > self.best.val_top1_percent:
+        if self.selection.is_better(record, self.best):
             self.best, self.best_right = record, found.right
             checkpoints.save(self._best_checkpoint(record), self.task.folder / "best.pth")
         self.save()
         write_records(self.task.folder, self.history)
         if self.recipe.tensorboard:
             write_events(self.task.folder, record)
-        display.say(epoch_line(self.task.role, record, self.recipe.epochs, self.best.val_top1_percent))
+        display.say(self._line(record))
+
+    def _line(self, record: EpochRecord) -> str:
+        """What a person reads of the epoch; balanced accuracy where it is not top-1 by another name."""
+        measure, best, counts = self.recipe.select, self.best or record, self.task.val.summary().counts
+        return epoch_line(
+            self.task.role,
+            record,
+            self.recipe.epochs,
+            self.selection.shown(best),
+            balanced=measure == "balanced" or len({count for count in counts if count}) != 1,
+            loss=measure == "loss",
+        )
 
     def validate(self, batches: Iterable[Batch] | None = None) -> Evaluation:
         """Accuracy on the validation images, of the averaged weights where they are kept; or on `batches`."""
@@ -358,6 +406,7 @@ class Trainer:
         """The epoch's figures, before they are set back to 0."""
         t, steps, teacher_classes = self.tally, max(self.tally.steps, 1), self.task.teacher_classes
         names = self.objective.names if self.objective else []
+        classes = found.of_classes(self.task.class_names)
         return EpochRecord(
             epoch=self.epoch + 1,
             step=self.updates,
@@ -377,6 +426,10 @@ class Trainer:
             teacher_share_of_step=t.teacher_share,
             train_seconds=t.seconds,
             bad_images=t.bad_images + found.skipped,
+            val_balanced_percent=found.balanced,
+            val_class_percent=(
+                {each.name: each.percent for each in classes} if len(classes) <= MOST_CLASSES else {}
+            ),
         )
 
     def check_stop(self) -> None:
@@ -391,6 +444,8 @@ class Trainer:
             "top1": best.val_top1_percent,
             "top5": best.val_top5_percent,
             "loss": best.val_loss_nats,
+            "balanced": best.val_balanced_percent,
+            "select": self.recipe.select,
             "epoch": best.epoch,
             "images": best.val_images,
             "weights": "ema" if self.ema else "raw",

@@ -139,7 +139,7 @@ class QatTrainer(Trainer):
         graph's.
         """
         if metrics:
-            kept = {key: metrics[key] for key in ("epoch", "images", "weights")}
+            kept = {key: metrics[key] for key in ("epoch", "images", "weights", "select")}
             metrics = {
                 "top1": self.before["fp32_top1"],
                 "top5": self.before["fp32_top5"],
@@ -147,6 +147,7 @@ class QatTrainer(Trainer):
                 "int8_top1": metrics["top1"],
                 "int8_top5": metrics["top5"],
                 "int8_loss": metrics["loss"],
+                "int8_balanced": metrics["balanced"],
                 "untrained_int8_top1": self.before["int8_top1"],
                 **kept,
             }

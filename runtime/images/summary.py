@@ -1,16 +1,19 @@
-"""What a data set holds in a few numbers, for a person to look at before a training.
+"""What a data set holds in a few numbers, for a person to look at before a training; and class by class, what
+a network gets right of it.
 
-In:  class names, labels (N,), what was left out of the set.
-Out: a `Summary` of one set; an `Overlap` of two.
+In:  class names, labels (N,), what was left out of the set; which images a network is right about.
+Out: a `Summary` of one set; an `Overlap` of two; a `ClassAccuracy` for each class.
 Elsewhere: finding the images (runtime.images.scan), the sets (runtime.images.sets), the command that
 reads every image (runtime.commands.check).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,50 @@ class Overlap:
         """One line for a person."""
         names = "; ".join(f"{a} = {b}" for a, b in self.pairs)
         return f"{self.count} {second} images are {first} images as well ({names})"
+
+
+@dataclass(frozen=True)
+class ClassAccuracy:
+    """One class of an evaluation."""
+
+    name: str
+    images: int
+    right: int
+
+    @property
+    def percent(self) -> float | None:
+        """Share of its images that are right; None without images."""
+        return 100 * self.right / self.images if self.images else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self) | {"percent": self.percent}
+
+
+def class_accuracies(labels: np.ndarray, right: np.ndarray, names: Sequence[str]) -> list[ClassAccuracy]:
+    """labels (N,) integer, right (N,) bool -> accuracy of each class, in the order of the names."""
+    images = np.bincount(labels, minlength=len(names)).tolist()
+    hits = np.bincount(labels[right], minlength=len(names)).tolist()
+    return [ClassAccuracy(*each) for each in zip(names, images, hits, strict=True)]
+
+
+def balanced_percent(percents: Iterable[float | None]) -> float | None:
+    """Balanced accuracy: the mean over the classes, of which those without images (None) are left out; None
+    where all are.
+    """
+    known = [percent for percent in percents if percent is not None]
+    return sum(known) / len(known) if known else None
+
+
+def balanced_line(classes: Sequence[ClassAccuracy], most: int = 5) -> str:
+    """Balanced accuracy in one line, with the classes that have the lowest accuracy."""
+    known = [(each.percent, each) for each in classes if each.percent is not None]
+    balanced = balanced_percent(each.percent for each in classes)
+    if balanced is None:
+        return "balanced accuracy not known"
+    worst = sorted(known, key=lambda pair: pair[0])[:most]
+    named = ", ".join(f"{each.name} {percent:.2f} % of {each.images}" for percent, each in worst)
+    return f"balanced accuracy {balanced:.2f} % (mean of {len(known)} classes); worst: {named}"
 
 
 def shown(names: Sequence[str], most: int = 5) -> str:

@@ -173,6 +173,38 @@ def test_without_a_reference_its_values_are_null(student, photos, capsys):
     assert found["reference"] is found["agreement_percent"] is found["max_abs_logit_difference"] is None
 
 
+def test_each_class_and_their_mean(tiny, photos, tmp_path, capsys):
+    """Red is taken for blue; 4, 4 and 1 images: top-1 is 8 of 9, the mean over the classes 2 of 3."""
+    for number in range(1, 4):
+        (photos / "red" / f"{number}.png").unlink()
+    path = tiny.write(tmp_path / "w.onnx", WRONG_RED, tiny.metadata())
+    argv = ["accuracy", "--engine", str(path), "--data", str(photos)]
+    assert cli.main([*argv, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["top1_percent"] == pytest.approx(100 * 8 / 9)
+    assert found["balanced_percent"] == pytest.approx(100 * 2 / 3)
+    assert found["classes"][2] == {"name": "red", "images": 1, "right": 0, "percent": 0.0}
+    assert cli.main(argv) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "66.67" in said and "worst: red 0.00 % of 1, blue 100.00 % of 4" in said
+    assert cli.main([*argv, "--csv"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "name,images,right,percent",
+        "blue,4,4,100.0",
+        "green,4,4,100.0",
+        "red,1,0,0.0",
+    ]
+    assert cli.main([*argv, "--csv", "--json"]) == 2
+
+
+def test_a_class_without_images_is_left_out_of_the_mean(student):
+    x = np.zeros((2, 8, 8, 3), np.uint8)
+    x[0, ..., 2] = x[1, ..., 0] = 255
+    images = ArraySet("arrays", x, np.array([0, 2]), ["blue", "green", "red"])
+    result = evaluate(student, images)
+    assert result.balanced == 100.0 and [each.percent for each in result.classes] == [100.0, None, 100.0]
+
+
 def test_the_command_skips_only_when_asked(student, photos, capsys):
     (photos / "red" / "3.png").write_bytes(b"junk")
     argv = ["accuracy", "--engine", str(student), "--data", str(photos)]

@@ -118,6 +118,7 @@ def test_build_measures_teacher_control_and_students_in_this_order(files):
     made = command.measure(quick(files))
     assert [r.artifact for r in made.rows] == ["teacher fp32", "control fp32", "student fp32", "student int8"]
     assert [r.top1_percent for r in made.rows] == pytest.approx([100, 200 / 3, 100, 100 / 3])
+    assert [r.balanced_percent for r in made.rows] == pytest.approx([100, 200 / 3, 100, 100 / 3])
     assert [r.delta_teacher_points for r in made.rows][1:] == pytest.approx([-100 / 3, 0, -200 / 3])
     assert [r.delta_control_points for r in made.rows][2:] == pytest.approx([100 / 3, -100 / 3])
     assert (made.rows[0].parameters, made.rows[0].macs) == (30_000_000, None)

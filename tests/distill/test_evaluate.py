@@ -52,6 +52,21 @@ def test_counts_as_by_hand():
     assert found.loss == pytest.approx(by_hand, rel=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+def test_balanced_accuracy_is_scikit_learns():
+    from sklearn.metrics import balanced_accuracy_score, recall_score
+
+    random = np.random.default_rng(0)
+    labels = random.choice([0, 1, 3], 50, p=[0.8, 0.15, 0.05]).tolist()  # class 2 has no image
+    logits = random.normal(size=(50, 4)).tolist()
+    found = evaluate(Flat(), batches(logits, labels, [20, 30]), CPU)
+    chosen = np.argmax(logits, axis=1)
+    known = [each.percent for each in found.of_classes(NAMES) if each.percent is not None]
+    assert known == pytest.approx(100 * recall_score(labels, chosen, labels=[0, 1, 3], average=None))
+    assert found.balanced == pytest.approx(100 * balanced_accuracy_score(labels, chosen))
+    assert [each.name for each in found.of_classes(NAMES) if each.percent is None] == ["cat"]
+
+
 def test_the_last_smaller_batch_weighs_by_its_images():
     found = evaluate(Flat(), batches([[1.0, 0], [1, 0], [1, 0], [0, 1]], [0, 0, 0, 0], [3, 1]), CPU)
     assert found.top1 == 75.0
@@ -158,6 +173,32 @@ def test_eval_gives_the_accuracy(file, npz, made, capsys):
         data,
     )
     assert out.count("\n") == 1 and err == ""
+
+
+def test_eval_names_the_worst_classes(tmp_path, made, capsys):
+    """A network that always says bee: bee is right, the others are not; dog has no image."""
+    model = models.build("resnet20", 4, {"width": 0.25})
+    with torch.no_grad():
+        model.linear.weight.zero_()
+        model.linear.bias.copy_(torch.tensor([0.0, 1.0, 0.0, 0.0]))
+    spec = Preprocess((3, 16, 16), "bilinear", 1.0)
+    checkpoints.save(
+        Checkpoint("resnet20", {"width": 0.25}, model.state_dict(), spec, NAMES), tmp_path / "b.pth"
+    )
+    x, _ = made(10)
+    y = [1] * 7 + [0, 2, 2]
+    np.savez(tmp_path / "val.npz", x=x, y=y, class_names=np.array(NAMES))
+    argv = ["eval", str(tmp_path / "b.pth"), "--data", f"npz:{tmp_path}"]
+    assert main([*argv, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["top1_percent"] == pytest.approx(70) and found["balanced_percent"] == pytest.approx(100 / 3)
+    assert found["classes"][1] == {"name": "bee", "images": 7, "right": 7, "percent": 100.0}
+    assert found["classes"][3]["percent"] is None
+    assert main(argv) == 0
+    said = (
+        "balanced accuracy 33.33 % (mean of 3 classes); worst: ant 0.00 % of 1, cat 0.00 % of 2, bee 100.00"
+    )
+    assert said in capsys.readouterr().out
 
 
 def test_eval_takes_the_split_and_the_size_asked_for(file, npz, made, capsys):

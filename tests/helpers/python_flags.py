@@ -77,6 +77,8 @@ def annotation(setting: Setting) -> str:
         one = "Pathlike"
     if "Literal[" in setting.owner.__annotations__[setting.name]:
         one = "Literal[" + ", ".join(f'"{word}"' for word in setting.choices) + "]"
+    if setting.metavar == "WEIGHT ..." and setting.kind is str:
+        return "Sequence[str | float] | Mapping[str, object]"
     if setting.count != 1:
         one = f"Sequence[{one}]" + (" | Mapping[str, object]" if setting.metavar.startswith("KEY=") else "")
     return f"{one} | None" if setting.optional else one

@@ -81,6 +81,10 @@ class Run:
         """A number of result.json, such as ("teacher", "top1_percent"); None where there is none."""
         return number(_at(self.result, path))
 
+    def result_of(self, *path: str) -> Any:
+        """A value of result.json, such as ("best", "select"); None where there is none."""
+        return _at(self.result, path)
+
     @property
     def parameters(self) -> int:
         """Trained values of the network."""

@@ -21,10 +21,12 @@ import numpy as np
 from runtime import env, files
 from runtime.errors import Large2SmallError, MissingError
 from runtime.images import ImageSet
+from runtime.images.summary import balanced_percent
 from runtime.terminal import printable
 
 from ...data import open_data
 from ...data.sets import StreamSet
+from ...training.selection import NAMES
 from . import figures, gallery, predictions
 from .collect import Run, read_run
 from .figures import COLORS, Curve
@@ -191,6 +193,9 @@ def result(run: Run) -> dict[str, str]:
         "student, top-1": _percent(best)
         + (f" after epoch {epoch:.0f}" if epoch else "")
         + (f" (n={images:.0f})" if images else ""),
+        "student, balanced accuracy": _percent(run.number("best", "balanced_percent")),
+        "best epoch chosen by": NAMES.get(str(run.result_of("best", "select")), ""),
+        "early end": _early_end(run),
         "control, top-1": _percent(run.number("control", "top1_percent")),
         "teacher, top-1": _percent(run.number("teacher", "top1_percent")),
         "what the teacher added": _gain(run),
@@ -198,7 +203,7 @@ def result(run: Run) -> dict[str, str]:
     }
     if best is None and isinstance(run.checkpoint.metrics.get("top1"), float):
         words["student, top-1"] = _percent(run.checkpoint.metrics["top1"])
-    return {what: text for what, text in words.items() if text}
+    return {what: printable(text) for what, text in words.items() if text}
 
 
 def lineage(run: Run) -> dict[str, str]:
@@ -221,12 +226,11 @@ def seen(run: Run, images: ImageSet, device: str = "auto") -> Seen:
     names = [printable(name) for name in images.class_names]
     counts = found.confusion(len(names))
     rows = class_rows(counts, names)
-    percents = [row.percent for row in rows if row.percent is not None]
     by_accuracy = sorted(rows, key=lambda row: (row.percent is None, row.percent or 0))
     return Seen(
         images=len(found.label),
         top1_percent=100 * float(found.right.mean()),
-        balanced_percent=float(np.mean(percents)),
+        balanced_percent=balanced_percent(row.percent for row in rows) or 0.0,
         commonest_percent=100 * float(counts.sum(axis=1).max() / counts.sum()),
         confusion=figures.confusion(counts, names),
         class_accuracy=figures.class_accuracy([row.percent for row in rows], names),
@@ -314,6 +318,13 @@ def _gain(run: Run) -> str:
     interval = f" (95 % interval {low:+.2f} to {high:+.2f})" if low is not None and high is not None else ""
     caveat = "; cannot tell" if interval and (low or 0) <= 0 <= (high or 0) else ""
     return f"{gain:+.2f} points{interval}{caveat or (', measured with one seed' if not interval else '')}"
+
+
+def _early_end(run: Run) -> str:
+    """What --early-stop did, of the student and of the control."""
+    said = {role: run.result_of(role, "early_end") for role in ("best", "control")}
+    names = {"best": "student", "control": "control"}
+    return "; ".join(f"{names[role]} {text}" for role, text in said.items() if isinstance(text, str) and text)
 
 
 def _percent(value: float | None) -> str:

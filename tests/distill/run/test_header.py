@@ -51,3 +51,53 @@ def test_one_of_several_processes_is_one_line(tree, tmp_path, capsys, monkeypatc
     monkeypatch.setenv("WORLD_SIZE", value)
     assert train(tree(names=("ant", "bee")), tmp_path / "run") == 2
     assert f"WORLD_SIZE={value}" in capsys.readouterr().err
+
+
+def lopsided(tree, folder="lopsided"):
+    """38 ants and 2 bees to train on, 95 to 5; 19 and 1 to validate."""
+    data = tree(per_class=38, names=("ant", "bee"), folder=folder)
+    for split, ants, bees in (("train", 38, 2), ("val", 19, 1)):
+        for name, count in (("ant", ants), ("bee", bees)):
+            for extra in sorted((data / split / name).iterdir())[count:]:
+                extra.unlink()
+    return data
+
+
+def test_imbalance_is_warned_of_and_both_remedies_are_named(tree, tmp_path, capsys):
+    data = lopsided(tree)
+    assert train(data, tmp_path / "run", "--batch", "8", "--epochs", "2") == 0
+    err = capsys.readouterr().err
+    (warning,) = [line for line in err.splitlines() if "times the images of the smallest" in line]
+    assert "19.0 times" in warning
+    assert all(f"{flag} balanced" in warning for flag in ("--sampler", "--class-weights", "--select"))
+    epochs = [line for line in err.splitlines() if line.startswith("plain: epoch") and "top-1" in line]
+    assert len(epochs) == 2 and all("  balanced " in line for line in epochs)
+
+
+def test_what_makes_up_for_imbalance_is_said_and_ends_the_warning(tree, tmp_path, capsys):
+    data = lopsided(tree)
+    words = ["--batch", "8", "--sampler", "balanced", "--select", "balanced"]
+    assert train(data, tmp_path / "sampled", *words) == 0
+    err = capsys.readouterr().err
+    assert "sampler  balanced: 40 images an epoch, about 20 of each class" in err
+    assert "times the images of the smallest" not in err
+    words = ["--batch", "8", "--class-weights", "balanced", "--select", "balanced"]
+    assert train(data, tmp_path / "weighted", *words) == 0
+    err = capsys.readouterr().err
+    assert "weights  of the labels' loss: 0.526 (ant) to 10 (bee)" in err  # 40 / (2 * 38), 40 / (2 * 2)
+    assert "times the images of the smallest" not in err
+    header = json.loads((tmp_path / "weighted" / "header.json").read_text())
+    assert header["class_weights"] == [["ant", pytest.approx(40 / 76)], ["bee", 10.0]]
+    assert train(data, tmp_path / "both", *words, "--sampler", "balanced") == 0
+    assert "both make up for rare classes" in capsys.readouterr().err
+
+
+def test_layer_decay_says_its_groups_and_rates(tree, tmp_path, capsys):
+    data = tree(names=("ant", "bee"))
+    words = ["--batch", "4", "--layer-decay", "0.5", "--lr", "0.01"]
+    assert train(data, tmp_path / "run", *words) == 0
+    found = json.loads((tmp_path / "run" / "header.json").read_text())["layers"]
+    assert found["largest"] == pytest.approx(0.01)
+    assert found["smallest"] == pytest.approx(0.01 * 0.5 ** (found["groups"] - 1))
+    said = f"layer decay 0.5: {found['groups']} groups of layers, peak rates {found['smallest']:.3g} to 0.01"
+    assert found["groups"] > 2 and said in capsys.readouterr().err

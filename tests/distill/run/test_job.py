@@ -526,3 +526,50 @@ def test_one_of_several_processes_is_refused(run, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, err = run("--teacher", "none")
     assert code == 2 and "WORLD_SIZE=2" in err and "without torchrun" in err
+
+
+def test_the_result_says_what_chose_the_epoch_and_when_it_ended(run, teacher_file, tmp_path):
+    words = (
+        "--teacher-ckpt",
+        teacher_file,
+        "--control",
+        "--epochs",
+        "40",
+        "--lr",
+        "1e-9",
+        "--early-stop",
+        "1",
+    )
+    code, out, _ = run(*words, "--select", "balanced")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert code == 0
+    for role, name in (("best", "student"), ("control", "control")):
+        found = result[role]
+        assert found["select"] == "balanced" and found["balanced_percent"] == found["top1_percent"]
+        assert found["epochs"] == found["epoch"] + 1 < 40
+        ended = f"{name}: stopped after epoch {found['epochs']} of 40: no better balanced accuracy in 1 epoch"
+        assert ended in out and found["early_end"] in ended + " (--early-stop 1)"
+    assert out.count(", chosen by balanced accuracy (n=16)") == 2
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "<dt>best epoch chosen by</dt><dd>balanced accuracy</dd>" in page and "(--early-stop 1)" in page
+
+
+def test_weights_from_a_file_are_kept_in_the_run(run, tmp_path):
+    (tmp_path / "w.csv").write_text("ant,2\n")
+    assert run("--teacher", "none", "--class-weights", str(tmp_path / "w.csv"))[0] == 0
+    (tmp_path / "w.csv").unlink()
+    assert yaml.safe_load((tmp_path / "run" / "args.yaml").read_text())["class_weights"] == ["ant=2"]
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--class-weights", "1", "2"), "2 numbers for 4 classes (ant, bee, cat, dog)"),
+        (("--class-weights", "nowhere.csv"), "nowhere.csv: no such file"),
+        (("--early-stop", "-1"), "early-stop -1"),
+    ],
+)
+def test_weights_that_do_not_fit_leave_nothing_behind(run, tmp_path, words, message):
+    code, _, err = run("--teacher", "none", *words)
+    assert code == 2 and message in err and not (tmp_path / "run").exists()

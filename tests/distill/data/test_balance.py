@@ -1,0 +1,267 @@
+"""Unequal classes: what a balanced epoch draws, counted; and class weights against numbers worked out by hand
+and scikit-learn's.
+"""
+
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from sklearn.utils.class_weight import compute_class_weight
+
+from distill.data import TrainLoader, balance
+from distill.data.sets import StreamSet
+from runtime.errors import UsageError
+from runtime.images import ArraySet
+from runtime.images.sets import Subset
+from runtime.preprocess import Preprocess
+
+CPU = torch.device("cpu")
+SPEC = Preprocess((3, 16, 16), "bilinear", 1.0)
+PLAIN = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "hflip": 0.0, "sampler": "balanced"}
+
+
+def lopsided(counts=(20, 5, 7), names=("ant", "bee", "cat")):
+    """Images whose pixels say which one they are."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    pixels = np.zeros((len(labels), 16, 16, 3), np.uint8)
+    pixels[:] = np.arange(len(labels))[:, None, None, None] * 7
+    return ArraySet("lopsided", pixels, labels, names)
+
+
+def drawn(loader, epoch, start=0):
+    batches = list(loader.epoch(epoch, start))
+    return torch.cat([b.images for b in batches]), torch.cat([b.labels for b in batches]).tolist()
+
+
+def order(labels, seed=0):
+    return balance.BalancedDraw(np.array(labels))(torch.Generator().manual_seed(seed))
+
+
+def test_every_class_comes_equally_often_and_an_image_again_only_after_all_others_of_its_class():
+    labels = np.repeat([0, 2, 5], [20, 5, 7])  # classes 1, 3 and 4 have no image
+    seen = Counter()
+    for seed in range(40):
+        numbers = order(labels, seed)
+        assert len(numbers) == 32 and len(set(numbers)) == 32
+        images = Counter(number % 32 for number in numbers)
+        classes = Counter(labels[number % 32] for number in numbers)
+        assert sorted(classes.values()) == [10, 11, 11]
+        seen.update(images)
+        for each in (0, 2, 5):
+            times = [images[i] for i in np.flatnonzero(labels == each)]
+            assert max(times) - min(times) <= 1
+    shares = [sum(seen[i] for i in np.flatnonzero(labels == each)) / (40 * 32) for each in (0, 2, 5)]
+    assert shares == pytest.approx([1 / 3] * 3, abs=0.01)  # the odd image goes to each class alike
+    assert all(seen.values()) and len(seen) == 32
+
+
+def test_equal_classes_come_once_each():
+    assert sorted(order(np.arange(24) % 4)) == list(range(24))
+
+
+def test_another_epoch_and_another_seed_draw_other_images(recipe):
+    mine = TrainLoader(lopsided(), recipe(**PLAIN), SPEC, CPU)
+    other = TrainLoader(lopsided(), recipe(**PLAIN, seed=1), SPEC, CPU)
+    first = drawn(mine, 0)[0]
+    assert not torch.equal(first, drawn(mine, 1)[0]) and not torch.equal(first, drawn(other, 0)[0])
+    assert torch.equal(first, drawn(mine, 0)[0])
+
+
+def test_workers_and_a_resumed_epoch_give_the_same_batches(recipe):
+    settings = {"sampler": "balanced", "aa": "rand-m9-mstd0.5-inc1", "reprob": 0.5}
+    alone, helped = (TrainLoader(lopsided(), recipe(**settings, workers=n), SPEC, CPU) for n in (0, 2))
+    whole, labels = drawn(alone, 3)
+    assert torch.equal(whole, drawn(helped, 3)[0])
+    rest, again = drawn(helped, 3, start=2)
+    assert torch.equal(rest, whole[16:]) and again == labels[16:]
+
+
+def test_labels_stay_with_their_images_of_a_subset_too(recipe):
+    whole = lopsided()
+    part = Subset(whole, np.arange(2, 32, 2))
+    for images in (whole, part):
+        pixels, labels = drawn(TrainLoader(images, recipe(**PLAIN), SPEC, CPU), 0)
+        expected = torch.from_numpy(SPEC.batch([images.image(i) for i in range(len(images))]))
+        nearest = torch.cdist(pixels.flatten(1), expected.flatten(1)).argmin(1)
+        assert labels == images.labels[nearest].tolist()
+
+
+def test_an_image_that_comes_again_is_augmented_in_another_way(recipe):
+    images = ArraySet(
+        "two", np.random.default_rng(0).integers(0, 255, (9, 16, 16, 3), np.uint8), [0] * 8 + [1], ["a", "b"]
+    )
+    mine = TrainLoader(images, recipe(**PLAIN | {"scale": (0.2, 0.9), "batch": 9}), SPEC, CPU)
+    pixels, labels = drawn(mine, 0)
+    rare = pixels[torch.tensor(labels) == 1]
+    assert len(rare) in (4, 5)
+    assert len({tuple(image.flatten().tolist()) for image in rare}) == len(rare)
+
+
+def test_uniform_is_what_it_was(recipe, images):
+    """The order of every run so far: a permutation seeded by seed and epoch."""
+    from distill.data.seeds import hash_seed
+
+    mine = TrainLoader(images(32), recipe(scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=0.0), SPEC, CPU)
+    expected = torch.randperm(32, generator=torch.Generator().manual_seed(hash_seed(0, 2, -1)))
+    assert drawn(mine, 2)[1] == images(32).labels[expected].tolist()
+
+
+class Stream(StreamSet):
+    def __init__(self):
+        self.size = 32
+        super(StreamSet, self).__init__("wds/made:x", ["0", "1"], np.zeros(0, np.int64))
+
+
+def test_streams_are_refused_by_name(recipe):
+    with pytest.raises(UsageError, match=r"--sampler balanced: wds/made:x is a stream"):
+        TrainLoader(Stream(), recipe(sampler="balanced"), SPEC, CPU)
+    with pytest.raises(UsageError, match=r"--class-weights: wds/made:x is a stream"):
+        balance.class_weights(("balanced",), Stream())
+
+
+# class weights
+
+
+def test_balanced_weights_are_scikit_learns():
+    images = lopsided()
+    found = balance.class_weights(("balanced",), images)
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=images.labels)
+    assert found == pytest.approx(expected)
+    assert found[images.labels].mean() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("2", "1", "1"), [64 / 52, 32 / 52, 32 / 52]),  # mean (2 * 20 + 5 + 7) / 32
+        (("bee=4",), [32 / 47, 128 / 47, 32 / 47]),  # mean (20 + 4 * 5 + 7) / 32
+        (("cat=0", "ant=3"), [96 / 65, 32 / 65, 0]),
+        (("1e1", "10", "10.0"), [1, 1, 1]),
+        (("1e308", "1e308", "1e308"), [1, 1, 1]),
+    ],
+)
+def test_given_weights_are_scaled_to_a_mean_of_1(words, expected):
+    assert balance.class_weights(words, lopsided()) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("words", [(), ("none",)])
+def test_no_weights(words):
+    assert balance.class_weights(balance.settled(words), lopsided()) is None
+
+
+@pytest.mark.parametrize(
+    "content", ["class,weight\nbee,4\n", "bee,4", '"bee";4\n', "\ufeffbee\t4\n\n", "1\n4\n1\n"]
+)
+def test_a_file_gives_the_weights(tmp_path, content):
+    (tmp_path / "w.csv").write_text(content, encoding="utf-8")
+    found = balance.class_weights(balance.settled((str(tmp_path / "w.csv"),)), lopsided())
+    assert found == pytest.approx([32 / 47, 128 / 47, 32 / 47])
+
+
+def test_a_name_may_hold_an_equals_sign_and_a_comma():
+    images = lopsided(names=("a=b", "c, d", "e"))
+    assert balance.class_weights(("a=b=2", "c, d=2", "e=2"), images) == pytest.approx([1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("1", "2"), r"2 numbers for 3 classes \(ant, bee, cat\)"),
+        (("1", "2", "-3"), "'-3': expected a finite number, 0 or more"),
+        (("1", "nan", "2"), "'nan': expected a finite number"),
+        (("1", "x", "2"), "'x': expected a finite number"),
+        (("be=2",), r"no such class; did you mean bee\?"),
+        (("bee=2", "3"), "'3' among CLASS=WEIGHT"),
+        (("bee=2", "bee=3"), "'bee' has two weights"),
+        (("0", "0", "0"), "0 for every class"),
+        (("x" * 5000,), "no such file"),
+        (("balance",), "balance: no such file. Expected none, balanced"),
+        (("/dev/zero",), "no such file"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(words, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        balance.class_weights(balance.settled(words), lopsided())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"bee,four\n", b"a\nb\n", b"\xff\xfe\x00"])
+def test_a_file_without_weights_is_one_line(tmp_path, content):
+    (tmp_path / "w.csv").write_bytes(content)
+    with pytest.raises(UsageError, match=r"w\.csv: .* Expected lines `class,weight`") as caught:
+        balance.settled((str(tmp_path / "w.csv"),))
+    assert "\n" not in str(caught.value)
+
+
+# in the loss
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_weighted_loss_by_hand(trainer, smoothing):
+    mine = trainer(
+        train=lopsided((20, 5, 7, 8), ("ant", "bee", "cat", "dog")),
+        class_weights=("1", "4", "2", "1"),
+        smoothing=smoothing,
+    )
+    mean = (20 + 4 * 5 + 2 * 7 + 8) / 40
+    weights = np.array([1, 4, 2, 1]) / mean
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2, 3, 1, 0])
+    log_p = logits.double().log_softmax(1).numpy()
+    target = np.eye(4)[labels] * (1 - smoothing) + smoothing / 4
+    by_hand = -(target * weights * log_p).sum(1).mean()
+    assert mine.task_loss(logits, labels).item() == pytest.approx(by_hand, rel=1e-5)
+    mixed = torch.from_numpy(0.3 * target + 0.7 * target[::-1]).float()
+    mixed_by_hand = -(mixed.numpy() * weights * log_p).sum(1).mean()
+    assert mine.task_loss(logits, mixed).item() == pytest.approx(mixed_by_hand, rel=1e-5)
+
+
+def test_equal_weights_change_nothing(trainer, same_weights):
+    runs = [trainer(name, class_weights=words) for name, words in (("a", ()), ("b", ("3", "3", "3", "3")))]
+    for run in runs:
+        run.fit()
+    first, second = (run.model.state_dict() for run in runs)
+    assert all(torch.allclose(first[key].float(), second[key].float(), atol=1e-5) for key in first)
+
+
+def test_a_balanced_weighted_run_resumes_to_the_same_bits(trainer, same_weights):
+    from runtime.errors import Interrupted
+
+    images = lopsided((20, 5, 7, 8), ("ant", "bee", "cat", "dog"))
+    settings = {"train": images, "sampler": "balanced", "class_weights": ("balanced",), "epochs": 2}
+    whole = trainer("whole", **settings)
+    whole.fit()
+    run, plain = trainer("run", **settings), None
+    plain = run.step
+
+    def step(batches):
+        plain(batches)
+        if run.updates == 7:
+            run.stop.received = 2
+
+    run.step = step
+    with pytest.raises(Interrupted):
+        run.fit()
+    again = trainer("run", **settings)
+    again.resume(run.task.folder / "last.pth")
+    again.fit()
+    same_weights(again.model.state_dict(), whole.model.state_dict())
+
+
+def test_a_recipe_says_weights_in_each_form(recipe):
+    from distill.recipe import from_dict
+
+    base = recipe()
+    for value, expected in (
+        ("balanced", ("balanced",)),
+        ([1, 2.5], ("1", "2.5")),
+        ({"cat": 2}, ("cat=2",)),
+        (None, ("none",)),
+        ([], ()),
+    ):
+        found = from_dict({"class_weights": value}, "r.yaml", base)
+        assert found == dataclasses.replace(base, class_weights=expected)
+    with pytest.raises(UsageError, match=r"r\.yaml: class_weights is '/etc/passwd'; expected balanced"):
+        from_dict({"class_weights": "/etc/passwd"}, "r.yaml", base)
