@@ -159,7 +159,8 @@ def _synthetic_jpeg(height: int, width: int, rng: np.random.Generator) -> bytes:
 
 def _encode(image: Any, kind: str) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, quality=90)  # quality is JPEG's; PNG ignores it
+    # quality is JPEG's; PNG ignores it
+    image.save(buffer, kind, quality=90, exif=image.info.get("exif", b""))
     return buffer.getvalue()
 
 

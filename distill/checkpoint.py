@@ -18,7 +18,7 @@ import pickle
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -504,7 +504,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """The checkpoint without its weights, as plain values."""
     weights = ("state_dict", "quantized", "state")
     values = {f.name: getattr(checkpoint, f.name) for f in fields(Checkpoint) if f.name not in weights}
-    return values | {"preprocess": asdict(checkpoint.preprocess)}
+    return values | {"preprocess": checkpoint.preprocess.to_dict()}
 
 
 def _first(keys: list[str]) -> str:

@@ -230,6 +230,16 @@ def _published(recipe: Recipe, class_names: list[str]) -> Source:
     return Source(model, model_args, preprocess, Origin(name), classes != len(class_names), notes)
 
 
+def seeing(source: Source, exif: str) -> Source:
+    """The teacher on images that are turned as the student's are: it reads the student's batches. exif:
+    `ignore` or `apply`, the run's.
+    """
+    notes = list(source.notes)
+    if source.preprocess.exif == "apply" and exif == "ignore":
+        notes.append("was trained on images turned as EXIF says, and these are not: give --exif apply")
+    return replace(source, preprocess=replace(source.preprocess, exif=exif), notes=notes)
+
+
 def load(
     recipe: Recipe, class_names: list[str], student_preprocess: Preprocess, device: torch.device
 ) -> Teacher | None:
@@ -237,7 +247,9 @@ def load(
     not the data's: a teacher that has to be fitted first is the run's affair (distill.run.teacher_fit).
     """
     source = open_source(replace(recipe, teacher_fit="none"), class_names)
-    return ready(source, recipe, student_preprocess, device) if source else None
+    if source is None:
+        return None
+    return ready(seeing(source, student_preprocess.exif), recipe, student_preprocess, device)
 
 
 def ready(source: Source, recipe: Recipe, student_preprocess: Preprocess, device: torch.device) -> Teacher:

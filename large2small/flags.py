@@ -24,6 +24,7 @@ class TrainFlags(TypedDict, total=False):
     csv_label: str
     img_size: int
     crop_pct: float
+    exif: Literal["", "ignore", "apply"]
     num_classes: int
     sampler: Literal["uniform", "balanced"]
     skip_bad_images: bool
@@ -142,6 +143,7 @@ class EvalFlags(TypedDict, total=False):
     model_args: Sequence[str] | Mapping[str, object]
     checkpoint_key: str
     img_size: int
+    input_size: Sequence[int]
     batch: int
     workers: int
     device: str
@@ -161,6 +163,7 @@ class OnnxFlags(TypedDict, total=False):
     output: Pathlike | None
     overwrite: bool
     img_size: int | None
+    input_size: Sequence[int]
     opset: int
     verify_size: int
     atol: float
@@ -196,6 +199,7 @@ class TrtFlags(TypedDict, total=False):
     output: Pathlike | None
     overwrite: bool
     img_size: int | None
+    input_size: Sequence[int]
     opset: int
     verify_size: int
     atol: float

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
+EXIF = ("ignore", "apply")
 MOST_PIXELS = 2**26
 """Of a resized image; more comes only of a strip whose short side is scaled up, and would take gigabytes."""
 
@@ -44,6 +45,9 @@ class Preprocess:
     """Subtracted per channel after division by 255."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Divided by per channel, above 0."""
+    exif: str = "ignore"
+    """apply: an image is turned and mirrored as its EXIF orientation says; ignore: it stays as it is stored,
+    which is what timm, torchvision and the weights they publish do."""
 
     def __post_init__(self) -> None:
         for name in ("input_size", "mean", "std"):  # lists come from JSON and YAML
@@ -56,6 +60,8 @@ class Preprocess:
             )
         if self.crop_mode not in CROP_MODES:
             raise UsageError(f"crop_mode {self.crop_mode!r}: expected one of {', '.join(CROP_MODES)}")
+        if self.exif not in EXIF:
+            raise UsageError(f"exif {self.exif!r}: expected one of {', '.join(EXIF)}")
         if not self.crop_pct > 0 or len(self.mean) != 3 or len(self.std) != 3 or not min(self.std) > 0:
             raise UsageError(
                 f"crop_pct {self.crop_pct}, mean {self.mean}, std {self.std}: expected crop_pct > 0, "
@@ -71,21 +77,30 @@ class Preprocess:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {
+        """Plain JSON values. `exif` is left out where it is `ignore`: readers that do not know it then do the
+        right thing, and refuse `apply`.
+        """
+        values = {
             name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
         }
+        if self.exif == "ignore":
+            del values["exif"]
+        return values
 
     def __call__(self, image: Image) -> np.ndarray:
         """(C, H, W) float32 of one image. Raises DataError when it cannot be decoded."""
         return self.normalize(self.pixels(image))
 
+    def rgb(self, image: Image) -> Any:
+        """A PIL image, mode RGB, turned where `exif` and the image say so; neither resized nor cropped."""
+        from .images.decode import open_rgb, upright  # here, so that `import runtime` does not pay for it
+
+        return upright(open_rgb(image)) if self.exif == "apply" else open_rgb(image)
+
     def pixels(self, image: Image) -> np.ndarray:
         """Decoded, resized and cropped: (H, W, 3) uint8."""
-        from .images.decode import open_rgb  # here, so that `import runtime` does not pay for it
-
         name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else "image"
-        return np.asarray(_crop(_resize(open_rgb(image), self, name), self), dtype=np.uint8)
+        return np.asarray(_crop(_resize(self.rgb(image), self, name), self), dtype=np.uint8)
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
         """(..., H, W, 3) uint8 -> (..., 3, H, W) float32, in the order of operations that

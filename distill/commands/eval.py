@@ -8,7 +8,7 @@ Elsewhere: the evaluation itself (distill.evaluate); accuracy of artifacts (benc
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from runtime import files
@@ -46,6 +46,8 @@ class Options:
     before others."""
     img_size: Annotated[int, Flag("PIXELS", aliases=("--imgsz",), least=0)] = 0
     """Side of the input; 0: the checkpoint's."""
+    input_size: Annotated[tuple[int, ...], Flag("PIXELS")] = ()
+    """Height and width of the input, for one that is not square."""
     batch: Annotated[int, Flag("N", aliases=("-b", "--batch-size"), least=1)] = 256
     """Images per forward pass."""
     workers: Annotated[int, Flag("N", aliases=("-j",), least=-1)] = -1
@@ -108,9 +110,7 @@ def do(options: Options) -> EvaluationReport:
     device = pick_device(options.device)
     model = models.build(found.model, len(images.class_names), found.model_args)
     checkpoints.load_weights(model, found)
-    preprocess = found.preprocess
-    if options.img_size:
-        preprocess = replace(preprocess, input_size=(3, options.img_size, options.img_size))
+    preprocess = models.sized(found.preprocess, options.img_size, options.input_size)
     loader = eval_loader(images, preprocess, options.batch, options.workers, device)
     with progress_bar("evaluating", len(images)) as advance:
         result = evaluate(

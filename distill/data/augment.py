@@ -127,7 +127,8 @@ def training_transform(recipe: Recipe, spec: Preprocess) -> Steps:
             transforms.RandomCrop(size, padding=recipe.crop_padding),
             transforms.RandomHorizontalFlip(recipe.hflip),
         ]
-    return Steps([*first, *second, *last])
+    turn = [spec.rgb] if spec.exif == "apply" else []
+    return Steps([*turn, *first, *second, *last])
 
 
 def operations(step: Any) -> Iterator[Any]:

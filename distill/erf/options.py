@@ -42,6 +42,8 @@ class ErfOptions:
     img_size: Annotated[int, Flag("PIXELS", aliases=("--imgsz",), least=0)] = 0
     """Side of the squares that whole images are resized to; 0: each network's own input size. The papers take
     1024."""
+    input_size: Annotated[tuple[int, ...], Flag("PIXELS")] = ()
+    """Height and width that whole images are resized to, for ones that are not square."""
     num_images: Annotated[int, Flag("N", least=1)] = 50
     """Images to average over, 1 or more."""
     batch: Annotated[int, Flag("N", aliases=("-b", "--batch-size"), least=1)] = 8

@@ -104,7 +104,7 @@ def _measure(
     classes = found.num_classes or _classes_of(found) or options.num_classes or len(images.class_names)
     model = models.build(found.model, classes, found.model_args)
     checkpoints.load_weights(model, found)
-    spec = field.resized(found.preprocess, *input_size(found, options.img_size))
+    spec = field.resized(found.preprocess, *input_size(found, options.img_size, options.input_size))
     with progress_bar(f"measuring {found.model}", len(chosen)) as advance:
         batches = field.read(images, chosen, spec, options.batch, options.skip_bad_images)
         try:
@@ -122,14 +122,16 @@ def _classes_of(found: Checkpoint) -> int:
     return 0 if weight is None else weight.shape[0]
 
 
-def input_size(found: Checkpoint, img_size: int) -> tuple[int, int]:
-    """(height, width) to measure at: img_size squares, or with 0 the network's own.
+def input_size(found: Checkpoint, img_size: int, asked: Sequence[int] = ()) -> tuple[int, int]:
+    """(height, width) to measure at: `asked`, or img_size squares, or with neither the network's own.
 
     Raises UsageError when the network was built for another size and cannot take this one.
     """
     own = found.model_args.get("img_size", found.preprocess.input_size[1:])
     own = (own, own) if isinstance(own, int) else tuple(own)
-    size = (img_size, img_size) if img_size else own
+    size = own
+    if img_size or asked:
+        size = models.sized(found.preprocess, img_size, asked).input_size[1:]
     fixed = models.size_argument(found.model, size) and not found.model_args.get("dynamic_img_size")
     if fixed and size != own:
         raise UsageError(

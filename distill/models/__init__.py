@@ -151,6 +151,24 @@ def size_argument(name: str, sides: int | Sequence[int]) -> dict[str, int | list
     return {"img_size": sides[0] if len(set(sides)) == 1 else list(sides)}
 
 
+def sized(preprocess: Preprocess, img_size: int | None, input_size: Sequence[int]) -> Preprocess:
+    """`preprocess` at the size of --img-size or --input-size; 0, None and nothing keep it. Raises UsageError
+    for both flags, and for what is not a height and a width.
+    """
+    if input_size and img_size:
+        words = " ".join(map(str, input_size))
+        raise UsageError(f"--img-size {img_size} and --input-size {words}: two sizes. Give one")
+    if input_size and (len(input_size) != 2 or min(input_size) < 1):
+        words = " ".join(map(str, input_size))
+        raise UsageError(f"--input-size {words}: expected height and width in pixels, such as 160 224")
+    _, height, width = preprocess.input_size
+    if input_size:
+        height, width = input_size
+    elif img_size:
+        height = width = img_size
+    return replace(preprocess, input_size=(3, height, width))
+
+
 def preprocess_of(name: str, img_size: int | Sequence[int] = 0) -> Preprocess:
     """What the pretrained weights of `name` expect, from timm's data config.
 
@@ -176,7 +194,7 @@ def preprocess_of(name: str, img_size: int | Sequence[int] = 0) -> Preprocess:
 
 
 def as_asked(preprocess: Preprocess, said: Mapping[str, Any]) -> Preprocess:
-    """`preprocess` with what a user says of it: mean, std, interpolation, input_size (height, width)."""
+    """`preprocess` with what a user says: mean, std, interpolation, exif, input_size (height, width)."""
     changes = dict(said)
     if "input_size" in changes:
         changes["input_size"] = (3, *changes["input_size"])

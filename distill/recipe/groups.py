@@ -58,6 +58,10 @@ class Data(Group):
     crop_pct: Annotated[float, Flag("SHARE", least=0, most=1)] = 0.0
     """Share of the resized side that validation crops, 0 to 1; 0 takes what the architecture declares (1
     with --crop-padding)."""
+    exif: Literal["", "ignore", "apply"] = ""
+    """Treatment of images that a camera stored turned or mirrored: apply turns them as their EXIF
+    orientation says, here and wherever the student is used; ignore takes them as stored, as timm and
+    torchvision do. By default that of --student-ckpt, else ignore."""
     num_classes: Annotated[int, Flag("N", least=0)] = 0
     """Number of classes; only needed for streamed data (wds, hfids, tfds), whose classes have no names."""
     sampler: Literal["uniform", "balanced"] = "uniform"

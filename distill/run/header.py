@@ -25,6 +25,8 @@ FEW_VALIDATION_IMAGES = 100
 """With fewer, one image is a point or more of accuracy."""
 MOST_COMPARED = 200_000
 """Images among which copies in training and validation are looked for."""
+MOST_OPENED = 20_000
+"""Files whose headers are read to count turned images; of more, so many are taken evenly."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,10 @@ class Header:
     """(class, weight) of the smallest and the largest weight in the labels' loss; None where all are 1."""
     select: str = "top1"
     """What chooses the best epoch."""
+    exif: str = "ignore"
+    """What happens to turned images: `ignore` or `apply`."""
+    turned: str = ""
+    """How many images EXIF says are to be turned or mirrored, in words; empty when there are none."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -74,6 +80,7 @@ class Header:
             f"data     {self.train_images:,} training, {self.val_images:,} validation images",
             f"         {self.classes} classes, {few:,} ({small}) to {many:,} ({large}) images",
             *(f"         {line}" for line in self.left_out),
+            *([f"         {self.turned}, which is undone"] if self.turned and self.exif == "apply" else []),
             f"student  {self.student}, {self.parameters / 1e6:.2f} M parameters, {size}",
             f"teacher  {self.teacher}",
             f"run      {self.epochs} epochs of {self.steps_per_epoch} steps of {self.batch} images{over}",
@@ -122,6 +129,8 @@ class Header:
                 "--sampler balanced and --class-weights both make up for rare classes, which then count twice"
                 " over: leave one out"
             )
+        if self.turned and self.exif == "ignore":
+            found.append(f"{self.turned}, which is ignored: give --exif apply")
         return found
 
     def _lopsided(self, ratio: float) -> list[str]:
@@ -146,9 +155,12 @@ def header_of(
     input_size: tuple[int, int, int],
     teacher: str,
     device: str,
+    exif: str,
     layers: LayerRates | None = None,
 ) -> Header:
-    """The header of a run. teacher: in words; layers: what --layer-decay makes of the student's rates."""
+    """The header of a run. teacher: in words; exif: `ignore` or `apply`; layers: what --layer-decay makes of
+    the student's rates.
+    """
     about = data.train.summary()
     images = recipe.batch * recipe.grad_accum
     steps = len(data.train) // recipe.batch // recipe.grad_accum
@@ -176,6 +188,8 @@ def header_of(
         sampler=recipe.sampler,
         class_weights=_range_of_weights(recipe, data.train),
         select=recipe.select,
+        exif=exif,
+        turned=_turned(data.train, data.val),
     )
 
 
@@ -187,6 +201,15 @@ def _range_of_weights(recipe: Recipe, train: ImageSet) -> tuple[tuple[str, float
     low, high = int(weights.argmin()), int(weights.argmax())
     names = train.class_names
     return (names[low], float(weights[low])), (names[high], float(weights[high]))
+
+
+def _turned(*sets: ImageSet) -> str:
+    """How many images are stored turned or mirrored, in words."""
+    step = max(1, -(-sum(len(images.labels) for images in sets) // MOST_OPENED))
+    found = [images.orientation(index) for images in sets for index in range(0, len(images.labels), step)]
+    count = sum(number > 1 for number in found)
+    words = f"{count:,} of {len(found):,} images are turned or mirrored by their EXIF orientation"
+    return words if count else ""
 
 
 def _overlap(train: ImageSet, val: ImageSet) -> str:

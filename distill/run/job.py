@@ -90,7 +90,7 @@ def prepare(options: TrainOptions, folder: Path, make_trainer: Callable[[Task], 
     tried = try_student(options, preprocess, len(data.train.class_names))
     recipe = recipe_of(options)
     plain = Task("plain", recipe, folder, data.train, data.val, preprocess, device)
-    source = open_teacher(options, folder, data.train.class_names)
+    source = open_teacher(options, folder, data.train.class_names, preprocess.exif)
     if options.control and not source:
         raise UsageError(
             "--control trains the student once more without its teacher, and there is no teacher here. "
@@ -107,6 +107,7 @@ def prepare(options: TrainOptions, folder: Path, make_trainer: Callable[[Task], 
         preprocess.input_size,
         _teacher_words(options, teacher, accuracy),
         device.type,
+        preprocess.exif,
         tried.layers,
     )
     student = replace(
@@ -179,12 +180,17 @@ def _teacher_words(
     return f"{teacher.origin.model}, top-1 {accuracy.top1:.2f} %"
 
 
-def open_teacher(options: TrainOptions, folder: Path, class_names: list[str]) -> teachers.Source | None:
-    """The run's teacher: as this run fitted it before it was stopped, or as its weights are."""
+def open_teacher(
+    options: TrainOptions, folder: Path, class_names: list[str], exif: str
+) -> teachers.Source | None:
+    """The run's teacher: as this run fitted it before it was stopped, or as its weights are. exif: what
+    happens to the run's images, `ignore` or `apply`.
+    """
     before = teacher_fit.saved(folder, class_names) if options.resume else None
     source = before or teachers.open_source(options, class_names)
     if source is None:
         return None
+    source = teachers.seeing(source, exif)
     say(f"teacher: {source.origin.model} from {source.origin.file or 'published weights'}")
     for note in source.notes:
         say(f"teacher: {note}")
@@ -230,6 +236,7 @@ def fit_whole_teacher(
         std=source.preprocess.std,
         interpolation=source.preprocess.interpolation,  # type: ignore[arg-type]  # one of INTERPOLATIONS
         input_size=source.preprocess.input_size[1:],
+        exif=source.preprocess.exif,  # type: ignore[arg-type]  # one of EXIF
         img_size=0,
         teacher="none",
         teacher_ckpt="",

@@ -8,7 +8,6 @@ Elsewhere: building the network (distill.training.parts), weights of files (dist
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from runtime.errors import UsageError
 from runtime.preprocess import Preprocess
@@ -53,22 +52,31 @@ def student_preprocess(recipe: Recipe) -> tuple[Preprocess, list[str]]:
         preprocess, assumed = found.preprocess, found.class_names is None
     else:
         preprocess = models.preprocess_of(recipe.student)
-    built_for = recipes.key_values(recipe.student_args).get("img_size", 0)
-    asked: Any = recipe.input_size or recipe.img_size
-    if asked and built_for not in (0, asked):
-        raise UsageError(
-            f"--img-size {recipe.img_size} and --student-args img_size={built_for}: two sizes. Give one"
-        )
-    if recipe.input_size and recipe.img_size:
-        raise UsageError(
-            f"--img-size {recipe.img_size} and --input-size {' '.join(map(str, recipe.input_size))}: two"
-            " sizes. Give one"
-        )
-    size = models.preprocess_of(recipe.student, asked or built_for or preprocess.input_size[1:]).input_size
+    preprocess = _sized(preprocess, recipe)
     # random crops of a padded image show it at its own scale, and so must validation
     crop_pct = recipe.crop_pct or (1.0 if recipe.crop_padding else preprocess.crop_pct)
-    said = {"mean": recipe.mean, "std": recipe.std, "interpolation": recipe.interpolation}
+    said = {
+        "mean": recipe.mean,
+        "std": recipe.std,
+        "interpolation": recipe.interpolation,
+        "exif": recipe.exif,
+    }
     said = {name: value for name, value in said.items() if value}
-    preprocess = models.as_asked(replace(preprocess, input_size=size, crop_pct=crop_pct), said)
-    sized = ("input_size",) if asked or built_for else ()
+    preprocess = models.as_asked(replace(preprocess, crop_pct=crop_pct), said)
+    built_for = recipes.key_values(recipe.student_args).get("img_size")
+    sized = ("input_size",) if recipe.input_size or recipe.img_size or built_for else ()
     return preprocess, models.assumption(preprocess, "", (*said, *sized)) if assumed else []
+
+
+def _sized(preprocess: Preprocess, recipe: Recipe) -> Preprocess:
+    """At the size of --img-size, --input-size or an argument of the network; as it is where none is given."""
+    asked = models.sized(preprocess, recipe.img_size, recipe.input_size)
+    built_for = recipes.key_values(recipe.student_args).get("img_size", 0)
+    if not built_for:
+        return asked
+    size = models.preprocess_of(recipe.student, built_for).input_size
+    if (recipe.img_size or recipe.input_size) and asked.input_size != size:
+        words = " ".join(map(str, recipe.input_size))
+        flag = f"--input-size {words}" if words else f"--img-size {recipe.img_size}"
+        raise UsageError(f"{flag} and --student-args img_size={built_for}: two sizes. Give one")
+    return replace(preprocess, input_size=size)

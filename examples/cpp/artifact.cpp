@@ -104,7 +104,7 @@ std::array<double, 3> three(const Json& json) {
 
 Preprocess preprocess_of(const Json& json) {
     for (const auto& [name, value] : json.object()) {
-        static const std::string known[] = {"input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"};
+        static const std::string known[] = {"input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "exif"};
         if (std::find(std::begin(known), std::end(known), name) == std::end(known)) {
             throw Error(Exit::artifact, "preprocessing key " + json_quoted(name) + " is unknown to this program");
         }
@@ -118,6 +118,12 @@ Preprocess preprocess_of(const Json& json) {
     result.crop_pct = json.at("crop_pct").number();
     result.crop_mode = json.at("crop_mode").string();
     result.mean = three(json.at("mean"));
+    if (const Json* exif = json.find("exif")) {
+        if (exif->string() != "apply" && exif->string() != "ignore") {
+            throw Error(Exit::artifact, "exif " + json_quoted(exif->string()) + " is unknown to this program");
+        }
+        result.turns = exif->string() == "apply";
+    }
     result.std = three(json.at("std"));
     result.check();
     return result;

@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "error.hpp"
+#include "orientation.hpp"
 
 #if defined(WITH_JPEG) || defined(WITH_PNG)
 #include <csetjmp>
@@ -145,7 +146,6 @@ struct PngReader {
     png_structp png = nullptr;
     png_infop info = nullptr;
     std::vector<png_bytep> rows;
-    int depth = 0;
 
     explicit PngReader(const Bytes& file_) : file(file_) {
         png = png_create_read_struct(PNG_LIBPNG_VER_STRING, this, failed, [](png_structp, png_const_charp) {});
@@ -173,13 +173,19 @@ struct PngReader {
     bool header() {
         if (setjmp(png_jmpbuf(png))) return false;
         png_read_info(png, info);
-        depth = png_get_bit_depth(png, info);
+        if (png_get_bit_depth(png, info) == 16) eight_bits();
         png_set_palette_to_rgb(png);
         png_set_expand_gray_1_2_4_to_8(png);
         png_set_gray_to_rgb(png);
         png_set_strip_alpha(png);
         png_set_interlace_handling(png);
         return true;
+    }
+
+    // Gray is scaled to the nearest of 256 levels, of colors the higher byte is taken, as the runtime does.
+    void eight_bits() {
+        if (png_get_color_type(png, info) == PNG_COLOR_TYPE_GRAY) png_set_scale_16(png);
+        else png_set_strip_16(png);
     }
 
     bool pixels() {
@@ -193,7 +199,6 @@ struct PngReader {
 Image read_png(const Bytes& file) {
     PngReader reader(file);
     if (!reader.header()) broken(reader.message);
-    if (reader.depth == 16) throw Error(Exit::usage, "a PNG of 16 bits; expected 8. Convert it: convert IN.png -depth 8 OUT.png");
     Image image = sized(png_get_image_width(reader.png, reader.info), png_get_image_height(reader.png, reader.info));
     for (int y = 0; y < image.height; ++y) reader.rows.push_back(image.row(y));
     if (!reader.pixels()) broken(reader.message);
@@ -233,7 +238,9 @@ Image read_image(const std::string& path) {
     if (std::filesystem::is_directory(path, ignored)) throw Error(Exit::usage, path + ": is a folder, not an image");
     try {
         const Bytes file((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
-        return decode(file);
+        Image image = decode(file);
+        image.orientation = exif_orientation(file);
+        return image;
     } catch (const Error& error) {
         throw Error(error.code, path + ": " + error.what());
     } catch (const std::ios_base::failure& error) {

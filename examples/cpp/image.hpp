@@ -1,7 +1,7 @@
-// An image file -> RGB bytes, the same as Pillow's convert("RGB"): orientation tags are not applied, transparency is ignored.
+// An image file -> RGB bytes as they are stored, the same as those of runtime/images/decode.py; transparency is ignored.
 //
 // In:  a path to a PPM/PGM (always), JPEG (with libjpeg) or PNG (with libpng); the kind is told by the content.
-// Out: an `Image`. Refused, because Pillow's conversion is not repeated here: CMYK JPEG, 16-bit PNG and PPM.
+// Out: an `Image`. Refused: CMYK JPEG, whose conversion is not repeated here, and 16-bit PPM.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +11,7 @@
 struct Image {
     int width = 0, height = 0;
     std::vector<std::uint8_t> rgb;  // rows from the top, 3 bytes for a pixel
+    int orientation = 1;            // EXIF's, 1 to 8: how the rows and columns are to be shown; 1 is as they are
 
     Image() = default;
     Image(int width_, int height_) : width(width_), height(height_), rgb(std::size_t{3} * width_ * height_) {}

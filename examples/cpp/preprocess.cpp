@@ -7,6 +7,7 @@
 
 #include "error.hpp"
 #include "json.hpp"
+#include "orientation.hpp"
 
 namespace {
 
@@ -185,6 +186,7 @@ void Preprocess::check() const {
 }
 
 void Preprocess::apply(Image image, float* out) const {
+    if (turns) image = upright(image);
     const auto target_h = static_cast<int>(std::floor(height / crop_pct)), target_w = static_cast<int>(std::floor(width / crop_pct));
     const auto [new_h, new_w] = resized_size(image.height, image.width, target_h, target_w, crop_mode);
     if (new_h < 1 || new_w < 1) throw Error(Exit::usage, "nothing is left of the image when it is resized");

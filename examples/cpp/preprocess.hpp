@@ -16,6 +16,7 @@ struct Preprocess {
     double crop_pct = 0;        // side of the crop divided by the side resized to, above 0
     std::string crop_mode;      // center, squash or border
     std::array<double, 3> mean{}, std{};  // per channel, of pixels divided by 255; std above 0
+    bool turns = false;  // whether an image is turned upright first, as its EXIF says
     bool rows_first_when_tall = true;  // order of the resize's two passes, as in Pillow 13 and later; see resize()
 
     void check() const;  // throws Error (artifact) for a value outside of what the comments say

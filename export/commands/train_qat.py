@@ -187,11 +187,12 @@ def options_for(start: Path, argv: Sequence[str]) -> QatOptions:
         values["teacher"] = "auto"
     if found.class_names is not None:  # a checkpoint of this project
         data = found.lineage.get("data") or {}
+        height, width = found.preprocess.input_size[1:]  # without a flag that of the file, as --student-ckpt
         values |= {
             "data": data.get("train_spec") or "",
             "val_data": data.get("val_spec") or "",
             "student_args": [f"{key}={files.json_text(value)}" for key, value in found.model_args.items()],
-            "img_size": found.preprocess.input_size[1],
+            "img_size": 0 if height != width or value_of(argv, "--input-size") else height,
             "crop_pct": found.preprocess.crop_pct,
         }
     return recipe.from_dict(values, str(start), QatOptions(), given_data(argv))

@@ -105,7 +105,7 @@ def _sizes(values: Mapping[str, Any]) -> str:
 
 def _input(preprocess: Mapping[str, Any]) -> str:
     size = preprocess.get("input_size") or ()
-    keys = ("crop_pct", "crop_mode", "interpolation", "mean", "std")
+    keys = ("crop_pct", "crop_mode", "interpolation", "mean", "std", "exif")
     how = [f"{key} {text(preprocess[key])}" for key in keys if preprocess.get(key) is not None]
     return _joined("; ", " x ".join(map(str, size)), *how) if size else ""
 

@@ -45,6 +45,8 @@ class FileOptions:
     """Replace the output when it exists."""
     img_size: Annotated[int | None, Flag("PIXELS", common=True, least=1)] = None
     """Height and width of the input; by default the checkpoint's own."""
+    input_size: Annotated[tuple[int, ...], Flag("PIXELS")] = ()
+    """Height and width of the input, for one that is not square; by default the checkpoint's own."""
     opset: Annotated[int, Flag("N", common=True, least=18, most=21)] = 19
     """ONNX operator set; int8 and fp16 need 19 or later."""
     verify_size: Annotated[int, Flag("N", least=1)] = 256

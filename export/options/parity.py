@@ -36,6 +36,8 @@ class ParityOptions:
     before others."""
     img_size: Annotated[int | None, Flag("PIXELS", least=1)] = None
     """Height and width in pixels, when the file was exported with another size than the checkpoint's."""
+    input_size: Annotated[tuple[int, ...], Flag("PIXELS")] = ()
+    """Height and width, when the file was exported with --input-size."""
     atol: Annotated[float, Flag("SHARE", above=0)] = 1e-4
     """Largest logit difference of an fp32 file, as a share of the largest logit (at least 1)."""
     min_agreement: Annotated[float, Flag("PERCENT", least=0, most=100)] = 95.0

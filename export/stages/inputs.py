@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
+from distill import models
 from distill.checkpoint import Checkpoint, load_any
 from distill.data import open_data
 from distill.recipe import key_values
@@ -43,6 +44,8 @@ class SourceOptions(Protocol):
     def checkpoint_key(self) -> str: ...
     @property
     def img_size(self) -> int | None: ...
+    @property
+    def input_size(self) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,8 @@ def open_sources(options: SourceOptions) -> Sources:
             f" {', '.join(evaluation.class_names[:4])}, ..."
         )
         checkpoint = replace(checkpoint, class_names=evaluation.class_names)
-    if options.img_size is not None:
-        size = (3, options.img_size, options.img_size)
-        checkpoint = replace(checkpoint, preprocess=replace(checkpoint.preprocess, input_size=size))
+    preprocess = models.sized(checkpoint.preprocess, options.img_size, options.input_size)
+    checkpoint = replace(checkpoint, preprocess=preprocess)
     return Sources(checkpoint, evaluation)
 
 

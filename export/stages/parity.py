@@ -87,7 +87,7 @@ def require_same_spec(ours: Preprocess, artifact: Preprocess, path: str | Path) 
     for name, value in asdict(ours).items():
         if value != theirs[name]:
             hint = (
-                ". Was it exported with --img-size? Give the same here"
+                ". Was it exported with --img-size or --input-size? Give the same here"
                 if name == "input_size"
                 else ". Export it again"
             )
@@ -135,7 +135,8 @@ def application_input(images: ImageSet, index: int) -> Any:
     if isinstance(images, FileSet):
         return images.item_name(index)
     encoded = io.BytesIO()
-    images.image(index).save(encoded, "PNG")
+    image = images.image(index)
+    image.save(encoded, "PNG", exif=image.info.get("exif", b""))
     return encoded.getvalue()
 
 

@@ -21,7 +21,7 @@ from ..cli import settings
 from ..cli.settings import Flag
 from ..errors import DataError, UsageError
 from ..images import ImageSet, Overlap, Summary, has_own_split, open_images, split
-from ..images.decode import FORMATS
+from ..images.decode import FORMATS, orientation
 from ..images.lists import is_list, with_columns
 from ..images.order import same_name
 from ..images.sets import Subset
@@ -35,8 +35,6 @@ examples:
   {prog} photos
   {prog} photos --val-split 0.2
   {prog} photos/train --val-data photos/val --json"""
-EXIF_ORIENTATION = 274
-"""Tag of EXIF: 1 is upright, 2 to 8 are mirrored or turned."""
 IMBALANCED = 10
 """Largest class for one image of the smallest, from which on a warning is given."""
 TIMM = ("torch/", "hfds/", "wds/", "tfds/", "hfids/")
@@ -181,7 +179,7 @@ def _read(images: ImageSet, advance: Callable[[int], None], before: int) -> Read
     for index in range(len(images)):
         name = images.item_name(index)
         try:
-            size, mode, orientation, sha256 = _facts(images, index)
+            size, mode, turn, sha256 = _facts(images, index)
         except (DataError, OSError):
             unreadable.append(name)
             continue
@@ -189,8 +187,8 @@ def _read(images: ImageSet, advance: Callable[[int], None], before: int) -> Read
             advance(before + index + 1)
         sizes.append(size)
         modes[mode] += 1
-        if orientation > 1:
-            orientations[orientation] += 1
+        if turn > 1:
+            orientations[turn] += 1
         if seen.setdefault(sha256, name) != name:
             doubles.append((seen[sha256], name))
     ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size)) or [(0, 0)]
@@ -212,15 +210,15 @@ def _facts(images: ImageSet, index: int) -> tuple[tuple[int, int], str, int, str
     from PIL import Image as pil
 
     decoded = images.image(index)
-    mode, orientation = decoded.mode, 1
+    mode = decoded.mode
     content = images.item_bytes(index)
     if (len(content) >= 4 and content[:4] in (b"\x89PNG", b"RIFF")) or content[:2] in (b"\xff\xd8", b"BM"):
         try:
             with pil.open(io.BytesIO(content), formats=FORMATS) as stored:
-                mode, orientation = stored.mode, int(stored.getexif().get(EXIF_ORIENTATION) or 1)
+                mode = stored.mode
         except (OSError, ValueError, SyntaxError, TypeError):  # pixels of an array that begin like a file
-            mode, orientation = decoded.mode, 1
-    return decoded.size, mode, orientation, images.item_sha256(index)
+            mode = decoded.mode
+    return decoded.size, mode, orientation(decoded), images.item_sha256(index)
 
 
 def _warnings(name: str, read: Read) -> list[str]:
@@ -231,7 +229,10 @@ def _warnings(name: str, read: Read) -> list[str]:
         found.append(f"{name}: imbalanced {imbalance:.0f} to 1 ({large} {many}, {small} {few})")
     if read.orientations:
         count = sum(read.orientations.values())
-        found.append(f"{name}: {count} images are turned or mirrored by their EXIF orientation")
+        found.append(
+            f"{name}: {count} images are turned or mirrored by their EXIF orientation, which training ignores"
+            " without --exif apply"
+        )
     deep = sum(count for mode, count in read.modes.items() if mode.startswith(("I", "F")))
     if deep:
         found.append(f"{name}: {deep} images have more than 8 bits a pixel")

@@ -1,8 +1,9 @@
 """An image in any form a user has it -> a PIL image in mode RGB: the only decoder.
 
 In:  a path, encoded bytes, a PIL image or a uint8 array (H, W, 3) or (H, W).
-Out: a PIL image, mode RGB; DataError names one that cannot be read.
-Elsewhere: resize, crop and scale (runtime.preprocess), lists of images (runtime.images.sets).
+Out: a PIL image, mode RGB, and how EXIF says it is to be turned; DataError names one that cannot be read.
+Elsewhere: whether it is turned, resize, crop and scale (runtime.preprocess), lists of images
+(runtime.images.sets).
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import contextlib
 import io
 import os
 import stat
+import struct
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,12 +25,28 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 """What is decoded, whatever a file is called. Pillow knows some 40 formats more, and for one of them (EPS) it
 starts another program."""
 
+ORIENTATION = 274
+"""Tag of EXIF that says how the rows and columns that are stored are to be shown."""
+TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+"""Orientation -> Pillow's name for what makes the image upright; 1 is upright."""
+
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
+# TIFF is not decoded, so this is Pillow looking for dots per inch in damaged EXIF, which no image needs
+
 Image = Any  # a path (str, os.PathLike), encoded bytes, a PIL.Image.Image, or a uint8 array
 
 
 def open_rgb(image: Image) -> Any:
-    """A PIL image in mode RGB from any accepted form. Orientation tags are not applied, as timm and
-    torchvision do not.
+    """A PIL image in mode RGB from any accepted form, as it is stored: for an image that stands upright see
+    `upright`. Its EXIF stays in `info`.
 
     Raises DataError naming the file when it is missing or broken, UsageError for an array of another dtype or
     shape.
@@ -56,6 +75,76 @@ def open_rgb(image: Image) -> Any:
     raise UsageError(
         f"image of type {type(image).__name__}: expected a path, bytes, a PIL image or a uint8 array"
     )
+
+
+def orientation(image: Any) -> int:
+    """EXIF orientation of a PIL image, 1 to 8; 1, which is upright, where there is none or it is damaged.
+
+    Only EXIF counts, not XMP: what is read here a program in another language must read as well.
+    """
+    exif = image.info.get("exif")
+    return _orientation_of(exif) if isinstance(exif, bytes) else 1
+
+
+def upright(image: Any) -> Any:
+    """The PIL image turned and mirrored as its EXIF orientation says. The result carries no EXIF, so that
+    nobody turns it once more.
+    """
+    number = orientation(image)
+    if number == 1:
+        return image
+    from PIL import Image as pil
+
+    turned = image.transpose(getattr(pil.Transpose, TURNS[number]))
+    del turned.info["exif"]
+    return turned
+
+
+def stored_orientation(path: str | os.PathLike[str]) -> int:
+    """EXIF orientation of an image file, from its header alone; 1 for a file that cannot be read, too."""
+    from PIL import Image as pil
+
+    try:
+        require_file(path)
+        with open(path, "rb") as file:
+            with pil.open(file, formats=FORMATS) as opened:
+                found, kind = opened.info.get("exif"), opened.format
+            if found is None and kind == "PNG":
+                found = _png_exif(file)  # Pillow finds one behind the pixels only when it decodes them
+        return _orientation_of(found) if isinstance(found, bytes) else 1
+    except Exception:  # damaged files, and what each decoder raises at them: named when the pixels are read
+        return 1
+
+
+def _png_exif(file: Any) -> bytes | None:
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"eXIf":
+            content: bytes = file.read(length)
+            return content
+        file.seek(length + 4, os.SEEK_CUR)
+    return None
+
+
+def _orientation_of(exif: bytes) -> int:
+    """The value of ORIENTATION in the first directory of a TIFF header, if it is one whole number 1 to 8."""
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None:
+        return 1
+    try:
+        forty_two, place = struct.unpack_from(f"{order}HI", tiff, 2)
+        (entries,) = struct.unpack_from(f"{order}H", tiff, place)
+        for start in range(place + 2, place + 2 + 12 * entries, 12):
+            tag, kind, count = struct.unpack_from(f"{order}HHI", tiff, start)
+            if tag == ORIENTATION:
+                (value,) = struct.unpack_from(f"{order}{'I' if kind == 4 else 'H'}", tiff, start + 8)
+                whole = forty_two == 42 and kind in (3, 4) and count == 1
+                return int(value) if whole and value in TURNS else 1
+    except struct.error:
+        return 1
+    return 1
 
 
 def require_file(path: str | os.PathLike[str]) -> None:
@@ -111,18 +200,20 @@ def _rgb(image: Any, name: str) -> Any:
     off at 255. Raises DataError for other numbers, whose range nobody knows.
     """
     if not image.mode.startswith(("I", "F")):
-        return image.convert("RGB")
+        # Pillow warns of a palette with transparency that it converts in one step
+        return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise DataError(
             f"{name}: gray of {'floating point' if image.mode == 'F' else '32 bits'}, whose black and"
-            " white are"
-            " not known. Convert it to 8 or 16 bits"
+            " white are not known. Convert it to 8 or 16 bits"
         )
     from PIL import Image as pil
 
     scaled = (values.astype(np.int64) * 255 + 32767) // 65535
-    return pil.fromarray(scaled.astype(np.uint8)).convert("RGB")
+    rgb = pil.fromarray(scaled.astype(np.uint8)).convert("RGB")
+    rgb.info = dict(image.info)
+    return rgb
 
 
 def _unreadable(name: str, error: Exception) -> DataError:

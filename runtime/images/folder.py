@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from .decode import open_rgb, require_file
+from .decode import open_rgb, require_file, stored_orientation
 from .order import natural_key, ordered_classes
 from .scan import EXTENSIONS, is_system, scan
 from .sets import ImageSet
@@ -45,6 +45,9 @@ class FileSet(ImageSet):
     def item_bytes(self, index: int) -> bytes:
         require_file(self.files[index])
         return self.files[index].read_bytes()
+
+    def orientation(self, index: int) -> int:
+        return stored_orientation(self.files[index])
 
     def item_size(self, index: int) -> int:
         return os.stat(self.files[index]).st_size

@@ -55,6 +55,10 @@ class ImageSet:
         """Bytes of the image's content: images of different size are different."""
         return len(self.item_bytes(index))
 
+    def orientation(self, index: int) -> int:
+        """EXIF orientation of an image that is a file, 1 to 8; 1, which is upright, for all others."""
+        return 1
+
     def place(self, index: int) -> str:
         """The image's name inside the set, which stays when the whole set is moved."""
         return str(index)
@@ -125,6 +129,9 @@ class Subset(ImageSet):
 
     def item_size(self, index: int) -> int:
         return self.images.item_size(int(self.chosen[index]))
+
+    def orientation(self, index: int) -> int:
+        return self.images.orientation(int(self.chosen[index]))
 
 
 def _by_size(images: ImageSet) -> dict[int, list[int]]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from runtime.errors import DataError
 from runtime.images import ImageSet
+from runtime.preprocess import Preprocess
 from runtime.terminal import printable
 
 from .predictions import Predictions
@@ -59,16 +60,22 @@ def by_chance(found: Predictions) -> np.ndarray:
 
 
 def pictures(
-    images: ImageSet, found: Predictions, places: Sequence[int] | np.ndarray, names: Sequence[str]
+    images: ImageSet,
+    found: Predictions,
+    places: Sequence[int] | np.ndarray,
+    names: Sequence[str],
+    preprocess: Preprocess,
 ) -> list[Picture]:
-    """names: of the classes."""
-    return [_picture(images, found, int(place), names) for place in places]
+    """names: of the classes; preprocess: the student's, which says whether images are turned upright."""
+    return [_picture(images, found, int(place), names, preprocess) for place in places]
 
 
-def _picture(images: ImageSet, found: Predictions, place: int, names: Sequence[str]) -> Picture:
+def _picture(
+    images: ImageSet, found: Predictions, place: int, names: Sequence[str], preprocess: Preprocess
+) -> Picture:
     index = int(found.index[place])
     try:
-        image = images.image(index)
+        image = preprocess.rgb(images.image(index))
     except DataError:
         image = None
     return Picture(

@@ -172,7 +172,8 @@ def facts(run: Run) -> dict[str, str]:
     words = {
         "student": f"{found.model}, {run.parameters:,} parameters",
         "input": f"{' x '.join(map(str, found.preprocess.input_size))}, crop {found.preprocess.crop_pct:g}"
-        f" {found.preprocess.interpolation}",
+        f" {found.preprocess.interpolation}"
+        + (", turned as EXIF says" if found.preprocess.exif == "apply" else ""),
         "teacher": _teacher(teacher),
         "loss": losses if teacher else "",
         "training images": _images(data, "train"),
@@ -226,6 +227,7 @@ def seen(run: Run, images: ImageSet, device: str = "auto") -> Seen:
     names = [printable(name) for name in images.class_names]
     counts = found.confusion(len(names))
     rows = class_rows(counts, names)
+    spec = run.checkpoint.preprocess
     by_accuracy = sorted(rows, key=lambda row: (row.percent is None, row.percent or 0))
     return Seen(
         images=len(found.label),
@@ -236,8 +238,8 @@ def seen(run: Run, images: ImageSet, device: str = "auto") -> Seen:
         class_accuracy=figures.class_accuracy([row.percent for row in rows], names),
         classes=by_accuracy,
         confused=confused(counts, names),
-        worst=gallery.pictures(images, found, gallery.worst(found), names),
-        by_chance=gallery.pictures(images, found, gallery.by_chance(found), names),
+        worst=gallery.pictures(images, found, gallery.worst(found), names, spec),
+        by_chance=gallery.pictures(images, found, gallery.by_chance(found), names, spec),
     )
 
 

@@ -3,7 +3,9 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
+import turned
 
 from distill.__main__ import main
 from distill.recipe import Recipe
@@ -101,3 +103,18 @@ def test_layer_decay_says_its_groups_and_rates(tree, tmp_path, capsys):
     assert found["smallest"] == pytest.approx(0.01 * 0.5 ** (found["groups"] - 1))
     said = f"layer decay 0.5: {found['groups']} groups of layers, peak rates {found['smallest']:.3g} to 0.01"
     assert found["groups"] > 2 and said in capsys.readouterr().err
+
+
+def test_turned_images_are_counted_and_the_flag_is_named(tree, tmp_path, capsys):
+    data = tree(names=("ant", "bee"))
+    exif = turned.tiff(8)
+    for split, label in (("train", "ant"), ("val", "bee")):
+        pixels = np.zeros((16, 16, 3), np.uint8)
+        (data / split / label / "turned.jpg").write_bytes(turned.jpeg(pixels, exif))
+    images = len([*data.rglob("*.png"), *data.rglob("*.jpg")])
+    words = f"2 of {images} images are turned or mirrored by their EXIF orientation"
+    assert train(data, tmp_path / "run", "--batch", "3") == 0
+    assert f"warning: {words}, which is ignored: give --exif apply" in capsys.readouterr().err
+    assert train(data, tmp_path / "other", "--batch", "3", "--exif", "apply") == 0
+    said = capsys.readouterr().err
+    assert f"{words}, which is undone" in said and "--exif" not in said

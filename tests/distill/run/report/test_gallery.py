@@ -10,6 +10,7 @@ from PIL import Image
 from distill.run.report import gallery
 from distill.run.report.predictions import Predictions
 from runtime.images import open_images
+from runtime.preprocess import Preprocess
 
 
 def found(loss, index=None):
@@ -45,7 +46,7 @@ def test_a_picture_says_label_prediction_and_confidence_and_where_it_cannot_be_r
     (photos / "val" / "blue" / "1.png").write_bytes(b"x")
     images = open_images(str(photos), "val")
     names = ["blue", "green", "red"]
-    one, two = gallery.pictures(images, found([0.5, 0.5], index=[0, 1]), [0, 1], names)
+    one, two = gallery.pictures(images, found([0.5, 0.5], index=[0, 1]), [0, 1], names, Preprocess())
     assert (one.label, one.predicted, one.confidence, one.is_right) == ("blue", "green", 25.0, False)
     assert one.name == "0.png" and one.source.startswith("data:image/png") and one.is_small
     assert two.source == "" and two.name == "1.png"
