@@ -17,6 +17,7 @@ import runtime
 from runtime import ArtifactError, Predictor, Preprocess, UsageError, env
 from runtime.backends import Engine, Settings, registry
 from runtime.cli.settings import Flag
+from runtime.terminal import loading
 
 if TYPE_CHECKING:
     EngineName = str
@@ -141,7 +142,7 @@ def open_artifact(path: Path, on: RunOptions) -> Predictor:
         flag: getattr(on, flag) for flag in engine.reads if getattr(on, flag) is not None
     }
     device = "cuda" if on.device is None and settings.get("provider") in ("cuda", "tensorrt") else on.device
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), loading(f"opening {path.name}"):
         warnings.simplefilter("ignore")
         return runtime.load(path, device, backend=engine.name, **settings)
 

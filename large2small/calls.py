@@ -65,6 +65,8 @@ def _typed(keyword: str, setting: Any, value: Any) -> list[str]:
         if not isinstance(value, (bool, np.bool_)):
             raise UsageError(f"{keyword} {value!r}: expected True or False")
         return [flag if value else setting.negated]
+    if setting.flag.alone is not None and isinstance(value, bool):
+        return [flag if value else f"{flag}="]
     if setting.count == 1:
         return [f"{flag}={_text(value, 'one value', keyword)}"]
     if isinstance(value, Mapping):  # kd_args={"temperature": 2}

@@ -121,6 +121,8 @@ class TrainFlags(TypedDict, total=False):
     control: bool
     erf: bool
     report: bool
+    wandb: str | bool
+    mlflow: str | bool
     qat: bool
     placement: Literal["tensorrt", "cpu"]
     calib_size: int

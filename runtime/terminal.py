@@ -1,20 +1,30 @@
-"""Showing that something is going on: a bar on a terminal, silence elsewhere; always on stderr.
+"""Showing that something is going on, on stderr: a bar, or a line about what takes longer than a second.
 
-In:  counts as they come.
+In:  counts as they come, words about what is done.
 Out: nothing; stdout stays free for results.
 Elsewhere: the display of a training (distill.training.display).
 
-rich is imported when something is shown, so that `import runtime` does not need it.
+rich is imported when a bar is shown, so that `import runtime` does not need it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+SILENCE_S = 1.0
+"""Seconds after which a line says what is going on."""
+EMPTIED = "\r\x1b[K"
+"""Moves to the beginning of the line and empties it."""
 
 
 def console() -> Console:
@@ -24,25 +34,157 @@ def console() -> Console:
     return Console(stderr=True)
 
 
+def is_live(stream: TextIO) -> bool:
+    """Whether what it shows can be written anew: a terminal that can do more than print."""
+    return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+def say(line: str) -> None:
+    """One line on stderr, which stays."""
+    print(line, file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yield advance(done so far). A bar on a terminal, silence elsewhere."""
+    """Yield advance(done so far). A bar on a terminal; elsewhere one line, where it takes long."""
+    if not is_live(sys.stderr):
+        with loading(what):
+            yield lambda done: None
+        return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    screen = console()
-    if not screen.is_terminal:
-        yield lambda done: None
-        return
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=screen,
-        transient=True,
-    ) as bars:
-        task = bars.add_task(what, total=total)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with hidden(), Progress(*columns, console=console(), transient=True) as bars:
+        task = bars.add_task(printable(what), total=total)
         yield lambda done: bars.update(task, completed=done)
+
+
+@contextlib.contextmanager
+def loading(what: str, still: bool = False) -> Iterator[None]:
+    """Say what is going on where it takes longer than a second: on a terminal in a line with the seconds,
+    which disappears at the end or when something is printed; elsewhere in one line that stays.
+
+    still: the line is not written anew, because something is timed meanwhile.
+    """
+    line = _Line(printable(what), still)
+    with _lines.on_top(line):
+        line.start()
+        try:
+            yield
+        finally:
+            line.over.set()
+
+
+@contextlib.contextmanager
+def hidden() -> Iterator[None]:
+    """No line of `loading`, while something else is shown that is written anew."""
+    with _lines.on_top(None):
+        _lines.erase()
+        _lines.put_back()
+        yield
+
+
+def only_on_terminals(whether: bool) -> None:
+    """Whether `loading` keeps silent where stderr goes to a file or a pipe, as beside --json."""
+    _lines.are_for_terminals = whether
+
+
+class _Lines:
+    """The lines of all `loading` that go on, of which the innermost is shown."""
+
+    def __init__(self) -> None:
+        self.stack: list[_Line | None] = []
+        """None while something else is shown."""
+        self.are_for_terminals = False
+        self.is_drawn = False
+        self.is_inside_line = False
+        """Something was printed, without the end of its line."""
+        self.replaced: dict[str, TextIO] = {}
+        """stdout and stderr as they were."""
+
+    @contextlib.contextmanager
+    def on_top(self, line: _Line | None) -> Iterator[None]:
+        self.stack.append(line)
+        try:
+            yield
+        finally:
+            self.stack.remove(line)
+            self.erase()
+            if not self.stack:
+                self.put_back()
+
+    def draw(self, line: _Line) -> None:
+        """Show it where its turn is, and keep it below what is printed from now on."""
+        if self.stack[-1:] != [line] or self.is_inside_line:
+            return
+        for name in ("stdout", "stderr"):
+            stream: TextIO = getattr(sys, name)
+            if not isinstance(stream, _Above) and stream.isatty():
+                self.replaced[name] = stream
+                setattr(sys, name, _Above(stream))
+        width = shutil.get_terminal_size().columns - 1
+        line.stream.write(f"{EMPTIED}{line.words()[:width]}")
+        line.stream.flush()
+        self.is_drawn = True
+
+    def erase(self) -> None:
+        """Remove it from the screen."""
+        if self.is_drawn:
+            self.is_drawn = False
+            stream = self.replaced.get("stderr", sys.stderr)
+            stream.write(EMPTIED)
+            stream.flush()
+
+    def put_back(self) -> None:
+        """stdout and stderr as they were."""
+        for name, stream in self.replaced.items():
+            if isinstance(getattr(sys, name), _Above):
+                setattr(sys, name, stream)
+        self.replaced.clear()
+        self.is_inside_line = False
+
+
+_lines = _Lines()
+
+
+class _Above:
+    """A stream whose text comes above the line that is shown."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        _lines.erase()
+        _lines.is_inside_line = not text.endswith("\n") if text else _lines.is_inside_line
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _Line(threading.Thread):
+    """The line of one `loading`, written anew every second."""
+
+    def __init__(self, what: str, still: bool) -> None:
+        super().__init__(daemon=True)
+        self.what, self.still = what, still
+        self.began, self.over = time.monotonic(), threading.Event()
+        current: Any = sys.stderr
+        self.stream = cast(TextIO, current._stream if isinstance(current, _Above) else current)
+
+    def words(self) -> str:
+        return f"{self.what} ..." + ("" if self.still else f" {time.monotonic() - self.began:.0f} s")
+
+    def run(self) -> None:
+        shown_anew = is_live(self.stream)
+        while not self.over.wait(SILENCE_S):
+            if shown_anew:
+                _lines.draw(self)
+            elif not _lines.are_for_terminals:
+                self.stream.write(f"{self.what} ...\n")
+                self.stream.flush()
+            if self.still or not shown_anew:
+                return
 
 
 def printable(text: str) -> str:

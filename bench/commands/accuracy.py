@@ -17,7 +17,7 @@ from runtime.cli import settings
 from runtime.cli.settings import Flag
 from runtime.errors import UsageError
 from runtime.images import ImageSet, open_images
-from runtime.terminal import progress_bar
+from runtime.terminal import loading, progress_bar
 
 from .. import accuracy, report, tables
 from ..subject import Description, RunOptions, describe, open_artifact
@@ -77,7 +77,8 @@ def do(options: Options) -> accuracy.AccuracyReport:
     """The accuracy of the artifact, and of the reference where one is given. Raises as
     `bench.accuracy.evaluate` does.
     """
-    images = open_images(options.data, options.split)
+    with loading(f"looking for the images of {options.data}"):
+        images = open_images(options.data, options.split)
     subject, result = _evaluate(options.engine, images, options)
     reference, comparison = None, None
     if options.reference:

@@ -15,6 +15,7 @@ from runtime import env, files
 from runtime.cli import settings
 from runtime.cli.settings import Flag
 from runtime.images import open_images
+from runtime.terminal import loading
 
 from .. import calls, latency, report, stats, tables
 from ..subject import RunOptions, describe, open_artifact
@@ -111,21 +112,23 @@ def keep(options: Options, result: latency.LatencyResult) -> None:
 
 def measure(options: Options) -> latency.LatencyResult:
     """The timings of the boundaries asked for. Raises what opening the artifact and its images raises."""
-    images = open_images(options.data, options.split) if options.data else None
+    with loading(f"looking for the images of {options.data}"):
+        images = open_images(options.data, options.split) if options.data else None
     size = calls.parse_size(options.img_size) if options.img_size else None
     percents = stats.parse_percentiles(options.percentiles)
     with open_artifact(options.engine, options) as predictor:
         made = calls.make_calls(predictor, options.batch, size=size, images=images, seed=options.seed)
-        samples = {
-            name: latency.measure(
-                made.functions[name],
-                warmup=options.warmup,
-                iterations=options.iterations,
-                duration=options.duration,
-            )
-            for name in options.boundaries
-            if name in made.functions
-        }
+        with loading(f"timing {options.engine.name}", still=True):
+            samples = {
+                name: latency.measure(
+                    made.functions[name],
+                    warmup=options.warmup,
+                    iterations=options.iterations,
+                    duration=options.duration,
+                )
+                for name in options.boundaries
+                if name in made.functions
+            }
         subject = describe(predictor, options)
     return latency.LatencyResult(
         subject,

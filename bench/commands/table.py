@@ -19,7 +19,7 @@ from runtime import Predictor, UsageError, env, files
 from runtime.cli import settings
 from runtime.cli.settings import Flag
 from runtime.images import ImageSet, open_images
-from runtime.terminal import progress_bar
+from runtime.terminal import loading, progress_bar
 
 from .. import accuracy, calls, latency, report, tables
 from ..subject import RunOptions, describe, open_artifact, require_preprocess
@@ -108,21 +108,23 @@ def run(options: Options) -> None:
 
 def measure(options: Options) -> Table:
     """Measure everything. Raises what opening, reading and evaluating raise; see bench.accuracy.evaluate."""
-    images = open_images(options.data, options.split)
+    with loading(f"looking for the images of {options.data}"):
+        images = open_images(options.data, options.split)
     with ExitStack() as open_files:
         predictors = [open_files.enter_context(open_artifact(path, options)) for _, path in options.artifacts]
         made = [calls.make_calls(p, options.batch, images=images, seed=options.seed) for p in predictors]
         for call in made:  # what a file cannot do, such as this batch, is said before accuracy is measured
             call.functions["compute"]()
         results = [_evaluate(predictor, images, options) for predictor in predictors]
-        samples = {
-            boundary: latency.interleaved(
-                {str(i): call.functions[boundary] for i, call in enumerate(made)},
-                iterations=options.iterations,
-                warmup=options.warmup,
-            )
-            for boundary in calls.BOUNDARIES
-        }
+        with loading("timing all of them in turn", still=True):
+            samples = {
+                boundary: latency.interleaved(
+                    {str(i): call.functions[boundary] for i, call in enumerate(made)},
+                    iterations=options.iterations,
+                    warmup=options.warmup,
+                )
+                for boundary in calls.BOUNDARIES
+            }
         subjects = [describe(predictor, options) for predictor in predictors]
         rows = [
             make_row(

@@ -8,6 +8,7 @@ Elsewhere: measuring and drawing (distill.erf.report).
 from __future__ import annotations
 
 from runtime import files
+from runtime.terminal import loading
 
 from ..erf.options import ErfOptions
 
@@ -21,7 +22,8 @@ Options = ErfOptions
 
 def run(options: ErfOptions) -> None:
     """`distill erf`: measure, write, print."""
-    from ..erf import report as reports
+    with loading("loading torch"):
+        from ..erf import report as reports
 
     measured, report = reports.measure_and_write(options)
     if options.json:

@@ -17,6 +17,7 @@ from runtime.cli import settings
 from runtime.cli.settings import Flag
 from runtime.errors import GateError
 from runtime.images.summary import balanced_line
+from runtime.terminal import loading, progress_bar
 
 if TYPE_CHECKING:
     from ..evaluate import EvaluationReport
@@ -88,15 +89,14 @@ def run(options: Options) -> int:
 
 def do(options: Options) -> EvaluationReport:
     """Top-1, top-5 and loss of a checkpoint."""
-    import torch
+    with loading("loading torch"):
+        import torch
 
-    from runtime.terminal import progress_bar
-
-    from .. import checkpoint as checkpoints
-    from .. import models
-    from ..data import eval_loader, open_data
-    from ..evaluate import EvaluationReport, evaluate, pick_device
-    from ..recipe import key_values
+        from .. import checkpoint as checkpoints
+        from .. import models
+        from ..data import eval_loader, open_data
+        from ..evaluate import EvaluationReport, evaluate, pick_device
+        from ..recipe import key_values
 
     found = checkpoints.load_any(
         options.checkpoint,
@@ -105,7 +105,8 @@ def do(options: Options) -> EvaluationReport:
         entry=options.checkpoint_key,
     )
     spec = options.data or found.recorded_data("val", "--data")
-    images = open_data(spec, options.split, options.num_classes)
+    with loading(f"looking for the images of {spec}"):
+        images = open_data(spec, options.split, options.num_classes)
     require_same_classes(found.class_names, options.checkpoint, images.class_names, spec)
     device = pick_device(options.device)
     model = models.build(found.model, len(images.class_names), found.model_args)

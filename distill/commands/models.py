@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from runtime import files
 from runtime.cli.settings import Flag
+from runtime.terminal import loading
 
 if TYPE_CHECKING:
     from ..models.catalog import Entry
@@ -44,7 +45,8 @@ class Options:
 
 def run(options: Options) -> None:
     """Print the networks that match. Raises UsageError when there are none."""
-    from ..models import catalog
+    with loading("loading torch"):
+        from ..models import catalog
 
     found = catalog.entries(options.pattern, large_kernel=options.teachers, ours=options.ours)
     if options.json:

@@ -13,6 +13,7 @@ from typing import Annotated
 
 from runtime.cli.settings import Flag
 from runtime.errors import UsageError
+from runtime.terminal import loading
 
 SUMMARY = "show a run, or several side by side, in one HTML file"
 DESCRIPTION = """distill train makes RUN/report.html by itself. An existing report is replaced.
@@ -50,10 +51,12 @@ class Options:
 
 def run(options: Options) -> None:
     """Write the report, and print where it is."""
-    from ..run.report import page
+    with loading("loading torch"):
+        from ..run.report import page
 
     folders = [path.parent if path.name == "best.pth" else path for path in options.runs]
     alone = folders[0] if len(folders) == 1 else Path()
     output = options.output or alone / "report.html"
-    page.write(folders, output, options.data, device=options.device)
+    with loading("making the report"):
+        page.write(folders, output, options.data, device=options.device)
     print(output)

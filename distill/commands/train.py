@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from runtime import files
 from runtime.cli import flags
+from runtime.terminal import loading
 
 from .. import recipe as recipes
 from ..run.folder import choose_folder
@@ -41,8 +42,8 @@ def run(options: TrainOptions) -> None:
 def do(options: TrainOptions) -> RunResult:
     """Train student and, if asked, control."""
     folder = choose_folder(options)
-    from ..run import job  # after what can be refused at once: torch takes seconds to import
-
+    with loading("loading torch"):
+        from ..run import job  # after what can be refused at once: torch takes seconds to import
     return job.run(options, folder)
 
 

@@ -109,11 +109,13 @@ def remove_old_run(folder: Path) -> None:
             "result.json",
             "header.json",
             "val-split.csv",
+            "loggers.json",
             *PICTURED,
         ):
             (place / name).unlink(missing_ok=True)
         for events in place.glob("events.out.tfevents.*"):  # TensorBoard would draw both runs as one
             events.unlink()
+        shutil.rmtree(place / "wandb", ignore_errors=True)
     for made in ("erf", "teacher"):
         shutil.rmtree(folder / made, ignore_errors=True)
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from runtime.images import ImageSet
+from runtime.terminal import loading
 
 from ..data.balance import class_weights
 from ..recipe import Recipe
@@ -148,6 +149,7 @@ class Header:
         ]
 
 
+@loading("comparing training and validation images")
 def header_of(
     recipe: Recipe,
     data: Splits,

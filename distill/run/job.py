@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from runtime import files
 from runtime.errors import ArtifactError, UsageError
 from runtime.images import ImageSet
 from runtime.preprocess import Preprocess
+from runtime.terminal import loading, progress_bar, say
 
 from .. import checkpoint as checkpoints
 from .. import models
@@ -31,16 +33,18 @@ from ..erf import field, report
 from ..erf.options import ErfOptions
 from ..evaluate import Evaluation, evaluate, pick_device
 from ..recipe import Recipe
-from ..training import finite
+from ..training import finite, loggers
 from ..training import trainer as trainers
 from ..training.freezing import freeze
+from ..training.loggers import pictures
 from ..training.parts import LayerRates, layer_rates, start_of
 from ..training.task import Splits, Task, lineage_of
 from . import teacher_fit, trial
 from .folder import remove_old_run, with_files
 from .header import Header, header_of
 from .options import TrainOptions
-from .report import page
+from .report import gallery, page, predictions
+from .report.collect import read_run
 from .result import RoleResult, RunResult, TeacherResult
 from .splits import open_splits
 from .student import named, student_preprocess
@@ -78,11 +82,14 @@ def run(
 
 def prepare(options: TrainOptions, folder: Path, make_trainer: Callable[[Task], trainers.Trainer]) -> Job:
     """Check and read everything that the run needs; show the teacher's own accuracy."""
+    with loading("opening the loggers"):
+        loggers.require(options.tensorboard, options.services)
     options = named(with_files(options))
     device = pick_device(options.device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what runs in fp32
-    data = open_splits(options, folder, bool(options.resume))
+    with loading(f"looking for the images of {options.data}"):
+        data = open_splits(options, folder, bool(options.resume))
     options = with_balance(options, data.train)
     preprocess, assumed = student_preprocess(options)
     for line in assumed:
@@ -116,6 +123,7 @@ def prepare(options: TrainOptions, folder: Path, make_trainer: Callable[[Task], 
         teacher=teacher,
         lineage=lineage_of(recipe, data, teacher),
         teacher_classes=accuracy.classes if accuracy else None,
+        loggers=options.services,
     )
     return Job(
         options=options,
@@ -148,6 +156,7 @@ class Tried:
     layers: LayerRates | None
 
 
+@loading("trying the student on one step")
 def try_student(options: TrainOptions, preprocess: Preprocess, classes: int) -> Tried:
     """The student's size and the rates of its layers. Raises UsageError where it cannot take the images."""
     _, arguments = start_of(options, preprocess)
@@ -187,7 +196,8 @@ def open_teacher(
     happens to the run's images, `ignore` or `apply`.
     """
     before = teacher_fit.saved(folder, class_names) if options.resume else None
-    source = before or teachers.open_source(options, class_names)
+    with loading("opening the teacher"):
+        source = before or teachers.open_source(options, class_names)
     if source is None:
         return None
     source = teachers.seeing(source, exif)
@@ -248,6 +258,8 @@ def fit_whole_teacher(
         control=False,
         erf=False,
         report=False,
+        wandb="",
+        mlflow="",
         resume=str(place) if options.resume and (place / "args.yaml").is_file() else "",
         output=str(place),
     )
@@ -275,7 +287,8 @@ def control_of(student: Task) -> Task:
 
 def train_role(job: Job, task: Task) -> RoleResult:
     """Train one student to its last epoch, from the beginning or from its last.pth."""
-    trainer = job.make_trainer(task)
+    with loading("building the student"):
+        trainer = job.make_trainer(task)
     for note in trainer.notes:
         say(note)
     if job.options.resume:
@@ -284,7 +297,7 @@ def train_role(job: Job, task: Task) -> RoleResult:
         for line in (*job.header.lines(), *(f"warning: {words}" for words in job.header.warnings())):
             say(line)
         _begin(job)  # not earlier: a refused resume leaves the run as it was, a refused setting no run at all
-    best = trainer.fit()
+    best = trainer.fit(partial(show_worst, task))
     details = trainer.details()
     return RoleResult(
         checkpoint=str(task.folder / "best.pth"),
@@ -301,6 +314,24 @@ def train_role(job: Job, task: Task) -> RoleResult:
         epochs=trainer.epoch,
         early_end=trainer.early_end,
     )
+
+
+def show_worst(task: Task, log: loggers.Loggers, step: int) -> None:
+    """Give the loggers the validation images with the highest loss, and what the student takes them for."""
+
+    def make() -> np.ndarray:
+        found = predictions.of_run(read_run(task.folder), task.val, str(task.device))
+        places, names = gallery.worst(found), task.class_names
+        words = [
+            names[found.label[place]]
+            + ("" if found.right[place] else f", taken for {names[found.predicted[place]]}")
+            + f" {found.confidence[place]:.0%}"
+            for place in places
+        ]
+        return pictures.sheet([task.val.image(int(found.index[place])) for place in places], words)
+
+    if log.takes_images and len(task.val.labels):
+        log.image(step, "val/worst", make)
 
 
 def finish(job: Job, results: Sequence[RoleResult]) -> RunResult:
@@ -324,11 +355,6 @@ def finish(job: Job, results: Sequence[RoleResult]) -> RunResult:
 def recipe_of(options: TrainOptions) -> Recipe:
     """The options without what is not the training's own."""
     return Recipe(**{each.name: getattr(options, each.name) for each in fields(Recipe)})
-
-
-def say(line: str) -> None:
-    """One line on stderr."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def _teacher_accuracy(
@@ -364,14 +390,16 @@ def _evaluated(
     dtype: torch.dtype | None,
 ) -> Evaluation:
     # not teacher.forward: one that is compiled now may miss the hooks that a feature loss adds later
-    return evaluate(
-        teacher.model,
-        eval_loader(val, teacher.preprocess, options.eval_batch, options.workers, device),
-        device,
-        amp_dtype=dtype,
-        channels_last=options.channels_last,
-        skip_bad=options.skip_bad_images,
-    )
+    with progress_bar("teacher: validation images", len(val)) as advance:
+        return evaluate(
+            teacher.model,
+            eval_loader(val, teacher.preprocess, options.eval_batch, options.workers, device),
+            device,
+            amp_dtype=dtype,
+            channels_last=options.channels_last,
+            skip_bad=options.skip_bad_images,
+            after_batch=advance,
+        )
 
 
 def _resume(trainer: trainers.Trainer) -> None:

@@ -40,8 +40,20 @@ class TrainOptions(Recipe):
     and metrics.jsonl."""
     report: bool = True
     """Make RUN/report.html at the end: curves, confusion, the worst images. Needs the extra report."""
+    wandb: Annotated[str, Flag("PROJECT", alone="large2small")] = ""
+    """Send figures and pictures to Weights & Biases, into this project or ENTITY/PROJECT (without a value:
+    large2small). A resumed run goes on there if the flag is given again."""
+    mlflow: Annotated[str, Flag("URI|EXPERIMENT", alone="large2small")] = ""
+    """Send figures and pictures to MLflow: to the server of this URI, or into this experiment (without a
+    value: large2small) of the server that MLflow is set to. A resumed run goes on there if the flag is
+    given again."""
     json: bool = False
     """Print the result as one JSON object and nothing else."""
+
+    @property
+    def services(self) -> dict[str, str]:
+        """The services that figures are sent to, and where there."""
+        return {name: place for name in ("wandb", "mlflow") if (place := getattr(self, name))}
 
     def beside_recipe(self) -> dict[str, Any]:
         """Settings that args.yaml keeps although they are not the recipe's, because a resumed run

@@ -27,7 +27,7 @@ from runtime.artifact import require_same_classes
 from runtime.errors import ArtifactError, UsageError
 from runtime.images import ImageSet
 from runtime.images.sets import Subset
-from runtime.terminal import progress_bar
+from runtime.terminal import loading, progress_bar
 
 from .. import checkpoint as checkpoints
 from .. import models
@@ -155,6 +155,7 @@ def _inputs_of(layers: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
             handle.remove()  # type: ignore[attr-defined]
 
 
+@loading("fitting the teacher's head")
 def logistic_regression(features: Features, classes: int) -> tuple[Tensor, Tensor, float, float]:
     """(weight (K, D), bias (K,), the chosen weight decay, accuracy in percent on the held-out fifth).
 

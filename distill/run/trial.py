@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime.errors import ArtifactError, MissingError, UsageError
+from runtime.terminal import loading
 
 from ..data import Batch
 from ..data.seeds import own_random_state
@@ -66,6 +67,7 @@ def require_trains(
             _require_logits(_forward(trial.eval(), name, input_size, 1), name, input_size, 1, classes)
 
 
+@loading("trying a step")
 def rehearse(task: Task) -> None:
     """One whole step on noise, of student, teacher, losses and optimizer, and the batches of validation, by a
     trainer that is thrown away. The random generators are as before; the real trainer seeds its own.

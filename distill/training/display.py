@@ -3,65 +3,74 @@
 In:  counts and figures as they come.
 Out: nothing; stdout stays free for results.
 Elsewhere: what is kept of the figures (distill.training.records), bars of other work (runtime.terminal).
+
+No line of the bars is wider than 60 columns, so that they survive a terminal that is made narrower.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Column
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from runtime import terminal
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 PLAIN_EVERY_S = 20.0
 """Seconds between plain lines."""
 
 
-NARROW = 80
-"""Columns of a terminal below which only loss and speed are shown."""
+class Bars(Progress):
+    """Bars with a line of figures below them."""
+
+    figures = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield Text(self.figures, no_wrap=True, overflow="ellipsis")
 
 
 class TrainingDisplay:
-    """Two bars (run and epoch) with the time left, loss, images/s and the teacher's share of the step time;
-    on a narrow terminal loss and speed alone."""
+    """Two bars (run and epoch, or its validation) with the time left; below them loss, images/s and the
+    teacher's share of the step time.
+    """
 
     def __init__(self, name: str, epochs: int, steps_per_epoch: int, steps_done: int) -> None:
         self.name, self.epochs, self.steps = name, epochs, steps_per_epoch
-        self.first, self.shown_epoch = steps_done, -1
+        self.first, self.shown = steps_done, ""
         self.began = self.last_line = time.monotonic()
-        screen = terminal.console()
-        self.bars: Progress | None = None
-        if screen.is_terminal:
-            self.bars = Progress(
-                TextColumn("{task.description}"),
+        self.bars: Bars | None = None
+        self.alone = contextlib.ExitStack()
+        if terminal.is_live(sys.stderr):
+            self.bars = Bars(
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=12),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(compact=True),
                 TextColumn("left"),
-                TextColumn("{task.fields[figures]}", table_column=Column(overflow="ellipsis", no_wrap=True)),
-                console=screen,
+                console=terminal.console(),
             )
-            self.run = self.bars.add_task(
-                name, total=epochs * steps_per_epoch, completed=steps_done, figures=""
-            )
-            self.epoch = self.bars.add_task("epoch", total=steps_per_epoch, figures="")
+            self.run = self.bars.add_task(name, total=epochs * steps_per_epoch, completed=steps_done)
+            self.part = self.bars.add_task("epoch", total=steps_per_epoch)
 
     def __enter__(self) -> TrainingDisplay:
         if self.bars:
+            self.alone.enter_context(terminal.hidden())
             self.bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.bars:
+            self.bars.figures = ""
             self.bars.stop()
+        self.alone.close()
 
     def step(
         self, epoch: int, step: int, loss: float, images_per_s: float, teacher_share: float | None
@@ -69,31 +78,54 @@ class TrainingDisplay:
         """After optimizer step `step` (1-based) of `epoch` (0-based)."""
         figures = f"loss {loss:.4f}  {images_per_s:,.0f} images/s"
         if teacher_share is not None:
-            figures += f"  teacher {teacher_share:.0%}" + (" of the step" if not self.bars else "")
-        if self.bars and self.bars.console.width < NARROW:
-            figures = f"loss {loss:.3f}  {images_per_s:,.0f}/s"
+            figures += f"  teacher {teacher_share:.0%} of the step"
         done = epoch * self.steps + step
         if self.bars:
-            if epoch != self.shown_epoch:  # the clock of an epoch starts with it
-                self.bars.reset(self.epoch, total=self.steps)
-                self.shown_epoch = epoch
+            self.bars.figures = figures
             self.bars.update(self.run, completed=done)
-            self.bars.update(
-                self.epoch, completed=step, description=f"epoch {epoch + 1}/{self.epochs}", figures=figures
-            )
-        elif time.monotonic() - self.last_line >= PLAIN_EVERY_S:
-            self.last_line = time.monotonic()
+            self._move(f"epoch {epoch + 1}/{self.epochs}", step, self.steps)
+        elif self._is_due():
             self.say(
                 f"{self.name}: epoch {epoch + 1}/{self.epochs} step {step}/{self.steps}  {figures}  "
                 f"left {self._left(done)}"
             )
 
+    def validated(self, epoch: int, images: int, total: int) -> None:
+        """After so many images of the validation behind `epoch` (0-based); total: 0 where it is not known."""
+        if self.bars:
+            self._move(f"validation {epoch + 1}/{self.epochs}", images, total)
+        elif self._is_due():
+            self.say(f"{self.name}: validation {epoch + 1}/{self.epochs}, {images:,} images")
+
+    def _move(self, what: str, done: int, total: int) -> None:
+        """The second bar; its clock starts anew with what it shows."""
+        if self.bars is None:
+            return
+        if what != self.shown:
+            self.bars.reset(self.part, total=total or None)
+            self.shown = what
+        self.bars.update(self.part, completed=done, description=what)
+
+    def _is_due(self) -> bool:
+        is_due = time.monotonic() - self.last_line >= PLAIN_EVERY_S
+        if is_due:
+            self.last_line = time.monotonic()
+        return is_due
+
     def say(self, line: str) -> None:
         """One line that stays."""
         if self.bars:
-            self.bars.console.print(line, highlight=False)
+            self.bars.console.print(Text(line), soft_wrap=True)
         else:
-            print(line, file=sys.stderr, flush=True)
+            terminal.say(line)
+
+    def say_as_fits(self, parts: Sequence[str]) -> None:
+        """The same with as many of the parts, from the first on, as fit the terminal."""
+        line, *more = parts
+        width = self.bars.console.width if self.bars else sys.maxsize
+        for part in more:
+            line += f"  {part}" if len(line) + 2 + len(part) <= width else ""
+        self.say(line)
 
     def _left(self, done: int) -> str:
         rate = (time.monotonic() - self.began) / max(done - self.first, 1)

@@ -8,7 +8,6 @@ training (distill.training.sparsity), the loop (distill.training.trainer).
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -65,13 +64,11 @@ class Precision:
 
 
 def prepare_process(recipe: Recipe, device: torch.device) -> None:
-    """Seed every generator, choose the GPU, and miss a package now rather than after an epoch."""
+    """Seed every generator, and choose the GPU."""
     seed_all(recipe.seed)
     if device.type == "cuda":
         torch.cuda.manual_seed_all(recipe.seed)
         torch.cuda.set_device(device.index or 0)  # events are recorded on the current one
-    if recipe.tensorboard:
-        importlib.import_module("torch.utils.tensorboard")
 
 
 def start_of(recipe: Recipe, preprocess: Preprocess) -> tuple[checkpoints.Checkpoint | None, dict[str, Any]]:

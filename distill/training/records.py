@@ -1,24 +1,20 @@
-"""The figures of a training: summed over an epoch, recorded per epoch, written as tables.
+"""The figures of a training: summed over an epoch, and recorded per epoch.
 
 In:  losses and times, step by step.
-Out: an `EpochRecord` per epoch; RUN/summary.csv, RUN/metrics.jsonl and TensorBoard's events.
-Elsewhere: what a person sees meanwhile (distill.training.display).
+Out: an `EpochRecord` per epoch.
+Elsewhere: where the records go (distill.training.loggers), what a person sees meanwhile
+(distill.training.display).
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-
-from runtime import files
 
 OF_CLASSES = ("val_balanced_percent", "val_class_percent")
 """Columns that older versions do not have; the second, a mapping, is only in metrics.jsonl."""
@@ -174,43 +170,22 @@ class Stopwatch:
         return taken
 
 
-def write_records(folder: Path, history: Sequence[EpochRecord]) -> None:
-    """summary.csv and metrics.jsonl from the whole history, so that a resumed run leaves no line twice."""
-    if not history:
-        return
-    rows = [record.to_dict() for record in history]
-    text = io.StringIO()
-    columns = [name for name in dict.fromkeys(key for row in rows for key in row) if name != OF_CLASSES[1]]
-    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
-    files.write_text(folder / "summary.csv", text.getvalue())
-    files.write_text(folder / "metrics.jsonl", "".join(files.json_text(row) + "\n" for row in rows))
-
-
-def write_events(folder: Path, record: EpochRecord) -> None:
-    """The same for TensorBoard."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(folder)) as writer:
-        for key, value in record.to_dict().items():
-            if isinstance(value, (int, float)) and key not in ("epoch", "step"):
-                writer.add_scalar(key, value, record.step)
-
-
-def epoch_line(
+def epoch_words(
     role: str, record: EpochRecord, epochs: int, best: str, balanced: bool = False, loss: bool = False
-) -> str:
-    """What a person reads at the end of an epoch. best: the measure of the best epoch; balanced, loss: what
-    is shown of the validation beside top-1.
+) -> list[str]:
+    """What a person reads at the end of an epoch, the most important first. best: the measure of the best
+    epoch; balanced, loss: what is shown of the validation beside top-1.
     """
     share, bad = record.teacher_share_of_step, record.bad_images
-    return (
-        f"{role}: epoch {record.epoch}/{epochs}  loss {record.train_loss:.4f}"
-        f"  top-1 {record.val_top1_percent:.2f} %"
-        + (f"  balanced {record.val_balanced_percent or 0:.2f} %" if balanced else "")
-        + (f"  val loss {record.val_loss_nats:.4f}" if loss else "")
-        + f"  (best {best})  {record.train_images_per_s:,.0f} images/s"
-        + (f"  teacher {share:.0%} of the step" if share is not None else "")
-        + (f"  {bad} unreadable images left out" if bad else "")
-    )
+    words = [
+        f"{role}: epoch {record.epoch}/{epochs}",
+        f"loss {record.train_loss:.4f}",
+        f"top-1 {record.val_top1_percent:.2f} %",
+        f"balanced {record.val_balanced_percent or 0:.2f} %" if balanced else "",
+        f"val loss {record.val_loss_nats:.4f}" if loss else "",
+        f"(best {best})",
+        f"{bad} unreadable images left out" if bad else "",
+        f"{record.train_images_per_s:,.0f} images/s",
+        f"teacher {share:.0%} of the step" if share is not None else "",
+    ]
+    return [word for word in words if word]

@@ -8,6 +8,7 @@ training itself (distill.training.trainer).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 from runtime.env import versions
 from runtime.images import ImageSet
 from runtime.preprocess import Preprocess
+from runtime.terminal import loading
 
 from .. import recipe as recipes
 from ..recipe import Recipe
@@ -55,12 +57,15 @@ class Task:
     """What every checkpoint says about its origin; see `lineage_of`."""
     teacher_classes: Tensor | None = None
     """(validation images,) what the teacher predicts; a control has them too, to compare with."""
+    loggers: Mapping[str, str] = field(default_factory=dict)
+    """Services that the figures are sent to besides, by name, and where there (distill.training.loggers)."""
 
     @property
     def class_names(self) -> list[str]:
         return self.train.class_names
 
 
+@loading("hashing the images")
 def lineage_of(recipe: Recipe, data: Splits, teacher: Teacher | None) -> dict[str, Any]:
     """Where a checkpoint comes from: data with fingerprints, teacher with SHA-256, recipe and versions. Reads
     every image once.

@@ -29,20 +29,13 @@ from .. import recipe as recipes
 from ..data import Batch, TrainLoader, eval_loader
 from ..evaluate import Evaluation, evaluate, require_readable, same_class_percent
 from ..losses.base import Outputs
-from . import finite, parts, state
+from . import finite, loggers, parts, state
 from .display import TrainingDisplay
 from .freezing import freeze
+from .loggers import pictures
+from .loggers.base import Outcome, Run
 from .objective import Objective
-from .records import (
-    MOST_CLASSES,
-    EpochRecord,
-    StepLosses,
-    Stopwatch,
-    Tally,
-    epoch_line,
-    write_events,
-    write_records,
-)
+from .records import MOST_CLASSES, EpochRecord, StepLosses, Stopwatch, Tally, epoch_words
 from .selection import Selection
 from .sparsity import SparseTraining
 from .stopping import StopSignal
@@ -71,6 +64,7 @@ class Trainer:
         parts.prepare_process(recipe, device)
         self.task, self.recipe, self.device, self.teacher = task, recipe, device, task.teacher
         self.lineage = task.lineage
+        self.log = loggers.asked_for(recipe.tensorboard, task.loggers)
         self.memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.student = parts.open_student(task)
         self.model = self.network_of(self.student.model)
@@ -100,6 +94,7 @@ class Trainer:
         self.best_right: Tensor | None = None
         """(validation images,) bool: where the best epoch's network is right."""
         self.stop = StopSignal()
+        self.display: TrainingDisplay | None = None
         self._pending: list[StepLosses] = []
         self._watch = Stopwatch(device)
         self._norms: list[Tensor] = []
@@ -153,6 +148,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         for batch in batches:
             images, labels = self._on_device(batch)
+            if not self.updates and not self._pending:
+                self._show_augmented(images)
             found = self.losses(images, labels)
             self.precision.scaler.scale(found.total / len(batches)).backward()
             self._pending.append(found.detached())
@@ -291,15 +288,39 @@ class Trainer:
 
     # the run
 
-    def fit(self) -> EpochRecord:
-        """Train to the last epoch; returns the best epoch's record. Raises Interrupted after Ctrl-C or
-        SIGTERM, having saved.
+    def fit(self, at_end: Callable[[loggers.Loggers, int], None] = lambda log, step: None) -> EpochRecord:
+        """Train to the last epoch; returns the best epoch's record. at_end: what else is given to the
+        loggers then, at that step. Raises Interrupted after Ctrl-C or SIGTERM, having saved.
         """
+        task, outcome = self.task, Outcome.FAILED
+        name = task.folder.resolve().name
+        self.log.begin(
+            Run(
+                name if task.role != "control" else f"{task.folder.resolve().parent.name}-control",
+                task.folder,
+                recipes.to_dict(self.recipe),
+                [record.to_dict() for record in self.history],
+                self.updates,
+            )
+        )
+        try:
+            best = self._fit()
+            at_end(self.log, self.updates)
+            outcome = Outcome.FINISHED
+        except Interrupted:
+            outcome = Outcome.STOPPED
+            raise
+        finally:
+            self.log.end(outcome)
+        return best
+
+    def _fit(self) -> EpochRecord:
         role, epochs = self.task.role, self.recipe.epochs
         with (
             self.stop.listening(),
             TrainingDisplay(role, epochs, self.steps_per_epoch, self.updates) as display,
         ):
+            self.display, self.log.say = display, display.say
             try:
                 if self.sparse and not self.sparse.masks:
                     self._start_sparse(self.sparse)
@@ -335,6 +356,14 @@ class Trainer:
         images = batch.images.to(self.device).contiguous(memory_format=self.memory_format)
         self.model.train()
         sparse.start(lambda: F.cross_entropy(self.model(images), batch.labels.to(self.device)))
+
+    def _show_augmented(self, images: Tensor) -> None:
+        """What the network is trained on, once."""
+        self.log.image(
+            0,
+            "train/augmented",
+            lambda: pictures.sheet(pictures.of_batch(images, self.task.preprocess)),
+        )
 
     def _train_epoch(self, display: TrainingDisplay) -> None:
         accum, every = self.recipe.grad_accum, 1 if self.device.type == "cpu" else 20
@@ -373,15 +402,13 @@ class Trainer:
             self.best, self.best_right = record, found.right
             checkpoints.save(self._best_checkpoint(record), self.task.folder / "best.pth")
         self.save()
-        write_records(self.task.folder, self.history)
-        if self.recipe.tensorboard:
-            write_events(self.task.folder, record)
-        display.say(self._line(record))
+        self.log.scalars(record.step, record.to_dict())
+        display.say_as_fits(self._words(record))
 
-    def _line(self, record: EpochRecord) -> str:
+    def _words(self, record: EpochRecord) -> list[str]:
         """What a person reads of the epoch; balanced accuracy where it is not top-1 by another name."""
         measure, best, counts = self.recipe.select, self.best or record, self.task.val.summary().counts
-        return epoch_line(
+        return epoch_words(
             self.task.role,
             record,
             self.recipe.epochs,
@@ -392,6 +419,12 @@ class Trainer:
 
     def validate(self, batches: Iterable[Batch] | None = None) -> Evaluation:
         """Accuracy on the validation images, of the averaged weights where they are kept; or on `batches`."""
+
+        def after_batch(images: int) -> None:
+            self.check_stop()
+            if self.display:
+                self.display.validated(self.epoch, images, len(self.task.val))
+
         return evaluate(
             self.ema.module if self.ema else self.forward,
             self.val_loader if batches is None else batches,
@@ -399,7 +432,7 @@ class Trainer:
             amp_dtype=self.precision.dtype,
             channels_last=self.recipe.channels_last,
             skip_bad=self.recipe.skip_bad_images,
-            after_batch=lambda _: self.check_stop(),
+            after_batch=after_batch,
         )
 
     def _record(self, found: Evaluation) -> EpochRecord:
@@ -474,7 +507,6 @@ class Trainer:
                 f"{path}: its state cannot be put back ({type(error).__name__}: {reason}). Start another run"
                 f" from its weights: --student-ckpt {path}"
             ) from error
-        write_records(self.task.folder, self.history)
 
     def _state(self) -> dict[str, Any]:
         """Everything besides the weights, as plain values and tensors."""

@@ -19,6 +19,7 @@ from typing import Annotated
 from runtime import files
 from runtime.cli.settings import Flag
 from runtime.errors import ArtifactError, Large2SmallError, UsageError
+from runtime.terminal import loading
 
 from ..inspection import contents, lineage
 
@@ -68,11 +69,12 @@ def run(options: Options) -> int:
             f"{path}: neither an .onnx file nor a checkpoint ({', '.join(contents.CHECKPOINTS)}) nor a .plan"
             " file"
         )
-    seal = (
-        contents.ARTIFACTS[path.suffix][0](path)
-        if path.suffix in contents.ARTIFACTS
-        else contents.checksums(path)
-    )
+    with loading(f"reading {path.name}"):
+        seal = (
+            contents.ARTIFACTS[path.suffix][0](path)
+            if path.suffix in contents.ARTIFACTS
+            else contents.checksums(path)
+        )
     try:
         return _report(replace(options, file=path), seal)
     except Large2SmallError:
@@ -95,17 +97,19 @@ def _file(path: Path) -> Path:
 
 def _report(options: Options, seal: str | None) -> int:
     path = options.file
-    if path.suffix in contents.ARTIFACTS:
-        if options.checkpoint_key:
-            raise UsageError(f"--checkpoint-key is only read for a checkpoint, and {path} is not one")
-        values = contents.ARTIFACTS[path.suffix][1](path, seal or "")
-    else:
-        values = contents.inspect_checkpoint(path, seal, options.checkpoint_key)
+    with loading(f"reading {path.name}"):
+        if path.suffix in contents.ARTIFACTS:
+            if options.checkpoint_key:
+                raise UsageError(f"--checkpoint-key is only read for a checkpoint, and {path} is not one")
+            values = contents.ARTIFACTS[path.suffix][1](path, seal or "")
+        else:
+            values = contents.inspect_checkpoint(path, seal, options.checkpoint_key)
     given = lineage.Given(
         options.checkpoint, options.teacher, options.student, options.fp32, options.data, options.calib
     )
     about = values["metadata"]
-    ancestors = lineage.check(about.get("lineage") or {}, about.get("quantization"), path, given)
+    with loading("hashing what it was made from"):
+        ancestors = lineage.check(about.get("lineage") or {}, about.get("quantization"), path, given)
     values["lineage"] = [ancestor.to_dict() for ancestor in ancestors]
     problem = contents.problem_of(path, seal, ancestors)
     if options.json:

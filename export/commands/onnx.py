@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from runtime.terminal import loading
+
 from ..options.onnx import OnnxOptions, check_onnx
 
 if TYPE_CHECKING:
@@ -37,7 +39,8 @@ def run(options: OnnxOptions) -> None:
 def do(options: OnnxOptions) -> Exported:
     """Write the artifact."""
     check_onnx(options)
-    from ..stages import onnx, report  # after the checks: torch takes seconds to import
+    with loading("loading torch"):
+        from ..stages import onnx, report  # after the checks: torch takes seconds to import
 
     shipped = onnx.export(options)
     onnx.write(options, shipped)

@@ -8,6 +8,7 @@ Elsewhere: the comparison (export.stages.parity).
 from __future__ import annotations
 
 from runtime import files
+from runtime.terminal import loading
 
 from ..options.parity import ParityOptions
 
@@ -25,7 +26,9 @@ Options = ParityOptions
 
 def run(options: ParityOptions) -> None:
     """Compare and print. Raises GateError at the first difference."""
-    from ..stages import parity
+    with loading("loading torch"):
+        from ..stages import parity
 
-    values = parity.compare(options)
+    with loading("comparing"):
+        values = parity.compare(options)
     print(files.json_text(values)) if options.json else parity.show(values)

@@ -25,6 +25,7 @@ from runtime import files
 from runtime.cli import flags, help
 from runtime.cli.settings import Flag
 from runtime.errors import UsageError
+from runtime.terminal import loading
 
 if TYPE_CHECKING:
     from distill.run.result import RunResult
@@ -112,11 +113,12 @@ def do(options: QatOptions) -> RunResult:
     """Train the graph."""
     require_possible(options)
     folder = choose_folder(options)
-    from distill.run import job
+    with loading("loading torch"):
+        from distill.run import job
 
-    from ..int8.rules import rules_of
-    from ..qat.trained import QatSettings
-    from ..qat.trainer import QatTrainer
+        from ..int8.rules import rules_of
+        from ..qat.trained import QatSettings
+        from ..qat.trainer import QatTrainer
 
     settings = QatSettings(
         options.placement,
@@ -161,7 +163,8 @@ def is_run(named: str) -> bool:
 
 def options_for(start: Path, argv: Sequence[str]) -> QatOptions:
     """The recipe of the checkpoint's own training, as far as it suits fine-tuning."""
-    from distill import checkpoint as checkpoints
+    with loading("loading torch"):
+        from distill import checkpoint as checkpoints
 
     found = checkpoints.load_any(
         start,
@@ -206,7 +209,8 @@ def require_possible(options: QatOptions) -> None:
                 f"--{name.replace('_', '-')} does not go with --qat, which trains the exported fp32 graph. "
                 "Leave it out"
             )
-    from distill.training.objective import terms_of
+    with loading("loading torch"):
+        from distill.training.objective import terms_of
 
     feature = [term.name for term in terms_of(options) if term.name in losses.FEATURE]
     if feature:

@@ -20,6 +20,7 @@ from runtime.backends import metadata_of
 from runtime.backends.onnx_file import metadata_props
 from runtime.errors import ArtifactError, MissingError, UsageError
 from runtime.records import EngineRecord, Quantization
+from runtime.terminal import loading
 
 from . import lineage
 
@@ -273,8 +274,8 @@ def _reader(path: Path) -> ModuleType:
             f"{path}: a checkpoint, which is read with torch, and torch is not installed: pip install"
             ' "large2small[train]". Exported files (.onnx, .plan) are inspected without it'
         )
-    from distill import checkpoint as checkpoints
-
+    with loading("loading torch"):
+        from distill import checkpoint as checkpoints
     return checkpoints
 
 

@@ -13,7 +13,7 @@ folded before training starts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from distill.checkpoint import Checkpoint, load
 from distill.evaluate import evaluate
 from distill.models import classifier
+from distill.training.loggers import Loggers
 from distill.training.records import EpochRecord
 from distill.training.task import Task
 from distill.training.trainer import Details, Trainer
@@ -101,7 +102,7 @@ class QatTrainer(Trainer):
             unsigned=PLACEMENTS[settings.placement].unsigned,
         )
 
-    def fit(self) -> EpochRecord:
+    def fit(self, at_end: Callable[[Loggers, int], None] = lambda log, step: None) -> EpochRecord:
         """As Trainer.fit, having measured what this training is to mend."""
         if not self.before:
             found = {
@@ -119,7 +120,7 @@ class QatTrainer(Trainer):
                 for name, accuracy in found.items()
                 for key in ("top1", "top5", "loss")
             }
-        return super().fit()
+        return super().fit(at_end)
 
     def details(self) -> Details:
         """What this training mended."""

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from runtime import files
+from runtime.terminal import loading
 
 from ..checks import verify
 from ..int8 import budget
@@ -25,7 +26,8 @@ from .lower import Shipped, lower_precision
 
 def export(options: OnnxOptions) -> Shipped:
     """Export and verify checked options; nothing is written yet. Raises GateError when a check fails."""
-    with tempfile.TemporaryDirectory(prefix="large2small-") as scratch:
+    about = loading(f"exporting {options.checkpoint.name}")
+    with tempfile.TemporaryDirectory(prefix="large2small-") as scratch, about:
         inputs = open_inputs(options, Path(scratch))
         fp32 = export_fp32(inputs)
         shipped = lower_precision(fp32, inputs)

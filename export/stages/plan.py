@@ -19,6 +19,7 @@ from runtime import env, files
 from runtime.artifact import Metadata, sidecar_bytes, sidecar_of
 from runtime.errors import GateError
 from runtime.records import EngineCheck, EngineFlags, EngineRecord, FileHash
+from runtime.terminal import loading
 
 from ..checks import samples
 from ..options.trt import TrtOptions, is_same, onnx_of
@@ -41,7 +42,8 @@ def export(options: TrtOptions, settings: Settings) -> BuiltPlan:
     """Export, build, check, write. Raises, and leaves no plan, when a check fails."""
     options = from_its_onnx(options) if options.rebuild else options
     folder = files.existing(options.target.parent)
-    with tempfile.TemporaryDirectory(prefix="large2small-", dir=folder) as scratch:
+    about = loading(f"building {options.target.name}")
+    with tempfile.TemporaryDirectory(prefix="large2small-", dir=folder) as scratch, about:
         source = open_source(options, Path(scratch))
         is_missing_beside(options, source)  # says now, before the long build, what writing would say
         finished = process.build(source.onnx, settings, options.timing_cache)

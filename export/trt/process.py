@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from runtime import errors, files
 from runtime.errors import MissingError
-from runtime.terminal import console
+from runtime.terminal import console, hidden, is_live, loading
 
 from .build import Settings
 
@@ -161,16 +161,20 @@ class _Bars(_Plain):
 
 @contextlib.contextmanager
 def _display() -> Iterator[_Plain]:
-    screen = console()
-    if not screen.is_terminal:
-        yield _Plain()
+    if not is_live(sys.stderr):
+        with loading("building the plan"):
+            yield _Plain()
         return
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=screen,
-        transient=True,
-    ) as bars:
+    screen = console()
+    with (
+        hidden(),
+        Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=screen,
+            transient=True,
+        ) as bars,
+    ):
         yield _Bars(bars)

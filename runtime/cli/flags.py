@@ -124,6 +124,8 @@ def _sort(settings: Sequence[Setting], argv: Sequence[str]) -> tuple[dict[str, A
             if words[0] == "--":
                 break
             taken.append(words.popleft())
+        if not taken and setting.flag.alone is not None:
+            taken = [setting.flag.alone]
         if setting.count is not None and len(taken) < setting.count:
             raise UsageError(_missing_value(typed, setting, taken))
         given[setting.name] = taken

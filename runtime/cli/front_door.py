@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from .. import terminal
 from ..errors import UsageError
 from . import outcome
 from .nearest import nearest
@@ -105,6 +106,7 @@ def main(argv: Sequence[str] | None = None, group: str = "") -> int:
     _print_in_any_encoding()
     typed = list(sys.argv[1:] if argv is None else argv)
     words = [group, *typed] if group else typed
+    terminal.only_on_terminals("--json" in words)
     try:
         return outcome.run(lambda: _dispatch(words), as_json="--json" in words)
     except SystemExit as stop:  # --help of a command

@@ -89,6 +89,8 @@ def _extra_for(module: str) -> str | None:
         "onnxruntime": "cpu",
         "sklearn": "demo",
         "tensorboard": "tensorboard",
+        "wandb": "wandb",
+        "mlflow": "mlflow",
         "webdataset": "webdataset",
         "matplotlib": "report",
         "jinja2": "report",

@@ -43,6 +43,8 @@ class Flag:
     """Typed without a flag."""
     bare: bool = False
     """Typed with its flag or without: the first word that nothing else takes."""
+    alone: str | None = None
+    """What is meant where the flag stands alone, without a value; None: it needs one."""
     choices: tuple[str, ...] = ()
     """The only words it takes, where a table holds them and no Literal can."""
     least: float | None = None
@@ -119,6 +121,8 @@ class Setting:
         """The word for its value: {a,b}, N, DIR ..."""
         if self.choices:
             return f"{{{','.join(self.choices)}}}"
+        if self.flag.alone is not None:
+            return f"[{self.flag.metavar}]"
         named = self.flag.metavar or (self.name.upper() if self.flag.positional else METAVARS[self.kind])
         if self.count is None:
             return f"{named} ..."

@@ -26,7 +26,7 @@ from ..images.lists import is_list, with_columns
 from ..images.order import same_name
 from ..images.sets import Subset
 from ..images.summary import shown
-from ..terminal import printable, progress_bar
+from ..terminal import loading, printable, progress_bar
 
 SUMMARY = "read every image of a data set once and say what is wrong with it"
 DESCRIPTION = """Folders, lists (FILE.csv), npz:FILE and digits are checked, without torch.
@@ -121,14 +121,16 @@ def run(options: Options) -> int:
 
 def do(options: Options) -> Report:
     """Read every image of both sets once. Raises DataError where a set cannot be opened."""
-    sets, problems = _open(options)
+    with loading(f"looking for the images of {options.data}"):
+        sets, problems = _open(options)
     with progress_bar("reading", sum(map(len, sets.values()))) as advance:
         done = 0
         found = {}
         for name, images in sets.items():
             found[name] = _read(images, advance, done)
             done += len(images)
-    overlap = sets["train"].overlap(sets["val"]) if "val" in sets else Overlap(0, ())
+    with loading("comparing training and validation images"):
+        overlap = sets["train"].overlap(sets["val"]) if "val" in sets else Overlap(0, ())
     problems += [
         f"{name}: {len(read.unreadable)} unreadable images: {shown(read.unreadable)}."
         " Mend or remove them, or train with --skip-bad-images"

@@ -25,7 +25,7 @@ from ..cli.settings import Flag
 from ..errors import ArtifactError, DataError, UsageError
 from ..images.named import image_files
 from ..predictor import CHECKPOINTS, Prediction, Predictor, load
-from ..terminal import printable
+from ..terminal import loading, printable
 
 if TYPE_CHECKING:
     from ..preprocess import Preprocess
@@ -85,7 +85,7 @@ def run(options: Options) -> int:
     require_exported(options.file)
     paths = image_files(options.images)
     unreadable = 0
-    with _open(options) as predictor:
+    with _open(options) as predictor, loading(f"classifying {len(paths)} images"):
         show = _printer(options, paths)
         for found in predictions(predictor, paths, options.top, options.batch):
             show(found)
@@ -148,7 +148,7 @@ def _read(spec: Preprocess, path: str) -> tuple[np.ndarray | None, str]:
 
 
 def _open(options: Options) -> Predictor:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), loading(f"opening {options.file.name}"):
         warnings.simplefilter("ignore")  # what the file does not say is said when it is needed
         return load(options.file, options.device, backend=options.backend, threads=options.threads)
 

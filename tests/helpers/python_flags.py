@@ -81,6 +81,8 @@ def annotation(setting: Setting) -> str:
         return "Sequence[str | float] | Mapping[str, object]"
     if setting.count != 1:
         one = f"Sequence[{one}]" + (" | Mapping[str, object]" if setting.metavar.startswith("KEY=") else "")
+    if setting.flag.alone is not None:
+        one += " | bool"
     return f"{one} | None" if setting.optional else one
 
 

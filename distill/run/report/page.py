@@ -22,7 +22,7 @@ from runtime import env, files
 from runtime.errors import Large2SmallError, MissingError
 from runtime.images import ImageSet
 from runtime.images.summary import balanced_percent
-from runtime.terminal import printable
+from runtime.terminal import loading, printable
 
 from ...data import open_data
 from ...data.sets import StreamSet
@@ -379,7 +379,8 @@ def after_training(folder: Path, val: ImageSet, device: str) -> None:
     """
     output = folder / "report.html"
     try:
-        write([folder], output, val=val, device=device)
+        with loading("making the report"):
+            write([folder], output, val=val, device=device)
         line = f"report: {output}"
     except MissingError as error:
         line = f"report: not made; {error}; then: distill report {folder}"

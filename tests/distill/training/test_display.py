@@ -15,6 +15,7 @@ def terminal(monkeypatch):
     """A terminal of 120 columns that remembers what was written."""
     screen = Console(file=io.StringIO(), force_terminal=True, width=120)
     monkeypatch.setattr(terminals, "console", lambda: screen)
+    monkeypatch.setattr(terminals, "is_live", lambda stream: True)
     return screen.file
 
 
@@ -60,3 +61,55 @@ def test_a_terminal_gets_bars_with_the_figures(terminal):
         "a line that stays",
     ):
         assert words in shown, words
+
+
+def frame(display, width):
+    """The lines of the bars on a terminal of that width."""
+    paper = Console(file=io.StringIO(), width=width)
+    paper.print(display.bars.get_renderable())
+    return paper.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_bars_of_a_long_run_are_whole_on_any_usual_width(terminal, width):
+    with TrainingDisplay("student", 100, 12345, 0) as display:
+        display.step(99, 12345, 12.5, 12345.0, 0.4)
+        run, epoch, figures = (line.rstrip() for line in frame(display, width))
+    assert "1234500/1234500" in run and run.endswith("left")
+    assert epoch.startswith("epoch 100/100") and "12345/12345" in epoch and epoch.endswith("left")
+    assert figures == "loss 12.5000  12,345 images/s  teacher 40% of the step"
+
+
+def test_the_second_bar_shows_the_validation_with_a_clock_of_its_own(terminal):
+    with TrainingDisplay("student", 2, 10, 0) as display:
+        for step in range(1, 11):
+            display.step(0, step, 1.0, 100.0, None)
+        assert display.bars.tasks[1].finished
+        display.validated(0, 256, 1000)
+        task = display.bars.tasks[1]
+        assert (task.description, task.completed, task.total) == ("validation 1/2", 256, 1000)
+        assert not task.finished and task.elapsed < 5
+        display.step(1, 1, 1.0, 100.0, None)
+        assert (task.description, task.completed, task.total) == ("epoch 2/2", 1, 10)
+
+
+def test_the_most_important_words_of_an_epoch_are_those_that_fit(terminal, monkeypatch):
+    with TrainingDisplay("student", 2, 10, 0) as display:
+        display.bars.console.width = 40
+        display.say_as_fits(["student: epoch 1/2", "top-1 50.00 %", "x" * 20, "5 images/s"])
+    assert "student: epoch 1/2  top-1 50.00 %\n" in terminal.getvalue()
+
+
+def test_names_are_shown_as_they_are(terminal):
+    with TrainingDisplay("student", 2, 10, 0) as display:
+        display.say("runs/[red]a[/red] :smile:")
+    assert "runs/[red]a[/red] :smile:" in terminal.getvalue()
+
+
+def test_a_terminal_that_only_prints_gets_plain_lines(capsys, monkeypatch):
+    monkeypatch.setattr(terminals.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "dumb")
+    with TrainingDisplay("student", 2, 10, 0) as display:
+        display.step(0, 1, 1.0, 100.0, None)
+        display.say("a line")
+    assert capsys.readouterr().err == "a line\n"
