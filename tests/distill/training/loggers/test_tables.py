@@ -30,5 +30,6 @@ def test_a_resumed_run_leaves_no_line_twice(tmp_path):
 def test_a_column_that_an_earlier_version_did_not_have_is_empty_there(tmp_path):
     tables = Tables()
     tables.begin(Run("a", tmp_path, {}, [{"epoch": 1}], 1))
-    tables.scalars(2, {"epoch": 2, "new": 3})
+    tables.scalars(2, {"epoch": 2, "new": 3, "classes": {"ant": 1}})
+    assert rows_of(tmp_path)[1][1]["classes"] == {"ant": 1}
     assert rows_of(tmp_path)[0] == [{"epoch": "1", "new": ""}, {"epoch": "2", "new": "3"}]
