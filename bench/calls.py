@@ -26,6 +26,9 @@ from runtime.images import FileSet, ImageSet
 from runtime.images.decode import open_rgb
 
 BOUNDARIES = ("compute", "end_to_end")
+ALIKE = ("compute",)
+"""Boundaries whose calls are all the same, so that a spread of their durations is the machine's; end to end,
+images differ."""
 
 POOL = 64
 """Different images that the end-to-end calls go round, so that one small file does not stay in the nearest

@@ -19,6 +19,7 @@ import numpy as np
 
 from . import stats
 from .calls import BOUNDARIES
+from .conditions import Warned
 from .subject import Description
 
 SETTLE = 2
@@ -49,6 +50,8 @@ class LatencyResult:
     """Boundary -> timing, for those that were measured."""
     not_measured: dict[str, str]
     """Boundary -> why it was not."""
+    warned: list[Warned]
+    """Reasons not to quote these times."""
     fingerprint: dict[str, Any]
     """Of the machine, as runtime.env gives it."""
 
@@ -64,6 +67,7 @@ class LatencyResult:
             "seed": self.seed,
             **{name: boundaries.get(name) for name in BOUNDARIES},
             "not_measured": self.not_measured,
+            "warnings": [each.to_dict() for each in self.warned],
             "fingerprint": self.fingerprint,
         }
 

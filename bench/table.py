@@ -18,6 +18,7 @@ from runtime import Predictor
 
 from . import stats
 from .accuracy import AccuracyResult
+from .conditions import Warned
 from .subject import Description, label
 
 
@@ -81,6 +82,8 @@ class Conditions:
     boundary: str
     input: dict[str, str]
     """Boundary -> what the calls were fed, in words."""
+    warnings: list[Warned]
+    """Reasons not to quote the times."""
     fingerprint: dict[str, Any]
     """Of the machine, as runtime.env gives it."""
 

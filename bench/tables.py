@@ -1,8 +1,9 @@
 """Results as tables: for a person on a terminal, and as Markdown, CSV and JSON.
 
-In:  a `LatencyResult`, an `AccuracyReport` or a `Table`.
+In:  a `LatencyResult`, an `AccuracyReport`, a `Comparison` or a `Table`.
 Out: what rich prints; text; files.
-Elsewhere: measuring (bench.latency, bench.accuracy), short forms of numbers (bench.report).
+Elsewhere: measuring (bench.latency, bench.accuracy, bench.comparing.race), short forms of
+numbers (bench.report).
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from runtime.images.summary import balanced_line
 from . import report
 from .accuracy import AccuracyReport
 from .calls import BOUNDARIES
+from .comparing.paired import Paired
+from .comparing.race import Against, Comparison
+from .comparing.ratios import LEAST_BLOCKS, LEVEL, Ratio
+from .conditions import Warned
 from .latency import LatencyResult
 from .table import Row, Table
 
@@ -53,7 +58,7 @@ def _latency_conditions(result: LatencyResult) -> list[str]:
             lines.append(f"{_boundary(name)}: not measured: {result.not_measured[name]}")
     if result.subject.unknown:
         lines.append(f"the file carries no {' and no '.join(result.subject.unknown)}")
-    return [*lines, report.machine(result.fingerprint)]
+    return [*lines, report.machine(result.fingerprint), *warning_lines(result.warned)]
 
 
 def _boundary(name: str) -> str:
@@ -87,6 +92,103 @@ def accuracy(found: AccuracyReport) -> Any:
             f"largest logit difference {compared.max_abs_logit_difference:.3g}"
         )
     return report.with_notes([made], [*notes, report.machine(found.fingerprint)])
+
+
+def comparison(found: Comparison, names: Sequence[str], judged: Sequence[Paired] | None) -> Any:
+    """A row per artifact, the reference first, with ratios to it; conditions and warnings below."""
+    made = report.table(
+        f"{found.boundary}, batch {found.batch}, against {names[0]}",
+        left=["artifact", "verdict"],
+        right=["p50 ms", "p99 ms", "images/s", "time, ratio", "p99, ratio"],
+    )
+    compared: list[Against | None] = [None, *found.against_reference()]
+    for name, summary, one in zip(names, found.summaries(), compared, strict=True):
+        made.add_row(
+            report.plain_text(name),
+            one.verdict if one else "reference",
+            report.significant(summary.percentiles_ms[50]),
+            report.significant(summary.percentiles_ms[99]),
+            report.rate(summary.throughput_images_per_s),
+            _ratio(one.median) if one else "",
+            _ratio(one.p99) if one else "",
+        )
+    notes = [*_comparison_notes(found, names), *warning_lines(found.warned)]
+    if not judged:
+        return report.with_notes([made], notes)
+    return report.with_notes([made, _judged(names, judged)], [*_judged_notes(names, judged), *notes])
+
+
+def _ratio(ratio: Ratio | None) -> str:
+    return f"{ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f})" if ratio else report.UNKNOWN
+
+
+def _comparison_notes(found: Comparison, names: Sequence[str]) -> list[str]:
+    asked, level = 100 * found.effort.precision, round(100 * LEVEL)
+    reached = (
+        f"every interval is within {asked:g} %"
+        if found.is_precise
+        else f"stopped after {found.seconds:.0f} s, before every interval was within {asked:g} %"
+    )
+    few = f"; no interval from fewer than {LEAST_BLOCKS} blocks" if found.blocks < LEAST_BLOCKS else ""
+    return [
+        f"ratios: this one / {names[0]}, with {level} % intervals over {found.blocks} alternating blocks of"
+        f" {found.samples[0].shape[1]} calls; below 1 is faster; {reached}{few}",
+        f"noise floor: {names[0]} against itself {_ratio(found.floor)}",
+        *(f"{name}: {each.ran_on}" for name, each in zip(names, found.contestants, strict=True)),
+        f"input: {found.fed[0]}",
+        report.machine(found.fingerprint),
+    ]
+
+
+def warning_lines(warned: Sequence[Warned]) -> list[str]:
+    """What to say under a result whose times should not be quoted."""
+    lines = [f"warning: {each.text}" for each in warned]
+    return [*lines, "do not quote these times; measure again on a quiet machine"] if lines else []
+
+
+def _judged(names: Sequence[str], judged: Sequence[Paired]) -> Any:
+    made = report.table(
+        f"accuracy, n={judged[0].images}",
+        left=["artifact"],
+        right=["top-1 %", "difference, points", "gained", "lost", "p", "agreement %", "ECE %"],
+    )
+    made.add_row(
+        report.plain_text(names[0]),
+        report.number(judged[0].reference_top1_percent),
+        *("",) * 5,
+        report.number(judged[0].reference_calibration_error_percent),
+    )
+    for name, one in zip(names[1:], judged, strict=True):
+        low, high = one.difference_low_points, one.difference_high_points
+        made.add_row(
+            report.plain_text(name),
+            report.number(one.top1_percent),
+            f"{one.difference_points:+.2f} ({low:+.2f} to {high:+.2f})",
+            str(one.only_this_right),
+            str(one.only_reference_right),
+            f"{one.mcnemar_p:.2g}",
+            report.number(one.agreement_percent),
+            report.number(one.calibration_error_percent),
+        )
+    return made
+
+
+def _judged_notes(names: Sequence[str], judged: Sequence[Paired]) -> list[str]:
+    lines = [
+        "gained, lost: images that only this one, only the reference gets right; p: McNemar's exact"
+        " test of the"
+        " two; ECE: expected calibration error"
+    ]
+    for name, one in zip(names[1:], judged, strict=True):
+        low, high = one.top1_low_percent, one.top1_high_percent
+        worst = (
+            f"; lost most in {one.worst_class}: {one.worst_class_lost} of {one.worst_class_images} images"
+            if one.worst_class
+            else ""
+        )
+        said = "is clear" if one.is_clear else "cannot be told from none"
+        lines.append(f"{name}: top-1 between {low:.1f} and {high:.1f} %; its difference {said}{worst}")
+    return lines
 
 
 @dataclass(frozen=True)
@@ -138,6 +240,7 @@ def caption(table: Table) -> list[str]:
             " batch to logits. e2e: boundary end-to-end, encoded image to the top 5 classes."
         ),
         report.machine(c.fingerprint),
+        *warning_lines(c.warnings),
     ]
 
 

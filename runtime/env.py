@@ -158,6 +158,12 @@ def gpu_states() -> list[dict[str, Any]] | None:
     ]
 
 
+def gpu_processes() -> list[int]:
+    """Process numbers of all that compute on a GPU, as nvidia-smi says; empty where it is not."""
+    text = _output("nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader") or ""
+    return [int(word) for word in text.split() if word.isdecimal()]
+
+
 def jetson() -> dict[str, str | None] | None:
     """Board, L4T release and power mode of a Jetson; None on other machines."""
     release = _read(RELEASE)

@@ -17,7 +17,7 @@ from runtime.cli.settings import Flag
 from runtime.images import open_images
 from runtime.terminal import loading
 
-from .. import calls, latency, report, stats, tables
+from .. import calls, conditions, latency, report, stats, tables
 from ..subject import RunOptions, describe, open_artifact
 
 SUMMARY = "measure percentiles and throughput of an artifact"
@@ -118,6 +118,7 @@ def measure(options: Options) -> latency.LatencyResult:
     percents = stats.parse_percentiles(options.percentiles)
     with open_artifact(options.engine, options) as predictor:
         made = calls.make_calls(predictor, options.batch, size=size, images=images, seed=options.seed)
+        before = conditions.now()
         with loading(f"timing {options.engine.name}", still=True):
             samples = {
                 name: latency.measure(
@@ -130,6 +131,11 @@ def measure(options: Options) -> latency.LatencyResult:
                 if name in made.functions
             }
         subject = describe(predictor, options)
+        warned = conditions.warnings(
+            before,
+            [taken for name, taken in samples.items() if name in calls.ALIKE],
+            on_gpu=subject.device.startswith("cuda"),
+        )
     return latency.LatencyResult(
         subject,
         options.batch,
@@ -144,5 +150,6 @@ def measure(options: Options) -> latency.LatencyResult:
             for name in calls.BOUNDARIES
             if name not in samples
         },
+        warned=warned,
         fingerprint=env.fingerprint(),
     )

@@ -21,7 +21,7 @@ from runtime.cli.settings import Flag
 from runtime.images import ImageSet, open_images
 from runtime.terminal import loading, progress_bar
 
-from .. import accuracy, calls, latency, report, tables
+from .. import accuracy, calls, conditions, latency, report, tables
 from ..subject import RunOptions, describe, open_artifact, require_preprocess
 from ..table import Conditions, Table, make_row, ran_under, with_differences
 
@@ -116,6 +116,7 @@ def measure(options: Options) -> Table:
         for call in made:  # what a file cannot do, such as this batch, is said before accuracy is measured
             call.functions["compute"]()
         results = [_evaluate(predictor, images, options) for predictor in predictors]
+        before = conditions.now()
         with loading("timing all of them in turn", still=True):
             samples = {
                 boundary: latency.interleaved(
@@ -126,6 +127,11 @@ def measure(options: Options) -> Table:
                 for boundary in calls.BOUNDARIES
             }
         subjects = [describe(predictor, options) for predictor in predictors]
+        warned = conditions.warnings(
+            before,
+            [each for name in calls.ALIKE for each in samples[name].values()],
+            on_gpu=any(subject.device.startswith("cuda") for subject in subjects),
+        )
         rows = [
             make_row(
                 role,
@@ -137,7 +143,7 @@ def measure(options: Options) -> Table:
             )
             for i, (role, _) in enumerate(options.artifacts)
         ]
-    conditions = Conditions(
+    under = Conditions(
         data=images.name,
         split=options.split,
         images=rows[0].images,
@@ -149,9 +155,10 @@ def measure(options: Options) -> Table:
         **ran_under(subjects),
         boundary="compute (p50, p99, images/s, speed-up); end-to-end (e2e)",
         input={boundary: made[0].inputs[boundary] for boundary in calls.BOUNDARIES},
+        warnings=warned,
         fingerprint=env.fingerprint(),
     )
-    return Table(with_differences(rows), conditions)
+    return Table(with_differences(rows), under)
 
 
 def _evaluate(predictor: Predictor, images: ImageSet, options: Options) -> accuracy.AccuracyResult:

@@ -43,6 +43,7 @@ COMMANDS = {
     "bench latency": "bench.commands.latency",
     "bench accuracy": "bench.commands.accuracy",
     "bench table": "bench.commands.table",
+    "bench compare": "bench.commands.compare",
     "demo": "distill.commands.demo",
 }
 """What is typed after `distill` -> the module that does it, a `Command`. In the order of the overview."""
@@ -71,6 +72,7 @@ EXAMPLES = {
         "bench latency --engine student.onnx",
         "bench accuracy --engine student.int8.onnx --data photos --reference student.onnx",
         "bench table --data photos --teacher teacher.onnx student.onnx student.int8.onnx",
+        "bench compare student.onnx student.int8.onnx",
     ),
 }
 """Group -> lines to copy, without the word `distill`."""

@@ -63,6 +63,7 @@ CONDITIONS = Conditions(
         "threads": 4,
         "engine": "onnxruntime 1.32.0",
         "provider": "CPUExecutionProvider",
+        "warnings": [],
         "fingerprint": {
             "cpu": "A CPU",
             "cores": 4,
