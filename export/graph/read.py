@@ -12,10 +12,12 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import ModelProto
+from onnx import ModelProto, ValueInfoProto
 
 from runtime.artifact import check_seal
 from runtime.backends.onnx_file import require_inside
+from runtime.backends.signature import Port
+from runtime.backends.signature import require_classifier as require_ports
 from runtime.errors import ArtifactError
 
 AGAIN = "Copy it again from its source, or export again: distill export onnx CKPT"
@@ -48,3 +50,20 @@ def parse(content: bytes, name: str) -> ModelProto:
         raise ArtifactError(f"{name}: holds no graph; not an ONNX file, or cut short. {AGAIN}")
     require_inside(content, name)
     return model
+
+
+def require_classifier(model: ModelProto, name: str) -> None:
+    """Raise ArtifactError unless the network takes one batch of images and gives logits first. name is used
+    in messages.
+    """
+    weights = {each.name for each in model.graph.initializer}
+    inputs = [_port(each) for each in model.graph.input if each.name not in weights]
+    require_ports(name, inputs, [_port(each) for each in model.graph.output])
+
+
+def _port(value: ValueInfoProto) -> Port:
+    kind = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name if kind.elem_type else "unknown"
+    if not kind.HasField("shape"):
+        return Port(value.name, dtype, None)
+    return Port(value.name, dtype, [size.dim_value or None for size in kind.shape.dim])

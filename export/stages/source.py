@@ -13,8 +13,10 @@ from pathlib import Path
 
 from runtime import files
 from runtime.artifact import Metadata, read_map, require_same_classes
+from runtime.backends.onnx_file import last_operator
 from runtime.errors import ArtifactError, MissingError
 from runtime.images import ImageSet, open_images
+from runtime.predictor import PROBABILITIES
 
 from ..notes import note
 from ..options.trt import TrtOptions
@@ -73,8 +75,17 @@ def open_source(options: TrtOptions, folder: Path) -> Source:
 
 
 def read_onnx(path: Path) -> Metadata:
-    """What an .onnx file says about itself, its seal checked."""
+    """What an .onnx file says about itself, its seal checked. Raises ArtifactError where it is not a network
+    that a plan can be built of and run here: found now, not after minutes of building.
+    """
     from ..graph.read import read_onnx as read_whole
+    from ..graph.read import require_classifier
 
     model = read_whole(path)
+    require_classifier(model, str(path))
+    if (operator := last_operator(path)) in PROBABILITIES:
+        raise ArtifactError(
+            f"{path}: its last layer is {operator}, so a plan of it would give probabilities where logits are"
+            " expected. Export it without that layer"
+        )
     return read_map({entry.key: entry.value for entry in model.metadata_props}, str(path))

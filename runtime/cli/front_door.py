@@ -12,6 +12,7 @@ Elsewhere: each command (the module that the table names), its flags (runtime.cl
 from __future__ import annotations
 
 import ast
+import codecs
 import importlib
 import importlib.util
 import io
@@ -116,12 +117,28 @@ def main(argv: Sequence[str] | None = None, group: str = "") -> int:
 
 
 def _print_in_any_encoding() -> None:
-    """Letters that a terminal's or file's encoding does not have are written as codes: the result of an
-    hour's work must not be lost at a Greek letter, nor an error at a file name that is not UTF-8.
+    """Letters that a terminal's or file's encoding does not have are written in others, or as codes: the
+    result of an hour's work must not be lost at a Greek letter, nor an error at a file name that is not
+    UTF-8.
     """
+    codecs.register_error("other letters", _other_letters)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="other letters")
+
+
+OTHER_LETTERS = {"\N{GREEK CAPITAL LETTER DELTA}": "D", "\N{EN DASH}": "-", "\N{MULTIPLICATION SIGN}": "x"}
+"""What the commands themselves print beyond ASCII, and a letter as wide, so that tables stay straight."""
+
+
+def _other_letters(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letter = error.object[error.start]
+    if letter in OTHER_LETTERS:
+        return OTHER_LETTERS[letter], error.start + 1
+    error.end = error.start + 1
+    return codecs.backslashreplace_errors(error)
 
 
 def _dispatch(words: list[str]) -> int | None:

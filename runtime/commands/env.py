@@ -240,7 +240,11 @@ def _torch_cuda() -> str | None:
     """The CUDA that torch was built for, from its version file: importing it would take seconds."""
     spec = importlib.util.find_spec("torch")
     try:
-        text = (Path(spec.origin).parent / "version.py").read_text() if spec and spec.origin else ""
+        text = (
+            (Path(spec.origin).parent / "version.py").read_text("utf-8", "replace")
+            if spec and spec.origin
+            else ""
+        )
     except OSError:
         return None
     found = re.search(r"^cuda\b[^=]*=\s*'([\d.]+)'", text, re.MULTILINE)

@@ -258,7 +258,10 @@ def test_parser_names_the_node_and_nothing_is_left(tmp_path, capsys):
 @rtx
 @pytest.mark.parametrize(
     ("batch", "flags", "words"),
-    [(4, (), "its batch size is fixed at 4. Give --batch 4"), (None, ("two inputs",), "has 2 inputs")],
+    [
+        (4, (), "its batch size is fixed at 4. Give --batch 4"),
+        (None, ("two inputs",), "its inputs are x: float32"),
+    ],
 )
 def test_graph_that_no_plan_of_these_sizes_can_hold(tmp_path, capsys, batch, flags, words):
     path = tmp_path / "a.onnx"
@@ -273,9 +276,39 @@ def test_graph_that_no_plan_of_these_sizes_can_hold(tmp_path, capsys, batch, fla
     assert words in error_of(capsys)
 
 
-def small_model(nodes, batch="N"):
+FLAT = [helper.make_node("GlobalAveragePool", ["x"], ["a"]), helper.make_node("Flatten", ["a"], ["f"])]
+FOREIGN = {
+    "labels": (
+        [*FLAT, helper.make_node("ArgMax", ["f"], ["y"], axis=1, keepdims=0)],
+        (TensorProto.INT64, ["N"]),
+        "its outputs are y: int64 (any); expected logits first",
+    ),
+    "a map": (
+        [helper.make_node("GlobalAveragePool", ["x"], ["y"])],
+        (TensorProto.FLOAT, ["N", 3, 1, 1]),
+        "its outputs are y: float32 (any, 3, 1, 1); expected logits, (N, classes): end it with",
+    ),
+    "probabilities": (
+        [*FLAT, helper.make_node("Softmax", ["f"], ["y"], axis=1)],
+        (TensorProto.FLOAT, ["N", 3]),
+        "its last layer is Softmax",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_what_is_not_a_classifier_is_named_before_the_build(case, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(process, "build", None)  # nothing is built
+    nodes, output, words = FOREIGN[case]
+    onnx.save(small_model(nodes, output=output), tmp_path / "a.onnx")
+    assert export(tmp_path / "a.onnx", "--flavor", "rtx") == 4
+    assert words in error_of(capsys)
+    assert os.listdir(tmp_path) == ["a.onnx"]
+
+
+def small_model(nodes, batch="N", output=(TensorProto.FLOAT, None)):
     images = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, 8, 8])
-    logits = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    logits = helper.make_tensor_value_info("y", *output)
     weight = numpy_helper.from_array(np.ones((3, 3, 1, 1), np.float32), "w")
     return helper.make_model(
         helper.make_graph(nodes, "g", [images], [logits], [weight]),
