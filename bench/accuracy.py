@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from runtime import ArtifactError, DataError, Predictor, Preprocess, env
-from runtime.artifact import require_same_classes
 from runtime.images import ImageSet
+from runtime.images.classes import in_order_of, require_readable_classes
 from runtime.images.summary import ClassAccuracy, balanced_percent, class_accuracies
 
 from .subject import Description, require_preprocess
@@ -67,6 +67,7 @@ def evaluate(
     *,
     limit: int | None = None,
     skip_bad: bool = False,
+    split: str = "val",
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> AccuracyResult:
@@ -78,7 +79,9 @@ def evaluate(
     naming an unreadable image, unless skip_bad, and when no image is readable.
     """
     preprocess = require_preprocess(predictor)
-    require_same_classes(predictor.class_names, str(predictor.path), images.class_names, images.name)
+    images = in_order_of(predictor.class_names, str(predictor.path), images, split)
+    if skip_bad:
+        require_readable_classes(images, split)
     at_once, chosen = predictor.fit(batch), spread(len(images), limit)
     logits, kept, skipped = [], [], []
     with ThreadPoolExecutor(workers or env.usable_cores()) as pool:

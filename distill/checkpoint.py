@@ -27,7 +27,7 @@ import torch
 from runtime import files
 from runtime.errors import ArtifactError, UsageError
 from runtime.preprocess import Preprocess
-from runtime.recorded import local_data
+from runtime.recorded import found_again, local_data
 
 SCHEMA = 1
 MARK = "large2small_checkpoint"
@@ -116,13 +116,16 @@ class Checkpoint:
 
     def recorded_data(self, split: str, flag: str) -> str:
         """The data of `split` (train or val) that the file says it was trained with; empty when it says none.
+        Where the run's folder was moved, what is in it and what moved along is found again.
 
         flag: where a user may type other data. Raises UsageError for data that a file may not name
         (runtime.recorded).
         """
         data = self.lineage.get("data")
         spec = data.get(f"{split}_spec") if isinstance(data, Mapping) else None
-        return local_data(spec, str(self.path), flag) if isinstance(spec, str) else ""
+        if not isinstance(spec, str):
+            return ""
+        return local_data(found_again(spec, Path(str(self.path)).parent), str(self.path), flag)
 
 
 def save(checkpoint: Checkpoint, path: str | Path) -> None:

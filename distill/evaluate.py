@@ -42,6 +42,8 @@ class Evaluation:
         repr=False, compare=False, default_factory=lambda: torch.zeros(0, dtype=torch.int64)
     )
     """(images,) the label of each."""
+    unreadable: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    """Each image left out, with the reason."""
 
     @property
     def balanced(self) -> float | None:
@@ -125,12 +127,13 @@ def evaluate(
     """
     if isinstance(model, nn.Module):
         model.eval()
-    right1 = right5 = images = skipped = 0
+    right1 = right5 = images = 0
+    unreadable: list[str] = []
     loss = 0.0
     classes, right, truth = [], [], []
     for batch in loader:
         require_readable(batch.bad, skip_bad)
-        skipped += len(batch.bad)
+        unreadable += batch.bad
         if not len(batch.labels):
             continue
         inputs = batch.images.to(device, non_blocking=True)
@@ -157,10 +160,11 @@ def evaluate(
         100 * right5 / images,
         loss / images,
         images,
-        skipped,
+        len(unreadable),
         torch.cat(classes),
         torch.cat(right),
         torch.cat(truth),
+        tuple(unreadable),
     )
 
 

@@ -195,7 +195,7 @@ def read_sidecar(plan: str | Path) -> Metadata:
 def first_class_difference(ours: list[str], theirs: list[str]) -> str | None:
     """One line on where two class lists part, or None when they are equal."""
     for index, (a, b) in enumerate(zip(ours, theirs, strict=False)):
-        if unicodedata.normalize("NFC", a) != unicodedata.normalize("NFC", b):
+        if _composed(a) != _composed(b):
             return f"class {index} is {a!r} here and {b!r} there"
     if len(ours) != len(theirs):
         return f"{len(ours)} classes here and {len(theirs)} there"
@@ -208,10 +208,15 @@ def require_same_classes(ours: list[str] | None, ours_name: str, theirs: list[st
         return
     difference = first_class_difference(ours, theirs)
     if difference:
+        same = sorted(map(_composed, ours)) == sorted(map(_composed, theirs))
         raise ArtifactError(
-            f"class order differs: {difference} ({ours_name} against {theirs_name}). "
-            "Use the data set the model was trained on, or rename the class folders"
+            f"{'class order differs' if same else 'classes differ'}: {difference} ({ours_name} against"
+            f" {theirs_name}). Use the data set the model was trained on, or rename the class folders"
         )
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 class _Frame(NamedTuple):

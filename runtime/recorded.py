@@ -8,8 +8,10 @@ Elsewhere: what opens specs (runtime.images, distill.data), the arguments of net
 
 from __future__ import annotations
 
+import json
 import os
 import stat
+from pathlib import Path
 
 from .errors import UsageError
 
@@ -17,6 +19,12 @@ SYSTEM_FOLDERS = ("/proc", "/sys", "/dev")
 """Their files are not data: reading them may never end, or tell what this machine is doing."""
 MEMORY_DISK = "/dev/shm"
 """The folder below them where people do keep data."""
+
+
+HEADER = "header.json"
+"""A run's file that says under "run" where the run's folder is."""
+SPLIT_LIST = "val-split.csv"
+"""A run's list of the images it set apart for validation."""
 
 
 def local_data(spec: str, source: str, flag: str) -> str:
@@ -32,8 +40,9 @@ def local_data(spec: str, source: str, flag: str) -> str:
     kind = next((each for each in ("npz:", "csv:") if spec.startswith(each)), "")
     path, columns = spec[len(kind) :], ""
     if kind == "csv:":
-        path, mark, rest = path.partition("#")
-        columns = mark + rest
+        before, mark, rest = path.rpartition("#")
+        if mark and not os.path.exists(path):
+            path, columns = before, mark + rest
     if os.path.exists(path):
         if not is_plain(path):
             raise UsageError(
@@ -48,6 +57,37 @@ def local_data(spec: str, source: str, flag: str) -> str:
         f" csv:FILE or digits on this disk; all else is only opened when typed. If you trust"
         f" it: {flag} {_typed(spec)}"
     )
+
+
+def found_again(spec: str, folder: Path) -> str:
+    """`spec`, which a file in a run's folder recorded, with the path it has now.
+
+    A path that is still there stays. Otherwise, where the run was is read from its header.json, and what is
+    in the same place relative to where it is now is taken: files of the run itself, data that moved along.
+    """
+    kind = next((each for each in ("npz:", "csv:") if spec.startswith(each)), "")
+    path, mark, columns = spec[len(kind) :].partition("#") if kind == "csv:" else (spec[len(kind) :], "", "")
+    if not os.path.isabs(path) or os.path.exists(path):
+        return spec
+    for now in (folder, folder.parent):
+        before = _place_of_run(now)
+        moved = os.path.normpath(os.path.join(os.path.abspath(now), os.path.relpath(path, before or now)))
+        if before and is_plain(moved):
+            return f"{kind}{moved}{mark}{columns}"
+    own = next((each / SPLIT_LIST for each in (folder, folder.parent) if (each / SPLIT_LIST).is_file()), None)
+    if os.path.basename(path) == SPLIT_LIST and own:  # a run of an earlier version does not say where it was
+        return f"{kind}{own.absolute()}{mark}{columns}"
+    return spec
+
+
+def _place_of_run(folder: Path) -> str:
+    """Where the run in `folder` was when it wrote its header; empty where it does not say."""
+    try:
+        values = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ""
+    place = values.get("run") if isinstance(values, dict) else None
+    return place if isinstance(place, str) and os.path.isabs(place) else ""
 
 
 def is_plain(path: str | os.PathLike[str]) -> bool:

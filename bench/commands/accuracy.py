@@ -100,6 +100,7 @@ def _evaluate(path: Path, images: ImageSet, options: Options) -> tuple[Descripti
                 options.batch,
                 limit=options.limit,
                 skip_bad=options.skip_bad_images,
+                split=options.split,
                 workers=options.workers,
                 progress=advance,
             )

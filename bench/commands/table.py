@@ -166,5 +166,10 @@ def _evaluate(predictor: Predictor, images: ImageSet, options: Options) -> accur
     count = len(accuracy.spread(len(images), options.limit))
     with progress_bar(predictor.path.name, count) as advance:
         return accuracy.evaluate(
-            predictor, images, limit=options.limit, skip_bad=options.skip_bad_images, progress=advance
+            predictor,
+            images,
+            limit=options.limit,
+            skip_bad=options.skip_bad_images,
+            split=options.split,
+            progress=advance,
         )

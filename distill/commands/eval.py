@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from runtime import files
-from runtime.artifact import require_same_classes
 from runtime.cli import settings
 from runtime.cli.settings import Flag
 from runtime.errors import GateError
@@ -92,9 +91,11 @@ def do(options: Options) -> EvaluationReport:
     with loading("loading torch"):
         import torch
 
+        from runtime.images.classes import in_order_of, require_readable_classes
+
         from .. import checkpoint as checkpoints
         from .. import models
-        from ..data import eval_loader, open_data
+        from ..data import eval_loader, open_of_run
         from ..evaluate import EvaluationReport, evaluate, pick_device
         from ..recipe import key_values
 
@@ -106,8 +107,10 @@ def do(options: Options) -> EvaluationReport:
     )
     spec = options.data or found.recorded_data("val", "--data")
     with loading(f"looking for the images of {spec}"):
-        images = open_data(spec, options.split, options.num_classes)
-    require_same_classes(found.class_names, options.checkpoint, images.class_names, spec)
+        images = open_of_run(spec, options.split, options.checkpoint, options.num_classes)
+    images = in_order_of(found.class_names, options.checkpoint, images, options.split)
+    if options.skip_bad_images:
+        require_readable_classes(images, options.split)
     device = pick_device(options.device)
     model = models.build(found.model, len(images.class_names), found.model_args)
     checkpoints.load_weights(model, found)

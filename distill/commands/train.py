@@ -19,7 +19,7 @@ from runtime.terminal import loading
 
 from .. import recipe as recipes
 from ..run.folder import choose_folder
-from ..run.options import AnyOptions, TrainOptions, given_data, run_folder, value_of, with_file
+from ..run.options import AnyOptions, TrainOptions, given_data, run_folder, value_of, where_now, with_file
 
 if TYPE_CHECKING:
     from ..run.result import RunResult
@@ -67,7 +67,7 @@ def parse_over(base: AnyOptions, argv: Sequence[str], prog: str, command: Module
     flags.check_flags(type(base), argv, prog)
     saved = run_folder(value_of(argv, "--resume")) / "args.yaml" if value_of(argv, "--resume") else None
     if saved is not None and saved.is_file():
-        base = with_file(base, str(saved), given_data(argv))
+        base = where_now(with_file(base, str(saved), given_data(argv)), saved.parent)
     for flag in ("--recipe", "--config", "-c"):
         if value_of(argv, flag):
             base = with_file(base, value_of(argv, flag), given_data(argv))

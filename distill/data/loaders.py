@@ -14,6 +14,7 @@ import signal
 from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
@@ -32,7 +33,7 @@ from .sets import StreamSet
 DRAWN_BY = ("timm", "torchvision", "pillow")
 """Packages whose versions an error in a transform names."""
 RETRIES = 100
-"""Unreadable images in a row, with skip_bad_images, before the data set itself is called broken."""
+"""Images tried for one place, with skip_bad_images, before the data set itself is called broken."""
 
 
 class Batch(NamedTuple):
@@ -83,19 +84,28 @@ class TrainSet(Dataset[Sample]):
 
     def _one(self, epoch: int, number: int) -> Sample:
         bad: list[str] = []
-        again, index = divmod(number, len(self.images))
-        while True:
+        for chosen in self._with_substitutes(epoch, number):
             try:
-                image = self.images.image(index)
-                seed_all(hash_seed(self.seed, epoch, again * len(self.images) + index))
-                return self.transform(image), int(self.images.labels[index]), bad
+                image = self.images.image(chosen)
+                seed_all(hash_seed(self.seed, epoch, number))
+                return self.transform(image), int(self.images.labels[chosen]), bad
             except DataError as error:
                 bad.append(str(error))
-                if not self.skip_bad or len(bad) >= min(RETRIES, len(self.images)):
-                    return None, -1, bad
-                index = (index + 1) % len(self.images)
             except Exception as error:  # whatever a reader or a transform raises
-                return failure(self.images.item_name(index), error)
+                return failure(self.images.item_name(chosen), error)
+        return None, -1, bad
+
+    def _with_substitutes(self, epoch: int, number: int) -> Iterator[int]:
+        """The image, then with skip_bad others drawn at random, each once, until RETRIES were tried."""
+        size = len(self.images)
+        yield number % size
+        tried = {number % size}
+        chance = np.random.default_rng(hash_seed(self.seed, epoch, number))
+        while self.skip_bad and len(tried) < min(RETRIES, size):
+            other = int(chance.integers(size))
+            if other not in tried:
+                tried.add(other)
+                yield other
 
 
 class EvalSet(Dataset[Sample]):

@@ -68,8 +68,8 @@ class Data(Group):
     """Choice of an epoch's images: each once (uniform), or as many in all, equally many of each class, those
     of a rare class several times (balanced)."""
     skip_bad_images: bool = False
-    """Leave unreadable images out (training takes the next one instead) and count them; otherwise the first
-    one stops the run."""
+    """Leave unreadable images out (training draws another one instead), count and list them; otherwise the
+    first one stops the run."""
     workers: Annotated[int, Flag("N", aliases=("-j",), least=-1)] = -1
     """Processes that read and augment images; -1: up to 8 with a GPU, none on a CPU."""
 

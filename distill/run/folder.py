@@ -110,6 +110,7 @@ def remove_old_run(folder: Path) -> None:
             "header.json",
             "val-split.csv",
             "loggers.json",
+            "unreadable-images.txt",
             *PICTURED,
         ):
             (place / name).unlink(missing_ok=True)

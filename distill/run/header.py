@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from runtime.images import ImageSet
+from runtime.images.summary import shown
 from runtime.terminal import loading
 
 from ..data.balance import class_weights
@@ -37,9 +38,12 @@ class Header:
     train_images: int
     val_images: int
     classes: int
-    smallest_class: tuple[str, int]
-    largest_class: tuple[str, int]
+    smallest_class: tuple[str, int] | None
+    """(class, training images); None for a stream, of which this is not known."""
+    largest_class: tuple[str, int] | None
     left_out: list[str]
+    empty: str
+    """Classes without training or validation images, in words; empty when there are none."""
     overlap: str
     """Images in both sets, in words; empty when there are none."""
     student: str
@@ -74,12 +78,11 @@ class Header:
 
     def lines(self) -> list[str]:
         """A few lines for a person, readable at 60 columns."""
-        (small, few), (large, many) = self.smallest_class, self.largest_class
         size = " x ".join(map(str, self.input_size))
         over = f", {self.left_over} images left over" if self.left_over else ""
         return [
             f"data     {self.train_images:,} training, {self.val_images:,} validation images",
-            f"         {self.classes} classes, {few:,} ({small}) to {many:,} ({large}) images",
+            f"         {self.classes} classes, {self._class_sizes()}",
             *(f"         {line}" for line in self.left_out),
             *([f"         {self.turned}, which is undone"] if self.turned and self.exif == "apply" else []),
             f"student  {self.student}, {self.parameters / 1e6:.2f} M parameters, {size}",
@@ -108,6 +111,12 @@ class Header:
             lines.append(f"weights  of the labels' loss: {least:.3g} ({low}) to {most:.3g} ({high})")
         return lines
 
+    def _class_sizes(self) -> str:
+        if self.smallest_class is None or self.largest_class is None:
+            return "images of each not known: a stream is only read from the front"
+        (small, few), (large, many) = self.smallest_class, self.largest_class
+        return f"{few:,} ({small}) to {many:,} ({large}) images"
+
     def warnings(self) -> list[str]:
         """What will not go well, and the flag that helps."""
         found = []
@@ -116,13 +125,16 @@ class Header:
                 f"only {self.steps_per_epoch} steps an epoch, {self.steps_per_epoch * self.epochs} in all:"
                 f" give a smaller --batch (now {self.batch}) or more --epochs"
             )
-        if self.smallest_class[1] and self.largest_class[1] / self.smallest_class[1] >= LOPSIDED:
-            found += self._lopsided(self.largest_class[1] / self.smallest_class[1])
+        few, many = (each[1] if each else 0 for each in (self.smallest_class, self.largest_class))
+        if few and many / few >= LOPSIDED:
+            found += self._lopsided(many / few)
         if self.val_images and self.val_images < FEW_VALIDATION_IMAGES:
             found.append(
                 f"{self.val_images} validation images: one of them is {100 / self.val_images:.1f} points of"
                 " top-1"
             )
+        if self.empty:
+            found.append(f"{self.empty}: such a class is not learned, or not measured")
         if self.overlap:
             found.append(f"{self.overlap}: accuracy is too high by them")
         if self.sampler == "balanced" and self.class_weights:
@@ -170,9 +182,10 @@ def header_of(
         train_images=len(data.train),
         val_images=len(data.val),
         classes=len(data.train.class_names),
-        smallest_class=about.smallest,
-        largest_class=about.largest,
+        smallest_class=about.smallest if len(data.train.labels) else None,
+        largest_class=about.largest if len(data.train.labels) else None,
         left_out=[each.line() for each in about.left_out],
+        empty=_empty_classes(data),
         overlap=_overlap(data.train, data.val),
         student=recipe.student,
         parameters=parameters,
@@ -212,6 +225,13 @@ def _turned(*sets: ImageSet) -> str:
     count = sum(number > 1 for number in found)
     words = f"{count:,} of {len(found):,} images are turned or mirrored by their EXIF orientation"
     return words if count else ""
+
+
+def _empty_classes(data: Splits) -> str:
+    """Classes that an npz file or a set of timm names and has no image of."""
+    sets = {"training": data.train, "validation": data.val}
+    found = {name: images.summary().empty_classes for name, images in sets.items() if len(images.labels)}
+    return "; ".join(f"{name} has no image of {shown(empty)}" for name, empty in found.items() if empty)
 
 
 def _overlap(train: ImageSet, val: ImageSet) -> str:

@@ -306,6 +306,7 @@ def train_role(job: Job, task: Task) -> RoleResult:
         loss_nats=best.val_loss_nats,
         images=best.val_images,
         teacher_agreement_percent=best.val_teacher_agreement_percent,
+        unreadable_images={split: len(names) for split, names in trainer.unreadable.items()},
         more=details.values,
         words=details.words,
         right=trainer.best_right,
@@ -422,7 +423,8 @@ def _begin(job: Job) -> None:
     elif options.teacher_fit == "head":
         _begin_folder(job.folder, options, job.data)
         teacher_fit.save(job.fitted_teacher, job.data.train.class_names, job.folder)
-    files.write_text(job.folder / "header.json", files.json_text(job.header.to_dict(), indent=2) + "\n")
+    header = {"run": str(job.folder.absolute())} | job.header.to_dict()
+    files.write_text(job.folder / "header.json", files.json_text(header, indent=2) + "\n")
 
 
 def _begin_folder(folder: Path, options: TrainOptions, data: Splits) -> None:

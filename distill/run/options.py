@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from runtime.cli.settings import Flag
+from runtime.recorded import found_again
 
 from .. import recipe as recipes
 from ..recipe import Recipe
@@ -79,6 +80,17 @@ def with_file(base: AnyOptions, name: str, given: Mapping[str, str]) -> AnyOptio
     values = recipes.read(name)
     beside = {key: values.pop(key) for key in base.beside_recipe() if key in values}
     return replace(recipes.from_dict(values, name, base, given), **recipes.typed(beside, type(base), name))
+
+
+def where_now(options: AnyOptions, folder: Path) -> AnyOptions:
+    """The options of the run in `folder` with the paths that its files have now, if the folder was moved."""
+    return replace(
+        options,
+        data=found_again(options.data, folder),
+        val_data=found_again(options.val_data, folder),
+        teacher_ckpt=found_again(options.teacher_ckpt, folder),
+        student_ckpt=found_again(options.student_ckpt, folder),
+    )
 
 
 def given_data(argv: Sequence[str]) -> dict[str, str]:

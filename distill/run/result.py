@@ -17,6 +17,7 @@ from torch import Tensor
 from ..erf.field import Squares
 from ..erf.report import Measured
 from ..teacher import USUAL_CAUSES, Origin
+from ..training.records import UNREADABLE
 from ..training.selection import NAMES
 from .interval import Paired, paired
 
@@ -37,6 +38,8 @@ class RoleResult:
     """Validation images."""
     teacher_agreement_percent: float | None
     """Share of the validation images for which it predicts the teacher's class; None without a teacher."""
+    unreadable_images: Mapping[str, int] = field(default_factory=dict)
+    """By split (train, val): images that could not be read and were left out, each counted once."""
     more: Mapping[str, Any] = field(default_factory=dict)
     """What else result.json says about it."""
     words: str = ""
@@ -193,6 +196,12 @@ class RunResult:
             )
         if self.erf:
             lines.append(f"figures are in {Path(self.run) / 'erf'}")
+        left_out = self.best.unreadable_images
+        if any(left_out.values()):
+            lines.append(
+                f"unreadable images left out: {left_out['train']} for training, {left_out['val']} for"
+                f" validation; they are listed in {Path(self.run) / UNREADABLE}"
+            )
         lines.append(f"next: distill export onnx --int8 {self.best.checkpoint}")
         return "\n".join(lines)
 

@@ -12,13 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.artifact import require_same_classes
-from runtime.errors import DataError, UsageError
+from runtime.errors import UsageError
 from runtime.images import ImageSet, has_own_split, split
-from runtime.images.lists import is_list, read, with_columns
-from runtime.images.order import same_name
+from runtime.images.classes import differences, in_order_of, lacking, require_readable_classes
+from runtime.images.lists import read, with_columns
 from runtime.images.sets import Subset
-from runtime.images.summary import shown
 
 from ..data import open_data
 from ..data.sets import TIMM_PREFIXES
@@ -28,12 +26,22 @@ from .folder import absolute
 
 
 def open_splits(recipe: Recipe, folder: Path | None = None, resumes: bool = False) -> Splits:
-    """Training and validation images and the specs to find them again; classes and their order must agree.
+    """Training and validation images of the same classes, and the specs to find them again.
 
-    folder: RUN, where the list of --val-split is kept; resumes: take the list that is there.
+    folder: RUN, where the list of --val-split is kept; resumes: take the list that is there. With
+    --skip-bad-images each class must have an image that can be read, in both sets.
     """
-    train_spec = _with_columns(absolute(recipe.data), recipe)
-    val_spec = _with_columns(absolute(recipe.val_data), recipe) or train_spec
+    found = _opened(recipe, folder, resumes)
+    if recipe.skip_bad_images:
+        for images, name in ((found.train, "train"), (found.val, "val")):
+            require_readable_classes(images, name)
+    return found
+
+
+def _opened(recipe: Recipe, folder: Path | None, resumes: bool) -> Splits:
+    columns = recipe.csv_image, recipe.csv_label
+    train_spec = with_columns(absolute(recipe.data), *columns)
+    val_spec = with_columns(absolute(recipe.val_data), *columns) if recipe.val_data else train_spec
     train = open_data(train_spec, "train", recipe.num_classes)
     splittable = train_spec.startswith(TIMM_PREFIXES) or (
         not train_spec.endswith(".tar") and has_own_split(train_spec, "val")
@@ -52,31 +60,16 @@ def open_splits(recipe: Recipe, folder: Path | None = None, resumes: bool = Fals
         )
     val = open_data(val_spec, "val", recipe.num_classes)
     require_every_class(train, val)
-    require_same_classes(
-        train.class_names, f"training images {train_spec}", val.class_names, f"validation images {val_spec}"
-    )
-    val.class_names = train.class_names  # equal but for how accents are stored
+    val = in_order_of(train.class_names, f"the training set {train_spec}", val, "val")
     return Splits(train, val, train_spec, val_spec)
 
 
 def require_every_class(train: ImageSet, val: ImageSet) -> None:
     """Raise DataError where the folders of one split lack a class of the other."""
-    ours, theirs = ([same_name(name) for name in images.class_names] for images in (train, val))
-    for split_name, has, needs, images in (("val", theirs, ours, val), ("train", ours, theirs, train)):
-        missing = [name for name in needs if name not in has]
-        others = [name for name in has if name not in needs]
-        if missing and not others:
-            raise DataError(
-                f"{split_name} has no image of {shown(missing)} ({len(has)} of {len(needs)} classes):"
-                f" {images.name}. Add some, or remove the class from the other set"
-            )
-    empty = val.summary().empty_classes
-    if is_list(val.name) and empty:
-        raise DataError(
-            f"val has no image of {shown(empty)} "
-            f"({len(val.class_names) - len(empty)} of {len(val.class_names)} classes): {val.name}."
-            " Add some, or remove the class"
-        )
+    for one, other, lacks in ((train, val, "val"), (val, train, "train")):
+        missing, more = differences(one.class_names, other)
+        if missing and not more:
+            raise lacking(missing, other, lacks, "Add some, or remove the class from the other set")
 
 
 def _split(recipe: Recipe, images: ImageSet, spec: str, folder: Path, resumes: bool) -> Splits:
@@ -92,7 +85,3 @@ def _split(recipe: Recipe, images: ImageSet, spec: str, folder: Path, resumes: b
     train, val = (Subset(images, np.flatnonzero(chosen)) for chosen in (~is_val, is_val))
     train.left_out = images.left_out
     return Splits(train, val, str(kept), str(kept), {split.NAME: split.to_list(images, is_val)})
-
-
-def _with_columns(spec: str, recipe: Recipe) -> str:
-    return with_columns(spec, recipe.csv_image, recipe.csv_label) if is_list(spec) else spec

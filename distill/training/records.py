@@ -9,17 +9,22 @@ Elsewhere: where the records go (distill.training.loggers), what a person sees m
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from runtime import files
+
 OF_CLASSES = ("val_balanced_percent", "val_class_percent")
 """Columns that older versions do not have; the second, a mapping, is only in metrics.jsonl."""
 MOST_CLASSES = 1000
 """Classes up to which every epoch records each of them."""
+UNREADABLE = "unreadable-images.txt"
+"""The list in a run folder of what --skip-bad-images left out."""
 
 
 class StepLosses(NamedTuple):
@@ -59,7 +64,11 @@ class Tally:
     images: int = 0
     seconds: float = 0.0
     teacher_seconds: float = 0.0
-    bad_images: int = 0
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Tally:
+        """Read its values, also of a run of an earlier version, which held more."""
+        return Tally(**{each.name: values[each.name] for each in fields(Tally) if each.name in values})
 
     @property
     def images_per_s(self) -> float:
@@ -105,6 +114,7 @@ class EpochRecord:
     teacher_share_of_step: float | None
     train_seconds: float
     bad_images: int
+    """Images that could not be read since the beginning, each once however often it was drawn."""
     val_balanced_percent: float | None = None
     """Balanced accuracy: mean over the classes that have validation images; None in a run of an older
     version."""
@@ -168,6 +178,16 @@ class Stopwatch:
         self.events.clear()
         taken, self.seconds = self.seconds, 0.0
         return taken
+
+
+def write_unreadable(folder: Path, unreadable: Mapping[str, Iterable[str]]) -> None:
+    """UNREADABLE in the folder: a line for each image that could not be read, with its split and the reason;
+    no file where all could be read.
+    """
+    lines = [f"{split}: {name}\n" for split, names in unreadable.items() for name in sorted(names)]
+    if lines:
+        text = "".join(lines)
+        files.write_bytes(folder / UNREADABLE, text.encode("utf-8", "surrogateescape"))
 
 
 def epoch_words(

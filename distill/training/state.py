@@ -35,17 +35,6 @@ def require_same_run(last: Checkpoint, recipe: Recipe, lineage: Mapping[str, Any
         raise UsageError(f"{last.path}: holds weights only. Resume from the run's last.pth")
     if not isinstance(last.state.get("recipe"), Mapping):
         raise ArtifactError(f"{last.path}: damaged checkpoint (its state names no recipe)")
-    now = recipes.to_dict(recipe)
-    then = (
-        recipes.to_dict(Recipe()) | last.state["recipe"]
-    )  # a setting the run's version did not know has its default
-    free = FREE_ON_RESUME | _moved(last.lineage, lineage)
-    for key in now:
-        if key not in free and now[key] != then[key]:
-            raise UsageError(
-                f"--{key.replace('_', '-')} is {now[key]!r}, the run to resume has {then[key]!r}. "
-                "A resumed run keeps its recipe; start another one with a new --output"
-            )
     for key, which in (("train_sha256", "training"), ("val_sha256", "validation")):
         before, today = (about.get("data", {}).get(key) for about in (last.lineage, lineage))
         if before and today and before != today:
@@ -59,6 +48,17 @@ def require_same_run(last: Checkpoint, recipe: Recipe, lineage: Mapping[str, Any
             f"{last.path}: the teacher's file is not the one the run began with. Put it back, "
             "or start another run with a new --output"
         )
+    now = recipes.to_dict(recipe)
+    then = (
+        recipes.to_dict(Recipe()) | last.state["recipe"]
+    )  # a setting the run's version did not know has its default
+    free = FREE_ON_RESUME | _moved(last.lineage, lineage)
+    for key in now:
+        if key not in free and now[key] != then[key]:
+            raise UsageError(
+                f"--{key.replace('_', '-')} is {now[key]!r}, the run to resume has {then[key]!r}. "
+                "A resumed run keeps its recipe; start another one with a new --output"
+            )
     return last.state
 
 
@@ -68,6 +68,7 @@ def _moved(then: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
         "data": ("data", "train_sha256"),
         "val_data": ("data", "val_sha256"),
         "teacher_ckpt": ("teacher", "sha256"),
+        "student_ckpt": ("student", "sha256"),
     }
     found = {
         name: [(about.get(part) or {}).get(key) for about in (then, now)]

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from runtime import files
 from runtime.env import versions
 from runtime.images import ImageSet
 from runtime.preprocess import Preprocess
@@ -67,8 +68,8 @@ class Task:
 
 @loading("hashing the images")
 def lineage_of(recipe: Recipe, data: Splits, teacher: Teacher | None) -> dict[str, Any]:
-    """Where a checkpoint comes from: data with fingerprints, teacher with SHA-256, recipe and versions. Reads
-    every image once.
+    """Where a checkpoint comes from: data with fingerprints, the teacher's file and the one that the student
+    starts from with SHA-256, recipe and versions.
     """
     return {
         "data": {
@@ -80,6 +81,13 @@ def lineage_of(recipe: Recipe, data: Splits, teacher: Teacher | None) -> dict[st
             "val_sha256": data.val.fingerprint(),
         },
         "teacher": teacher.origin.to_dict() if teacher else None,
+        "student": _start_of(recipe),
         "recipe": recipes.to_dict(recipe),
         "versions": versions(),
     }
+
+
+def _start_of(recipe: Recipe) -> dict[str, str] | None:
+    """The file that the student starts from."""
+    path = recipe.student_ckpt
+    return {"file": path, "sha256": files.sha256(path)} if path else None

@@ -35,7 +35,15 @@ from .freezing import freeze
 from .loggers import pictures
 from .loggers.base import Outcome, Run
 from .objective import Objective
-from .records import MOST_CLASSES, EpochRecord, StepLosses, Stopwatch, Tally, epoch_words
+from .records import (
+    MOST_CLASSES,
+    EpochRecord,
+    StepLosses,
+    Stopwatch,
+    Tally,
+    epoch_words,
+    write_unreadable,
+)
 from .selection import Selection
 from .sparsity import SparseTraining
 from .stopping import StopSignal
@@ -93,6 +101,8 @@ class Trainer:
         self.best: EpochRecord | None = None
         self.best_right: Tensor | None = None
         """(validation images,) bool: where the best epoch's network is right."""
+        self.unreadable: dict[str, set[str]] = {"train": set(), "val": set()}
+        """By split: what --skip-bad-images left out, each image once, with the reason."""
         self.stop = StopSignal()
         self.display: TrainingDisplay | None = None
         self._pending: list[StepLosses] = []
@@ -181,7 +191,7 @@ class Trainer:
                     f"{len(batch.bad)} images in a row cannot be read (last: {batch.bad[-1]}). Check the"
                     " data set"
                 )
-            self.tally.bad_images += len(batch.bad)
+            self.unreadable["train"].update(batch.bad)
 
     def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images and labels, mixed where the recipe says so."""
@@ -395,6 +405,7 @@ class Trainer:
     def _end_epoch(self, display: TrainingDisplay) -> None:
         self.flush()
         found = self.validate()
+        self.unreadable["val"].update(found.unreadable)
         record = self._record(found)
         self.history.append(record)
         self.epoch, self.step_in_epoch, self.tally = self.epoch + 1, 0, Tally()
@@ -402,6 +413,7 @@ class Trainer:
             self.best, self.best_right = record, found.right
             checkpoints.save(self._best_checkpoint(record), self.task.folder / "best.pth")
         self.save()
+        write_unreadable(self.task.folder, self.unreadable)
         self.log.scalars(record.step, record.to_dict())
         display.say_as_fits(self._words(record))
 
@@ -458,7 +470,7 @@ class Trainer:
             train_images_per_s=t.images_per_s,
             teacher_share_of_step=t.teacher_share,
             train_seconds=t.seconds,
-            bad_images=t.bad_images + found.skipped,
+            bad_images=sum(map(len, self.unreadable.values())),
             val_balanced_percent=found.balanced,
             val_class_percent=(
                 {each.name: each.percent for each in classes} if len(classes) <= MOST_CLASSES else {}
@@ -522,6 +534,7 @@ class Trainer:
             "projectors": self.objective.state_dict() if self.objective else {},
             "random": state.random_state(self.device),
             "tally": dataclasses.asdict(self.tally),
+            "unreadable": {split: sorted(names) for split, names in self.unreadable.items()},
             "history": [record.to_dict() for record in self.history],
             "best": self.best.to_dict() if self.best else {},
             "best_right": self.best_right,
@@ -540,7 +553,9 @@ class Trainer:
         self.epoch, self.step_in_epoch = saved["epoch"], saved["step_in_epoch"]
         self.updates, self.best_right = saved["updates"], saved.get("best_right")
         self.schedule.step_update(self.updates)
-        self.tally = Tally(**saved["tally"])
+        self.tally = Tally.from_dict(saved["tally"])
+        for split, names in saved.get("unreadable", {}).items():
+            self.unreadable[split].update(names)
         self.history = [EpochRecord.from_dict(values) for values in saved["history"]]
         self.best = EpochRecord.from_dict(saved["best"]) if saved["best"] else None
         state.set_random_state(saved["random"], self.device)

@@ -25,6 +25,7 @@ from runtime import files
 from runtime.cli import flags, help
 from runtime.cli.settings import Flag
 from runtime.errors import UsageError
+from runtime.recorded import found_again
 from runtime.terminal import loading
 
 if TYPE_CHECKING:
@@ -186,14 +187,17 @@ def options_for(start: Path, argv: Sequence[str]) -> QatOptions:
     ]
     if values.get("kd_loss") == "none" and not values["losses"]:
         values["kd_loss"] = Recipe.kd_loss
+    if values.get("teacher_ckpt"):
+        values["teacher_ckpt"] = found_again(values["teacher_ckpt"], start.parent)
     if values.get("teacher") == "none":
         values["teacher"] = "auto"
     if found.class_names is not None:  # a checkpoint of this project
         data = found.lineage.get("data") or {}
         height, width = found.preprocess.input_size[1:]  # without a flag that of the file, as --student-ckpt
         values |= {
-            "data": data.get("train_spec") or "",
-            "val_data": data.get("val_spec") or "",
+            "data": found_again(data.get("train_spec") or "", start.parent),
+            "val_data": found_again(data.get("val_spec") or "", start.parent),
+            "val_split": 0.0,
             "student_args": [f"{key}={files.json_text(value)}" for key, value in found.model_args.items()],
             "img_size": 0 if height != width or value_of(argv, "--input-size") else height,
             "crop_pct": found.preprocess.crop_pct,

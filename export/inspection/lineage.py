@@ -18,7 +18,8 @@ from typing import Any
 from runtime import files
 from runtime.errors import DataError, MissingError, UsageError
 from runtime.images import FileSet, ImageSet, open_images
-from runtime.recorded import is_plain, local_data
+from runtime.images.lists import is_list
+from runtime.recorded import found_again, is_plain, local_data
 
 from ..checks import samples
 
@@ -209,7 +210,9 @@ def _at_hand(spec: Any, folder: Path) -> str | None:
         return None
     if spec.partition(":")[0] == "digits":  # a data set of that spec is called digits:val
         return "digits"
-    kind, path = ("npz:", spec[len("npz:") :]) if spec.startswith("npz:") else ("", spec)
+    spec = found_again(spec, folder)
+    kind = next((each for each in ("npz:", "csv:") if spec.startswith(each)), "")
+    path = spec[len(kind) :]
     place = next((place for place in (folder / path, Path(path)) if is_plain(place)), None)
     return local_data(f"{kind}{place}", str(folder), "--data") if place else None
 
@@ -227,7 +230,7 @@ def _open(spec: str, split: str, is_given: bool) -> tuple[ImageSet, str] | None:
 
 def _reader(spec: str) -> Callable[[str, str], ImageSet]:
     """What opens the data: the runtime, and for what only timm reads the training's own reader."""
-    if spec == "digits" or spec.startswith("npz:") or Path(spec).is_dir():
+    if spec == "digits" or spec.startswith("npz:") or Path(spec).is_dir() or is_list(spec):
         return open_images
     from distill.data import open_data
 

@@ -15,11 +15,11 @@ from typing import Literal, Protocol
 
 from distill import models
 from distill.checkpoint import Checkpoint, load_any
-from distill.data import open_data
+from distill.data import open_of_run
 from distill.recipe import key_values
-from runtime.artifact import require_same_classes
 from runtime.errors import DataError, UsageError
 from runtime.images import ImageSet
+from runtime.images.classes import in_order_of
 
 from ..int8 import images as calibration_images
 from ..int8.images import CalibrationImages
@@ -81,11 +81,13 @@ def open_sources(options: SourceOptions) -> Sources:
         options.checkpoint, options.model, key_values(options.model_args), entry=options.checkpoint_key
     )
     evaluation = open_or_say(
-        options.data or checkpoint.recorded_data("val", "--data"), "val", "--data", options.data is None
+        options.data or checkpoint.recorded_data("val", "--data"),
+        "val",
+        "--data",
+        options.data is None,
+        options.checkpoint,
     )
-    require_same_classes(
-        checkpoint.class_names, str(options.checkpoint), evaluation.class_names, evaluation.name
-    )
+    evaluation = in_order_of(checkpoint.class_names, str(options.checkpoint), evaluation, "val")
     if checkpoint.class_names is None:
         note(
             f"the weights carry no class names; they are taken from {evaluation.name}:"
@@ -128,21 +130,21 @@ def open_calibration(options: OnnxOptions, sources: Sources) -> Callable[[int], 
         )
     else:
         spec = options.calib or checkpoint.recorded_data("train", "--calib")
-        images = open_or_say(spec, "train", "--calib", options.calib is None)
-        require_same_classes(checkpoint.class_names, str(options.checkpoint), images.class_names, images.name)
+        images = open_or_say(spec, "train", "--calib", options.calib is None, options.checkpoint)
+        images = in_order_of(checkpoint.class_names, str(options.checkpoint), images, "train")
     return lambda seed: calibration_images.choose(options, images, checkpoint.preprocess, evaluation, seed)
 
 
-def open_or_say(spec: str, split: str, flag: str, is_recorded: bool) -> ImageSet:
-    """Open a spec; when it came from the checkpoint and cannot be opened here, the error names the flag to
-    give.
+def open_or_say(spec: str, split: str, flag: str, is_recorded: bool, checkpoint: Path) -> ImageSet:
+    """Open a spec (distill.data.of_run); when it came from the checkpoint and cannot be opened here, the
+    error names the flag to give.
     """
     if not spec:
         raise UsageError(
             f"the checkpoint does not say which {split} images it knows. Give real images: {flag} DIR"
         )
     try:
-        images = open_data(spec, split)
+        images = open_of_run(spec, split, checkpoint)
         if not len(images.labels):
             raise UsageError(f"{spec}: a stream cannot be sampled. Give an image folder: {flag} DIR")
         return images

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime import files
-from runtime.artifact import Metadata, read_map, require_same_classes
+from runtime.artifact import Metadata, read_map
 from runtime.backends.onnx_file import last_operator
 from runtime.errors import ArtifactError, MissingError
 from runtime.images import ImageSet, open_images
+from runtime.images.classes import in_order_of
 from runtime.predictor import PROBABILITIES
 
 from ..notes import note
@@ -68,9 +69,7 @@ def open_source(options: TrtOptions, folder: Path) -> Source:
     evaluation = None
     if options.data:
         evaluation = open_images(options.data, "val")  # without timm's readers, which need torch
-        require_same_classes(
-            meta.class_names, str(options.checkpoint), evaluation.class_names, evaluation.name
-        )
+        evaluation = in_order_of(meta.class_names, str(options.checkpoint), evaluation, "val")
     return Source(options.checkpoint, meta, evaluation)
 
 

@@ -21,9 +21,9 @@ from ..cli import settings
 from ..cli.settings import Flag
 from ..errors import DataError, UsageError
 from ..images import ImageSet, Overlap, Summary, has_own_split, open_images, split
+from ..images.classes import differences
 from ..images.decode import FORMATS, orientation
-from ..images.lists import is_list, with_columns
-from ..images.order import same_name
+from ..images.lists import with_columns
 from ..images.sets import Subset
 from ..images.summary import shown
 from ..terminal import loading, printable, progress_bar
@@ -83,6 +83,8 @@ class Read:
     """EXIF orientation other than upright -> images."""
     doubles: Overlap
     """Images whose content is in the set before."""
+    lost_classes: tuple[str, ...]
+    """Classes whose images can all not be read."""
 
 
 @dataclass(frozen=True)
@@ -131,22 +133,28 @@ def do(options: Options) -> Report:
             done += len(images)
     with loading("comparing training and validation images"):
         overlap = sets["train"].overlap(sets["val"]) if "val" in sets else Overlap(0, ())
-    problems += [
-        f"{name}: {len(read.unreadable)} unreadable images: {shown(read.unreadable)}."
-        " Mend or remove them, or train with --skip-bad-images"
-        for name, read in found.items()
-        if read.unreadable
-    ]
+    for name, read in found.items():
+        problems += _unreadable(name, read)
     warnings = [overlap.line()] if overlap.count else []
     for name, read in found.items():
         warnings += _warnings(name, read)
     return Report(found, overlap, tuple(problems), tuple(warnings))
 
 
+def _unreadable(name: str, read: Read) -> list[str]:
+    """What unreadable images would stop, and what --skip-bad-images would not help against."""
+    if not read.unreadable:
+        return []
+    lost = shown(read.lost_classes)
+    way_out = "Mend or remove them" + ("" if lost else ", or train with --skip-bad-images")
+    found = [f"{name}: {len(read.unreadable)} unreadable images: {shown(read.unreadable)}. {way_out}"]
+    return found + ([f"{name}: no image of {lost} can be read"] if lost else [])
+
+
 def _open(options: Options) -> tuple[dict[str, ImageSet], list[str]]:
     """train, and val where there is one; what is wrong with the two together."""
     spec, val_spec = (
-        with_columns(each, options.csv_image, options.csv_label) if is_list(each) else each
+        with_columns(each, options.csv_image, options.csv_label) if each else each
         for each in (options.data, options.val_data)
     )
     train = open_images(spec, "train")
@@ -160,12 +168,11 @@ def _open(options: Options) -> tuple[dict[str, ImageSet], list[str]]:
     if not val_spec and not has_val:
         return {"train": train}, ["no validation images. Set some apart: --val-split 0.2; or give --val-data"]
     val = open_images(val_spec or spec, "val")
-    ours, theirs = ([same_name(name) for name in images.class_names] for images in (train, val))
     problems = [
         f"{where} has no image of {shown(missing)}"
         for where, missing in (
-            ("val", [name for name in ours if name not in theirs] or val.summary().empty_classes),
-            ("train", [name for name in theirs if name not in ours] or train.summary().empty_classes),
+            ("val", differences(train.class_names, val)[0] or val.summary().empty_classes),
+            ("train", differences(val.class_names, train)[0] or train.summary().empty_classes),
         )
         if missing
     ]
@@ -177,6 +184,7 @@ def _read(images: ImageSet, advance: Callable[[int], None], before: int) -> Read
     modes: Counter[str] = Counter()
     orientations: Counter[int] = Counter()
     unreadable, doubles = [], []
+    readable = np.zeros(len(images.class_names), np.int64)
     seen: dict[str, str] = {}
     for index in range(len(images)):
         name = images.item_name(index)
@@ -188,6 +196,7 @@ def _read(images: ImageSet, advance: Callable[[int], None], before: int) -> Read
         finally:
             advance(before + index + 1)
         sizes.append(size)
+        readable[images.labels[index]] += 1
         modes[mode] += 1
         if turn > 1:
             orientations[turn] += 1
@@ -195,8 +204,9 @@ def _read(images: ImageSet, advance: Callable[[int], None], before: int) -> Read
             doubles.append((seen[sha256], name))
     ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size)) or [(0, 0)]
     middle = (int(median(width for width, _ in ordered)), int(median(height for _, height in ordered)))
+    about = images.summary()
     return Read(
-        images.summary(),
+        about,
         tuple(unreadable),
         ordered[0],
         middle,
@@ -204,6 +214,11 @@ def _read(images: ImageSet, advance: Callable[[int], None], before: int) -> Read
         dict(modes.most_common()),
         dict(orientations),
         Overlap(len(doubles), tuple(doubles[:3])),
+        tuple(
+            name
+            for name, all_images, good in zip(about.class_names, about.counts, readable, strict=True)
+            if all_images and not good
+        ),
     )
 
 

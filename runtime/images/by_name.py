@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ..errors import DataError
 from .digits import open_digits
-from .folder import FolderSet, split_folder
-from .lists import has_splits, is_list, open_list
+from .folder import FolderSet, has_class_folders, split_folder
+from .lists import has_splits, holds_lists, is_list, list_in, open_list
 from .npz import open_npz
 from .sets import ImageSet
 
@@ -21,10 +21,9 @@ from .sets import ImageSet
 def open_images(spec: str, split: str) -> ImageSet:
     """The labeled images that `spec` names.
 
-    spec: `digits`; `npz:FILE`; a list; or a folder. split: `train` or `val`; a folder without a
-    sub-folder of that meaning (SPLIT_FOLDERS) is used as it is. Raises DataError when it is missing,
-    empty, or has fewer than
-    two classes.
+    spec: `digits`; `npz:FILE`; a list; a folder of class folders; or a folder of lists. split: `train` or
+    `val`; a folder without a sub-folder or list of that meaning (SPLIT_FOLDERS) is used as it is. Raises
+    DataError when it is missing, empty, or has fewer than two classes.
     """
     images: ImageSet
     if spec == "digits":
@@ -33,6 +32,8 @@ def open_images(spec: str, split: str) -> ImageSet:
         images = open_npz(spec[len("npz:") :], split)
     elif is_list(spec):
         images = open_list(spec, split)
+    elif not has_class_folders(Path(spec), split) and holds_lists(Path(spec)):
+        images = open_list(f"csv:{spec}", split)
     else:
         images = FolderSet(split_folder(Path(spec), split))
     if len(images.class_names) < 2:
@@ -52,4 +53,6 @@ def has_own_split(spec: str, split: str) -> bool:
         return path.is_dir() or "{split}" in str(path)
     if is_list(spec):
         return has_splits(spec)
+    if holds_lists(Path(spec)):  # a folder val/ without classes then holds images that a list may name
+        return bool(list_in(Path(spec), split)) or has_class_folders(Path(spec), split)
     return split_folder(Path(spec), split) != Path(spec)

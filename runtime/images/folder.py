@@ -99,6 +99,12 @@ def split_folder(root: Path, split: str) -> Path:
     return found.get(split, root)
 
 
+def has_class_folders(root: Path, split: str) -> bool:
+    """Whether `root` has a folder of that split with folders in it."""
+    found = _split_folders(root).get(split) if root.is_dir() else None
+    return found is not None and _has_folders(found)
+
+
 def _split_folders(root: Path) -> dict[str, Path]:
     """Split -> its folder, in any case of the letters; a folder of that name that holds images beside other
     class folders is a class.

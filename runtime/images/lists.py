@@ -1,6 +1,7 @@
 """Labeled images in a list: a text file with a path and a label in each row (CSV, TSV, or apart by blanks).
 
-In:  `FILE` or `csv:FILE`, where needed with `#image=COLUMN&label=COLUMN` behind it, and the split.
+In:  `FILE` or `csv:FILE`, where needed with `#image=COLUMN&label=COLUMN` behind it, and the split; a folder
+     that holds a list for each split (train.csv, val.csv).
 Out: a `FileSet`, or a `Subset` of an npz file that the rows name; DataError with the line that is wrong.
 Elsewhere: folders (runtime.images.folder), making a list of a split (runtime.images.split).
 """
@@ -18,26 +19,23 @@ from urllib.parse import parse_qsl, urlencode
 import numpy as np
 
 from ..errors import DataError
-from .folder import SPLIT_FOLDERS, FileSet
+from ..recorded import found_again
+from .folder import SPLIT_FOLDERS, FileSet, has_class_folders
 from .npz import open_npz
 from .order import ordered_classes, same_name
+from .scan import is_system
 from .sets import ImageSet, Subset
 from .summary import LeftOut
 
 SUFFIXES = (".csv", ".tsv", ".txt")
 IMAGE_COLUMNS = (
-    "path",
-    "image",
-    "image_path",
-    "filepath",
-    "file_path",
-    "filename",
-    "file_name",
-    "file",
-    "img",
+    *("path", "image", "image_path", "filepath", "file_path", "filename", "file_name", "file", "img"),
+    *("img_path", "image_name", "image_file", "image_id", "img_name"),
 )
-LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target", "species")
+LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target", "species", "class_id")
 SPLIT_COLUMNS = ("split", "set", "subset", "partition")
+FIRST_ROWS = 20
+"""Rows whose images are looked for, to know which folder a list's paths start from."""
 IN_NPZ = re.compile(r"npz:(.+)\[(\d+)\]")
 
 
@@ -45,7 +43,7 @@ class Row(NamedTuple):
     """One image of a list."""
 
     path: str
-    """As written, or made absolute where it is relative to the list."""
+    """Absolute."""
     label: str
     split: str = ""
     class_index: str = ""
@@ -58,18 +56,88 @@ def is_list(spec: str) -> bool:
 
 
 def with_columns(spec: str, image: str, label: str) -> str:
-    """The spec of a list with the names of its columns, as --csv-image and --csv-label give them."""
+    """The spec of a list, or of a folder of lists, with the names of the columns, as --csv-image and
+    --csv-label give them; other specs as they are.
+    """
     named = {key: value for key, value in (("image", image), ("label", label)) if value}
-    return f"csv:{spec.removeprefix('csv:').partition('#')[0]}#{urlencode(named)}" if named else spec
+    if not named or not (is_list(spec) or _lists_of_splits(Path(spec))):
+        return spec
+    return f"csv:{file_of(spec)}#{urlencode(named)}"
 
 
 def file_of(spec: str) -> Path:
-    """The list's own file."""
-    return Path(spec.removeprefix("csv:").partition("#")[0])
+    """The list's own file, or the folder of lists."""
+    return Path(_parts(spec)[0])
+
+
+def _parts(spec: str) -> tuple[str, str]:
+    """(path, names of columns as `image=A&label=B` or empty); a path may hold a # as well."""
+    if not spec.startswith("csv:"):
+        return spec, ""
+    path, mark, columns = spec[len("csv:") :].rpartition("#")
+    return (path, columns) if mark and columns.startswith(("image=", "label=")) else (spec[len("csv:") :], "")
+
+
+def _with(path: Path, columns: str) -> str:
+    return f"csv:{path}#{columns}" if columns else f"csv:{path}"
+
+
+def list_in(folder: Path, split: str, columns: str = "") -> Path | None:
+    """The list of `split` in a folder, named as a folder of that split would be (train.csv, val.txt).
+
+    None where class folders of the split are there as well, and for a single file that is not clearly a list
+    of images. Raises DataError for two lists of one split.
+    """
+    found = _lists_of_splits(folder)
+    if split not in found or has_class_folders(folder, split):
+        return None
+    return found[split] if len(found) > 1 or _is_clear(_with(found[split], columns)) else None
+
+
+def holds_lists(folder: Path) -> bool:
+    """Whether a folder holds the list of a split."""
+    return any(list_in(folder, split) for split in SPLIT_FOLDERS)
+
+
+def _lists_of_splits(folder: Path) -> dict[str, Path]:
+    try:
+        names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror or error})") from error
+    by_word: dict[str, list[Path]] = {}
+    for name in names:
+        stem, suffix = os.path.splitext(name.lower())
+        if suffix in SUFFIXES and not is_system(name) and _has_columns(folder / name):
+            by_word.setdefault(stem, []).append(folder / name)
+    found = {}
+    for split, words in SPLIT_FOLDERS.items():
+        places = next((by_word[word] for word in words if word in by_word), [])
+        if len(places) > 1:
+            raise DataError(f"{places[0]} and {places[1]}: two lists for {split}. Rename one of them")
+        if places:
+            found[split] = places[0]
+    return found
+
+
+def _has_columns(path: Path) -> bool:
+    """Whether the first line has more than one cell: a list without labels has no labeled images."""
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        first = next((line for line in file if line.strip()), "")
+    return any(len(row) > 1 for row in _cells(first))
+
+
+def _is_clear(spec: str) -> bool:
+    try:
+        return bool(read(spec))
+    except DataError:
+        return False
 
 
 def open_list(spec: str, split: str) -> ImageSet:
-    """The images of `split` where a column names splits, otherwise all of the list."""
+    """The images of `split` where a column names splits, otherwise all of the list; of a folder its list."""
+    spec = _list_of(spec, split)
     rows = read(spec)
     names = _class_names(rows, spec)
     chosen = _of_split(rows, split, spec)
@@ -93,14 +161,30 @@ def open_list(spec: str, split: str) -> ImageSet:
 
 
 def has_splits(spec: str) -> bool:
-    """Whether the list has a column of splits with validation images in it."""
+    """Whether the list has a column of splits with validation images in it, or the folder a list of them."""
+    if file_of(spec).is_dir():
+        return list_in(file_of(spec), "val", _parts(spec)[1]) is not None
     return any(row.split.lower() in SPLIT_FOLDERS["val"] for row in read(spec))
+
+
+def _list_of(spec: str, split: str) -> str:
+    """The spec of the list itself where it names a folder of lists."""
+    folder, columns = file_of(spec), _parts(spec)[1]
+    if not folder.is_dir():
+        return spec
+    found = list_in(folder, split, columns)
+    if found is None:
+        raise DataError(
+            f"{folder}: holds a list of images, but none for {split}. Expected one of"
+            f" {', '.join(f'{word}.csv' for word in SPLIT_FOLDERS[split])} in it, or class folders"
+        )
+    return _with(found, columns)
 
 
 def read(spec: str) -> list[Row]:
     """All rows. Raises DataError for what is not a list of images."""
     path = file_of(spec)
-    asked = dict(parse_qsl(spec.partition("#")[2])) if spec.startswith("csv:") else {}
+    asked = dict(parse_qsl(_parts(spec)[1]))
     if not path.is_file():
         raise DataError(f"{path}: no such list. Expected a text file with path,label in each row")
     try:
@@ -114,7 +198,33 @@ def read(spec: str) -> list[Row]:
     body = cells[1:] if columns.has_header else cells
     if not body:
         raise DataError(f"{path}: a header and no images. Expected path,label in each row below it")
-    return [_row(row, number, columns, path) for number, row in body]
+    first = [row[columns.image].strip() for _, row in body[:FIRST_ROWS] if len(row) > columns.image]
+    home = _home(first, path)
+    rows = [_row(row, number, columns, path, home) for number, row in body]
+    if found_again(rows[0].path, path.parent) == rows[0].path:
+        return rows
+    return [row._replace(path=found_again(row.path, path.parent)) for row in rows]
+
+
+def _home(first: Sequence[str], path: Path) -> Path:
+    """The folder that a list's paths start from: its own, or one folder in it (images/, train_images/), or
+    the one above, whichever has one of the `first`.
+    """
+    own = Path(os.path.abspath(path.parent))
+
+    def has_one(folder: Path) -> bool:
+        return any(os.path.exists(folder / name) for name in first if not IN_NPZ.fullmatch(name))
+
+    if has_one(own):
+        return own
+    inside = [each for each in own.iterdir() if each.is_dir() and not is_system(each.name) and has_one(each)]
+    chosen = [each for each in inside if each.name.lower().startswith(path.stem.lower())] or inside
+    if len(chosen) > 1:
+        one, two, *_ = sorted(chosen)
+        raise DataError(
+            f"{path}: its images are in {one} and in {two}. Write the folder into the paths of the list"
+        )
+    return chosen[0] if chosen else own.parent if has_one(own.parent) else own
 
 
 class _Columns(NamedTuple):
@@ -158,7 +268,7 @@ def _columns(first: Sequence[str], asked: dict[str, str], path: Path) -> _Column
     return _Columns(image, label, find(SPLIT_COLUMNS), find(("class_index",)), find(("place",)), True)
 
 
-def _row(cells: Sequence[str], number: int, columns: _Columns, path: Path) -> Row:
+def _row(cells: Sequence[str], number: int, columns: _Columns, path: Path, home: Path) -> Row:
     values = [
         cells[column].strip() if column is not None and column < len(cells) else "" for column in columns[:5]
     ]
@@ -167,7 +277,7 @@ def _row(cells: Sequence[str], number: int, columns: _Columns, path: Path) -> Ro
     if "://" in values[0]:
         raise DataError(f"{path}, line {number}: {values[0]}: images are read from this disk, not from a URL")
     if not IN_NPZ.fullmatch(values[0]):
-        values[0] = os.path.normpath(os.path.join(os.path.abspath(path.parent), values[0]))
+        values[0] = os.path.normpath(os.path.join(home, values[0]))
     return Row(*values)
 
 
@@ -218,7 +328,7 @@ def _in_npz(rows: list[Row], names: list[str], spec: str) -> ImageSet:
         raise DataError(
             f"{spec}: rows of more than one npz file, or of npz and image files. Expected one file"
         )
-    images = open_npz(files.pop(), "train")
+    images = open_npz(found_again(files.pop(), file_of(spec).parent), "train")
     chosen = np.array([int(match[2]) for match in found if match])
     own = [images.class_names[label] for label in images.labels[chosen[chosen < len(images)]]]
     if own != [row.label for row in rows] or images.class_names != names:

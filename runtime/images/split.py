@@ -15,11 +15,12 @@ from collections import defaultdict
 import numpy as np
 
 from ..errors import DataError
+from ..recorded import SPLIT_LIST
 from .lists import Row
 from .sets import ImageSet
 from .summary import shown
 
-NAME = "val-split.csv"
+NAME = SPLIT_LIST
 """The list in a run folder."""
 
 

@@ -24,7 +24,7 @@ from runtime.images import ImageSet
 from runtime.images.summary import balanced_percent
 from runtime.terminal import loading, printable
 
-from ...data import open_data
+from ...data import open_of_run
 from ...data.sets import StreamSet
 from ...training.selection import NAMES
 from . import figures, gallery, predictions
@@ -269,7 +269,9 @@ def _images_of(run: Run, data: str, val: ImageSet | None) -> tuple[ImageSet | No
     """(the validation images, None where they are not at hand; why they are not)."""
     try:
         spec = data or ("" if val is not None else run.checkpoint.recorded_data("val", "--data"))
-        images = val if val is not None else open_data(spec, "val") if spec else None
+        images = val
+        if images is None and spec:
+            images = open_of_run(spec, "val", run.folder / "best.pth")
     except Large2SmallError as error:
         if data:  # the user named it
             raise

@@ -20,10 +20,10 @@ import torch
 from torch.nn import functional as F
 
 from runtime import files
-from runtime.artifact import require_same_classes
 from runtime.env import usable_cores
 from runtime.errors import DataError
 from runtime.images import ArraySet, FolderSet, ImageSet
+from runtime.images.classes import in_order_of
 from runtime.preprocess import Preprocess
 from runtime.terminal import progress_bar
 
@@ -75,7 +75,7 @@ def of_run(run: Run, images: ImageSet, device: str = "auto") -> Predictions:
     """From the run folder, or computed and written there. Raises DataError when no image can be read,
     ArtifactError for other classes than the network's.
     """
-    require_same_classes(run.checkpoint.class_names, run.name, images.class_names, images.name)
+    images = in_order_of(run.checkpoint.class_names, run.name, images, "val")
     identity = f"{run.sha256} {images.fingerprint()}"
     path, classes = run.folder / FILE, len(images.class_names)
     kept = stored(path, classes)

@@ -17,7 +17,7 @@ from distill.data import TrainLoader, eval_loader, open_data, seeds
 from distill.data.augment import training_transform
 from distill.data.loaders import TrainSet
 from runtime.errors import DataError, UsageError
-from runtime.images import open_images
+from runtime.images import ArraySet, open_images
 from runtime.preprocess import Preprocess
 
 CPU = torch.device("cpu")
@@ -162,6 +162,43 @@ def test_a_skipped_image_changes_no_other_image_of_its_batch(broken, recipe):
         for a, b in zip(one, two, strict=True)
     ]
     assert all(map(all, kept))
+
+
+class Numbered(ArraySet):
+    """Image i is the number i; those of `bad` cannot be read."""
+
+    def __init__(self, count, bad):
+        super().__init__("made", np.zeros((count, 1, 1, 3), np.uint8), np.arange(count) % 2, "ab")
+        self.bad = bad
+
+    def image(self, index):
+        if index in self.bad:
+            raise DataError(f"{index}.png: broken")
+        return index
+
+
+def drawn(images, index, epochs=range(60), seed=0):
+    """What stands in the place of an image, epoch by epoch."""
+    one = TrainSet(images, torch.tensor, seed, skip_bad=True)
+    return [one[epoch, index] for epoch in epochs]
+
+
+def test_a_substitute_is_drawn_at_random_by_seed_epoch_and_index_alone():
+    images = Numbered(20, {3})
+    found = [int(image) for image, _, _ in drawn(images, 3)]
+    assert 3 not in found
+    assert len(set(found)) > 12  # the next image alone would be one
+    assert max(map(found.count, found)) < 15
+    assert found[7:9] == [int(image) for image, _, _ in drawn(images, 3, range(7, 9))]
+    assert found != [int(image) for image, _, _ in drawn(images, 3, seed=1)]
+    assert [label for _, label, _ in drawn(images, 3)] == [number % 2 for number in found]
+
+
+def test_substitutes_that_are_broken_as_well_are_named_once_each():
+    images = Numbered(6, {0, 1, 2, 3, 4})
+    for image, _, bad in drawn(images, 2, range(20)):
+        assert int(image) == 5
+        assert bad[0] == "2.png: broken" and len(bad) == len(set(bad))
 
 
 def test_a_set_without_any_readable_image_comes_to_an_end(tree, recipe):

@@ -394,10 +394,10 @@ def test_a_tar_file_needs_validation_images_of_its_own(tree, tmp_path):
     assert found.train_spec == str(tmp_path / "train.tar")
 
 
-def test_other_classes_in_the_two_splits_are_refused_with_the_first_difference(tree):
+def test_other_classes_in_the_two_splits_are_refused(tree):
     root = tree(names=("ant", "bee", "cat"))
     (root / "val" / "bee").rename(root / "val" / "bug")
-    with pytest.raises(ArtifactError, match=r"class order differs.*bee.*bug"):
+    with pytest.raises(ArtifactError, match=r"classes differ.*bee.*bug"):
         job.open_splits(options(data=str(root)))
     shutil.rmtree(root / "val" / "bug")
     with pytest.raises(DataError, match=r"val has no image of bee \(2 of 3 classes\)"):

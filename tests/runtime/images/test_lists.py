@@ -75,3 +75,99 @@ def test_a_list_that_cannot_be_used_says_why(place, text, words):
 def test_a_missing_list_is_named(place):
     with pytest.raises(DataError, match=r"none\.csv: no such list"):
         open_images(str(place / "none.csv"), "train")
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("train.csv", "val.csv"),
+        ("train.txt", "valid.txt"),
+        ("Training.tsv", "test.tsv"),
+        ("train.csv", "validation.txt"),
+    ],
+)
+def test_a_folder_of_two_lists_is_one_data_set_with_both_splits(place, train, val):
+    def rows(name, *found):
+        blank = {"v": ",", "t": " ", "s": "\t"}[
+            name[-1] if name[-2:] != "sv" else {"c": "v", "t": "s"}[name[-3]]
+        ]
+        return "".join(f"img/{number}.png{blank}{label}\n" for number, label in found)
+
+    write(place, train, rows(train, (1, "ant"), (2, "bee")))
+    write(place, val, rows(val, (3, "bee"), (4, "ant")))
+    assert has_own_split(str(place), "val")
+    ours, theirs = (open_images(str(place), split) for split in ("train", "val"))
+    assert ours.class_names == theirs.class_names == ["ant", "bee"]
+    assert [each.item_name(0)[-5:] for each in (ours, theirs)] == ["1.png", "3.png"]
+    assert theirs.labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("inside", ["img", "train", "train_images", "a # b"])
+def test_paths_may_start_from_a_folder_beside_the_list(place, inside):
+    (place / "img").rename(place / inside)
+    (place / "other").mkdir()
+    for name in ("train.csv", "val.csv"):
+        write(place, name, "image_id,label\n1.png,ant\n2.png,bee\n")
+    images = open_images(str(place), "train")
+    assert images.item_name(1) == str(place / inside / "2.png")
+
+
+def test_paths_may_start_from_the_folder_above(place):
+    (place / "lists").mkdir()
+    spec = write(place / "lists", "a.csv", "img/1.png,ant\nimg/2.png,bee\n")
+    assert open_images(spec, "train").item_name(0) == str(place / "img" / "1.png")
+
+
+def test_two_folders_that_a_path_may_start_from_are_both_named(place):
+    (place / "more").mkdir()
+    Image.new("RGB", (2, 2)).save(place / "more" / "1.png")
+    with pytest.raises(DataError, match=r"its images are in .*img and in .*more"):
+        open_images(write(place, "a.csv", "1.png,ant\n2.png,bee\n"), "train")
+
+
+def test_class_folders_of_a_split_come_before_its_list(place):
+    for number, name in ((1, "ant"), (2, "bee")):
+        (place / "train" / name).mkdir(parents=True)
+        (place / "img" / f"{number}.png").rename(place / "train" / name / "x.png")
+    write(place, "train.csv", "img/3.png,x\nimg/4.png,y\n")
+    write(place, "val.csv", "img/3.png,ant\nimg/4.png,bee\n")
+    assert [open_images(str(place), split).class_names for split in ("train", "val")] == [["ant", "bee"]] * 2
+
+
+def test_a_list_of_one_split_alone_leaves_the_other_to_be_set_apart(place):
+    write(place, "train.csv", "id,label\n1.png,ant\n2.png,bee\n")
+    assert len(open_images(with_columns(str(place), "id", ""), "train")) == 2
+    (place / "test").mkdir()
+    write(place, "train.csv", "image_id,label\n1.png,ant\n2.png,bee\n")
+    assert not has_own_split(str(place), "val")
+    with pytest.raises(DataError, match=r"none for val. Expected one of val\.csv"):
+        open_images(str(place), "val")
+
+
+def test_columns_of_the_lists_in_a_folder_can_be_named(place):
+    for name in ("train.csv", "test.csv"):
+        write(place, name, "where,what,label\nimg/1.png,ant,7\nimg/2.png,bee,7\n")
+    spec = with_columns(str(place), "where", "what")
+    assert has_own_split(spec, "val")
+    assert open_images(spec, "val").class_names == ["ant", "bee"]
+
+
+def test_files_beside_class_folders_that_are_not_lists_stay_what_they_were(place):
+    for number, name in ((1, "ant"), (2, "bee")):
+        (place / name).mkdir()
+        (place / "img" / f"{number}.png").rename(place / name / "x.png")
+    for number in (3, 4):
+        (place / "img" / f"{number}.png").unlink()
+    (place / "img").rmdir()
+    write(place, "train.txt", "ant/x.png\nbee/x.png\n")  # paths without labels
+    write(place, "train.csv", "camera,lens,day\na,b,c\n")
+    images = open_images(str(place), "train")
+    assert images.class_names == ["ant", "bee"]
+    assert {each.reason for each in images.left_out} == {".txt files", ".csv files"}
+
+
+def test_two_lists_of_one_split_are_refused(place):
+    for name in ("train.csv", "train.txt", "val.csv"):
+        write(place, name, "img/1.png,ant\nimg/2.png,bee\n")
+    with pytest.raises(DataError, match=r"train\.csv and .*train\.txt: two lists for train"):
+        open_images(str(place), "train")

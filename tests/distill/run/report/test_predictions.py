@@ -100,7 +100,7 @@ def test_images_of_other_classes_or_none_that_can_be_read_are_refused(run, image
     with pytest.raises(DataError, match="none of its images can be read"):
         predictions.of_run(run, images)
     (photos / "val" / "red").rename(photos / "val" / "rose")
-    with pytest.raises(ArtifactError, match="class order differs"):
+    with pytest.raises(ArtifactError, match="classes differ"):
         predictions.of_run(run, open_images(str(photos), "val"))
 
 
