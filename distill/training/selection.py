@@ -43,9 +43,11 @@ class Selection:
         return record.val_loss_nats if self.measure == "loss" else record.val_top1_percent
 
     def shown(self, record: EpochRecord) -> str:
-        """The same for a person."""
+        """The same for a person, named where it is not top-1."""
         value = self.value(record)
-        return f"{value:.4f}" if self.measure == "loss" else f"{value:.2f} %"
+        if self.measure == "loss":
+            return f"val loss {value:.4f}"
+        return f"{value:.2f} %" if self.measure == "top1" else f"balanced {value:.2f} %"
 
     def is_better(self, record: EpochRecord, best: EpochRecord | None) -> bool:
         """Is it strictly better than the best so far? The first one is; one whose measure is NaN is not."""
