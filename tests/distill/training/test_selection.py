@@ -95,8 +95,8 @@ def test_best_pth_is_of_the_selected_epoch_and_says_what_chose_it(trainer, selec
     run = scripted(trainer(epochs=3, select=select), [A, B, C])
     assert run.fit().epoch == epoch
     said = capsys.readouterr().err.splitlines()[-1]
-    shown = {"top1": "(best 75.00 %)", "balanced": "(best balanced 66.67 %)", "loss": "(best val loss 0.1000)"}
-    assert shown[select] in said
+    best = {"top1": "75.00 %", "balanced": "balanced 66.67 %", "loss": "val loss 0.1000"}
+    assert f"(best {best[select]})" in said
     metrics = checkpoints.load(run.task.folder / "best.pth").metrics
     assert (metrics["epoch"], metrics["select"]) == (epoch, select)
     assert metrics["balanced"] == pytest.approx([50.0, 200 / 3, 50 / 3][epoch - 1])
