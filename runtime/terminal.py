@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SILENCE_S = 1.0
-"""Seconds after which a line says what is going on."""
+"""Seconds after which a line on a terminal says what is going on."""
+SILENCE_OF_A_FILE_S = 10.0
+"""The same where stderr goes to a file or a pipe: there the line stays, and most failures are one line."""
 EMPTIED = "\r\x1b[K"
 """Moves to the beginning of the line and empties it."""
 
@@ -61,8 +63,8 @@ def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 @contextlib.contextmanager
 def loading(what: str, still: bool = False) -> Iterator[None]:
-    """Say what is going on where it takes longer than a second: on a terminal in a line with the seconds,
-    which disappears at the end or when something is printed; elsewhere in one line that stays.
+    """Say what is going on: on a terminal after a second, in a line with the seconds that disappears at the
+    end or when something is printed; elsewhere after ten, in a line that stays.
 
     still: the line is not written anew, because something is timed meanwhile.
     """
@@ -177,7 +179,7 @@ class _Line(threading.Thread):
 
     def run(self) -> None:
         shown_anew = is_live(self.stream)
-        while not self.over.wait(SILENCE_S):
+        while not self.over.wait(SILENCE_S if self.stream.isatty() else SILENCE_OF_A_FILE_S):
             if shown_anew:
                 _lines.draw(self)
             elif not _lines.are_for_terminals:

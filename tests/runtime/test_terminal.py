@@ -50,6 +50,7 @@ def screen(monkeypatch):
     """A terminal on stdout and stderr, on which a line comes after 50 ms."""
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setattr(terminals, "SILENCE_S", 0.05)
+    monkeypatch.setattr(terminals, "SILENCE_OF_A_FILE_S", 0.05)
     return Screen()
 
 
