@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +27,10 @@ SILENCE_S = 1.0
 """Seconds after which a line on a terminal says what is going on."""
 SILENCE_OF_A_FILE_S = 10.0
 """The same where stderr goes to a file or a pipe: there the line stays, and most failures are one line."""
+NARROWEST = 30
+"""Columns below which lines are left to the terminal."""
+LABEL = 12
+"""Letters up to which the first words of a line, with spaces behind them, are a label."""
 EMPTIED = "\r\x1b[K"
 """Moves to the beginning of the line and empties it."""
 
@@ -42,8 +48,30 @@ def is_live(stream: TextIO) -> bool:
 
 
 def say(line: str) -> None:
-    """One line on stderr, which stays."""
-    print(line, file=sys.stderr, flush=True)
+    """One line on stderr, which stays; on a terminal in as many rows as it needs."""
+    print(in_rows(printable(line), sys.stderr), file=sys.stderr, flush=True)
+
+
+def in_rows(text: str, stream: TextIO) -> str:
+    """The text as it is; on a terminal with lines that are too long broken between words, and what belongs
+    below a label in the first column put there.
+    """
+    width = shutil.get_terminal_size().columns
+    if not stream.isatty() or width < NARROWEST:
+        return text
+    return "\n".join(_rows(line, width) for line in text.split("\n"))
+
+
+def _rows(line: str, width: int) -> str:
+    label = re.match(r"\S* {2,}", line)
+    return textwrap.fill(
+        line,
+        width,
+        subsequent_indent=" " * (label.end() if label and label.end() <= LABEL else 2),
+        break_long_words=False,  # a path stays whole, to be copied
+        break_on_hyphens=False,
+        replace_whitespace=False,
+    )
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from runtime import files
 from runtime.cli import flags
-from runtime.terminal import loading
+from runtime.terminal import in_rows, loading
 
 from .. import recipe as recipes
 from ..run.folder import choose_folder
@@ -49,7 +49,7 @@ def do(options: TrainOptions) -> RunResult:
 
 def print_result(options: TrainOptions, result: RunResult) -> None:
     """A few lines for a person, or with --json one object."""
-    print(files.json_text(result.to_dict()) if options.json else result.summary())
+    print(files.json_text(result.to_dict()) if options.json else in_rows(result.summary(), sys.stdout))
 
 
 def instead(argv: Sequence[str]) -> str | None:

@@ -87,7 +87,7 @@ class Header:
             *([f"         {self.turned}, which is undone"] if self.turned and self.exif == "apply" else []),
             f"student  {self.student}, {self.parameters / 1e6:.2f} M parameters, {size}",
             f"teacher  {self.teacher}",
-            f"run      {self.epochs} epochs of {self.steps_per_epoch} steps of {self.batch} images{over}",
+            f"run      {self.epochs} epochs of {_steps(self.steps_per_epoch)} of {self.batch} images{over}",
             f"         peak rate {self.peak_lr:.3g}, warm-up {self.warmup_epochs:g} epochs, {self.device}",
             *self._balance_lines(),
         ]
@@ -122,7 +122,7 @@ class Header:
         found = []
         if self.steps_per_epoch < FEW_STEPS:
             found.append(
-                f"only {self.steps_per_epoch} steps an epoch, {self.steps_per_epoch * self.epochs} in all:"
+                f"only {_steps(self.steps_per_epoch)} an epoch, {self.steps_per_epoch * self.epochs} in all:"
                 f" give a smaller --batch (now {self.batch}) or more --epochs"
             )
         few, many = (each[1] if each else 0 for each in (self.smallest_class, self.largest_class))
@@ -243,3 +243,7 @@ def _overlap(train: ImageSet, val: ImageSet) -> str:
     except OSError:  # an image that cannot be read is named when it is trained on
         return ""
     return found.line() if found.count else ""
+
+
+def _steps(count: int) -> str:
+    return f"{count} step{'s' * (count != 1)}"

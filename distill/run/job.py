@@ -343,6 +343,8 @@ def finish(job: Job, results: Sequence[RoleResult]) -> RunResult:
         best=results[0],
         teacher=job.teacher,
         control=results[1] if len(results) > 1 else None,
+        commonest_percent=_commonest_percent(job.data.val),
+        constant_balanced_percent=100 / max(sum(1 for count in job.data.val.summary().counts if count), 1),
     )
     _write_result(job.folder, result)
     if job.options.erf:
@@ -374,13 +376,18 @@ def _teacher_accuracy(
             f"teacher {teacher.origin.model}: on the validation images {finite.said_of_teacher(dtype, fits)}"
         )
     say(f"teacher: top-1 {accuracy.top1:.2f} % on {len(val) or 'the'} validation images")
-    commonest = 100 * max(val.summary().counts, default=0) / max(len(val.labels), 1)
-    if len(val.labels) and accuracy.top1 <= commonest:
+    commonest = _commonest_percent(val)
+    if commonest is not None and accuracy.top1 <= commonest:
         say(
             f"warning: the teacher ({accuracy.top1:.2f} %) is not better than always naming the commonest"
             f" class ({commonest:.2f} %): {teachers.USUAL_CAUSES}"
         )
     return accuracy
+
+
+def _commonest_percent(images: ImageSet) -> float | None:
+    """Share of the commonest class; None for a stream, whose labels are not known."""
+    return 100 * max(images.summary().counts) / len(images.labels) if len(images.labels) else None
 
 
 def _evaluated(

@@ -7,6 +7,7 @@ Elsewhere: the epochs one by one (distill.training.records).
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +22,21 @@ from ..training.records import UNREADABLE
 from ..training.selection import NAMES
 from .interval import Paired, paired
 
+WRITTEN = (
+    "best.pth",
+    "last.pth",
+    "result.json",
+    "summary.csv",
+    "metrics.jsonl",
+    "report.html",
+    "val-split.csv",
+    "events.out.tfevents.*",
+    "wandb",
+    "teacher",
+    "control",
+    "erf",
+)
+"""Files and folders of a run that the summary names."""
 WORSE_TEACHER = 10.0
 """Points by which a teacher may be below its student before it is said."""
 
@@ -97,6 +113,10 @@ class RunResult:
     control: RoleResult | None = None
     erf: Sequence[Measured] = ()
     """Effective receptive fields of teacher, control and student."""
+    commonest_percent: float | None = None
+    """Top-1 of always naming the commonest class of the validation images; None where it is not known."""
+    constant_balanced_percent: float | None = None
+    """Balanced accuracy of always naming one class."""
 
     @property
     def path(self) -> Path:
@@ -177,6 +197,16 @@ class RunResult:
                 f"{self.control.measures}; this is the control, trained the same way without the teacher",
                 _gain_sentence(self.gain_points, self.gain),
             ]
+        elif self.teacher:
+            lines.append(
+                "what the teacher added was not measured: --control trains the same student without it"
+            )
+        if self.commonest_percent is not None and self.has_learned_nothing:
+            lines.append(
+                f"this is not better than always naming the commonest class ({self.commonest_percent:.2f} %):"
+                " give more --epochs, a smaller --batch or another --lr, or start from published weights"
+                " (--pretrained, --student-ckpt)"
+            )
         if self.teacher and self.teacher.top1_percent < self.best.top1_percent - WORSE_TEACHER:
             lines.append(
                 f"the teacher ({self.teacher.top1_percent:.2f} %) is far below its own student:"
@@ -194,16 +224,28 @@ class RunResult:
                 f"receptive field of the {network.label}: {_areas(network, network.result.reference)};"
                 f" by the scale-free measure {_areas(network, network.result.scale_free)}"
             )
-        if self.erf:
-            lines.append(f"figures are in {Path(self.run) / 'erf'}")
         left_out = self.best.unreadable_images
         if any(left_out.values()):
             lines.append(
                 f"unreadable images left out: {left_out['train']} for training, {left_out['val']} for"
                 f" validation; they are listed in {Path(self.run) / UNREADABLE}"
             )
-        lines.append(f"next: distill export onnx --int8 {self.best.checkpoint}")
+        lines.append(f"files in {self.run}: {', '.join(self.files())}")
+        lines.append(f"next: distill export onnx --int8 {shlex.quote(self.best.checkpoint)}")
         return "\n".join(lines)
+
+    @property
+    def has_learned_nothing(self) -> bool:
+        """Is the student no better than a constant answer, by top-1 and by balanced accuracy?"""
+        if self.commonest_percent is None or self.top1 > self.commonest_percent:
+            return False
+        balanced, constant = self.best.balanced_percent, self.constant_balanced_percent
+        return balanced is None or constant is None or balanced <= constant + 0.005
+
+    def files(self) -> list[str]:
+        """What the run folder holds, folders with a slash."""
+        found = [path for name in WRITTEN for path in sorted(self.path.glob(name))]
+        return [f"{path.name}/" if path.is_dir() else path.name for path in found]
 
     def _roles(self) -> list[tuple[str, RoleResult]]:
         return [("student", self.best), *([("control", self.control)] if self.control else [])]

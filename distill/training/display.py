@@ -56,6 +56,7 @@ class TrainingDisplay:
                 TimeRemainingColumn(compact=True),
                 TextColumn("left"),
                 console=terminal.console(),
+                transient=True,
             )
             self.run = self.bars.add_task(name, total=epochs * steps_per_epoch, completed=steps_done)
             self.part = self.bars.add_task("epoch", total=steps_per_epoch)
@@ -68,7 +69,6 @@ class TrainingDisplay:
 
     def __exit__(self, *_: object) -> None:
         if self.bars:
-            self.bars.figures = ""
             self.bars.stop()
         self.alone.close()
 
@@ -115,7 +115,7 @@ class TrainingDisplay:
     def say(self, line: str) -> None:
         """One line that stays."""
         if self.bars:
-            self.bars.console.print(Text(line), soft_wrap=True)
+            self.bars.console.print(Text(terminal.in_rows(line, sys.stderr)), soft_wrap=True)
         else:
             terminal.say(line)
 
@@ -124,7 +124,9 @@ class TrainingDisplay:
         line, *more = parts
         width = self.bars.console.width if self.bars else sys.maxsize
         for part in more:
-            line += f"  {part}" if len(line) + 2 + len(part) <= width else ""
+            if len(line) + 2 + len(part) > width:
+                break
+            line += f"  {part}"
         self.say(line)
 
     def _left(self, done: int) -> str:

@@ -167,3 +167,24 @@ def test_beside_json_a_pipe_stays_empty(screen, monkeypatch):
     finally:
         terminals.only_on_terminals(False)
     assert screen.getvalue() == ""
+
+
+def test_a_long_line_is_broken_between_words_below_its_label(screen, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = ["run      6 epochs of 8 steps of 16 images, 6 left", "warning: " + "word " * 8, "/a" * 30]
+    with screen.shown():
+        for line in lines:
+            terminals.say(line)
+    assert screen.seen == [
+        "run      6 epochs of 8 steps of 16",
+        "         images, 6 left",
+        "warning: word word word word word word",
+        "  word word",
+        "/a" * 30,  # a path can be copied
+    ]
+
+
+def test_a_line_in_a_pipe_is_one_line(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    terminals.say("word " * 30 + "\x1b[2J")
+    assert capsys.readouterr().err == "word " * 30 + "\\x1b[2J\n"
