@@ -30,6 +30,7 @@ WRITTEN = (
     "metrics.jsonl",
     "report.html",
     "val-split.csv",
+    UNREADABLE,
     "events.out.tfevents.*",
     "wandb",
     "teacher",
