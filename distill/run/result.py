@@ -225,6 +225,8 @@ class RunResult:
                 f"receptive field of the {network.label}: {_areas(network, network.result.reference)};"
                 f" by the scale-free measure {_areas(network, network.result.scale_free)}"
             )
+        if self.erf:
+            lines.append(f"figures are in {Path(self.run) / 'erf'}")
         left_out = self.best.unreadable_images
         if any(left_out.values()):
             lines.append(
