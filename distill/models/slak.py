@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from runtime.errors import UsageError
 
-from .depthwise import DepthwiseConv2d
+from .depthwise import DepthwiseConv2d, depthwise_conv2d_pair, joins
 from .merge import assign
 from .replknet import LargeKernel, add_at_center, convolution, depthwise_bn, kernel_and_bias, named
 from .staged import DownsampledNet, Stage, classifier, drop_path_rates, init_truncated_normal, per_stage
@@ -55,7 +55,11 @@ class DecomposedKernel(nn.Module):
             self.small_conv = depthwise_bn(channels, small_kernel, bn)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.LoRA1(x) + self.LoRA2(x)
+        tall, wide = self.LoRA1.conv, self.LoRA2.conv
+        if len(self.LoRA1) == len(self.LoRA2) == 1 and joins(x, tall, wide):
+            y = depthwise_conv2d_pair(x, tall.weight, wide.weight, tall.bias)
+        else:
+            y = self.LoRA1(x) + self.LoRA2(x)
         return y if self.small_conv is None else y + self.small_conv(x)
 
     @torch.no_grad()

@@ -1,5 +1,5 @@
-"""The large depthwise convolution against torch's own in float64, for every algorithm, shape, format and
-precision.
+"""The large depthwise convolution on a CPU against torch's own in float64, for every algorithm, shape, format
+and precision.
 """
 
 import pytest
@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from distill.models import depthwise
-from distill.models.depthwise import DepthwiseConv2d, depthwise_conv2d
+from distill.models.depthwise import DepthwiseConv2d, cpu, depthwise_conv2d
 
 CASES = [  # channels, map, kernel
     (3, (9, 9), (13, 5)),
@@ -101,11 +101,9 @@ def test_even_kernels_grow_the_map_as_in_torch():
 
 def test_channels_in_parts_give_the_same(monkeypatch):
     x, weight, bias, grad = problem(7, (9, 9), (9, 9))
-    parts = depthwise._channel_parts
-    monkeypatch.setattr(
-        depthwise, "_channel_parts", lambda x, points: parts(x, points, limit=2 * 3 * 14 * 14)
-    )
-    assert [s.stop - s.start for s in depthwise._channel_parts(x, (14, 14))] == [2, 2, 2, 1]
+    parts = cpu._channel_parts
+    monkeypatch.setattr(cpu, "_channel_parts", lambda x, points: parts(x, points, limit=2 * 3 * 14 * 14))
+    assert [s.stop - s.start for s in cpu._channel_parts(x, (14, 14))] == [2, 2, 2, 1]
     y = depthwise_conv2d(x, weight, bias, "fft")
     found = y, *torch.autograd.grad(y, (x, weight, bias), grad)
     for got, expected in zip(found, reference(x, weight, bias, grad), strict=True):
@@ -114,7 +112,7 @@ def test_channels_in_parts_give_the_same(monkeypatch):
 
 def test_only_the_gradients_that_are_needed_are_computed(monkeypatch):
     x, weight, _, grad = problem(2, (8, 8), (9, 9))
-    monkeypatch.setattr(depthwise, "_grad_weight", lambda *_: pytest.fail("the kernel is frozen"))
+    monkeypatch.setattr(cpu, "_grad_weight", lambda *_: pytest.fail("the kernel is frozen"))
     y = depthwise_conv2d(x, weight.detach(), None, "fft")
     assert torch.autograd.grad(y, x, grad)[0].shape == x.shape
 
@@ -131,27 +129,23 @@ def test_the_rule_knows_which_way_is_faster():
     """The largest kernels on the largest maps by FFT, strips and small maps direct: measured on one core (see
     the benchmark).
     """
-    forward, weight = depthwise.FORWARD_TAPS_PER_POINT, depthwise.WEIGHT_TAPS_PER_POINT
-    assert depthwise.prefers_fft((56, 56), (51, 51), forward) and depthwise.prefers_fft(
-        (56, 56), (51, 51), weight
-    )
-    assert depthwise.prefers_fft((56, 56), (31, 31), forward)
+    forward, weight = cpu.FORWARD_TAPS_PER_POINT, cpu.WEIGHT_TAPS_PER_POINT
+    assert cpu.prefers_fft((56, 56), (51, 51), forward) and cpu.prefers_fft((56, 56), (51, 51), weight)
+    assert cpu.prefers_fft((56, 56), (31, 31), forward)
     for size, kernel in [((56, 56), (51, 5)), ((56, 56), (5, 51)), ((14, 14), (27, 27)), ((7, 7), (13, 13))]:
         inside = tuple(2 * min(k // 2, n - 1) + 1 for k, n in zip(kernel, size, strict=True))
-        assert not depthwise.prefers_fft(size, inside, forward) and not depthwise.prefers_fft(
-            size, inside, weight
-        )
+        assert not cpu.prefers_fft(size, inside, forward) and not cpu.prefers_fft(size, inside, weight)
 
 
 def test_without_onednn_fft_is_preferred(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert depthwise.prefers_fft((14, 14), (13, 5), depthwise.FORWARD_TAPS_PER_POINT)
+    assert cpu.prefers_fft((14, 14), (13, 5), cpu.FORWARD_TAPS_PER_POINT)
 
 
 def test_fft_sizes_have_small_factors_and_leave_room_for_the_lags():
     for n in range(1, 120):
         for half in (0, 2, 6, 25):
-            size = rest = depthwise._fft_size(n, half)
+            size = rest = cpu._fft_size(n, half)
             for prime in (2, 3, 5, 7):
                 while rest % prime == 0:
                     rest //= prime
@@ -160,7 +154,7 @@ def test_fft_sizes_have_small_factors_and_leave_room_for_the_lags():
 
 def test_forced_holds_only_inside(monkeypatch):
     seen = []
-    monkeypatch.setattr(depthwise, "_correlate", lambda x, w, b, algorithm: seen.append(algorithm) or x)
+    monkeypatch.setattr(cpu, "_correlate", lambda x, w, b, algorithm: seen.append(algorithm) or x)
     layer = DepthwiseConv2d(1, 9)
     with depthwise.forced("fft"), torch.no_grad():
         layer(torch.zeros(1, 1, 8, 8))

@@ -1,44 +1,36 @@
-"""Depthwise convolution with a large kernel: one module for every kernel shape, map size, device and
-precision.
+"""Large depthwise convolution on a CPU, as ordinary torch operations.
 
-In:  (N, C, H, W) of any floating type and memory format, kernels (C, 1, KH, KW).
-Out: (N, C, H, W), padded with KH // 2 and KW // 2 zeros on every side; gradients; in ONNX a plain `Conv`.
-Elsewhere: the networks (slak.py, replknet.py, unireplknet.py); how fast it is against nn.Conv2d
-(measurements/large_kernel.py).
+In:  (N, C, H, W) of any floating type and memory format, kernels (C, 1, KH, KW) of odd sides.
+Out: (N, C, H, W), padded with KH // 2 and KW // 2 zeros on every side; gradients of first order.
+Elsewhere: when it is used (rule.py), how fast it is against nn.Conv2d (measurements/large_kernel.py).
 
 On a CPU `torch.nn.Conv2d` takes, for most large kernels, a path without vector code: always in backward, and
 in forward on contiguous maps when the kernel is wide. Three ways around it, all from ordinary torch
 operations:
 
 direct   forward, and the input's gradient (the same convolution with the kernel turned by 180 degrees), in
-channels-last
-         unless the kernel is narrow.
+         channels-last unless the kernel is narrow.
 direct   the kernel's gradient as a depthwise convolution too: every map is correlated with its output's
-gradient, which
-         takes the kernel's place.
+         gradient, which takes the kernel's place.
 fft      all three as products of spectra, in float32, on maps padded only as far as wrapping around would
-reach.
+         reach.
 
 Which is used follows from two operation counts, `prefers_fft`: a rule and not a stopwatch, so that the same
 seed gives the same bits. Rows and columns of a kernel that lie wholly outside the map are never computed.
-CUDA has cuDNN.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-Algorithm = Literal["auto", "conv2d", "direct", "fft"]
-ALGORITHMS = ("auto", "conv2d", "direct", "fft")
-SMALL = 3
-"""Kernels of at most this side are left to torch, which has vector code for their gradients too."""
+from .layout import format_of
+from .rule import Algorithm
+
 NARROW = 13
 """Up to this width of a kernel oneDNN has vector code for contiguous maps as well as for channels-last
 ones."""
@@ -48,67 +40,12 @@ for the kernel's gradient. From `measurements/large_kernel.py --rule` on one cor
 multiply-adds a nanosecond (half of that for the kernel's gradient) against 12 nanoseconds a point. Without
 oneDNN the direct way has no vector code, and FFT is preferred for every kernel that is not small."""
 
-_forced: Algorithm = "auto"
 
-
-class DepthwiseConv2d(nn.Conv2d):
-    """A depthwise convolution of stride 1, padded by k // 2 on every side; state-dict names as of nn.Conv2d.
-
-    kernel_size: an int or (height, width). Odd sizes keep the map's size, even ones add a row or column as
-    nn.Conv2d does. algorithm: auto, or one of conv2d (torch's own), direct and fft, for measuring.
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, algorithm: Algorithm) -> Tensor:
+    """x (N, C, H, W) with weight (C, 1, KH, KW) and bias (C,) of the same type -> (N, C, H, W). algorithm:
+    direct, fft, or auto, which counts operations.
     """
-
-    def __init__(
-        self,
-        channels: int,
-        kernel_size: int | tuple[int, int],
-        bias: bool = True,
-        algorithm: Algorithm = "auto",
-    ) -> None:
-        kh, kw = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
-        super().__init__(channels, channels, (kh, kw), padding=(kh // 2, kw // 2), groups=channels, bias=bias)
-        self.algorithm = algorithm
-
-    def forward(self, input: Tensor) -> Tensor:
-        return depthwise_conv2d(input, self.weight, self.bias, self.algorithm)
-
-
-@contextlib.contextmanager
-def forced(algorithm: Algorithm) -> Iterator[None]:
-    """Within it every convolution of algorithm "auto" takes this one: to count operations (conv2d) or to
-    compare.
-    """
-    global _forced
-    if algorithm not in ALGORITHMS:
-        raise ValueError(f"algorithm {algorithm!r}: expected one of {', '.join(ALGORITHMS)}")
-    before, _forced = _forced, algorithm
-    try:
-        yield
-    finally:
-        _forced = before
-
-
-@torch.fx.wrap
-def depthwise_conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, algorithm: Algorithm = "auto"
-) -> Tensor:
-    """x (N, C, H, W) with weight (C, 1, KH, KW) and bias (C,), padded by KH // 2 and KW // 2 -> (N, C, H, W).
-
-    Under autocast it computes in autocast's type, as F.conv2d does; spectra are float32 (float64 for float64)
-    whatever the inputs are. Gradients are of first order only, except where torch's own convolution is used.
-    """
-    chosen = _forced if algorithm == "auto" else algorithm
-    kh, kw = weight.shape[2:]
-    odd = kh % 2 == 1 and kw % 2 == 1
-    if chosen == "conv2d" or not odd or (chosen == "auto" and _leave_to_torch(x, weight)):
-        return F.conv2d(x, weight, bias, padding=(kh // 2, kw // 2), groups=len(weight))
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight, bias = (
-            t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, weight, bias)
-        )
-    with torch.autocast(x.device.type, enabled=False):
-        return _Depthwise.apply(x, weight, bias, chosen)
+    return _Depthwise.apply(x, weight, bias, algorithm)
 
 
 def prefers_fft(size: tuple[int, int], kernel: tuple[int, int], taps_per_point: int) -> bool:
@@ -160,9 +97,9 @@ def _correlate(x: Tensor, weight: Tensor, bias: Tensor | None, algorithm: Algori
             padding=(kernel[0] // 2, kernel[1] // 2),
             groups=len(weight),
         )
-        return y.contiguous(memory_format=_format(x))
-    points = tuple(_fft_size(n, k // 2) for n, k in zip(size, kernel, strict=True))
-    y = torch.empty_like(x, memory_format=_format(x))
+        return y.contiguous(memory_format=format_of(x))
+    points = _points(size, kernel)
+    y = torch.empty_like(x, memory_format=format_of(x))
     for part in _channel_parts(x, points):
         spectrum = _spectrum(x[:, part], points) * _spectrum(weight[part, 0], points).conj()
         y[:, part] = _from_spectrum(spectrum, points, (kernel[0] // 2, kernel[1] // 2), size)
@@ -191,7 +128,7 @@ def _grad_weight(x: Tensor, grad: Tensor, weight: Tensor, algorithm: Algorithm) 
         )
         inner = inner.view(n, c, *kernel).sum(0, dtype=wide)
     else:
-        points = tuple(_fft_size(n, k // 2) for n, k in zip(size, kernel, strict=True))
+        points = _points(size, kernel)
         inner = torch.empty(len(weight), *kernel, dtype=wide, device=x.device)
         for part in _channel_parts(x, points):
             spectrum = (_spectrum(x[:, part], points) * _spectrum(grad[:, part], points).conj()).sum(0)
@@ -214,6 +151,11 @@ def _from_spectrum(
     """The real map of `size` (H, W) that begins `lag` rows and columns before the origin."""
     rows = torch.fft.ifft(spectrum, dim=-2).roll(lag[0], -2)[..., : size[0], :]
     return torch.fft.irfft(rows, n=points[1]).roll(lag[1], -1)[..., : size[1]]
+
+
+def _points(size: tuple[int, int], kernel: tuple[int, int]) -> tuple[int, int]:
+    """Size of a map that is padded as far as wrapping around reaches."""
+    return _fft_size(size[0], kernel[0] // 2), _fft_size(size[1], kernel[1] // 2)
 
 
 def _fft_size(n: int, half: int) -> int:
@@ -239,27 +181,11 @@ def _channel_parts(x: Tensor, points: tuple[int, int], limit: int = 1 << 21) -> 
 
 def _inside(x: Tensor, kernel: torch.Size) -> tuple[tuple[int, int], tuple[int, int]]:
     """(size of the map, size of the part of the kernel that can touch it)."""
-    size = tuple(x.shape[2:])
-    return size, tuple(2 * min(k // 2, n - 1) + 1 for k, n in zip(kernel, size, strict=True))
+    size = x.shape[2], x.shape[3]
+    reach = [min(k // 2, n - 1) for k, n in zip(kernel, size, strict=True)]
+    return size, (2 * reach[0] + 1, 2 * reach[1] + 1)
 
 
 def _crop(weight: Tensor, kernel: tuple[int, int]) -> Tensor:
     rows, columns = ((k - i) // 2 for k, i in zip(weight.shape[2:], kernel, strict=True))
     return weight[:, :, rows : rows + kernel[0], columns : columns + kernel[1]]
-
-
-def _format(x: Tensor) -> torch.memory_format:
-    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if channels_last else torch.contiguous_format
-
-
-def _leave_to_torch(x: Tensor, weight: Tensor) -> bool:
-    """Other devices have their own kernels, exporters want a plain convolution, and small kernels are fast
-    already.
-    """
-    return (
-        x.device.type != "cpu"
-        or max(weight.shape[2:]) <= SMALL
-        or torch.compiler.is_compiling()
-        or torch.onnx.is_in_onnx_export()
-    )

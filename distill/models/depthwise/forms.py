@@ -1,0 +1,79 @@
+"""Matrices that a frozen depthwise kernel amounts to, made once and kept as long as the weight exists.
+
+In:  a weight (C, 1, KH, KW) and the size of the maps.
+Out: banded Toeplitz matrices along one side (`banded`), or the whole map as one matrix (`full`); the same
+     from a cache (`kept`).
+Elsewhere: what multiplies with them (kernels.py, launch.py), when which is used (rule.py).
+
+Memory, in values of the maps' type: `banded` C * taps * (2 * reach + 1) * block**2, which for maps up to 64
+is C * taps * 64**2 at most (5 MB for SLaK-T's first stage in bfloat16); `full` C * (H * W)**2 (39 MB for 512
+channels of 14 x 14).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from .tiles import Side
+
+SIZES_KEPT = 4
+"""Forms of one weight that are kept at the same time: for maps of so many sizes and types."""
+
+_kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""Weight -> {(version, place, kind): form}. An entry goes when its weight does."""
+
+
+def banded(kernel: Tensor, side: Side, dtype: torch.dtype) -> Tensor:
+    """kernel (C, K, L), L along `side` -> (C, K, 2 * reach + 1, block, block): T[i, j] = kernel[i - j +
+    L // 2] between the block of the inputs i and the one of the outputs j, by how far the first is behind.
+    """
+    length, reach = kernel.shape[2], side.reach(kernel.shape[2])
+    place = torch.arange(side.block, device=kernel.device)
+    apart = torch.arange(-reach, reach + 1, device=kernel.device)[:, None, None] * side.block
+    return _picked(kernel.to(dtype), apart + place[:, None] - place + length // 2)
+
+
+def full(weight: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """weight (C, 1, KH, KW), odd -> (C, H * W, H * W): rows are places of x, columns of y."""
+    (height, width), (kh, kw) = size, weight.shape[2:]
+    down, right = (
+        place[:, None] - place + k // 2
+        for place, k in ((torch.arange(n, device=weight.device), k) for n, k in ((height, kh), (width, kw)))
+    )
+    rows = _picked(weight[:, 0].to(dtype).transpose(1, 2), down)  # (C, KW, H, H)
+    both = _picked(rows.permute(0, 2, 3, 1), right)  # (C, H in, H out, W in, W out)
+    return both.transpose(2, 3).reshape(len(weight), height * width, height * width)
+
+
+def kept(weight: Tensor, kind: Hashable, make: Callable[[], Tensor]) -> Tensor | None:
+    """The form of this kind of a frozen parameter, from the cache or made now; None for a weight that is
+    trained, that is no parameter (a passing copy), or whose first use is while a CUDA graph is recorded.
+
+    A weight that was changed in place, moved or replaced has another version or place, so its form is made
+    anew.
+    """
+    if not isinstance(weight, nn.Parameter) or weight.requires_grad or weight.is_inference():
+        return None
+    key = (weight._version, weight.data_ptr(), weight.device, kind)
+    forms: dict[tuple[Hashable, ...], Tensor] = _kept.setdefault(weight, {})
+    if key in forms:
+        return forms[key]
+    if weight.is_cuda and torch.cuda.is_current_stream_capturing():
+        return None  # memory of a graph is overwritten by its next replay
+    for old in [each for each in forms if each[:3] != key[:3]]:
+        del forms[old]
+    while len(forms) >= SIZES_KEPT:
+        del forms[next(iter(forms))]
+    with torch.inference_mode(False), torch.no_grad():
+        forms[key] = make()
+    return forms[key]
+
+
+def _picked(values: Tensor, index: Tensor) -> Tensor:
+    """values (..., L) at `index` (any shape) -> (..., *index.shape), zeros where it is outside."""
+    inside = (index >= 0) & (index < values.shape[-1])
+    return torch.where(inside, values[..., index.clamp(0, values.shape[-1] - 1)], 0)

@@ -1,0 +1,314 @@
+"""Launching the Triton kernels on torch's tensors.
+
+In:  maps (N, C, H, W) of any strides, kernels (C, 1, KH, KW) of odd sides.
+Out: outputs and gradients of the kernel.
+Elsewhere: the kernels (kernels.py), when they are used (rule.py), what torch sees of it (operators.py).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import forms
+from .tiles import MOST, STAGES, Side, images, long_side, row_side, unit
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+LEAST_CAPABILITY = (8, 0)
+"""GPUs from Ampere on: with tensor cores for bfloat16 and TF32."""
+PROGRAMS = 512
+"""Programs that the kernel's gradient is divided into, where there are images enough. A constant, not the
+size of this GPU: the same seed gives the same bits on all."""
+WARPS_ONE, WARPS_TWO = 4, 8
+FAR = 2**31
+"""The first offset that 32 bits do not hold."""
+
+
+def interprets() -> bool:
+    """Whether Triton runs its kernels on the CPU, in Python: for tests."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@functools.cache
+def is_available(device: str, index: int | None = None) -> bool:
+    """Whether the kernels run on this device ("cuda", "cpu", ...)."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    if device == "cpu":
+        return interprets()
+    if device != "cuda" or torch.version.cuda is None:
+        return False
+    return torch.cuda.get_device_capability(index) >= LEAST_CAPABILITY
+
+
+def runs(x: Tensor) -> bool:
+    """Whether the kernels take these maps."""
+    return x.dtype in DTYPES and is_available(x.device.type, x.device.index)
+
+
+def convolve(
+    x: Tensor, weight: Tensor, other: Tensor | None, bias: Tensor | None, y: Tensor, flip: bool = False
+) -> Tensor:
+    """y = x * weight (+ x * other) (+ bias), each padded to keep the map's size. flip: both kernels turned by
+    180 degrees, which gives the gradient of x from that of y.
+    """
+    if not y.numel():
+        return y
+    if other is None:
+        _one(x, weight, bias, y, flip)
+    elif _is_tall(weight) == _is_tall(other):
+        raise ValueError(
+            f"kernels {tuple(weight.shape[2:])} and {tuple(other.shape[2:])}: expected a tall and a wide one"
+        )
+    else:
+        _two(x, *((weight, other) if _is_tall(weight) else (other, weight)), bias, y, flip)
+    return y
+
+
+def matrix(x: Tensor, form: Tensor, bias: Tensor | None, y: Tensor) -> Tensor:
+    """y = the maps of x, contiguous, times `forms.full` of every channel."""
+    n, c, h, w = x.shape
+    rows, out = (t.view(n, c, h * w).transpose(0, 1) for t in (x, y))
+    torch.bmm(rows, form, out=out)
+    return y if bias is None else y.add_(bias.to(y.dtype).view(-1, 1, 1))
+
+
+def weight_gradient(x: Tensor, grad: Tensor, kernel: tuple[int, int]) -> Tensor:
+    """(C, 1, *kernel) float32: the gradient of the kernel from x and the gradient of y."""
+    size = _size(x)
+    inside = _inside(size, kernel)
+    tall = inside[0] > inside[1]
+    (rows, long), (taps, length) = (_turned(pair, tall) for pair in (size, inside))
+    sums = _weight_sums(x, grad, tall, row_side(rows), long_side(long, length), taps, length)
+    found = sums.transpose(1, 2) if tall else sums
+    top, left = ((k - i) // 2 for k, i in zip(kernel, inside, strict=True))
+    return F.pad(found, (left, left, top, top)).unsqueeze(1)
+
+
+def _one(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, flip: bool) -> None:
+    from . import kernels
+
+    n, c = x.shape[:2]
+    kernel = _kernel(x, weight)
+    tall = kernel.shape[1] > kernel.shape[2]
+    taps = kernel.transpose(1, 2) if tall else kernel  # (C, K, L)
+    rows_size, long_size = _turned(_size(x), tall)
+    rows, long = row_side(rows_size), long_side(long_size, taps.shape[2])
+    form = None if flip else _banded(weight, taps, long, x.dtype)
+    per_program = images(rows.block, x.element_size())
+    x_row, x_long = _turned(x.stride()[2:], tall)
+    plane, row, far = _units(x.stride()[:2], (x_row,), (x_long,))
+    grid = (c * long.blocks * rows.blocks * -(-n // per_program),)
+    kernels.one[grid](
+        x,
+        taps,
+        taps if form is None else form,
+        taps if bias is None else bias,
+        y,
+        n,
+        c,
+        rows.size,
+        long.size // unit(long.size),
+        *taps.shape[1:],
+        *(stride // plane for stride in x.stride()[:2]),
+        x_row // row,
+        x_long // far,
+        *taps.stride(),
+        *y.stride()[:2],
+        *_turned(y.stride()[2:], tall),
+        P=per_program,
+        BR=rows.block,
+        B=long.block,
+        BLOCKS=long.blocks,
+        REACH=long.reach(taps.shape[2]),
+        FORM=form is not None,
+        BIAS=bias is not None,
+        FLIP=flip,
+        A_PLANE=plane,
+        A_ROW=row,
+        A_LONG=far,
+        A_SIZE=unit(long.size),
+        num_warps=WARPS_ONE,
+        num_stages=STAGES[x.element_size()],
+        **_common(x),
+    )
+
+
+def _two(x: Tensor, tall: Tensor, wide: Tensor, bias: Tensor | None, y: Tensor, flip: bool) -> None:
+    from . import kernels
+
+    n, c, h, w = x.shape
+    down, across = _kernel(x, tall).transpose(1, 2), _kernel(x, wide)  # (C, K, L) each
+    high, broad = long_side(h, down.shape[2]), long_side(w, across.shape[2])
+    both = None
+    if not flip:
+        both = _banded(tall, down, high, x.dtype), _banded(wide, across, broad, x.dtype)
+    has_forms = both is not None and None not in both
+    tall_form, wide_form = both if both is not None and has_forms else (down, across)
+    per_program = images(max(high.block, broad.block), x.element_size())
+    plane, *units = _units(x.stride()[:2], x.stride()[2:3], x.stride()[3:])
+    grid = (c * high.blocks * broad.blocks * -(-n // per_program),)
+    kernels.two[grid](
+        x,
+        down,
+        across,
+        tall_form,
+        wide_form,
+        down if bias is None else bias,
+        y,
+        n,
+        c,
+        h,
+        w // unit(w),
+        *down.shape[1:],
+        *across.shape[1:],
+        *(stride // plane for stride in x.stride()[:2]),
+        *(stride // each for stride, each in zip(x.stride()[2:], units, strict=True)),
+        *down.stride(),
+        *across.stride(),
+        *y.stride(),
+        P=per_program,
+        BH=high.block,
+        BW=broad.block,
+        H_BLOCKS=high.blocks,
+        W_BLOCKS=broad.blocks,
+        TALL_REACH=high.reach(down.shape[2]),
+        WIDE_REACH=broad.reach(across.shape[2]),
+        FORM=has_forms,
+        BIAS=bias is not None,
+        FLIP=flip,
+        A_PLANE=plane,
+        A_H=units[0],
+        A_W=units[1],
+        A_WIDTH=unit(w),
+        num_warps=WARPS_TWO,
+        num_stages=STAGES[x.element_size()],
+        **_common(x),
+    )
+
+
+def _weight_sums(
+    x: Tensor, grad: Tensor, tall: bool, rows: Side, long: Side, taps: int, length: int
+) -> Tensor:
+    """(C, taps, length) float32."""
+    from . import kernels
+
+    n, c = x.shape[:2]
+    wide = x.new_zeros((c, taps, length), dtype=torch.float32)
+    if not x.numel():
+        return wide
+    reach, per_program = long.reach(length), images(rows.block, x.element_size())
+    groups = -(-n // per_program) * rows.blocks
+    programs = c * taps * (2 * reach + 1) * long.blocks
+    parts = min(groups, max(1, -(-PROGRAMS // programs)))
+    shape = (parts, long.blocks, 2 * reach + 1, c, taps, 2 * long.block)
+    sums = torch.empty(shape, dtype=torch.float32, device=x.device)
+    (x_row, x_long), (g_row, g_long) = (_turned(t.stride()[2:], tall) for t in (x, grad))
+    plane, row, far = _units((*x.stride()[:2], *grad.stride()[:2]), (x_row, g_row), (x_long, g_long))
+    kernels.weight_sums[(parts * programs,)](
+        x,
+        grad,
+        sums,
+        n,
+        c,
+        rows.size,
+        long.size // unit(long.size),
+        taps,
+        *(stride // plane for stride in x.stride()[:2]),
+        x_row // row,
+        x_long // far,
+        *(stride // plane for stride in grad.stride()[:2]),
+        g_row // row,
+        g_long // far,
+        -(-groups // parts),
+        P=per_program,
+        BR=rows.block,
+        B=long.block,
+        BLOCKS=long.blocks,
+        REACH=reach,
+        A_PLANE=plane,
+        A_ROW=row,
+        A_LONG=far,
+        A_SIZE=unit(long.size),
+        num_warps=WARPS_ONE,
+        num_stages=STAGES[x.element_size()],
+        **_common(x, grad),
+    )
+    return _diagonals(sums.sum((0, 1)), length)
+
+
+def _diagonals(sums: Tensor, length: int) -> Tensor:
+    """(2 * reach + 1, C, K, 2 * B) by i - j + B in pairs of blocks -> (C, K, length) by i - j."""
+    offsets, c, taps, twice = sums.shape
+    block, reach = twice // 2, offsets // 2
+    line = sums.new_zeros((c, taps, (offsets + 1) * block))
+    for index, each in enumerate(sums):
+        line[..., index * block : index * block + twice] += each
+    middle = (reach + 1) * block
+    return line[..., middle - length // 2 : middle + length // 2 + 1]
+
+
+def _common(*maps: Tensor) -> dict[str, Any]:
+    return {
+        "FAR": any(_reaches_far(t) for t in maps),
+        "PRECISION": "tf32" if _tf32_is_allowed(maps[0]) else "ieee",
+        "EMULATE": maps[0].device.type == "cpu",
+    }
+
+
+def _reaches_far(t: Tensor) -> bool:
+    """Whether a stride, or an offset within one map or a tile that hangs over its edge, needs 64 bits."""
+    within = sum((size + 2 * MOST) * step for size, step in zip(t.shape[2:], t.stride()[2:], strict=True))
+    return max(within, *t.stride()[:2]) >= FAR
+
+
+def _units(*strides: Sequence[int]) -> list[int]:
+    """What the strides of each group are passed in multiples of; 1 for all where one is not a 32-bit number,
+    because the kernels multiply again in the type of the argument.
+    """
+    if any(stride >= FAR for group in strides for stride in group):
+        return [1] * len(strides)
+    return [unit(*group) for group in strides]
+
+
+def _tf32_is_allowed(x: Tensor) -> bool:
+    """As for torch's own convolutions: torch.backends.cudnn.conv.fp32_precision; allow_tf32 sets it too."""
+    return x.is_cuda and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+
+
+def _banded(weight: Tensor, taps: Tensor, side: Side, dtype: torch.dtype) -> Tensor | None:
+    """The matrices of a frozen weight; None for a trained one, whose matrices are made inside the kernel."""
+    kind = ("banded", tuple(taps.shape), taps.stride()[1] == 1, side, dtype)
+    return forms.kept(weight, kind, lambda: forms.banded(taps, side, dtype))
+
+
+def _kernel(x: Tensor, weight: Tensor) -> Tensor:
+    """(C, KH, KW): the part of the kernel that can touch the map."""
+    inside = _inside(_size(x), _size(weight))
+    top, left = ((k - i) // 2 for k, i in zip(weight.shape[2:], inside, strict=True))
+    return weight.detach()[:, 0, top : top + inside[0], left : left + inside[1]]
+
+
+def _inside(size: tuple[int, int], kernel: tuple[int, int]) -> tuple[int, int]:
+    reach = [min(k // 2, max(n - 1, 0)) for n, k in zip(size, kernel, strict=True)]
+    return 2 * reach[0] + 1, 2 * reach[1] + 1
+
+
+def _is_tall(weight: Tensor) -> bool:
+    return weight.shape[2] > weight.shape[3]
+
+
+def _size(t: Tensor) -> tuple[int, int]:
+    return t.shape[2], t.shape[3]
+
+
+def _turned(pair: Any, tall: bool) -> tuple[Any, Any]:
+    """(rows, long side) from (H, W): the long side is H for a tall kernel."""
+    return (pair[1], pair[0]) if tall else (pair[0], pair[1])
