@@ -55,7 +55,7 @@ class DecomposedKernel(nn.Module):
             self.small_conv = depthwise_bn(channels, small_kernel, bn)
 
     def forward(self, x: Tensor) -> Tensor:
-        tall, wide = self.LoRA1.conv, self.LoRA2.conv
+        tall, wide = convolution(self.LoRA1), convolution(self.LoRA2)
         if len(self.LoRA1) == len(self.LoRA2) == 1 and joins(x, tall, wide):
             y = depthwise_conv2d_pair(x, tall.weight, wide.weight, tall.bias)
         else:

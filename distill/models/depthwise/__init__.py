@@ -107,11 +107,13 @@ def depthwise_conv2d_pair(
     return depthwise_conv2d(x, weight, bias, algorithm) + depthwise_conv2d(x, other, None, algorithm)
 
 
-def joins(x: object, layer: DepthwiseConv2d, other: DepthwiseConv2d) -> bool:
+def joins(x: object, layer: nn.Conv2d, other: nn.Conv2d) -> bool:
     """Whether `depthwise_conv2d_pair` computes two layers in one pass over x, and no hook watches either.
 
     False for the symbols of torch.fx, whose graph then holds the two layers.
     """
+    if not (isinstance(layer, DepthwiseConv2d) and isinstance(other, DepthwiseConv2d)):
+        return False
     if not isinstance(x, Tensor) or layer.algorithm != other.algorithm:
         return False
     watched = any(each._forward_hooks or each._forward_pre_hooks for each in (layer, other))

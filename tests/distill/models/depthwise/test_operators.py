@@ -1,0 +1,233 @@
+"""The operators as citizens of torch, on a CPU, where torch's own convolution is behind them; the kernels
+themselves: interpreted.py.
+"""
+
+import copy
+import gc
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from distill.models import depthwise, slak
+from distill.models.depthwise import DepthwiseConv2d, depthwise_conv2d_pair, forms, launch, operators
+from distill.models.merge import reparameterize
+
+
+def leaves(pair, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(2, 2, 6, 7), (2, 1, 5, 3), (2, 1, 3, 5), (2,)]
+    x, a, b, bias = (torch.randn(size, generator=generator, dtype=dtype).requires_grad_() for size in sizes)
+    return x, a, b if pair else None, bias
+
+
+@pytest.mark.parametrize("pair", [False, True], ids=["one", "two"])
+def test_torch_is_content_with_the_operators(pair):
+    x, a, b, bias = leaves(pair)
+    last = x.detach().contiguous(memory_format=torch.channels_last)
+    torch.library.opcheck(operators.convolution, (x, a, b, bias, False))
+    torch.library.opcheck(operators.convolution, (last, a, b, None, True))
+    torch.library.opcheck(operators.input_gradient, (last, a, b))
+    torch.library.opcheck(operators.weight_gradient, (x, last, a))
+
+
+@pytest.mark.parametrize("pair", [False, True], ids=["one", "two"])
+def test_gradients_of_both_orders_agree_with_finite_differences(pair):
+    x, a, b, bias = leaves(pair, torch.float64)
+    inputs = [t for t in (x, a, b, bias) if t is not None]
+
+    def call(*given):
+        second = given[2] if pair else None
+        return operators.convolution(given[0], given[1], second, given[-1], False)
+
+    assert torch.autograd.gradcheck(call, inputs)
+    assert torch.autograd.gradgradcheck(call, inputs)
+
+
+def test_the_operators_are_the_convolution():
+    x, a, b, bias = leaves(True, torch.float64)
+    y = operators.convolution(x, a, b, bias, False)
+    expected = F.conv2d(x, a, bias, padding=(2, 1), groups=2) + F.conv2d(x, b, padding=(1, 2), groups=2)
+    assert torch.allclose(y, expected)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_only_the_gradients_that_are_needed_are_computed(frozen, monkeypatch):
+    x, a, _, bias = leaves(False)
+    if frozen:
+        a.requires_grad_(False), bias.requires_grad_(False)
+    else:
+        x.requires_grad_(False)
+    refuse = "weight_gradient" if frozen else "input_gradient"
+    monkeypatch.setattr(operators, refuse, lambda *_: pytest.fail("nobody asked for this gradient"))
+    operators.convolution(x, a, None, bias, False).sum().backward()
+    assert (x.grad is None) == (not frozen) and (a.grad is None) == frozen
+
+
+class Block(torch.nn.Module):
+    """Two strips in one operator, and a square kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.tall, self.wide = DepthwiseConv2d(4, (9, 3)), DepthwiseConv2d(4, (3, 9), bias=False)
+        self.square = DepthwiseConv2d(4, 9, algorithm="toeplitz")
+
+    def forward(self, x):
+        y = depthwise_conv2d_pair(x, self.tall.weight, self.wide.weight, self.tall.bias, "toeplitz")
+        return F.gelu(self.square(y))
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "autocast"])
+def test_a_compiled_block_is_one_graph_and_computes_the_same(autocast):
+    torch.manual_seed(0)
+    block, x = Block(), torch.randn(2, 4, 10, 12, requires_grad=True)
+    found = {}
+    for name, call in (("eager", block), ("aot", torch.compile(block, backend="aot_eager", fullgraph=True))):
+        block.zero_grad(set_to_none=True)
+        x.grad = None
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = call(x)
+        y.float().square().sum().backward()
+        found[name] = [y, x.grad, *(p.grad for p in block.parameters())]
+    assert found["eager"][0].dtype == (torch.bfloat16 if autocast else torch.float32)
+    for one, other in zip(*found.values(), strict=True):
+        assert torch.allclose(one, other, atol=1e-5, rtol=1e-2 if autocast else 1e-5)
+
+
+def test_two_strips_are_one_call_of_the_operator_when_compiled():
+    calls = []
+
+    def seen(graph, inputs):
+        calls.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph
+
+    torch.compile(Block(), backend=seen, fullgraph=True)(torch.randn(1, 4, 10, 12))
+    assert sum("depthwise_conv2d" in name for name in calls) == 2
+
+
+def test_inference_mode_and_checkpointing_give_the_same():
+    block, x = Block(), torch.randn(2, 4, 10, 12, requires_grad=True)
+    y = block(x)
+    (expected,) = torch.autograd.grad(y.sum(), x)
+    with torch.inference_mode():
+        assert torch.equal(block(x), y)
+    (found,) = torch.autograd.grad(checkpoint(block, x, use_reentrant=False).sum(), x)
+    assert torch.equal(found, expected)
+
+
+def test_other_shapes_and_types_are_refused_as_torch_refuses_them():
+    layer = DepthwiseConv2d(4, 9, algorithm="toeplitz")
+    for x in (torch.zeros(1, 3, 8, 8), torch.zeros(1, 4, 8, 8, dtype=torch.bfloat16)):
+        with pytest.raises(RuntimeError) as ours:
+            layer(x)
+        with pytest.raises(RuntimeError) as theirs:
+            F.conv2d(x, layer.weight, layer.bias, padding=4, groups=4)
+        assert str(ours.value) == str(theirs.value)
+    assert layer(torch.zeros(4, 8, 8)).shape == (4, 8, 8)  # one image without a batch
+
+
+def test_an_exported_program_and_an_onnx_graph_hold_plain_convolutions(monkeypatch):
+    """Also where the rule says otherwise: exporting comes before it."""
+    monkeypatch.setattr(depthwise.rule, "choose", lambda _: depthwise.Choice("toeplitz"))
+    layer, x = DepthwiseConv2d(3, (13, 5)).eval(), torch.zeros(1, 3, 8, 8)
+    targets = {str(node.target) for node in torch.export.export(layer, (x,)).graph.nodes}
+    assert "aten.conv2d.default" in targets and not any("large2small" in each for each in targets)
+    program = torch.onnx.export(layer, (x,), dynamo=True, verbose=False)
+    assert [node.op_type for node in program.model_proto.graph.node] == ["Conv"]
+
+
+def merged_strips():
+    torch.manual_seed(0)
+    block = slak.DecomposedKernel(4, 9, 3)
+    return reparameterize(torch.nn.Sequential(block))[0].requires_grad_(False)
+
+
+def test_merged_strips_are_computed_in_one_pass(monkeypatch):
+    block, x = merged_strips(), torch.randn(2, 4, 10, 10)
+    expected = block(x)
+    calls = []
+    convolution = operators.convolution
+    monkeypatch.setattr(operators, "convolution", lambda *a: calls.append(a) or convolution(*a))
+    with depthwise.forced("toeplitz"):
+        assert torch.allclose(block(x), expected, atol=1e-6) and len(calls) == 1
+        assert calls[0][3] is block.LoRA1.conv.bias
+        handle = block.LoRA1.conv.register_forward_hook(lambda *_: None)
+        assert torch.allclose(block(x), expected, atol=1e-6) and len(calls) == 3  # both layers are seen
+        handle.remove()
+    assert torch.fx.symbolic_trace(block) is not None and len(calls) == 3
+
+
+def test_bare_strips_beside_a_small_kernel_are_computed_in_one_pass(monkeypatch):
+    torch.manual_seed(0)
+    block, x = slak.DecomposedKernel(4, 9, 3, bn=False), torch.randn(2, 4, 10, 10)
+    expected = block(x)
+    calls = []
+    convolution = operators.convolution
+    monkeypatch.setattr(operators, "convolution", lambda *a: calls.append(a) or convolution(*a))
+    with depthwise.forced("toeplitz"):
+        assert torch.allclose(block(x), expected, atol=1e-6)
+    assert len(calls) == 2  # the strips, and the small one
+
+
+# the cache of forms, whose keys a CPU can check too
+
+
+def kept(weight):
+    return forms.kept(weight, "test", lambda: weight.detach().sum(0))
+
+
+def test_a_form_is_made_once_and_goes_with_its_weight():
+    weight = torch.nn.Parameter(torch.ones(2, 3), requires_grad=False)
+    before = len(forms._kept)
+    form = kept(weight)
+    assert kept(weight) is form and len(forms._kept) == before + 1
+    del weight
+    gc.collect()
+    assert len(forms._kept) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weight: weight.mul_(2),
+        lambda weight: weight.copy_(torch.full((2, 3), 2.0)),
+        lambda weight: setattr(weight, "data", torch.full((2, 3), 2.0)),
+    ],
+    ids=["multiplied", "loaded", "replaced"],
+)
+def test_a_changed_weight_has_a_new_form(change):
+    weight = torch.nn.Parameter(torch.ones(2, 3), requires_grad=False)
+    assert kept(weight).tolist() == [2, 2, 2]
+    change(weight)
+    assert kept(weight).tolist() == [4, 4, 4] and len(forms._kept[weight]) == 1
+
+
+def test_trained_weights_and_passing_tensors_have_no_form():
+    assert kept(torch.nn.Parameter(torch.ones(2, 3))) is None
+    assert kept(torch.ones(2, 3)) is None
+
+
+def test_a_copied_module_and_its_weights_on_disk_are_without_forms(tmp_path):
+    layer = DepthwiseConv2d(2, 9).requires_grad_(False)
+    kept(layer.weight)
+    assert copy.deepcopy(layer).weight not in forms._kept
+    torch.save(layer.state_dict(), tmp_path / "weights.pth")
+    assert set(torch.load(tmp_path / "weights.pth")) == {"weight", "bias"}
+
+
+def test_so_many_forms_are_kept_and_no_more():
+    weight = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+    for kind in range(10):
+        forms.kept(weight, kind, lambda: torch.ones(1))
+    assert [key[3] for key in forms._kept[weight]] == [6, 7, 8, 9]
+
+
+def test_a_cpu_has_no_kernels_without_the_interpreter():
+    assert not launch.interprets() and not launch.runs(torch.zeros(1, 1, 9, 9))
+
+
+def test_two_kernels_of_one_direction_are_refused():
+    tall = torch.zeros(1, 1, 9, 3)
+    with pytest.raises(ValueError, match="a tall and a wide one"):
+        launch.convolve(torch.zeros(1, 1, 9, 9), tall, tall, None, torch.zeros(1, 1, 9, 9))
