@@ -10,6 +10,7 @@ Elsewhere: opening a data set (distill.data.sets), augmentation (distill.data.au
 
 from __future__ import annotations
 
+import itertools
 import signal
 from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
@@ -72,8 +73,12 @@ class TrainSet(Dataset[Sample]):
     worker may draw it. The image is number % N; a number of N or more is one that comes again in its epoch.
     """
 
-    def __init__(self, images: ImageSet, transform: Any, seed: int, skip_bad: bool) -> None:
+    def __init__(
+        self, images: ImageSet, transform: Any, seed: int, skip_bad: bool, balanced: bool = False
+    ) -> None:
+        """balanced: what stands in for an unreadable image is of the same class as long as there is one."""
         self.images, self.transform, self.seed, self.skip_bad = images, transform, seed, skip_bad
+        self.balanced = balanced
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         return self.__getitems__([key])[0]
@@ -98,14 +103,22 @@ class TrainSet(Dataset[Sample]):
     def _with_substitutes(self, epoch: int, number: int) -> Iterator[int]:
         """The image, then with skip_bad others drawn at random, each once, until RETRIES were tried."""
         size = len(self.images)
-        yield number % size
-        tried = {number % size}
+        first = number % size
+        yield first
+        tried = {first}
         chance = np.random.default_rng(hash_seed(self.seed, epoch, number))
+        of_any_class = iter(lambda: int(chance.integers(size)), -1)
+        drawn = itertools.chain(self._of_its_class(first, chance) if self.balanced else (), of_any_class)
         while self.skip_bad and len(tried) < min(RETRIES, size):
-            other = int(chance.integers(size))
+            other = next(drawn)
             if other not in tried:
                 tried.add(other)
                 yield other
+
+    def _of_its_class(self, index: int, chance: np.random.Generator) -> Iterator[int]:
+        """The images of the same class, shuffled when the first is asked for."""
+        labels = self.images.labels
+        yield from chance.permutation(np.flatnonzero(labels == labels[index])).tolist()
 
 
 class EvalSet(Dataset[Sample]):
@@ -244,7 +257,7 @@ class TrainLoader:
             draw = BalancedDraw(images.labels) if balanced else None
             self.order = EpochOrder(len(images), recipe.batch, recipe.seed, draw)
             self.loader = Loader(
-                TrainSet(images, transform, recipe.seed, recipe.skip_bad_images),
+                TrainSet(images, transform, recipe.seed, recipe.skip_bad_images, balanced),
                 batch_sampler=self.order,
                 **common,
             )

@@ -99,6 +99,24 @@ def test_an_image_that_comes_again_is_augmented_in_another_way(recipe):
     assert len({tuple(image.flatten().tolist()) for image in rare}) == len(rare)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_another_image_of_its_class_stands_in_for_an_unreadable_one(tree, recipe, workers):
+    from runtime.images import open_images
+
+    root = tree(per_class=12)
+    rare = sorted((root / "train" / "bee").iterdir())
+    for file in rare[3:]:
+        file.unlink()
+    rare[1].write_bytes(b"no image")
+    images = open_images(str(root), "train")
+    mine = TrainLoader(images, recipe(**PLAIN, batch=5, skip_bad_images=True, workers=workers), SPEC, CPU)
+    for epoch in range(3):
+        batches = list(mine.epoch(epoch))
+        labels = torch.cat([batch.labels for batch in batches]).tolist()
+        assert sorted(Counter(labels).values()) == [7, 8]
+        assert {name.split(":")[0] for batch in batches for name in batch.bad} == {str(rare[1])}
+
+
 def test_uniform_is_what_it_was(recipe, images):
     """The order of every run so far: a permutation seeded by seed and epoch."""
     from distill.data.seeds import hash_seed
