@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,6 +28,9 @@ from runtime import files
 from runtime.errors import ArtifactError, UsageError
 from runtime.preprocess import Preprocess
 from runtime.recorded import found_again, local_data
+
+if TYPE_CHECKING:
+    from .models.names import Network
 
 SCHEMA = 1
 MARK = "large2small_checkpoint"
@@ -207,6 +210,75 @@ def _require_simple(value: Any, where: str, depth: int = 0) -> None:
         raise TypeError(f"{where} is a {type(value).__name__}")
 
 
+@dataclass(frozen=True)
+class WeightsFile:
+    """A file of weights, read once: ours, or that of another project."""
+
+    path: Path
+    values: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def is_ours(self) -> bool:
+        return MARK in self.values
+
+    def require_name(self, model: str | None, flag: str) -> str:
+        """The architecture of a foreign file. Raises UsageError where the user does not say it."""
+        if model is None:
+            raise UsageError(
+                f"{self.path}: weights without a description. Say which architecture: {flag} NAME"
+            )
+        return model
+
+    def as_model(
+        self,
+        model: str | None = None,
+        model_args: Mapping[str, Any] | None = None,
+        flag: str = "--model",
+        entry: str = "",
+    ) -> Checkpoint:
+        """The weights as those of `model`; see `load_any`."""
+        if self.is_ours:
+            return self._as_ours(model, entry)
+        from .models import (  # here: models import timm, reading a file does not need it
+            convert,
+            preprocess_of,
+        )
+
+        model = self.require_name(model, flag)
+        preprocess = preprocess_of(model, (model_args or {}).get("img_size", 0))
+        state_dict, notes = unwrap(self.values, str(self.path), entry)
+        state_dict, arguments, more = convert.convert(model, model_args or {}, state_dict)
+        return Checkpoint(
+            model=model,
+            model_args=arguments,
+            state_dict=state_dict,
+            preprocess=preprocess,
+            class_names=None,
+            role="plain",
+            lineage={"converted": notes + more},
+            path=str(self.path),
+        )
+
+    def _as_ours(self, model: str | None, entry: str) -> Checkpoint:
+        checkpoint = from_values(self.values, self.path)
+        if entry:
+            raise UsageError(
+                f"{self.path}: a checkpoint of this project, whose weights have one place. Leave the name of"
+                f" an entry ({entry}) out"
+            )
+        if model is not None and model != checkpoint.model:
+            raise ArtifactError(
+                f"{self.path}: holds {checkpoint.model}, not {model}. Leave the name out, or give the right"
+                " file"
+            )
+        return checkpoint
+
+
+def open_file(path: str | Path) -> WeightsFile:
+    """Read a file of weights. Raises as `read_file` does."""
+    return WeightsFile(Path(path), read_file(path))
+
+
 def load_any(
     path: str | Path,
     model: str | None = None,
@@ -222,36 +294,30 @@ def load_any(
     lineage["converted"], and arguments that a foreign file shows (kernels, merged or not) are in model_args.
     Raises UsageError when a foreign file comes without `model`, ArtifactError when the architectures differ.
     """
-    path = Path(path)
-    values = read_file(path)
-    if MARK in values:
-        checkpoint = from_values(values, path)
-        if entry:
-            raise UsageError(
-                f"{path}: a checkpoint of this project, whose weights have one place. Leave the name of an"
-                f" entry ({entry}) out"
-            )
-        if model is not None and model != checkpoint.model:
-            raise ArtifactError(
-                f"{path}: holds {checkpoint.model}, not {model}. Leave the name out, or give the right file"
-            )
-        return checkpoint
-    if model is None:
-        raise UsageError(f"{path}: weights without a description. Say which architecture: {flag} NAME")
-    from .models import convert, preprocess_of  # here: models import timm, reading a file does not need it
+    return open_file(path).as_model(model, model_args, flag, entry)
 
-    state_dict, notes = unwrap(values, str(path), entry)
-    preprocess = preprocess_of(model, (model_args or {}).get("img_size", 0))
-    state_dict, arguments, more = convert.convert(model, model_args or {}, state_dict)
+
+def load_published(network: Network, model_args: Mapping[str, Any], way_out: str) -> Checkpoint:
+    """Weights that are published under a name, with the classifier they were published with.
+
+    model_args: of the architecture; way_out: the flag that names a file instead. Raises MissingError where
+    they cannot be fetched, ArtifactError where the file is damaged or does not fit.
+    """
+    from . import models  # here, as above
+
+    file = models.names.weights_of(network, way_out)
+    found = checksums(file)
+    if found and found.startswith(BROKEN):
+        raise ArtifactError(f"{file}: {found.removeprefix(BROKEN)}, or remove it to fetch it again")
+    built = models.published(network, model_args, file)
     return Checkpoint(
-        model=model,
-        model_args=arguments,
-        state_dict=state_dict,
-        preprocess=preprocess,
-        class_names=None,
+        model=network.architecture,
+        model_args=dict(model_args),
+        state_dict=built.state_dict(),
+        preprocess=models.preprocess_from(network.config),
+        class_names=network.class_names,
         role="plain",
-        lineage={"converted": notes + more},
-        path=str(path),
+        lineage={"converted": [f"published weights of {network.name}"]},
     )
 
 

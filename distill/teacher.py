@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,15 +24,18 @@ from runtime.preprocess import Preprocess
 
 from . import checkpoint as checkpoints
 from . import models
+from .checkpoint import Checkpoint
 from .features import Taps
 from .losses.base import Outputs
-from .models import classifier
+from .models import classifier, names
 from .models.merge import reparameterize, require_equal
 from .recipe import Recipe, key_values
 
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+WAY_OUT = "--teacher-ckpt FILE"
+"""Instead of weights that are fetched."""
 USUAL_CAUSES = (
     "its class order may differ from the data's, or it was trained with another --teacher-mean and"
     " --teacher-std"
@@ -46,7 +50,7 @@ class Origin:
     model: str
     """Architecture."""
     file: str | None = None
-    """None: weights that timm publishes."""
+    """None: published weights."""
     sha256: str | None = None
     converted: list[str] | None = None
     """What was changed to read a foreign file."""
@@ -56,6 +60,8 @@ class Origin:
     """fp32, fp16 or bf16."""
     fitted: str | None = None
     """How its classifier was fitted to the data, where its own was for other classes."""
+    published: str | None = None
+    """The name that its weights are published under."""
     preprocess: dict[str, Any] | None = None
     """How its images are resized and normalized (runtime.preprocess)."""
 
@@ -158,15 +164,18 @@ class Source:
     """What a person should know of it."""
 
 
-def open_source(recipe: Recipe, class_names: list[str]) -> Source | None:
-    """The recipe's teacher, or None.
+def open_source(recipe: Recipe, class_names: list[str], kept: Path | None = None) -> Source | None:
+    """The recipe's teacher, or None. kept: a checkpoint that a stopped run took from a hub or a folder.
 
     Raises ArtifactError or UsageError when its classes are not the data's and --teacher-fit is none, before
     anything is fetched.
     """
     if recipe.teacher == "none" or (recipe.teacher == "auto" and not recipe.teacher_ckpt):
         return None
-    source = _of_file(recipe, class_names) if recipe.teacher_ckpt else _published(recipe, class_names)
+    if kept:
+        source = _filled(recipe, class_names, checkpoints.load(kept), recipe.teacher)
+    else:
+        source = (_of_file if recipe.teacher_ckpt else _published)(recipe, class_names)
     _require_numbers(source)
     return source
 
@@ -192,42 +201,61 @@ def _require_numbers(source: Source) -> None:
             )
 
 
+def _filled(recipe: Recipe, class_names: list[str], found: Checkpoint, published: str | None) -> Source:
+    """The network of `found` for the data's classes. published: under which name its weights are; None for
+    those of a file.
+    """
+    where = f"teacher {published or found.path}"
+    model = models.build(found.model, len(class_names), found.model_args)
+    weights, notes = classifier.fitted(model, found.state_dict, found.class_names, class_names)
+    is_new = any(classifier.NEW in note for note in notes)
+    if is_new and recipe.teacher_fit == "none":
+        raise ArtifactError(
+            f"{where}: {notes[0]}, and --teacher-fit is none. Let it be fitted to the data"
+            " (--teacher-fit head), or give a teacher of these classes"
+        )
+    checkpoints.load_weights(model, replace(found, state_dict=weights))
+    said = _asked(recipe)
+    preprocess = models.as_asked(found.preprocess, said)
+    if found.class_names is None and not published:
+        built_for = ("input_size",) if "img_size" in key_values(recipe.teacher_args) else ()
+        notes += models.assumption(preprocess, "teacher-", (*said, *built_for))
+    notes = [*found.notes, *notes]
+    origin = Origin(
+        found.model,
+        file=None if published else found.path,
+        sha256=files.sha256(found.path) if found.path and not published else None,
+        converted=notes,
+        published=published,
+    )
+    return Source(model, found.model_args, preprocess, origin, is_new, notes)
+
+
 def _of_file(recipe: Recipe, class_names: list[str]) -> Source:
     path, asked = recipe.teacher_ckpt, None if recipe.teacher == "auto" else recipe.teacher
     given = key_values(recipe.teacher_args)
     found = checkpoints.load_any(path, asked, given, "--teacher", recipe.teacher_checkpoint_key)
     if recipe.teacher_fit == "none":
         require_same_classes(found.class_names, f"teacher {path}", class_names, "data")
-    model = models.build(found.model, len(class_names), found.model_args)
-    weights, notes = classifier.fitted(model, found.state_dict, found.class_names, class_names)
-    is_new = any(classifier.NEW in note for note in notes)
-    if is_new and recipe.teacher_fit == "none":
-        raise ArtifactError(
-            f"teacher {path}: {notes[0]}, and --teacher-fit is none. Let it be fitted to the data"
-            " (--teacher-fit head), or give a teacher of these classes"
-        )
-    checkpoints.load_weights(model, replace(found, state_dict=weights))
-    preprocess, said = models.as_asked(found.preprocess, _asked(recipe)), _asked(recipe)
-    if found.class_names is None:
-        built_for = ("input_size",) if "img_size" in given else ()
-        notes += models.assumption(preprocess, "teacher-", (*said, *built_for))
-    origin = Origin(found.model, str(path), files.sha256(path), [*found.notes, *notes])
-    return Source(model, found.model_args, preprocess, origin, is_new, [*found.notes, *notes])
+    return _filled(recipe, class_names, found, None)
 
 
 def _published(recipe: Recipe, class_names: list[str]) -> Source:
-    name, model_args = recipe.teacher, key_values(recipe.teacher_args)
-    preprocess = models.as_asked(models.preprocess_of(name, model_args.get("img_size", 0)), _asked(recipe))
-    classes = models.published_classes(name)
-    if classes != len(class_names) and recipe.teacher_fit == "none":
+    """From published weights, whose number of classes is compared before they are fetched."""
+    network = names.resolve(recipe.teacher, WAY_OUT)
+    if network.classes not in (None, len(class_names)) and recipe.teacher_fit == "none":
         raise UsageError(
-            f"teacher {name}: its published weights know {classes} classes, the data has {len(class_names)},"
-            " and --teacher-fit is none. Let it be fitted to the data (--teacher-fit head), or give a teacher"
-            " of these classes with --teacher-ckpt"
+            f"teacher {network.name}: its published weights know {network.classes} classes, the data has"
+            f" {len(class_names)}, and --teacher-fit is none. Let it be fitted to the data (--teacher-fit"
+            " head), or give a teacher of these classes with --teacher-ckpt"
         )
-    model = models.build(name, len(class_names), model_args, pretrained=True)
-    notes = models.published_notes(model, class_names)
-    return Source(model, model_args, preprocess, Origin(name), classes != len(class_names), notes)
+    given = network.model_args | key_values(recipe.teacher_args)
+    arguments = models.size_argument(network.architecture, recipe.teacher_input_size) | given
+    found = checkpoints.load_published(network, arguments, WAY_OUT)
+    if "img_size" in arguments:
+        size = (3, *models.sides_of(arguments["img_size"]))
+        found = replace(found, preprocess=replace(found.preprocess, input_size=size))
+    return _filled(recipe, class_names, found, network.name)
 
 
 def seeing(source: Source, exif: str) -> Source:

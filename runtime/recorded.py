@@ -1,9 +1,11 @@
 """Words that a file recorded, and what they may open here: a file's author is not the person at the keyboard.
 
-In:  a data spec out of a checkpoint, recipe, run folder or artifact; the file it stands in.
-Out: the same data as a spec that opens nothing but local folders, .npz and .tar files and the digits; or
-     UsageError.
-Elsewhere: what opens specs (runtime.images, distill.data), the arguments of networks (distill.models).
+In:  a data spec or the name of a network out of a checkpoint, recipe, run folder or artifact; the file it
+     stands in.
+Out: the same data as a spec that opens nothing but local folders, .npz and .tar files and the digits; the
+     same name where it leads nowhere; or UsageError.
+Elsewhere: what opens specs (runtime.images, distill.data), what names mean (distill.models.names), the
+     arguments of networks (distill.models).
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ SYSTEM_FOLDERS = ("/proc", "/sys", "/dev")
 """Their files are not data: reading them may never end, or tell what this machine is doing."""
 MEMORY_DISK = "/dev/shm"
 """The folder below them where people do keep data."""
+REMOTE = ("hf-hub:", "local-dir:")
+"""What a network's name begins with when it leads to a hub or a folder."""
 
 
 HEADER = "header.json"
@@ -88,6 +92,20 @@ def _place_of_run(folder: Path) -> str:
         return ""
     place = values.get("run") if isinstance(values, dict) else None
     return place if isinstance(place, str) and os.path.isabs(place) else ""
+
+
+def known_network(name: str, source: str, flag: str) -> str:
+    """`name`, where a file may name it: architectures and weights of timm's and this project's own lists.
+
+    Raises UsageError for what leads to a hub or a folder of the file's author's choice: only a user may type
+    that.
+    """
+    if not any(mark in name for mark in ":/\\"):
+        return name
+    raise UsageError(
+        f"{source}: names {name!r} as its network. What a file names must be in timm's lists or this"
+        f" project's; all else is only followed when typed. If you trust it: {flag} {_typed(name)}"
+    )
 
 
 def is_plain(path: str | os.PathLike[str]) -> bool:

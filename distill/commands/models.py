@@ -34,7 +34,8 @@ class Options:
     """Flags of `distill models`."""
 
     pattern: Annotated[str, Flag("PATTERN", positional=True)] = ""
-    """Names to list, with * for any letters; without it all."""
+    """Names to list, with * for any letters, or one of a hub or a folder (hf-hub:OWNER/NAME, local-dir:DIR);
+    without it all."""
     teachers: bool = False
     """List networks built on large kernels alone: depthwise convolutions of 7 x 7 or more."""
     ours: bool = False

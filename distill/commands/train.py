@@ -67,7 +67,8 @@ def parse_over(base: AnyOptions, argv: Sequence[str], prog: str, command: Module
     flags.check_flags(type(base), argv, prog)
     saved = run_folder(value_of(argv, "--resume")) / "args.yaml" if value_of(argv, "--resume") else None
     if saved is not None and saved.is_file():
-        base = where_now(with_file(base, str(saved), given_data(argv)), saved.parent)
+        base = with_file(base, str(saved), given_data(argv), kept=recipes.NETWORK_FLAGS)
+        base = where_now(base, saved.parent)
     for flag in ("--recipe", "--config", "-c"):
         if value_of(argv, flag):
             base = with_file(base, value_of(argv, flag), given_data(argv))

@@ -3,86 +3,74 @@ preprocessing.
 
 In:  architecture name, keyword arguments, number of classes.
 Out: a torch module; the `Preprocess` its pretrained weights expect.
-Elsewhere: weights (distill.checkpoint), one family per file in this folder.
+Elsewhere: weights of files (distill.checkpoint), names and what is published under them
+(distill.models.names), one family per file in this folder.
 """
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import timm
 from timm.data import resolve_data_config
-from timm.models import build_model_with_cfg
+from timm.models import PretrainedCfg, build_model_with_cfg
 from torch import nn
 
 from runtime.cli.nearest import nearest
-from runtime.errors import MissingError, UsageError
+from runtime.errors import ArtifactError, UsageError
 from runtime.preprocess import Preprocess
 
 from . import cifar, classifier, replknet, slak, unireplknet  # noqa: F401  (they register their models)
+from .names import Network, require_known
 
 FROM_TIMM = ("bn_eps", "bn_momentum", "use_naflex")
 """Arguments of networks that timm reads before the network does."""
 
 
-def build(
-    name: str,
-    num_classes: int,
-    model_args: Mapping[str, Any] | None = None,
-    *,
-    pretrained: bool = False,
-    **more: Any,
-) -> nn.Module:
-    """A network with fresh weights, or timm's published ones. more: arguments left out where they are 0
-    (drop_path_rate).
+def build(name: str, num_classes: int, model_args: Mapping[str, Any] | None = None, **more: Any) -> nn.Module:
+    """A network with fresh weights. more: arguments left out where they are 0 (drop_path_rate).
 
-    Raises UsageError for an unknown name (nearest suggested) or argument, MissingError when weights cannot be
-    fetched.
+    Raises UsageError for an unknown name (nearest suggested) or argument.
     """
     require_known(name)
     arguments = dict(model_args or {}) | {k: v for k, v in more.items() if v}
     require_own(name, arguments)
     try:
-        return timm.create_model(name, num_classes=num_classes, pretrained=pretrained, **arguments)
+        return timm.create_model(name, num_classes=num_classes, **arguments)
     except Exception as error:  # every architecture complains in its own way
         reason = " ".join(str(error).split())[:200]
-        if pretrained:
-            page = getattr(timm.get_pretrained_cfg(name), "origin_url", None)
-            raise MissingError(
-                f"published weights of {name} cannot be fetched ({reason}). Give them as a file"
-                + (f", from {page}" if page else "")
-            ) from error
         raise UsageError(f"{name} cannot be built with {arguments} ({reason})") from error
 
 
-def require_known(name: str) -> None:
-    """Raise UsageError, with the nearest name, unless `name` is an architecture, or one with the tag of its
-    published weights.
+def published(network: Network, model_args: Mapping[str, Any], file: Path) -> nn.Module:
+    """The network with its published weights and its own classifier, read from `file` as timm reads them.
+
+    Raises UsageError for arguments that it does not take, ArtifactError for weights that do not fit.
     """
-    if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=1)
-        raise UsageError(
-            f"no architecture called {name!r}"
-            + (f"; did you mean {close[0]}?" if close else ".")
-            + " All of timm's names work, and slak_tiny, slak_small, slak_base, replknet_31b, replknet_31l, "
-            "replknet_xl, unireplknet_a to unireplknet_xl, and for 32 x 32 images resnet20 to resnet56"
-        )
+    require_own(network.architecture, model_args)
+    config: Any = network.config
+    config = replace(config, url=None, hf_hub_id=None, hf_hub_filename=None, state_dict=None)
+    config = replace(config, file=str(file), source=None, custom_load=file.suffix == ".npz")
+    architecture = network.architecture.partition(".")[0]
     try:
-        timm.get_pretrained_cfg(name)
-    except RuntimeError:  # only a tag that is none
-        architecture, _, tag = name.partition(".")
-        known = timm.list_pretrained(f"{architecture}.*")
-        close = difflib.get_close_matches(name, known, n=1)
-        raise UsageError(
-            f"{architecture} has no published weights called {tag!r}"
-            + (f"; did you mean {close[0]}?" if close else ".")
-            + f" Known: {', '.join(known) or 'none'}. Leave the tag out to name the architecture alone"
-        ) from None
+        return timm.create_model(
+            architecture,
+            pretrained=True,
+            pretrained_cfg=config,
+            num_classes=config.num_classes,
+            **dict(model_args),
+        )
+    except Exception as error:  # every architecture complains in its own way
+        reason = " ".join(str(error).split())[:200]
+        raise ArtifactError(
+            f"{file}: the weights of {network.name} do not fit {architecture} with {dict(model_args)}"
+            f" ({reason})"
+        ) from error
 
 
 def require_own(name: str, arguments: Iterable[str]) -> None:
@@ -112,30 +100,6 @@ def require_own(name: str, arguments: Iterable[str]) -> None:
 
 def _parameters(function: Callable[..., Any]) -> set[str]:
     return set(inspect.signature(function).parameters)
-
-
-def has_tag(name: str) -> bool:
-    """Whether a name says which published weights are meant, as resnet18.a1_in1k does."""
-    return "." in name
-
-
-def published_classes(name: str) -> int | None:
-    """How many classes the published weights of `name` know, without fetching them; None where none are."""
-    require_known(name)
-    config = timm.get_pretrained_cfg(name)
-    return config.num_classes if config and config.has_weights else None
-
-
-def published_notes(network: nn.Module, class_names: Sequence[str]) -> list[str]:
-    """What to say of published weights: which, and whether their classifier was for these classes."""
-    config: Any = getattr(network, "pretrained_cfg", None) or {}
-    classes, layer = config.get("num_classes"), config.get("classifier")
-    names = layer if isinstance(layer, str) else " and ".join(layer or ["the last layer"])
-    tag = config.get("tag")
-    lines = [f"published weights of {config.get('architecture')}" + (f", {tag}" if tag else "")]
-    if classes != len(class_names):
-        lines.append(classifier.replaced(names, f"{classes} classes", len(class_names)))
-    return lines
 
 
 def size_argument(name: str, sides: int | Sequence[int]) -> dict[str, int | list[int]]:
@@ -176,21 +140,31 @@ def preprocess_of(name: str, img_size: int | Sequence[int] = 0) -> Preprocess:
     0 keeps it.
     """
     require_known(name)
-    config = timm.get_pretrained_cfg(name)
+    found = preprocess_from(timm.get_pretrained_cfg(name))
+    sides = sides_of(img_size)
+    return replace(found, input_size=(3, *sides)) if all(sides) else found
+
+
+def preprocess_from(config: PretrainedCfg | None) -> Preprocess:
+    """What weights with this config expect."""
     unsaid = {"input_size": (3, 224, 224)}  # of a network registered without a config; the rest as timm
     resolved = resolve_data_config({}, pretrained_cfg=config.to_dict() if config else unsaid)
-    sides = tuple(img_size) if isinstance(img_size, (list, tuple)) else (img_size, img_size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side >= 0 for side in sides):
-        raise UsageError(f"img_size {img_size!r}: expected a side in pixels, or two as [height, width]")
-    size = (3, *sides) if all(sides) else tuple(resolved["input_size"])
     return Preprocess(
-        input_size=size,
+        input_size=tuple(resolved["input_size"]),
         interpolation=resolved["interpolation"],
         crop_pct=resolved["crop_pct"],
         crop_mode=resolved["crop_mode"],
         mean=resolved["mean"],
         std=resolved["std"],
     )
+
+
+def sides_of(img_size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) of a side or two, in pixels. Raises UsageError for anything else."""
+    sides = tuple(img_size) if isinstance(img_size, (list, tuple)) else (img_size, img_size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side >= 0 for side in sides):
+        raise UsageError(f"img_size {img_size!r}: expected a side in pixels, or two as [height, width]")
+    return sides[0], sides[1]
 
 
 def as_asked(preprocess: Preprocess, said: Mapping[str, Any]) -> Preprocess:

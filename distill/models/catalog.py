@@ -11,13 +11,12 @@ import fnmatch
 from dataclasses import dataclass
 
 import timm
-import torch
 
 from runtime.cli.nearest import nearest
 from runtime.errors import UsageError
 from runtime.terminal import progress_bar
 
-from . import preprocess_of
+from . import names, preprocess_from, preprocess_of
 
 MOST_COUNTED = 24
 """Networks that are built to count their parameters; each takes about a quarter of a second."""
@@ -61,20 +60,22 @@ def entries(pattern: str = "", *, large_kernel: bool = False, ours: bool = False
 
     pattern: with * for any letters; without one, the names that contain it. large_kernel, ours: only those.
     """
+    if ":" in pattern or "/" in pattern:
+        return [_entry_of(names.resolve(pattern, "distill train --student-ckpt FILE"))]
     known = timm.list_models()
     wanted = pattern if any(letter in pattern for letter in "*?[") else f"*{pattern}*"
-    names = [
+    found = [
         name
         for name in known
         if fnmatch.fnmatch(name, wanted)
         and (not large_kernel or kernel_of(name))
         and (not ours or is_ours(name))
     ]
-    if not names:
+    if not found:
         meant = nearest(pattern.partition(".")[0], set(known)) if pattern else ""
         raise UsageError(f"no network matches {pattern or 'these flags'}{meant or '.'} All: distill models")
     published = {name.partition(".")[0] for name in timm.list_pretrained()}
-    counts = count_parameters(names) if len(names) <= MOST_COUNTED else dict.fromkeys(names)
+    counts = count_parameters(found) if len(found) <= MOST_COUNTED else dict.fromkeys(found)
     return [
         Entry(
             name,
@@ -84,8 +85,20 @@ def entries(pattern: str = "", *, large_kernel: bool = False, ours: bool = False
             kernel_of(name),
             is_ours(name),
         )
-        for name in names
+        for name in found
     ]
+
+
+def _entry_of(network: names.Network) -> Entry:
+    """A network of a hub or a folder, which costs its config.json and no weights."""
+    return Entry(
+        network.name,
+        names.count_parameters(network),
+        preprocess_from(network.config).input_size,
+        network.classes is not None,
+        kernel_of(network.architecture),
+        is_ours(network.architecture),
+    )
 
 
 def kernel_of(name: str) -> str:
@@ -98,16 +111,11 @@ def is_ours(name: str) -> bool:
     return timm.model_entrypoint(name).__module__.partition(".")[0] == "distill"
 
 
-def count_parameters(names: list[str]) -> dict[str, int | None]:
-    """Name -> number of parameters, of networks built without memory for their weights where they can be."""
-    found: dict[str, int | None] = {}
-    with progress_bar("counting parameters", len(names)) as advance:
-        for done, name in enumerate(names, 1):
-            try:
-                with torch.device("meta"):
-                    network = timm.create_model(name)
-            except NotImplementedError:  # its initialization looks at the values
-                network = timm.create_model(name)
-            found[name] = sum(weights.numel() for weights in network.parameters())
+def count_parameters(found: list[str]) -> dict[str, int | None]:
+    """Name -> number of parameters."""
+    counted: dict[str, int | None] = {}
+    with progress_bar("counting parameters", len(found)) as advance:
+        for done, name in enumerate(found, 1):
+            counted[name] = names.count_parameters(names.Network(name, name, None))
             advance(done)
-    return found
+    return counted

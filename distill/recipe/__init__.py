@@ -7,6 +7,7 @@ Elsewhere: what the settings do (distill.data, distill.training.trainer); flags 
 
 from .reader import (
     DATA_FLAGS,
+    NETWORK_FLAGS,
     from_dict,
     key_values,
     load,
@@ -22,6 +23,7 @@ from .whole import Recipe
 
 __all__ = [
     "DATA_FLAGS",
+    "NETWORK_FLAGS",
     "Recipe",
     "from_dict",
     "key_values",

@@ -80,8 +80,8 @@ class Networks(Group):
 
     student: Annotated[str, Flag("NAME", common=True)] = "auto"
     """Architecture to train: any timm model, or one of this project's own (resnet20, ...); with timm's tag
-    (resnet18.a1_in1k) it starts from those published weights; auto: what --student-ckpt says, and without
-    one resnet18."""
+    (resnet18.a1_in1k), or from a hub or a folder as timm takes it (hf-hub:OWNER/NAME, local-dir:DIR), it
+    starts from those published weights; auto: what --student-ckpt says, and without one resnet18."""
     pretrained: Annotated[bool, Flag(common=True)] = False
     """Start the student from the weights that timm publishes for it. A classifier of other classes is
     replaced by a new one."""
@@ -104,8 +104,8 @@ class Networks(Group):
     input_size: Annotated[tuple[int, ...], Flag("PIXELS")] = ()
     """Height and width of the student's input, for one that is not square."""
     teacher: Annotated[str, Flag("NAME", common=True)] = "auto"
-    """Teacher's architecture; auto: what --teacher-ckpt says, and without one no teacher; none: labels
-    alone."""
+    """Teacher's architecture; without --teacher-ckpt its published weights, by a name as --student takes it;
+    auto: what --teacher-ckpt says, and without one no teacher; none: labels alone."""
     teacher_ckpt: Annotated[str, Flag("CKPT", common=True)] = ""
     """Teacher's weights: a best.pth of this project, or a file of timm, torchvision or the authors."""
     teacher_args: Annotated[tuple[str, ...], Flag("KEY=VALUE")] = ()
@@ -141,6 +141,16 @@ class Networks(Group):
         )
         self.need(
             not (self.pretrained and self.student_ckpt), "pretrained", "no --student-ckpt beside it. Give one"
+        )
+        self.need(
+            bool(self.student_ckpt) or not self.checkpoint_key,
+            "checkpoint_key",
+            "--student-ckpt with it. A teacher's: --teacher-checkpoint-key",
+        )
+        self.need(
+            bool(self.teacher_ckpt) or not self.teacher_checkpoint_key,
+            "teacher_checkpoint_key",
+            "--teacher-ckpt with it",
         )
         for arguments in ("student_args", "teacher_args"):
             self.need(

@@ -8,7 +8,7 @@ Elsewhere: the settings and their ranges (distill.recipe.groups), the flags (run
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields, replace
 from importlib import resources
 from pathlib import Path
@@ -18,12 +18,14 @@ from runtime import files
 from runtime.cli.nearest import nearest
 from runtime.cli.settings import Setting, settings_of
 from runtime.errors import UsageError
-from runtime.recorded import local_data
+from runtime.recorded import known_network, local_data
 
 from .whole import Recipe
 
 DATA_FLAGS = {"data": ("--data", "--data-dir"), "val_data": ("--val-data",)}
 """Fields that hold a data spec, and their flags."""
+NETWORK_FLAGS = {"student": ("--student",), "teacher": ("--teacher",)}
+"""Fields that hold the name of a network, and their flags."""
 EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
@@ -74,13 +76,18 @@ def text_of(name_or_file: str) -> str:
 
 
 def from_dict(
-    values: dict[str, Any], name: str, base: AnyRecipe, given: Mapping[str, str] | None = None
+    values: dict[str, Any],
+    name: str,
+    base: AnyRecipe,
+    given: Mapping[str, str] | None = None,
+    kept: Collection[str] = (),
 ) -> AnyRecipe:
     """`base` with `values` put in; types are checked, 1 is taken for 1.0 and 1e-3 (YAML: text) for
     a number.
 
-    name: the file that says so. given: data specs on the command line by field, which take the place of the
-    file's. Raises UsageError for data that a file may not name (runtime.recorded).
+    name: the file that says so. given: data specs and networks on the command line by field, which take the
+    place of the file's. kept: networks that are never looked up by their names, because the run has them.
+    Raises UsageError for data and networks that a file may not name (runtime.recorded).
     """
     checked, given = typed(values, Recipe, name), given or {}
     for field, flags in DATA_FLAGS.items():
@@ -88,6 +95,11 @@ def from_dict(
             checked.pop(field, None)
         elif checked.get(field) and checked[field] not in given.values():
             checked[field] = local_data(checked[field], name, flags[0])
+    for field, flags in NETWORK_FLAGS.items():
+        if field in given:
+            checked.pop(field, None)
+        elif checked.get(field) and field not in kept:
+            checked[field] = known_network(checked[field], name, flags[0])
     return replace(base, **checked)
 
 

@@ -8,6 +8,7 @@ Elsewhere: what is in the folder (distill.training.records, distill.training.sta
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -95,7 +96,9 @@ def _new(options: TrainOptions) -> Path:
 
 def _name(options: TrainOptions) -> str:
     """What a run is called that has no --output: its student, or the file that says which it is."""
-    return Path(options.student_ckpt).stem if options.student == "auto" else options.student
+    if options.student == "auto":
+        return Path(options.student_ckpt).stem
+    return re.split(r"[/\\\\:]", options.student)[-1].partition("@")[0]  # of hf-hub:OWNER/NAME@REVISION
 
 
 def remove_old_run(folder: Path) -> None:
@@ -111,6 +114,7 @@ def remove_old_run(folder: Path) -> None:
             "val-split.csv",
             "loggers.json",
             "unreadable-images.txt",
+            "start.pth",
             *PICTURED,
         ):
             (place / name).unlink(missing_ok=True)

@@ -21,7 +21,6 @@ import torch
 from runtime import files
 from runtime.errors import ArtifactError, UsageError
 from runtime.images import ImageSet
-from runtime.preprocess import Preprocess
 from runtime.terminal import loading, progress_bar, say
 
 from .. import checkpoint as checkpoints
@@ -32,12 +31,14 @@ from ..data import balance, eval_loader
 from ..erf import field, report
 from ..erf.options import ErfOptions
 from ..evaluate import Evaluation, evaluate, pick_device
+from ..models import names
 from ..recipe import Recipe
 from ..training import finite, loggers
 from ..training import trainer as trainers
 from ..training.freezing import freeze
 from ..training.loggers import pictures
-from ..training.parts import LayerRates, layer_rates, start_of
+from ..training.parts import LayerRates, layer_rates
+from ..training.start import Start
 from ..training.task import Splits, Task, lineage_of
 from . import teacher_fit, trial
 from .folder import remove_old_run, with_files
@@ -47,7 +48,7 @@ from .report import gallery, page, predictions
 from .report.collect import read_run
 from .result import RoleResult, RunResult, TeacherResult
 from .splits import open_splits
-from .student import named, student_preprocess
+from .student import keep, kept_of, opened
 
 ERF_IMAGES = 50
 """Validation images that --erf averages over, as in the papers."""
@@ -66,8 +67,8 @@ class Job:
     """The student's training, then the control's if asked."""
     make_trainer: Callable[[Task], trainers.Trainer]
     header: Header
-    fitted_teacher: teachers.Source | None = None
-    """A teacher that was fitted to the data, and is kept in the run folder."""
+    kept_teacher: teachers.Source | None = None
+    """A teacher that was fitted to the data, or came from a hub or a folder: it is kept in the run folder."""
 
 
 def run(
@@ -84,19 +85,21 @@ def prepare(options: TrainOptions, folder: Path, make_trainer: Callable[[Task], 
     """Check and read everything that the run needs; show the teacher's own accuracy."""
     with loading("opening the loggers"):
         loggers.require(options.tensorboard, options.services)
-    options = named(with_files(options))
+    options, start = opened(with_files(options), folder)
+    preprocess = start.preprocess
     device = pick_device(options.device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what runs in fp32
     with loading(f"looking for the images of {options.data}"):
         data = open_splits(options, folder, bool(options.resume))
     options = with_balance(options, data.train)
-    preprocess, assumed = student_preprocess(options)
-    for line in assumed:
+    for line in start.assumed:
         say(f"student: {line}")
-    tried = try_student(options, preprocess, len(data.train.class_names))
+    tried = try_student(options, start, len(data.train.class_names))
     recipe = recipe_of(options)
-    plain = Task("plain", recipe, folder, data.train, data.val, preprocess, device)
+    plain = Task("plain", recipe, folder, data.train, data.val, preprocess, device, start=start)
+    with torch.random.fork_rng(devices=[]):
+        _ = start.checkpoint  # fetched now, not after minutes of fitting a teacher
     source = open_teacher(options, folder, data.train.class_names, preprocess.exif)
     if options.control and not source:
         raise UsageError(
@@ -133,7 +136,7 @@ def prepare(options: TrainOptions, folder: Path, make_trainer: Callable[[Task], 
         tasks=(student, control_of(student)) if options.control else (student,),
         make_trainer=make_trainer,
         header=header,
-        fitted_teacher=source if source and source.origin.fitted else None,
+        kept_teacher=source if source and is_kept(source) else None,
     )
 
 
@@ -157,15 +160,15 @@ class Tried:
 
 
 @loading("trying the student on one step")
-def try_student(options: TrainOptions, preprocess: Preprocess, classes: int) -> Tried:
+def try_student(options: TrainOptions, start: Start, classes: int) -> Tried:
     """The student's size and the rates of its layers. Raises UsageError where it cannot take the images."""
-    _, arguments = start_of(options, preprocess)
+    input_size = start.preprocess.input_size
     with torch.random.fork_rng(devices=[]):
-        network = models.build(options.student, classes, arguments)
+        network = models.build(start.model, classes, start.model_args)
     trial.require_trains(
         network,
-        options.student,
-        preprocess.input_size,
+        start.name,
+        input_size,
         options.batch,
         classes,
         options.freeze,
@@ -175,7 +178,7 @@ def try_student(options: TrainOptions, preprocess: Preprocess, classes: int) -> 
     if options.layer_decay is None:
         return Tried(parameters, None)
     with torch.random.fork_rng(devices=[]):  # only what trains has a rate
-        freeze(network, options.freeze, options.freeze_norms, preprocess.input_size)
+        freeze(network, options.freeze, options.freeze_norms, input_size)
     return Tried(parameters, layer_rates(options, network))
 
 
@@ -197,11 +200,13 @@ def open_teacher(
     """
     before = teacher_fit.saved(folder, class_names) if options.resume else None
     with loading("opening the teacher"):
-        source = before or teachers.open_source(options, class_names)
+        source = before or teachers.open_source(
+            options, class_names, kept_of(folder / "teacher", folder, options, options.teacher)
+        )
     if source is None:
         return None
     source = teachers.seeing(source, exif)
-    say(f"teacher: {source.origin.model} from {source.origin.file or 'published weights'}")
+    say(f"teacher: {source.origin.model} from {source.origin.file or source.origin.published}")
     for note in source.notes:
         say(f"teacher: {note}")
     trial.require_teaches(source.model, source.origin.model, source.preprocess.input_size, len(class_names))
@@ -223,7 +228,7 @@ def ready_teacher(
     if not source.is_new:
         return source, teacher
     if options.teacher_fit == "all":
-        source = fit_whole_teacher(options, plain.folder, data, source)
+        source = fit_whole_teacher(options, plain, data, source)
     else:
         source = teacher_fit.fit_head(source, data.train, options, plain.device)
         say(f"teacher: {source.origin.fitted}")
@@ -231,13 +236,16 @@ def ready_teacher(
 
 
 def fit_whole_teacher(
-    options: TrainOptions, folder: Path, data: Splits, source: teachers.Source
+    options: TrainOptions, plain: Task, data: Splits, source: teachers.Source
 ) -> teachers.Source:
-    """Train all of the teacher on the labels, as a run of its own in RUN/teacher that --resume continues."""
-    place = folder / "teacher"
+    """Train all of the teacher on the labels, as a run of its own in RUN/teacher that --resume continues.
+
+    plain: the student's training, whose folder is begun.
+    """
+    place = plain.folder / "teacher"
     recipe = replace(
         options,
-        student=source.origin.model,
+        student=source.origin.published or source.origin.model,
         student_args=options.teacher_args,
         student_ckpt=options.teacher_ckpt,
         checkpoint_key=options.teacher_checkpoint_key,
@@ -250,6 +258,7 @@ def fit_whole_teacher(
         img_size=0,
         teacher="none",
         teacher_ckpt="",
+        teacher_checkpoint_key="",
         epochs=options.teacher_fit_epochs,
         early_stop=0,
         lr=options.teacher_fit_lr,
@@ -264,7 +273,7 @@ def fit_whole_teacher(
         output=str(place),
     )
     job = prepare(recipe, place, trainers.Trainer)
-    _begin_folder(folder, options, data)
+    _begin_folder(plain.folder, options, data, plain.start)
     result = finish(job, [train_role(job, task) for task in job.tasks])
     found = checkpoints.load(result.checkpoint)
     checkpoints.load_weights(source.model, found)
@@ -272,9 +281,14 @@ def fit_whole_teacher(
     return replace(source, is_new=False, origin=replace(source.origin, fitted=line))
 
 
+def is_kept(source: teachers.Source) -> bool:
+    """Whether a run keeps this teacher, because a resumed one could not have it again by its name or file."""
+    return bool(source.origin.fitted) or names.is_remote(source.origin.published or "")
+
+
 def control_of(student: Task) -> Task:
     """The same training without the teacher, into RUN/control."""
-    recipe = replace(student.recipe, teacher="none", teacher_ckpt="")
+    recipe = replace(student.recipe, teacher="none", teacher_ckpt="", teacher_checkpoint_key="")
     return replace(
         student,
         role="control",
@@ -322,10 +336,10 @@ def show_worst(task: Task, log: loggers.Loggers, step: int) -> None:
 
     def make() -> np.ndarray:
         found = predictions.of_run(read_run(task.folder), task.val, str(task.device))
-        places, names = gallery.worst(found), task.class_names
+        places, classes = gallery.worst(found), task.class_names
         words = [
-            names[found.label[place]]
-            + ("" if found.right[place] else f", taken for {names[found.predicted[place]]}")
+            classes[found.label[place]]
+            + ("" if found.right[place] else f", taken for {classes[found.predicted[place]]}")
             + f" {found.confidence[place]:.0%}"
             for place in places
         ]
@@ -425,21 +439,31 @@ def _resume(trainer: trainers.Trainer) -> None:
 def _begin(job: Job) -> None:
     """The first thing that is written: args.yaml, in place of an old run if asked."""
     options = job.options
-    if not job.fitted_teacher:
-        _begin_folder(job.folder, options, job.data)
-    elif options.teacher_fit == "head":
-        _begin_folder(job.folder, options, job.data)
-        teacher_fit.save(job.fitted_teacher, job.data.train.class_names, job.folder)
+    kept, start = job.kept_teacher, job.tasks[0].start
+    if not (kept and kept.origin.fitted and options.teacher_fit == "all"):  # then it is begun already
+        _begin_folder(job.folder, options, job.data, start, kept)
+    elif start:
+        keep(start, job.folder)
     header = {"run": str(job.folder.absolute())} | job.header.to_dict()
     files.write_text(job.folder / "header.json", files.json_text(header, indent=2) + "\n")
 
 
-def _begin_folder(folder: Path, options: TrainOptions, data: Splits) -> None:
-    """Remove an old run if asked; write the lists of images and the settings."""
+def _begin_folder(
+    folder: Path,
+    options: TrainOptions,
+    data: Splits,
+    start: Start | None = None,
+    teacher: teachers.Source | None = None,
+) -> None:
+    """Remove an old run if asked; write the lists of images, what is kept of networks, and the settings."""
     if options.overwrite and not options.resume:
         remove_old_run(folder)
     for name, text in data.lists.items():
         files.write_text(folder / name, text)
+    if teacher:
+        teacher_fit.save(teacher, data.train.class_names, folder)
+    if start:
+        keep(start, folder)
     args = recipes.to_yaml(recipe_of(options)) + recipes.yaml_lines(options.beside_recipe())
     files.write_text(folder / "args.yaml", args)
 
@@ -458,12 +482,12 @@ def _measure_erf(job: Job, result: RunResult) -> list[report.Measured]:
         networks.insert(0, ("control", result.control.checkpoint, "auto"))
     if teacher and teacher.origin.file:
         networks.insert(0, ("teacher", teacher.origin.file, teacher.origin.model))
-    labels, paths, names = zip(*networks, strict=True)
+    labels, paths, architectures = zip(*networks, strict=True)
     measured, _ = report.measure_and_write(
         ErfOptions(
             checkpoints=paths,
             labels=labels,
-            model=names,
+            model=architectures,
             model_args=options.teacher_args,
             data=job.data.val_spec,
             num_images=ERF_IMAGES,

@@ -7,7 +7,7 @@ Elsewhere: the settings of the training itself (distill.recipe), from argv to he
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -72,14 +72,18 @@ def run_folder(path: str) -> Path:
     return Path(path).parent if path.endswith(".pth") else Path(path)
 
 
-def with_file(base: AnyOptions, name: str, given: Mapping[str, str]) -> AnyOptions:
-    """`base` with what a recipe or an args.yaml says; given: data specs on the command line (`given_data`).
+def with_file(
+    base: AnyOptions, name: str, given: Mapping[str, str], kept: Collection[str] = ()
+) -> AnyOptions:
+    """`base` with what a recipe or an args.yaml says; given: data and networks on the command line
+    (`given_data`); kept: networks whose names are not followed, because the run has what they stand for.
 
     Raises UsageError naming the key that cannot be.
     """
     values = recipes.read(name)
     beside = {key: values.pop(key) for key in base.beside_recipe() if key in values}
-    return replace(recipes.from_dict(values, name, base, given), **recipes.typed(beside, type(base), name))
+    recipe = recipes.from_dict(values, name, base, given, kept)
+    return replace(recipe, **recipes.typed(beside, type(base), name))
 
 
 def where_now(options: AnyOptions, folder: Path) -> AnyOptions:
@@ -94,11 +98,11 @@ def where_now(options: AnyOptions, folder: Path) -> AnyOptions:
 
 
 def given_data(argv: Sequence[str]) -> dict[str, str]:
-    """The data specs that the command line gives, by field."""
+    """The data specs and networks that the command line gives, by field."""
     spelled = [_with_dashes(word) for word in argv]
     found = {
         field: next(filter(None, (value_of(spelled, flag) for flag in flags)), "")
-        for field, flags in recipes.DATA_FLAGS.items()
+        for field, flags in (recipes.DATA_FLAGS | recipes.NETWORK_FLAGS).items()
     }
     return {field: spec for field, spec in found.items() if spec}
 

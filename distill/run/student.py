@@ -1,82 +1,72 @@
-"""The student before training: which architecture it is, and what its images have to look like.
+"""The student of a run: which network it is, and what a stopped run kept of it.
 
-In:  a recipe.
-Out: the student's name and `Preprocess`.
-Elsewhere: building the network (distill.training.parts), weights of files (distill.checkpoint).
+In:  a run's options and its folder.
+Out: the options with every name settled, and the student's `Start`; RUN/start.pth.
+Elsewhere: architecture, preprocessing and weights (distill.training.start), building the network
+(distill.training.parts).
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from runtime.errors import UsageError
-from runtime.preprocess import Preprocess
 
 from .. import checkpoint as checkpoints
-from .. import models
-from .. import recipe as recipes
-from ..recipe import Recipe
+from ..models import names
+from ..training.start import Start, open_start
 from .options import TrainOptions
 
-DEFAULT = "resnet18"
-"""The architecture where neither --student nor a file names one."""
+KEPT = "start.pth"
+"""Where a run keeps weights that came from a hub or a folder: resumed, it follows no name."""
 
 
-def named(options: TrainOptions) -> TrainOptions:
-    """The options with the student's architecture settled: typed, or of its file, or DEFAULT. Raises
+def opened(options: TrainOptions, folder: Path) -> tuple[TrainOptions, Start]:
+    """The options with the names of student and teacher as they are kept, and the student. Raises
     UsageError for fresh weights of which a part is to be frozen.
     """
-    starts = options.student_ckpt or options.pretrained or models.has_tag(options.student)
-    if (options.freeze or options.freeze_norms) and not starts:
+    options = replace(options, student=_settled(options.student), teacher=_settled(options.teacher))
+    kept = kept_of(folder, folder, options, options.student)
+    start = open_start(options, kept)
+    begins = options.student_ckpt or options.pretrained or names.says_weights(start.name)
+    if (options.freeze or options.freeze_norms) and not begins:
         what = f"--freeze {options.freeze}" if options.freeze else "--freeze-norms (recipe finetune sets it)"
         raise UsageError(
             f"{what}: the student starts from fresh weights, of which nothing is worth keeping. Give"
             " --student-ckpt FILE or --pretrained, or leave it out"
         )
-    if options.student != "auto":
-        return options
-    if not options.student_ckpt:
-        return replace(options, student=DEFAULT)
-    return replace(options, student=checkpoints.load_any(options.student_ckpt, None, flag="--student").model)
+    if _all_saved(folder, options) and not options.student_ckpt:
+        start = replace(start, read=lambda: None)  # last.pth has them: nothing is fetched
+    return replace(options, student=start.name), start
 
 
-def student_preprocess(recipe: Recipe) -> tuple[Preprocess, list[str]]:
-    """How the student's images are resized, cropped and normalized, and what was assumed of them. Raises
-    UsageError for two sizes.
+def _all_saved(folder: Path, options: TrainOptions) -> bool:
+    """Whether every training of a run that is resumed has weights of its own already."""
+    places = [folder, *([folder / "control"] if options.control else [])]
+    return bool(options.resume) and all((place / "last.pth").is_file() for place in places)
+
+
+def _settled(name: str) -> str:
+    return name if name in ("auto", "none") else names.canonical(name)
+
+
+def kept_of(place: Path, run: Path, options: TrainOptions, name: str) -> Path | None:
+    """What a run that is resumed kept in `place` of a network from a hub or a folder; None where nothing is
+    resumed, and for other networks. Raises UsageError where it kept nothing: a name in args.yaml is not
+    followed.
     """
-    assumed = False
-    if recipe.student_ckpt:
-        found = checkpoints.load_any(
-            recipe.student_ckpt, recipe.student, flag="--student", entry=recipe.checkpoint_key
+    if not (options.resume and names.is_remote(name) and (run / "args.yaml").is_file()):
+        return None
+    if not (place / KEPT).is_file():
+        raise UsageError(
+            f"{run}: keeps no weights of {name} ({place / KEPT}), and what a run folder names is not fetched."
+            " Start another run: --output OTHER"
         )
-        preprocess, assumed = found.preprocess, found.class_names is None
-    else:
-        preprocess = models.preprocess_of(recipe.student)
-    preprocess = _sized(preprocess, recipe)
-    # random crops of a padded image show it at its own scale, and so must validation
-    crop_pct = recipe.crop_pct or (1.0 if recipe.crop_padding else preprocess.crop_pct)
-    said = {
-        "mean": recipe.mean,
-        "std": recipe.std,
-        "interpolation": recipe.interpolation,
-        "exif": recipe.exif,
-    }
-    said = {name: value for name, value in said.items() if value}
-    preprocess = models.as_asked(replace(preprocess, crop_pct=crop_pct), said)
-    built_for = recipes.key_values(recipe.student_args).get("img_size")
-    sized = ("input_size",) if recipe.input_size or recipe.img_size or built_for else ()
-    return preprocess, models.assumption(preprocess, "", (*said, *sized)) if assumed else []
+    return place / KEPT
 
 
-def _sized(preprocess: Preprocess, recipe: Recipe) -> Preprocess:
-    """At the size of --img-size, --input-size or an argument of the network; as it is where none is given."""
-    asked = models.sized(preprocess, recipe.img_size, recipe.input_size)
-    built_for = recipes.key_values(recipe.student_args).get("img_size", 0)
-    if not built_for:
-        return asked
-    size = models.preprocess_of(recipe.student, built_for).input_size
-    if (recipe.img_size or recipe.input_size) and asked.input_size != size:
-        words = " ".join(map(str, recipe.input_size))
-        flag = f"--input-size {words}" if words else f"--img-size {recipe.img_size}"
-        raise UsageError(f"{flag} and --student-args img_size={built_for}: two sizes. Give one")
-    return replace(preprocess, input_size=size)
+def keep(start: Start, folder: Path) -> None:
+    """Write RUN/start.pth where the weights came from a hub or a folder."""
+    if names.is_remote(start.name) and start.checkpoint is not None and not (folder / KEPT).is_file():
+        checkpoints.save(start.checkpoint, folder / KEPT)

@@ -21,16 +21,16 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from runtime.errors import UsageError
-from runtime.preprocess import Preprocess
 
 from .. import checkpoint as checkpoints
 from .. import models
 from ..data import balance
 from ..data.seeds import seed_all
 from ..models import classifier
-from ..recipe import Recipe, key_values
+from ..recipe import Recipe
 from ..teacher import DTYPES
 from .sparsity import SparseTraining
+from .start import open_start
 from .task import Task
 
 WARMUP_EPOCHS = 5.0
@@ -44,6 +44,7 @@ class Student:
     """A network with the weights that training begins with."""
 
     model: nn.Module
+    architecture: str
     model_args: dict[str, Any]
     """What it was built with, besides the number of classes."""
     notes: list[str]
@@ -71,42 +72,26 @@ def prepare_process(recipe: Recipe, device: torch.device) -> None:
         torch.cuda.set_device(device.index or 0)  # events are recorded on the current one
 
 
-def start_of(recipe: Recipe, preprocess: Preprocess) -> tuple[checkpoints.Checkpoint | None, dict[str, Any]]:
-    """(the file that the student starts from, or None; what its network is built with)."""
-    model_args = models.size_argument(recipe.student, preprocess.input_size[1:]) | key_values(
-        recipe.student_args
-    )
-    if not recipe.student_ckpt:
-        return None, model_args
-    start = checkpoints.load_any(
-        recipe.student_ckpt, recipe.student, model_args, "--student", recipe.checkpoint_key
-    )
-    # a published file may show its own kernel sizes; one of ours says with what it was built
-    return start, start.model_args | (model_args if start.class_names is not None else {})
-
-
 def open_student(task: Task) -> Student:
     """The recipe's student: fresh, from --student-ckpt, or from published weights.
 
     A classifier of other classes is replaced by a new one, and the notes say so. Raises ArtifactError when
     other weights do not fit.
     """
-    recipe = task.recipe
-    start, model_args = start_of(recipe, task.preprocess)
-    published = start is None and (recipe.pretrained or models.has_tag(recipe.student))
+    recipe, start = task.recipe, task.start or open_start(task.recipe)
     model = models.build(
-        recipe.student,
+        start.model,
         len(task.class_names),
-        model_args,
-        pretrained=published,
+        start.model_args,
         drop_rate=recipe.drop,
         drop_path_rate=recipe.drop_path,
     )
-    if start:
-        weights, notes = classifier.fitted(model, start.state_dict, start.class_names, task.class_names)
-        checkpoints.load_weights(model, replace(start, state_dict=weights))
-        return Student(model, model_args, [*start.notes, *notes])
-    return Student(model, model_args, models.published_notes(model, task.class_names) if published else [])
+    found = start.checkpoint
+    if found is None:
+        return Student(model, start.model, start.model_args, [])
+    weights, notes = classifier.fitted(model, found.state_dict, found.class_names, task.class_names)
+    checkpoints.load_weights(model, replace(found, state_dict=weights))
+    return Student(model, start.model, start.model_args, [*found.notes, *notes])
 
 
 def optimizer_and_schedule(

@@ -25,6 +25,7 @@ from runtime.terminal import loading
 from .. import recipe as recipes
 from ..recipe import Recipe
 from ..teacher import Teacher
+from .start import Start
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Task:
     """(validation images,) what the teacher predicts; a control has them too, to compare with."""
     loggers: Mapping[str, str] = field(default_factory=dict)
     """Services that the figures are sent to besides, by name, and where there (distill.training.loggers)."""
+    start: Start | None = None
+    """What the student begins as; None: what the recipe says, opened again."""
 
     @property
     def class_names(self) -> list[str]:

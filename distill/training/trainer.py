@@ -126,7 +126,7 @@ class Trainer:
         """What best.pth and last.pth hold. weights: of the trained network; metrics: empty in last.pth."""
         task = self.task
         return checkpoints.Checkpoint(
-            self.recipe.student,
+            self.student.architecture,
             self.student.model_args,
             {key: value.detach().cpu().contiguous() for key, value in weights.items()},
             task.preprocess,

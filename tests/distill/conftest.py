@@ -2,11 +2,15 @@
 functions.
 """
 
+import io
+import json
 from pathlib import Path
 
+import fake_hub
 import numpy as np
 import outside
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -179,3 +183,49 @@ def broken(tree):
     file = root / "train" / "bee" / "3.png"
     file.write_bytes(file.read_bytes()[:60])
     return root, file
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub on this machine in place of huggingface.co, with an empty cache."""
+    from huggingface_hub import constants
+
+    with fake_hub.serving() as served:
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://{served.host}")
+        monkeypatch.setattr(
+            constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            f"http://{served.host}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield served
+
+
+@pytest.fixture
+def mine(hub):
+    """The repository me/mine: timm's smallest network with three classes, weights as torch writes them."""
+    torch.manual_seed(0)
+    weights = io.BytesIO()
+    torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), weights)
+    config = {
+        "architecture": "test_resnet",
+        "num_classes": 3,
+        "pretrained_cfg": {
+            "tag": "of_mine",
+            "input_size": [3, 96, 80],
+            "interpolation": "bilinear",
+            "crop_pct": 0.9,
+            "mean": [0.5, 0.4, 0.3],
+            "std": [0.2, 0.3, 0.4],
+            "classifier": "fc",
+            "first_conv": "conv1.0",
+            "num_classes": 3,
+        },
+    }
+    hub.files["me/mine"] = {
+        "config.json": json.dumps(config).encode(),
+        "pytorch_model.bin": weights.getvalue(),
+    }
+    return hub

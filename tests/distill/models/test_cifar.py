@@ -122,7 +122,7 @@ def test_an_unknown_architecture_is_answered_with_the_nearest():
         UsageError,
         match=r"resnet18 has no published weights called 'tv_in1kk'; did you mean resnet18.tv_in1k\?",
     ):
-        models.build("resnet18.tv_in1kk", 10, pretrained=True)
+        models.build("resnet18.tv_in1kk", 10)
     with pytest.raises(
         UsageError, match=r"resnet20 has no published weights called 'x'\. Known: none\. Leave the tag out"
     ):

@@ -5,7 +5,7 @@ import torch
 
 from distill import models
 from distill.recipe import Recipe
-from distill.run.student import student_preprocess
+from distill.training.start import open_start
 from runtime.errors import UsageError
 
 
@@ -14,7 +14,12 @@ def foreign(tmp_path):
     """foreign(**settings) -> (preprocessing, lines) of a student that starts from a plain state dict."""
     torch.save(models.build("resnet20", 4, {"width": 0.25}).state_dict(), tmp_path / "w.pth")
     given = {"student": "resnet20", "student_args": ("width=0.25",), "student_ckpt": str(tmp_path / "w.pth")}
-    return lambda **said: student_preprocess(Recipe(**given | said))
+
+    def look(**said):
+        start = open_start(Recipe(**given | said))
+        return start.preprocess, start.assumed
+
+    return look
 
 
 def test_only_what_is_not_said_is_assumed(foreign):
@@ -39,8 +44,8 @@ def test_nothing_is_assumed_where_all_is_said(foreign):
 
 
 def test_nothing_is_assumed_of_fresh_weights():
-    preprocess, lines = student_preprocess(Recipe(student="resnet20", input_size=(16, 24)))
-    assert preprocess.input_size == (3, 16, 24) and lines == []
+    start = open_start(Recipe(student="resnet20", input_size=(16, 24)))
+    assert start.preprocess.input_size == (3, 16, 24) and start.assumed == [] and start.checkpoint is None
 
 
 def test_two_sizes_are_refused(foreign):
