@@ -305,5 +305,5 @@ CONFIG: Mapping[str, Callable[[Any], bool]] = {
 
 def _typed(value: Any, key: str, name: str) -> Any:
     if not CONFIG[key](value):
-        raise ArtifactError(f"{name}: its config.json has {key} {json.dumps(value)[:60]}, which cannot be")
+        raise ArtifactError(f"{name}: its config.json has {key} {str(value)[:60]!r}, which cannot be")
     return tuple(value) if isinstance(value, list) else value

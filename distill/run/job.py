@@ -38,8 +38,7 @@ from ..training import trainer as trainers
 from ..training.freezing import freeze
 from ..training.loggers import pictures
 from ..training.parts import LayerRates, layer_rates
-from ..training.start import Start
-from ..training.task import Splits, Task, lineage_of
+from ..training.task import Splits, Start, Task, lineage_of
 from . import teacher_fit, trial
 from .folder import remove_old_run, with_files
 from .header import Header, header_of

@@ -2,7 +2,7 @@
 
 In:  a run's options and its folder.
 Out: the options with every name settled, and the student's `Start`; RUN/start.pth.
-Elsewhere: architecture, preprocessing and weights (distill.training.start), building the network
+Elsewhere: architecture, preprocessing and weights (distill.training.parts), building the network
 (distill.training.parts).
 """
 
@@ -15,7 +15,8 @@ from runtime.errors import UsageError
 
 from .. import checkpoint as checkpoints
 from ..models import names
-from ..training.start import Start, open_start
+from ..training.parts import open_start
+from ..training.task import Start
 from .options import TrainOptions
 
 KEPT = "start.pth"

@@ -8,8 +8,9 @@ training itself (distill.training.trainer).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from runtime.preprocess import Preprocess
 from runtime.terminal import loading
 
 from .. import recipe as recipes
+from ..checkpoint import Checkpoint
 from ..recipe import Recipe
 from ..teacher import Teacher
-from .start import Start
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,27 @@ class Splits:
     val_spec: str
     lists: dict[str, str] = field(default_factory=dict)
     """Files of the run folder that the specs name: name -> text."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a student begins as."""
+
+    name: str
+    """As recipes and lineages have it."""
+    model: str
+    """Architecture, as checkpoints have it."""
+    model_args: dict[str, Any]
+    preprocess: Preprocess
+    assumed: list[str] = field(default_factory=list)
+    """What was taken from the architecture because the file does not say it."""
+    read: Callable[[], Checkpoint | None] = lambda: None
+    """Gives the weights; None: fresh ones."""
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint | None:
+        """The weights it begins with, read or fetched at the first use; None: fresh ones."""
+        return self.read()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import torch
 
 from distill import models
 from distill.recipe import Recipe
-from distill.training.start import open_start
+from distill.training.parts import open_start
 from runtime.errors import UsageError
 
 
