@@ -55,6 +55,8 @@ class TimmSet(ImageSet):
         except MemoryError:
             raise
         except Exception as error:  # each reader and each image format fails in its own way
+            if isinstance(error, DataError) and hasattr(self.dataset, "loader"):
+                raise  # it names the file
             raise DataError(
                 f"{self.item_name(index)}: not a readable image ({' '.join(str(error).split())})"
             ) from error
@@ -83,11 +85,12 @@ class StreamSet(ImageSet):
         return ""
 
     def stream(self, seed: int, batch: int) -> Any:
-        """timm's iterable data set of (PIL image, label)."""
+        """timm's iterable data set of (PIL image in any mode, label)."""
         name, _, root = self.name.partition(":")
-        return _create(
-            name, root, self.split, self.name, is_training=self.split == "train", batch_size=batch, seed=seed
-        )
+        training = {"is_training": self.split == "train", "batch_size": batch, "seed": seed}
+        # as they are stored: timm's own conversion makes gray of 16 bits white. TFDS decodes without Pillow
+        stored = {} if name.startswith("tfds/") else {"input_img_mode": ""}
+        return _create(name, root, self.split, self.name, **training, **stored)
 
 
 def _create(name: str, root: str, split: str, spec: str, **more: Any) -> Any:
@@ -128,6 +131,8 @@ def _timm_set(spec: str, split: str) -> TimmSet:
     else:
         name, _, root = spec.partition(":")
         dataset = _create(name, root, split, spec)
+        if hasattr(dataset, "loader"):  # of torchvision's sets of files; its own makes gray of 16 bits white
+            dataset.loader = open_rgb
         names, labels = _names_and_labels(dataset, spec)
     if len(names) < 2 or not len(labels):
         raise DataError(

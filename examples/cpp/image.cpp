@@ -172,6 +172,7 @@ struct PngReader {
 
     bool header() {
         if (setjmp(png_jmpbuf(png))) return false;
+        png_set_crc_action(png, PNG_CRC_DEFAULT, PNG_CRC_ERROR_QUIT);  // as Pillow, which looks at every chunk
         png_read_info(png, info);
         if (png_get_bit_depth(png, info) == 16) eight_bits();
         png_set_palette_to_rgb(png);

@@ -40,6 +40,8 @@ TURNS = {
 
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 # TIFF is not decoded, so this is Pillow looking for dots per inch in damaged EXIF, which no image needs
+warnings.filterwarnings("ignore", r"Image size \(", RuntimeWarning, r"PIL\.Image")
+# said from half the size on at which Pillow refuses an image
 
 Image = Any  # a path (str, os.PathLike), encoded bytes, a PIL.Image.Image, or a uint8 array
 
@@ -198,19 +200,20 @@ def _loaded(image: Any, name: str) -> Any:
 def _rgb(image: Any, name: str) -> Any:
     """The image in mode RGB. Gray of 16 bits is scaled from 0..65535 to 0..255; Pillow itself would cut it
     off at 255. Raises DataError for other numbers, whose range nobody knows.
+
+    Mode I is 32 bits, but older Pillows also give it to a PNG file of 16.
     """
     if not image.mode.startswith(("I", "F")):
         # Pillow warns of a palette with transparency that it converts in one step
         return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
-    values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+    if not image.mode.startswith("I;16") and (image.mode != "I" or image.format != "PNG"):
         raise DataError(
             f"{name}: gray of {'floating point' if image.mode == 'F' else '32 bits'}, whose black and"
             " white are not known. Convert it to 8 or 16 bits"
         )
     from PIL import Image as pil
 
-    scaled = (values.astype(np.int64) * 255 + 32767) // 65535
+    scaled = (np.asarray(image).astype(np.int64) * 255 + 32767) // 65535
     rgb = pil.fromarray(scaled.astype(np.uint8)).convert("RGB")
     rgb.info = dict(image.info)
     return rgb

@@ -109,6 +109,9 @@ def images(tmp_path_factory, classify) -> list[Path]:
             "palette.png": picture((60, 40)).quantize(200),
             "nibbles.png": picture((60, 40)).quantize(9),
             "bits.png": picture((60, 40), "L").convert("1"),
+            "gray_key.png": picture((33, 50), "L"),
+            "color_key.png": picture((33, 50)),
+            "palette_key.png": picture((60, 40)).quantize(200),
         }
     if "JPEG" in classify.reads:
         made |= {
@@ -120,6 +123,9 @@ def images(tmp_path_factory, classify) -> list[Path]:
     settings = {
         "fine.jpeg": {"subsampling": 0, "quality": 98},
         "progressive.jpg": {"progressive": True, "quality": 40},
+        "gray_key.png": {"transparency": 77},
+        "color_key.png": {"transparency": (7, 77, 177)},
+        "palette_key.png": {"transparency": bytes(range(200))},
     }
     for name, image in made.items():
         image.save(folder / name, **settings.get(name, {}))
@@ -227,10 +233,17 @@ def test_16_bits_become_8_as_in_the_runtime(classify, tmp_path):
     every = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     Image.fromarray(every).save(tmp_path / "gray.png")
     dice = np.random.default_rng(0)
-    for name, channels, kind in (("color", 3, 2), ("alpha", 4, 6), ("gray_alpha", 2, 4)):
-        content = turned.png_of_16_bits(dice.integers(0, 65536, (256, 256, channels), np.uint16), kind)
+    for name, channels, kind, key in (
+        ("color", 3, 2, b""),
+        ("alpha", 4, 6, b""),
+        ("gray_alpha", 2, 4, b""),
+        ("gray_key", 1, 0, b"\1\2"),
+        ("color_key", 3, 2, b"\1\2\3\4\5\6"),
+    ):
+        content = turned.png_of_16_bits(dice.integers(0, 65536, (256, 256, channels), np.uint16), kind, key)
         (tmp_path / f"{name}.png").write_bytes(content)
-    files = [tmp_path / f"{name}.png" for name in ("gray", "color", "alpha", "gray_alpha")]
+    files = sorted(tmp_path.glob("gray.png")) + sorted(tmp_path.glob("*_*.png"))
+    files += [tmp_path / f"{name}.png" for name in ("color", "alpha")]
     spec = Preprocess((3, 256, 256), crop_pct=1.0, mean=(0, 0, 0), std=(1, 1, 1))
     found = pixels(classify, spec_file(tmp_path / "a.onnx", spec), files, spec)
     for file, ours in zip(files, found, strict=True):
@@ -379,6 +392,15 @@ def test_an_unreadable_image_is_named_and_the_others_are_labeled(classify, image
     ]
 
 
+def damaged_exif() -> bytes:
+    """A PNG file whose EXIF does not fit to its checksum, which Pillow refuses as well."""
+    content = bytearray(turned.png(np.asarray(picture((8, 8))), turned.tiff(6)))
+    content[content.index(b"eXIf") + 9] ^= 1
+    with pytest.raises(runtime.DataError):
+        SPEC(bytes(content))
+    return bytes(content)
+
+
 def broken_images(folder: Path, reads: set[str]) -> list[Path]:
     """Every file that must be refused; those that Pillow opens are refused in so many words."""
     made = {
@@ -405,7 +427,8 @@ def broken_images(folder: Path, reads: set[str]) -> list[Path]:
         (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
         whole[len(whole) // 2] ^= 1
         (folder / "crc.png").write_bytes(whole)
-        made |= dict.fromkeys(["cut.png", "crc.png"], b"")
+        (folder / "exif.png").write_bytes(damaged_exif())
+        made |= dict.fromkeys(["cut.png", "crc.png", "exif.png"], b"")
     return [folder / name for name in made]
 
 

@@ -63,12 +63,15 @@ def _saved(pixels: np.ndarray, kind: str, **settings: object) -> bytes:
     return content.getvalue()
 
 
-def png_of_16_bits(pixels: np.ndarray, kind: int) -> bytes:
-    """A PNG file of uint16 (h, w, bands), which Pillow does not write; kind: PNG's color type."""
+def png_of_16_bits(pixels: np.ndarray, kind: int, transparent: bytes = b"") -> bytes:
+    """A PNG file of uint16 (h, w, bands), which Pillow does not write. kind: its color type; transparent: the
+    value that is, as a tRNS chunk has it.
+    """
     height, width, _ = pixels.shape
     head = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    parts = _chunk(b"IHDR", head) + _chunk(b"IDAT", zlib.compress(rows)) + _chunk(b"IEND", b"")
+    key = _chunk(b"tRNS", transparent) if transparent else b""
+    parts = _chunk(b"IHDR", head) + key + _chunk(b"IDAT", zlib.compress(rows)) + _chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + parts
 
 

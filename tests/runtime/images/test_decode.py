@@ -198,6 +198,24 @@ def test_gray_of_16_bits_is_turned_too():
     np.testing.assert_array_equal(np.asarray(upright(open_rgb(content)))[..., 0], [[3, 0], [4, 1], [5, 2]])
 
 
+def test_a_picture_opened_elsewhere_is_taken_as_the_same_file():
+    deep = np.array([[0, 257, 65535]], np.uint16)
+    with Image.open(io.BytesIO(saved(Image.fromarray(deep)))) as opened:
+        assert np.asarray(open_rgb(opened))[0, :, 0].tolist() == [0, 1, 255]
+    swapped = Image.frombytes("I;16B", (3, 1), deep.astype(">u2").tobytes())
+    assert np.asarray(open_rgb(swapped))[0, :, 0].tolist() == [0, 1, 255]
+
+
+def test_of_a_camera_that_stores_two_pictures_in_a_jpeg_the_first_counts():
+    both = [Image.fromarray(LARGE), Image.fromarray(255 - LARGE)]
+    settings = {"quality": 95, "subsampling": 0, "exif": b"Exif\0\0" + turned.tiff(6)}
+    content = saved(both[0], "MPO", save_all=True, append_images=both[1:], **settings)
+    expected = np.asarray(Image.open(io.BytesIO(saved(both[0], "JPEG", quality=95, subsampling=0))))
+    image = open_rgb(content)
+    np.testing.assert_array_equal(image, expected)
+    np.testing.assert_array_equal(upright(image), np.rot90(expected, -1))
+
+
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_of_a_film_the_first_picture_counts(kind):
     films = [Image.fromarray(LARGE), Image.fromarray(255 - LARGE)]
@@ -220,8 +238,9 @@ def test_other_formats_are_refused_by_name(kind, tmp_path):
 def test_floats_and_32_bits_of_gray_are_refused_by_name():
     with pytest.raises(DataError, match="floating point"):
         open_rgb(Image.fromarray(np.zeros((2, 2), np.float32)))
-    with pytest.raises(DataError, match="32 bits"):
-        open_rgb(Image.fromarray(np.full((2, 2), 70000, np.int32)))
+    for value in (70000, 255, 0, -1):  # small ones would be black if they were taken for 16 bits
+        with pytest.raises(DataError, match="32 bits"):
+            open_rgb(Image.fromarray(np.full((2, 2), value, np.int32)))
 
 
 def test_an_image_of_more_pixels_than_memory_allows_is_refused_by_name(tmp_path):
