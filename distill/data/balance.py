@@ -136,8 +136,8 @@ def _given(words: Sequence[str], names: Sequence[str]) -> list[float]:
     if not any("=" in word for word in words):
         if len(words) != len(names):
             raise UsageError(
-                f"--class-weights: {len(words)} numbers for {len(names)} classes ({shown(names)}). Give one"
-                " for each class, in this order, or CLASS=WEIGHT"
+                f"--class-weights: {len(words)} of {len(names)} numbers for the classes ({shown(names)})."
+                " Give one for each class, in this order, or CLASS=WEIGHT"
             )
         return [_number(word, word) for word in words]
     weights = dict.fromkeys(names, 1.0)

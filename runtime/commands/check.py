@@ -243,7 +243,10 @@ def _warnings(name: str, read: Read) -> list[str]:
     imbalance = read.summary.imbalance
     if imbalance >= IMBALANCED and imbalance != float("inf"):
         (small, few), (large, many) = read.summary.smallest, read.summary.largest
-        found.append(f"{name}: imbalanced {imbalance:.0f} to 1 ({large} {many}, {small} {few})")
+        help_ = (
+            "" if name == "val" else "; distill train --sampler balanced or --class-weights balanced helps"
+        )
+        found.append(f"{name}: imbalanced {imbalance:.0f} to 1 ({large} {many}, {small} {few}){help_}")
     if read.orientations:
         count = sum(read.orientations.values())
         found.append(

@@ -186,7 +186,7 @@ def test_a_name_may_hold_an_equals_sign_and_a_comma():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("1", "2"), r"2 numbers for 3 classes \(ant, bee, cat\)"),
+        (("1", "2"), r"2 of 3 numbers for the classes \(ant, bee, cat\)"),
         (("1", "2", "-3"), "'-3': expected a finite number, 0 or more"),
         (("1", "nan", "2"), "'nan': expected a finite number"),
         (("1", "x", "2"), "'x': expected a finite number"),

@@ -566,7 +566,7 @@ def test_weights_from_a_file_are_kept_in_the_run(run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--class-weights", "1", "2"), "2 numbers for 4 classes (ant, bee, cat, dog)"),
+        (("--class-weights", "1", "2"), "2 of 4 numbers for the classes (ant, bee, cat, dog)"),
         (("--class-weights", "nowhere.csv"), "nowhere.csv: no such file"),
         (("--early-stop", "-1"), "early-stop -1"),
     ],
