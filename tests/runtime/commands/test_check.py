@@ -76,7 +76,8 @@ def test_modes_orientation_and_imbalance_are_told(photos, check):
     assert found["sets"]["train"]["orientations"] == {"6": 40}
     assert found["sets"]["val"]["modes"]["I;16"] == 1 and found["sets"]["val"]["modes"]["CMYK"] == 1
     words = " ".join(found["warnings"])
-    assert "imbalanced 15 to 1" in words and "--sampler balanced" in words and "40 images are turned" in words and "more than 8 bits" in words
+    assert "imbalanced 15 to 1" in words and "--sampler balanced" in words
+    assert "40 images are turned" in words and "more than 8 bits" in words
 
 
 def test_a_set_without_validation_images_names_the_flag(photos, capsys):
