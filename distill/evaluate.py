@@ -19,6 +19,7 @@ from runtime.errors import DataError, MissingError, UsageError
 from runtime.images.summary import ClassAccuracy, balanced_percent, class_accuracies
 
 from .data import Batch
+from .models.depthwise import network_format
 
 
 @dataclass(frozen=True)
@@ -122,11 +123,13 @@ def evaluate(
     skip_bad: bool = False,
     after_batch: Callable[[int], None] = lambda n: None,
 ) -> Evaluation:
-    """Run every batch; after_batch(images so far) may raise to stop. Raises DataError for an unreadable image
-    unless skip_bad.
+    """Run every batch; after_batch(images so far) may raise to stop. channels_last: the format of the images,
+    unless another is faster for this network on this device. Raises DataError for an unreadable image unless
+    skip_bad.
     """
     if isinstance(model, nn.Module):
         model.eval()
+        channels_last = network_format(model, device, channels_last) == torch.channels_last
     right1 = right5 = images = 0
     unreadable: list[str] = []
     loss = 0.0

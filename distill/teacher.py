@@ -28,9 +28,12 @@ from .checkpoint import Checkpoint
 from .features import Taps
 from .losses.base import Outputs
 from .models import classifier, names
+from .models.depthwise import network_format
 from .models.merge import reparameterize, require_equal
 from .recipe import Recipe, key_values
 
+BF16_CAPABILITY = (8, 0)
+"""Compute capability of the first GPUs with tensor cores for bfloat16."""
 DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -86,8 +89,9 @@ class Teacher:
         origin: Origin | None = None,
     ) -> None:
         self.model = model.to(device).eval().requires_grad_(False)
-        if channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)
+        self.memory_format = network_format(model, device, channels_last)
+        """Channels-last, if asked for, unless another is faster for this network on this device."""
+        self.model = self.model.to(memory_format=self.memory_format)
         self.forward = torch.compile(self.model) if compile else self.model
         self.preprocess = preprocess
         self.device = device
@@ -99,6 +103,11 @@ class Teacher:
             None if preprocess.input_size == student_preprocess.input_size else preprocess.input_size[1:]
         )
         self.scale, self.shift = renormalization(student_preprocess, preprocess, device)
+
+    @property
+    def layout(self) -> str:
+        """Its memory format, in words."""
+        return "channels-last" if self.memory_format == torch.channels_last else "contiguous maps"
 
     def tap(self) -> Taps:
         """Give feature maps too from now on, of stages that the result is told to use."""
@@ -118,6 +127,8 @@ class Teacher:
             images = torch.addcmul(self.shift, images, self.scale)
         if self.size is not None:
             images = F.interpolate(images, self.size, mode="bicubic", antialias=True, align_corners=False)
+        if self.device.type == "cuda":  # the format of the images decides that of the first convolutions
+            images = images.contiguous(memory_format=self.memory_format)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             return self.taps(images) if self.taps else Outputs(self.forward(images))
 
@@ -283,11 +294,7 @@ def load(
 def ready(source: Source, recipe: Recipe, student_preprocess: Preprocess, device: torch.device) -> Teacher:
     """The teacher, merged and frozen."""
     model, merged = _merge(source.model, source.preprocess)
-    dtype = (
-        (recipe.amp_dtype if recipe.amp else "fp32")
-        if recipe.teacher_dtype == "auto"
-        else recipe.teacher_dtype
-    )
+    dtype = precision(recipe, device)
     return Teacher(
         model,
         source.preprocess,
@@ -298,6 +305,15 @@ def ready(source: Source, recipe: Recipe, student_preprocess: Preprocess, device
         recipe.compile,
         replace(source.origin, merged=merged, dtype=dtype, preprocess=source.preprocess.to_dict()),
     )
+
+
+def precision(recipe: Recipe, device: torch.device) -> str:
+    """fp32, fp16 or bf16: what is asked for; else bf16 on a GPU with the units for it; else the student's."""
+    if recipe.teacher_dtype != "auto":
+        return recipe.teacher_dtype
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= BF16_CAPABILITY:
+        return "bf16"
+    return recipe.amp_dtype if recipe.amp else "fp32"
 
 
 def _merge(model: nn.Module, preprocess: Preprocess) -> tuple[nn.Module, str]:

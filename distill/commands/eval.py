@@ -89,14 +89,13 @@ def run(options: Options) -> int:
 def do(options: Options) -> EvaluationReport:
     """Top-1, top-5 and loss of a checkpoint."""
     with loading("loading torch"):
-        import torch
-
         from runtime.images.classes import in_order_of, require_readable_classes
 
         from .. import checkpoint as checkpoints
         from .. import models
         from ..data import eval_loader, open_of_run
         from ..evaluate import EvaluationReport, evaluate, pick_device
+        from ..models.depthwise import network_format
         from ..recipe import key_values
 
     found = checkpoints.load_any(
@@ -118,7 +117,7 @@ def do(options: Options) -> EvaluationReport:
     loader = eval_loader(images, preprocess, options.batch, options.workers, device)
     with progress_bar("evaluating", len(images)) as advance:
         result = evaluate(
-            model.to(device).to(memory_format=torch.channels_last),
+            model.to(device).to(memory_format=network_format(model, device, channels_last=True)),
             loader,
             device,
             skip_bad=options.skip_bad_images,

@@ -130,7 +130,8 @@ class Networks(Group):
     teacher_fit_lr: Annotated[float, Flag("RATE", above=0)] = 1e-4
     """Peak learning rate of --teacher-fit all."""
     teacher_dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
-    """Precision the teacher computes in; auto: the student's --amp-dtype with --amp, else fp32."""
+    """Precision the teacher computes in; auto: bf16 on a GPU of compute capability 8.0 or newer, elsewhere
+    the student's --amp-dtype with --amp, else fp32."""
 
     def check(self) -> None:
         """Refuse a teacher's file beside `teacher none`."""
@@ -372,7 +373,8 @@ class Machine(Group):
     amp_dtype: Literal["bf16", "fp16"] = "bf16"
     """Type of mixed precision; fp16 scales the loss."""
     channels_last: bool = True
-    """Keep images and weights in the memory format NHWC."""
+    """Keep images and weights in the memory format NHWC; on a GPU networks with large depthwise kernels stay
+    in NCHW, which is faster for them."""
     compile: bool = False
     """Compile student and teacher with torch.compile."""
     seed: Annotated[int, Flag("N", common=True, least=0)] = 0

@@ -380,7 +380,7 @@ def _teacher_accuracy(
     training. Raises UsageError for a precision that its numbers do not fit, ArtifactError for a file whose
     logits are NaN.
     """
-    say(f"teacher: in {teacher.origin.dtype}, {teacher.origin.merged}")
+    say(f"teacher: in {teacher.origin.dtype}, {teacher.layout}, {teacher.origin.merged}")
     accuracy = _evaluated(teacher, val, options, device, teacher.dtype)
     if not math.isfinite(accuracy.loss):
         dtype = teacher.dtype

@@ -29,6 +29,7 @@ from .. import recipe as recipes
 from ..data import Batch, TrainLoader, eval_loader
 from ..evaluate import Evaluation, evaluate, require_readable, same_class_percent
 from ..losses.base import Outputs
+from ..models.depthwise import network_format
 from . import finite, loggers, parts, state
 from .display import TrainingDisplay
 from .freezing import freeze
@@ -73,8 +74,8 @@ class Trainer:
         self.task, self.recipe, self.device, self.teacher = task, recipe, device, task.teacher
         self.lineage = task.lineage
         self.log = loggers.asked_for(recipe.tensorboard, task.loggers)
-        self.memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.student = parts.open_student(task)
+        self.memory_format = network_format(self.student.model, device, recipe.channels_last)
         self.model = self.network_of(self.student.model)
         self.frozen = freeze(self.model, recipe.freeze, recipe.freeze_norms, task.preprocess.input_size)
         self.model.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]  # torch has it

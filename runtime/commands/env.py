@@ -72,6 +72,8 @@ FIXES = {
     "pycuda or cuda-python": _extra("cuda-python"),
     "cuda-python": _extra("cuda-python"),
     "a GPU": NO_DRIVER,
+    "a GPU of compute capability 8.0": "a newer one; cuDNN on others",
+    "triton": "torch for Linux; cuDNN elsewhere",
     **{library.name: library.install for library in _libraries().values()},
 }
 """What a capability needs -> how to get it. "or" is for needs with an alternative."""
@@ -93,6 +95,11 @@ CAPABILITIES: dict[str, tuple[str, ...]] = {
     "train, eval": ("torch", "timm", "yaml"),
     "report": ("torch", "timm", "yaml", "matplotlib", "jinja2"),
     "train on a GPU": ("torch", "timm", "yaml", "torch with CUDA", "a GPU"),
+    "large kernels by Triton": (
+        "torch with CUDA",
+        "triton",
+        "a GPU of compute capability 8.0",
+    ),
     "export onnx, --int8, --fp16": EXPORT,
     "export trt CKPT": ("tensorrt", "a GPU", *EXPORT),
     "export trt FILE.onnx": ("tensorrt", "a GPU", "onnx", "onnxruntime"),
@@ -223,17 +230,24 @@ def _present(found: driver.Driver | str, libraries: Mapping[str, Library]) -> di
             "matplotlib",
             "jinja2",
             "pycuda",
+            "triton",
         )
     }
     here |= {name: library.version is not None for name, library in libraries.items()}
     providers = libraries["onnxruntime"].details
+    gpus = found.gpus if isinstance(found, driver.Driver) else []
     return here | {
         "torch with CUDA": _torch_cuda() is not None,
         "CUDAExecutionProvider": "CUDAExecutionProvider" in providers,
         "TensorrtExecutionProvider": "TensorrtExecutionProvider" in providers,
         "cuda-python": bool(env.versions(("cuda-bindings",))),
-        "a GPU": isinstance(found, driver.Driver) and bool(found.gpus),
+        "a GPU": bool(gpus),
+        "a GPU of compute capability 8.0": any(_capability(gpu) >= (8, 0) for gpu in gpus),
     }
+
+
+def _capability(gpu: driver.Gpu) -> tuple[int, ...]:
+    return tuple(int(part) for part in gpu.compute_capability.split("."))
 
 
 def _torch_cuda() -> str | None:

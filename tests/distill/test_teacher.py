@@ -15,6 +15,7 @@ from distill import checkpoint as checkpoints
 from distill import models
 from distill import teacher as teachers
 from distill.checkpoint import Checkpoint
+from distill.models.depthwise import network_format
 from distill.recipe import Recipe, key_values
 from distill.teacher import Teacher
 from runtime.errors import ArtifactError, MissingError, UsageError
@@ -177,6 +178,43 @@ def test_a_teacher_that_merges_into_another_network_stays_as_it_is(file, monkeyp
 )
 def test_its_precision_is_the_students_unless_given(file, settings, expected):
     assert load(file(), **settings).origin.dtype == expected
+
+
+@pytest.mark.parametrize(
+    ("capability", "settings", "expected"),
+    [
+        ((9, 0), {}, "bf16"),
+        ((8, 0), {"amp": True, "amp_dtype": "fp16"}, "bf16"),
+        ((8, 6), {"teacher_dtype": "fp32"}, "fp32"),
+        ((7, 5), {}, "fp32"),
+        ((7, 5), {"amp": True, "amp_dtype": "fp16"}, "fp16"),
+    ],
+)
+def test_on_a_gpu_with_units_for_it_its_precision_is_bf16(
+    capability, settings, expected, recipe, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert teachers.precision(recipe(**settings), torch.device("cuda")) == expected
+
+
+def test_its_layout_is_the_faster_one_for_its_network():
+    large = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 31, padding=15, groups=4))
+    small = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 7, padding=3, groups=4))
+    made = {
+        (kind, asked): Teacher(network, OURS, OURS, CPU, channels_last=asked).layout
+        for kind, network in (("large", large), ("small", small))
+        for asked in (True, False)
+    }
+    assert {asked: layout for (_, asked), layout in made.items()} == {
+        True: "channels-last",
+        False: "contiguous maps",
+    }
+    assert len(set(made.values())) == 2  # on a CPU it is what was asked for
+    on_a_gpu = {
+        name: network_format(net, torch.device("cuda"), True)
+        for name, net in (("large", large), ("small", small))
+    }
+    assert on_a_gpu == {"large": torch.contiguous_format, "small": torch.channels_last}
 
 
 def test_another_class_order_is_refused_with_the_first_difference(file):

@@ -7,7 +7,6 @@ Elsewhere: the kernels (kernels.py), when they are used (rule.py), what torch se
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -31,14 +30,23 @@ FAR = 2**31
 """The first offset that 32 bits do not hold."""
 
 
+_available: dict[tuple[str, int | None], bool] = {}
+
+
 def interprets() -> bool:
     """Whether Triton runs its kernels on the CPU, in Python: for tests."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def is_available(device: str, index: int | None = None) -> bool:
-    """Whether the kernels run on this device ("cuda", "cpu", ...)."""
+    """Whether the kernels run on this device ("cuda", "cpu", ...). Asked once for each."""
+    if (device, index) not in _available:
+        _available[device, index] = _is_available(device, index)
+    return _available[device, index]
+
+
+def _is_available(device: str, index: int | None) -> bool:
     if importlib.util.find_spec("triton") is None:
         return False
     if device == "cpu":

@@ -1,5 +1,6 @@
 """`distill env`: never a failure, JSON and table, and what is missing with the command that brings it."""
 
+import importlib.util
 import io
 import json
 import subprocess
@@ -120,6 +121,22 @@ def test_gpus_are_shown_and_checked_against_nvidia_smi(monkeypatch):
     )
     monkeypatch.setattr(env.env, "gpu", lambda: "NVIDIA H200, 580.65")
     assert env.collect()["gpu"]["note"] is None
+
+
+@pytest.mark.parametrize(
+    ("capability", "available"), [("9.0", True), ("8.0", True), ("12.0", True), ("7.5", False)]
+)
+def test_large_kernels_by_triton_need_a_gpu_that_is_new_enough(monkeypatch, capability, available):
+    gpus = driver.Driver("13.0", [driver.Gpu(0, "some GPU", capability, 2**34)])
+    monkeypatch.setattr(driver, "find", lambda: gpus)
+    monkeypatch.setattr(env, "_torch_cuda", lambda: "13.0")
+    find = importlib.util.find_spec
+    has_triton = lambda name, *more: find("json" if name == "triton" else name)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", has_triton)
+    by_name = {each["name"]: each for each in env.collect()["capabilities"]}
+    found = by_name["large kernels by Triton"]
+    assert found["available"] == available
+    assert found["missing"] == ([] if available else ["a GPU of compute capability 8.0"])
 
 
 def rendered(values, width):

@@ -2,17 +2,25 @@
 themselves: interpreted.py.
 """
 
+import contextlib
 import copy
 import gc
+import importlib.util
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from distill.models import depthwise, slak
 from distill.models.depthwise import DepthwiseConv2d, depthwise_conv2d_pair, forms, launch, operators
 from distill.models.merge import reparameterize
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed: CUDA would have cuDNN alone"
+)
 
 
 def leaves(pair, dtype=torch.float32):
@@ -168,6 +176,85 @@ def test_bare_strips_beside_a_small_kernel_are_computed_in_one_pass(monkeypatch)
     with depthwise.forced("toeplitz"):
         assert torch.allclose(block(x), expected, atol=1e-6)
     assert len(calls) == 2  # the strips, and the small one
+
+
+# on CUDA, with tensors that have no values: which operator gets what
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    """fake_cuda(capability) -> within it, tensors on "cuda" have shapes and no values, and torch says that
+    the GPU is of this capability.
+    """
+
+    @contextlib.contextmanager
+    def entered(capability=(9, 0)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+        monkeypatch.setattr(launch, "_available", {})
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        with FakeTensorMode(), torch.device("cuda"):
+            yield
+
+    return entered
+
+
+class Seen(TorchDispatchMode):
+    """Names of the operators that are called, and the memory format of the first tensor of each."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "conv" in str(function):
+            last = args[0].is_contiguous(memory_format=torch.channels_last)
+            self.calls.append((str(function).split(".")[1], "last" if last else "plain", *args[-1:]))
+        return function(*args, **(kwargs or {}))
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("capability", "kernel", "side", "dtype", "frozen", "expected"),
+    [
+        ((9, 0), (51, 5), 56, torch.bfloat16, False, ("depthwise_conv2d", "plain", False)),
+        ((8, 0), (27, 27), 14, torch.bfloat16, True, ("depthwise_conv2d", "plain", True)),
+        ((9, 0), (7, 7), 56, torch.bfloat16, True, ("convolution", "last", 4)),
+        ((7, 5), (51, 5), 56, torch.float16, False, ("convolution", "plain", 4)),
+        ((9, 0), (51, 5), 56, torch.float64, False, ("convolution", "plain", 4)),
+    ],
+)
+@pytest.mark.parametrize("given", [torch.contiguous_format, torch.channels_last], ids=["plain", "last"])
+def test_on_cuda_the_rule_is_followed_and_the_format_is_kept(
+    fake_cuda, capability, kernel, side, dtype, frozen, expected, given
+):
+    with fake_cuda(capability):
+        layer = DepthwiseConv2d(4, kernel).requires_grad_(not frozen)
+        for name, value in list(layer.named_parameters()):
+            setattr(layer, name, torch.nn.Parameter(value.to(dtype), requires_grad=not frozen))
+        x = torch.empty(2, 4, side, side, dtype=dtype).to(memory_format=given)
+        with Seen() as seen:
+            y = layer(x)
+    assert seen.calls == [expected]
+    assert y.shape == x.shape and y.dtype == dtype and y.is_contiguous(memory_format=given)
+
+
+@needs_triton
+def test_a_merged_block_on_cuda_is_one_operator(fake_cuda):
+    with fake_cuda():
+        block = slak.Block(slak.DecomposedKernel(8, 51, 5, deploy=True), 8).eval().requires_grad_(False)
+        with Seen() as seen:
+            block(torch.empty(2, 8, 56, 56).to(memory_format=torch.channels_last))
+    assert [call[0] for call in seen.calls] == ["depthwise_conv2d"]
+
+
+@needs_triton
+def test_compiled_on_cuda_it_is_one_graph(fake_cuda):
+    graphs = []
+    with fake_cuda():
+        layer, x = DepthwiseConv2d(4, (51, 5)), torch.empty(2, 4, 56, 56)
+        torch.compile(layer, backend=lambda graph, _: graphs.append(graph) or graph, fullgraph=True)(x)
+    calls = [str(node.target) for node in graphs[0].graph.nodes if node.op == "call_function"]
+    assert [name for name in calls if "conv" in name] == ["large2small.depthwise_conv2d.default"]
 
 
 # the cache of forms, whose keys a CPU can check too
