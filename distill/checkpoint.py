@@ -328,7 +328,7 @@ def read_file(path: str | Path, checked: bool = True) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UsageError(f"{path}: no such checkpoint")
+        raise files.no_checkpoint(path)
     _require_bounded(path)
     found = checksums(path) if checked else None
     if found and found.startswith(BROKEN):

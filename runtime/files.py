@@ -19,6 +19,8 @@ from typing import Any
 from .errors import MissingError, UsageError
 
 TEMPORARY_MARK = ".tmp-"
+BEST = "best.pth"
+"""The checkpoint in the folder of a run."""
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -121,6 +123,24 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def no_checkpoint(path: str | Path) -> UsageError:
+    """What to raise for a path that should be a checkpoint and is not a file."""
+    path = Path(path)
+    if path.is_dir():
+        return UsageError(f"{path}: is a folder without a {BEST}. Expected a checkpoint, or a run's folder")
+    return UsageError(f"{path}: {'is not a regular file' if path.exists() else 'no such checkpoint'}")
+
+
+def no_artifact(path: str | Path) -> UsageError:
+    """What to raise for a path that should be an exported file and is not a file."""
+    path = Path(path)
+    if (path / BEST).is_file():
+        return UsageError(f"{path}: is the folder of a run. Export its network: distill export onnx {path}")
+    if path.is_dir():
+        return UsageError(f"{path}: is a folder. Expected an .onnx or .plan file")
+    return UsageError(f"{path}: {'is not a regular file' if path.exists() else 'no such file'}")
 
 
 def remove_leftovers(folder: Path) -> list[Path]:

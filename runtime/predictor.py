@@ -20,6 +20,7 @@ import numpy as np
 from .artifact import Metadata
 from .backends import Backend, BatchSizes, Engine, Settings, registry
 from .errors import ArtifactError, UsageError
+from .files import no_artifact
 from .preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors", ".th")
 def _engine(path: Path, name: str | None) -> Engine:
     """The engine asked for, or the one for this kind of file. Raises UsageError when there is none."""
     if not path.is_file():
-        raise UsageError(f"{path}: no such file")
+        raise no_artifact(path)
     able = registry.opening(path)
     if path.suffix in CHECKPOINTS or not (name or able):
         raise UsageError(

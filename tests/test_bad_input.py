@@ -413,7 +413,7 @@ CASES = {
     ),
     # eval
     "eval of nothing": (evaluate(lambda p: p.root / "x.pth", Place.images), 2, ["x.pth: no such checkpoint"]),
-    "eval of a folder": (evaluate(lambda p: p.root, Place.images), 2, ["no such checkpoint"]),
+    "eval of a folder": (evaluate(lambda p: p.root, Place.images), 2, ["is a folder without a best.pth"]),
     "eval without data": (lambda p: ["eval", p.checkpoint()], 2, ["no data given"]),
     "eval on a missing folder": (
         evaluate(Place.checkpoint, lambda p: p.root / "nothing"),

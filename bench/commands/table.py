@@ -69,6 +69,8 @@ class Options(RunOptions):
         settings.check(self)
         if not self.students:
             raise UsageError("no student given. Add one or more .onnx or .plan files after the flags")
+        if self.output and self.output.name in ("", ".."):
+            raise UsageError(f"--output {self.output}: expected PREFIX, the start of the files' names")
         self.require_read([path for _, path in self.artifacts])
         paths = [path.resolve() for _, path in self.artifacts]
         twice = next((path for path in paths if paths.count(path) > 1), None)

@@ -56,6 +56,8 @@ def run(options: Options) -> None:
 
     folders = [path.parent if path.name == "best.pth" else path for path in options.runs]
     alone = folders[0] if len(folders) == 1 else Path()
+    if odd := next((folder for folder in folders if folder.is_file()), None):
+        raise UsageError(f"{odd}: is a file. Expected the folder of a run")
     output = options.output or alone / "report.html"
     with loading("making the report"):
         page.write(folders, output, options.data, device=options.device)

@@ -43,7 +43,7 @@ def build(name: str, num_classes: int, model_args: Mapping[str, Any] | None = No
     try:
         return timm.create_model(name, num_classes=num_classes, **arguments)
     except Exception as error:  # every architecture complains in its own way
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UsageError(f"{name} cannot be built with {arguments} ({reason})") from error
 
 

@@ -69,6 +69,8 @@ def text_of(name_or_file: str) -> str:
         return shipped.read_text(encoding="utf-8")
     if Path(name_or_file).is_file():
         return Path(name_or_file).read_text(encoding="utf-8")
+    if Path(name_or_file).is_dir():
+        raise UsageError(f"{name_or_file}: is a folder. Expected a YAML file, or one of {', '.join(named())}")
     raise UsageError(
         f"no recipe {name_or_file!r}{nearest(name_or_file, set(named()))} "
         f"Shipped: {', '.join(named())}; or give a YAML file"

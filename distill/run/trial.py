@@ -189,6 +189,6 @@ def _refusal(name: str, input_size: Sequence[int], images: int, error: Exception
     size = " x ".join(map(str, input_size))
     reason = " ".join(str(error).split())[:160] or type(error).__name__
     return UsageError(
-        f"{name} cannot take {size} images at batch {images}: {reason}. Give another --img-size, --batch or"
-        " --student"
+        f"{name} cannot take {size} images at batch {images}: {reason}. Give another --img-size, --batch,"
+        " --student or --student-args"
     )

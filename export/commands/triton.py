@@ -40,7 +40,7 @@ def export_triton(options: TritonOptions) -> dict[str, Any]:
     check fails.
     """
     if not options.artifact.is_file():
-        raise UsageError(f"{options.artifact}: no such file")
+        raise files.no_artifact(options.artifact)
     readers = {".plan": artifact.read_plan, ".onnx": artifact.read_onnx}
     if options.artifact.suffix not in readers:
         raise UsageError(

@@ -90,11 +90,11 @@ class OnnxOptions(Int8Options, FileOptions):
 def check_onnx(options: OnnxOptions) -> None:
     """Raise UsageError for what can be seen to be wrong before anything is read."""
     if not options.checkpoint.is_file():
-        raise UsageError(f"{options.checkpoint}: no such checkpoint")
-    for path in (options.target, *(options.sensitivity_files if options.int8 else ())):
-        files.refuse_existing(path, options.overwrite)
+        raise files.no_checkpoint(options.checkpoint)
     if options.target.suffix != ".onnx":
         raise UsageError(f"--output {options.target}: expected a name that ends in .onnx")
+    for path in (options.target, *(options.sensitivity_files if options.int8 else ())):
+        files.refuse_existing(path, options.overwrite)
     if options.precision != "fp32" and options.opset < 19:
         raise UsageError(f"--opset {options.opset}: expected 19 to 21, which scales in fp16 need")
     if options.int8:

@@ -101,7 +101,8 @@ def settings_of(options: TrtOptions) -> Settings:
     anything is read.
     """
     if not options.checkpoint.is_file() and not options.rebuild:
-        raise UsageError(f"{options.checkpoint}: no such checkpoint or .onnx file")
+        is_onnx = options.checkpoint.suffix == ".onnx"
+        raise (files.no_artifact if is_onnx else files.no_checkpoint)(options.checkpoint)
     if options.rebuild and options.checkpoint.suffix != ".plan":
         raise UsageError(f"--rebuild {options.checkpoint}: expected a .plan file")
     if options.target.suffix != ".plan":

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..artifact import Metadata, check_file
 from ..errors import ArtifactError, MissingError, UsageError
+from ..files import no_artifact
 from . import Engine, Library, Settings, known_batch_sizes, metadata_of, signature
 from .onnx_file import metadata_props, require_whole
 from .ort import require_out
@@ -119,7 +120,7 @@ ENGINE = Engine(
 
 def _check(path: Path, device: str, threads: int | None, hint: str) -> None:
     if not path.is_file():
-        raise UsageError(f"{path}: no such file")
+        raise no_artifact(path)
     if hint not in HINTS:
         raise UsageError(f"hint {hint!r}: expected {' or '.join(HINTS)}")
     if threads is not None and threads < 1:

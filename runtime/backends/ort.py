@@ -17,7 +17,7 @@ import numpy as np
 
 from ..artifact import Metadata, check_file, read_map
 from ..errors import ArtifactError, MissingError, UsageError
-from ..files import sha256
+from ..files import no_artifact, sha256
 from . import Engine, Library, Settings, known_batch_sizes, metadata_of, signature
 from .onnx_file import metadata_props, require_whole
 
@@ -66,7 +66,7 @@ class OrtBackend:
         self.device = device if device is not None else "cpu" if provider in (None, "cpu") else "cuda"
         self.provider, options = _provider(self.device, provider, ort.get_available_providers())
         if not self.path.is_file():
-            raise UsageError(f"{path}: no such file")
+            raise no_artifact(path)
         require_whole(self.path)
         if self.provider == PROVIDERS["tensorrt"]:
             options |= _tensorrt_options(self.path)

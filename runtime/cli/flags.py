@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import UsageError
+from ..files import BEST
 from . import help as pages
 from .nearest import nearest_flag
 from .settings import Setting, explanation, settings_of, shown
 
 T = TypeVar("T")
-
-BEST = "best.pth"
-"""The checkpoint that is meant where a run's folder is given."""
 
 
 def parse(
@@ -149,7 +147,7 @@ def _place(settings: Sequence[Setting], loose: list[str], given: dict[str, Any])
         if setting.flag.bare and setting.name not in given and rest:
             placed[setting.name], rest = rest[:1], rest[1:]
     if rest:
-        missing = next((s for s in settings if s.required and s.words and s.name not in given), None)
+        missing = next((s for s in settings if s.required and s.words and s.name not in given | placed), None)
         instead = f"; did you mean {missing.words[0]} {rest[0]}?" if missing else ""
         raise UsageError(f"{rest[0]}: no flag takes this word{instead}")
     return placed

@@ -33,6 +33,7 @@ SYNONYMS = {
     "data_path": ("data",),
     "dataset": ("data",),
     "dropout": ("drop",),
+    "engine": ("engine", "artifact", "file"),
     "early_stopping": ("early_stop",),
     "ema": ("model_ema",),
     "ema_decay": ("model_ema_decay",),

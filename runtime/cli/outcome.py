@@ -8,6 +8,7 @@ Elsewhere: the errors and their codes (runtime.errors).
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -15,7 +16,7 @@ import traceback
 from collections.abc import Callable
 
 from .. import files
-from ..errors import Large2SmallError, MissingError
+from ..errors import Large2SmallError, MissingError, UsageError
 
 INTERNAL_ERROR = 70
 """Exit code of a bug of ours."""
@@ -47,12 +48,24 @@ def as_ours(error: Exception) -> Large2SmallError | None:
         )
     if isinstance(error, OSError) and error.errno == 28:  # ENOSPC, raised outside of runtime.files
         return MissingError(f"no space left on the disk ({error}). Free space or choose another --output")
+    if isinstance(error, OSError) and error.errno in NOT_TO_BE_OPENED and error.filename is not None:
+        return UsageError(f"{_short(os.fsdecode(error.filename))}: cannot be opened ({error.strerror})")
     if type(error).__name__ == "OutOfMemoryError":  # torch's; torch itself is not imported here
         return MissingError(
             "out of GPU memory. Give a smaller --batch (in training with --grad-accum for the same step)"
         )
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the second is torch's
+        return MissingError("out of memory. Give a smaller --batch, or fewer --workers")
     lost = _lost_worker(str(error))
     return MissingError(lost) if lost else None
+
+
+NOT_TO_BE_OPENED = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
+"""What a path that was typed may be, where no reader looked for it first."""
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 80 else f"{name[:40]}...{name[-20:]}"
 
 
 LOST_WORKER = r"DataLoader worker .*(killed by signal|exited unexpectedly)|Pin memory thread exited"

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,3 +133,21 @@ def test_json_of_anything_else_is_what_python_writes():
     value = {"z": [0.1, -0.0, 1e308, 2**70, True, None, "é\n"], "a": {}, "m": (1, [])}
     assert files.json_text(value) == json.dumps(value)
     assert files.json_text(value, indent=2, sort_keys=True) == json.dumps(value, indent=2, sort_keys=True)
+
+
+def test_what_is_there_instead_of_a_file_is_said(tmp_path):
+    run, empty = tmp_path / "run", tmp_path / "empty"
+    for folder in (run, empty):
+        folder.mkdir()
+    (run / "best.pth").write_bytes(b"PK")
+    said = {
+        (call.__name__, path.name): str(call(path)).removeprefix(f"{path}: ")
+        for call in (files.no_checkpoint, files.no_artifact)
+        for path in (run, empty, tmp_path / "gone", Path(os.devnull))
+    }
+    assert said["no_checkpoint", "gone"] == "no such checkpoint"
+    assert said["no_artifact", "gone"] == "no such file"
+    assert said["no_checkpoint", "empty"].startswith("is a folder without a best.pth. Expected a checkpoint")
+    assert said["no_artifact", "empty"] == "is a folder. Expected an .onnx or .plan file"
+    assert said["no_artifact", "run"].startswith("is the folder of a run. Export its network: distill export")
+    assert said["no_artifact", "null"] == said["no_checkpoint", "null"] == "is not a regular file"

@@ -29,6 +29,11 @@ def failing(error: BaseException):
         (KeyboardInterrupt(), 130),
         (OSError(errno.ENOSPC, "full"), 3),
         (ModuleNotFoundError("no torch", name="torch"), 3),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300), 2),
+        (PermissionError(errno.EACCES, "Permission denied", b"/root/secret"), 2),
+        (OSError(errno.ENAMETOOLONG, "no file is named"), 70),
+        (MemoryError(), 3),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 3),
         (ValueError("two\nlines"), 70),
         (OSError(errno.EIO, "i/o"), 70),
     ],
@@ -38,6 +43,13 @@ def test_a_failure_is_one_line_on_stderr_and_its_exit_code(error, code, capsys):
     out, err = capsys.readouterr()
     assert (out, len(err.splitlines())) == ("", 1)
     assert err.startswith("error: ")
+
+
+def test_a_path_that_cannot_be_opened_is_named_and_kept_short(capsys):
+    outcome.run(failing(OSError(errno.ENAMETOOLONG, "File name too long", "x" * 5000)))
+    assert (
+        capsys.readouterr().err == f"error: {'x' * 40}...{'x' * 20}: cannot be opened (File name too long)\n"
+    )
 
 
 def test_a_missing_package_names_the_extra(capsys):
