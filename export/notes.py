@@ -7,9 +7,9 @@ Elsewhere: results (export.stages.report), errors (runtime.cli.outcome).
 
 from __future__ import annotations
 
-import sys
+from runtime.terminal import say
 
 
 def note(text: str) -> None:
     """A line that is not the result: stderr, so that --json stays one object."""
-    print(f"note: {text}", file=sys.stderr)
+    say(f"note: {text}")

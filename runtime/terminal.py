@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SILENCE_S = 1.0
 """Seconds after which a line on a terminal says what is going on."""
-SILENCE_OF_A_FILE_S = 10.0
+SILENCE_OF_A_FILE_S = 30.0
 """The same where stderr goes to a file or a pipe: there the line stays, and most failures are one line."""
 NARROWEST = 30
 """Columns below which lines are left to the terminal."""
@@ -92,7 +92,7 @@ def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
 @contextlib.contextmanager
 def loading(what: str, still: bool = False) -> Iterator[None]:
     """Say what is going on: on a terminal after a second, in a line with the seconds that disappears at the
-    end or when something is printed; elsewhere after ten, in a line that stays.
+    end or when something is printed; elsewhere after half a minute, in a line that stays.
 
     still: the line is not written anew, because something is timed meanwhile.
     """

@@ -8,6 +8,7 @@ Elsewhere: the evaluation itself (distill.evaluate); accuracy of artifacts (benc
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,7 +17,7 @@ from runtime.cli import settings
 from runtime.cli.settings import Flag
 from runtime.errors import GateError
 from runtime.images.summary import balanced_line
-from runtime.terminal import loading, progress_bar
+from runtime.terminal import in_rows, loading, progress_bar
 
 if TYPE_CHECKING:
     from ..evaluate import EvaluationReport
@@ -72,15 +73,15 @@ def run(options: Options) -> int:
     if options.json:
         print(files.json_text(found.to_dict()))
         return int(not is_finite)
-    for note in found.notes:
-        print(f"{found.checkpoint}: {note}")
+    lines = [f"{found.checkpoint}: {note}" for note in found.notes]
     result = found.result
     skipped = f", {result.skipped} unreadable images skipped" if result.skipped else ""
-    print(
+    lines.append(
         f"{found.checkpoint}: {found.model}  top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  "
         f"loss {result.loss:.4f} nats  (n={result.images} {found.split} images of {found.data}{skipped})"
     )
-    print(f"{found.checkpoint}: {balanced_line(found.classes)}")
+    lines.append(f"{found.checkpoint}: {balanced_line(found.classes)}")
+    print(in_rows("\n".join(lines), sys.stdout))
     if not is_finite:
         raise GateError(f"{found.checkpoint}: its logits hold NaN or inf, so these figures say nothing")
     return 0

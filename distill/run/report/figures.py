@@ -45,6 +45,8 @@ DOTS_UP_TO = 20
 COUNTS_UP_TO, NAMES_UP_TO = 12, 40
 """Classes with a number in every cell of the confusion matrix, and with their names at its sides."""
 LONGEST_NAME = 24
+STRONGEST = 0.7
+"""Opacity of a full cell: numbers in the page's text color stay readable on it, on white and on black."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def loss(curves: Sequence[Curve]) -> str:
         axes.set_ylim(bottom=0)
         _finish(axes, "cross-entropy, nats", len(curves))
 
-    return _drawing(draw, (4.6, 3.1))
+    return _drawing(draw, (4.6, 3.1), "cross-entropy by epoch")
 
 
 def top1(curves: Sequence[Curve], teachers: Sequence[tuple[str, float]] = ()) -> str:
@@ -82,7 +84,7 @@ def top1(curves: Sequence[Curve], teachers: Sequence[tuple[str, float]] = ()) ->
             axes.axhline(percent, color=PAGE_COLOR, linestyle=":", linewidth=1, label=_cut(label))
         _finish(axes, "top-1, percent", len(curves) + len(teachers))
 
-    return _drawing(draw, (4.6, 3.1))
+    return _drawing(draw, (4.6, 3.1), "top-1 on the validation images by epoch")
 
 
 def confusion(counts: np.ndarray, names: Sequence[str]) -> str:
@@ -108,7 +110,7 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> str:
             for row, column in zip(*np.nonzero(counts), strict=True):
                 axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=8)
 
-    return _drawing(draw, (side, side))
+    return _drawing(draw, (side, side), f"confusion matrix of {classes} classes")
 
 
 def class_accuracy(percents: Sequence[float | None], names: Sequence[str]) -> str:
@@ -132,8 +134,8 @@ def class_accuracy(percents: Sequence[float | None], names: Sequence[str]) -> st
         axes.set_ylabel("right, percent")
 
     if len(known) <= NAMES_UP_TO:
-        return _drawing(bars, (4.6, 0.7 + max(0.24 * len(known), 0.8)))
-    return _drawing(ordered, (4.6, 3.1))
+        return _drawing(bars, (4.6, 0.7 + max(0.24 * len(known), 0.8)), "percent right of each class")
+    return _drawing(ordered, (4.6, 3.1), "percent right of all classes, the least accurate first")
 
 
 def _line(axes: Any, curve: Curve, values: Sequence[float | None]) -> None:
@@ -175,7 +177,7 @@ def _shaded(strength: np.ndarray) -> np.ndarray:
     color = [int(COLORS[0][place : place + 2], 16) for place in (1, 3, 5)]
     shaded = np.empty((*strength.shape, 4), np.uint8)
     shaded[..., :3] = color
-    shaded[..., 3] = np.round(255 * 0.9 * strength)
+    shaded[..., 3] = np.round(255 * STRONGEST * strength)
     return shaded
 
 
@@ -183,8 +185,10 @@ def _cut(name: str, longest: int = LONGEST_NAME) -> str:
     return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
-def _drawing(draw: Any, size: tuple[float, float]) -> str:
-    """What `draw` puts on its axes, as an SVG element. size: (width, height) in inches."""
+def _drawing(draw: Any, size: tuple[float, float], label: str) -> str:
+    """What `draw` puts on its axes, as an SVG element. size: (width, height) in inches; label: what it shows,
+    for who does not see it.
+    """
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it says that it lists its fonts
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -197,7 +201,7 @@ def _drawing(draw: Any, size: tuple[float, float]) -> str:
         draw(figure.add_subplot())
         content = io.StringIO()
         canvas.print_svg(content, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    return _inline(content.getvalue())
+    return _inline(content.getvalue()).replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
 
 
 def _inline(svg: str) -> str:

@@ -224,3 +224,21 @@ def test_bad_input_is_one_line(finished, tmp_path, capsys):
         page.write([finished], finished / "best.pth" / "x.html")
     (finished / "result.json").write_text(json.dumps({"best": {"top1_percent": float("nan")}}))
     assert cli.main(["report", str(finished / "best.pth")]) == 0
+
+
+def test_pictures_and_drawings_say_what_they_show(finished):
+    assert cli.main(["report", str(finished)]) == 0
+    found = read(finished / "report.html").elements
+    drawings = [about for tag, about in found if tag == "svg"]
+    assert len(drawings) == 4 and all(about["role"] == "img" for about in drawings)
+    assert len({about["aria-label"] for about in drawings}) == 4
+    shown = [about["alt"] for tag, about in found if tag == "img"]
+    assert shown and all(any(f"labeled {name}" in alt for name in ("blue", "green", "red")) for alt in shown)
+
+
+def test_runs_are_compared_only_in_what_one_of_them_says(tmp_path, photos):
+    runs = [write_run(tmp_path / name, photos, seed=place) for place, name in enumerate("ab")]
+    page.write(runs, tmp_path / "both.html")
+    text = (tmp_path / "both.html").read_text(encoding="utf-8")
+    rows = text[text.index("Side by side") : text.index("</table>")]
+    assert "student, top-1" in rows and "teacher, top-1" not in rows and "early end" not in rows
