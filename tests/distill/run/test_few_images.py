@@ -27,7 +27,7 @@ def photos(tmp_path):
 
 @pytest.fixture
 def trained(photos, tmp_path, capsys):
-    """trained(*flags) -> (result.json, what was said before the first epoch, stdout); a small network, but the
+    """trained(*flags) -> (result.json, what was said before the first epoch, stdout); a small network, the
     training's own defaults.
     """
 
