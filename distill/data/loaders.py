@@ -296,21 +296,36 @@ def eval_loader(
 
 
 class Loader:
-    """A DataLoader that raises the error which stands in the place of a batch."""
+    """A DataLoader that raises the error which stands in the place of a batch, and ends its processes."""
 
     def __init__(self, items: Dataset[Sample], **settings: Any) -> None:
         self.loader = DataLoader(items, **settings)
+        self._reading: Iterator[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self.loader:
-            if isinstance(batch, Large2SmallError):
-                # a copy: an error that its own frame holds is freed late, and the workers with it, which then
-                # do not hear that they are to end
-                raise type(batch)(str(batch))
-            yield batch
+        self._reading = iter(self.loader)
+        try:
+            for batch in self._reading:
+                if isinstance(batch, Large2SmallError):
+                    raise batch
+                yield batch
+        except Exception:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the processes that read, if there are any; the next iteration starts new ones.
+
+        Left to the garbage collector they do not hear that they are to end, each is waited for in vain, and
+        a process that exits before it has run waits for ever.
+        """
+        end = getattr(self._reading, "_shutdown_workers", None)  # torch has no public way
+        self._reading = self.loader._iterator = None
+        if end is not None:
+            end()
 
 
 def loader_settings(workers: int, device: torch.device) -> dict[str, Any]:

@@ -323,6 +323,8 @@ class Trainer:
             raise
         finally:
             self.log.end(outcome)
+            self.train_loader.loader.close()
+            self.val_loader.close()
         return best
 
     def _fit(self) -> EpochRecord:

@@ -1,5 +1,6 @@
 """What fails at an image, in this process or in one that reads for it, is one line: image, step, way out."""
 
+import multiprocessing
 import os
 import signal
 
@@ -49,6 +50,7 @@ def test_training_names_the_image_the_operation_and_the_way_out(
     assert "the augmentation step Solarize(" in said and "ValueError: a newer Pillow refuses this" in said
     assert "pillow " in said and "timm " in said
     assert "Change --aa, install other versions of these packages, or remove the image" in said
+    assert multiprocessing.active_children() == []
 
 
 @both
@@ -68,7 +70,9 @@ def test_what_was_trained_before_is_kept(tree, tmp_path, monkeypatch, capfd, wor
         assert front_door.main(train) == 2
     said = one_line(capfd.readouterr().err)
     assert f"{broken}: reading or preprocessing failed (RuntimeError: a bug in a reader; " in said
+    assert multiprocessing.active_children() == []
     assert front_door.main(["train", "--resume", str(tmp_path / "run")]) == 0
+    assert multiprocessing.active_children() == []
 
 
 @both
@@ -83,6 +87,7 @@ def test_evaluation_names_the_image(tree, tmp_path, monkeypatch, capfd, workers)
     assert said.startswith(
         f"error: {data}/val/ant/0.png: reading or preprocessing failed (ValueError: a newer"
     )
+    assert multiprocessing.active_children() == []
 
 
 @both
