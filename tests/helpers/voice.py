@@ -38,7 +38,7 @@ BRITISH = {
 PRIVATE = {
     r"\b(is|are) no\s+(?!longer\b|more than\b)": "is not a",
     r"\b(lie|lies|lay) (in|beside|on|under|there|elsewhere)\b": "is in, is beside",
-    r"\bin turns\b": "alternating",
+    r"(?-i:\bin turns\b)": "alternating",
     r"\bheld[- ]back\b": "calibration images, evaluation images",
     r"(?<![a-z])twins?(?![a-z])": "the same in the other language or form; a copy",
     r"\bthe whole way\b": "the whole pipeline",

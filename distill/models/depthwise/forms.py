@@ -51,7 +51,7 @@ def full(weight: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
 
 def kept(weight: Tensor, kind: Hashable, make: Callable[[], Tensor]) -> Tensor | None:
     """The form of this kind of a frozen parameter, from the cache or made now; None for a weight that is
-    trained, that is no parameter (a passing copy), or whose first use is while a CUDA graph is recorded.
+    trained, that is not a parameter (a passing copy), or whose first use is while a CUDA graph is recorded.
 
     A weight that was changed in place, moved or replaced has another version or place, so its form is made
     anew.

@@ -53,7 +53,7 @@ def run(*seconds, effort=None):
 
 def test_every_block_goes_there_and_back_and_begins_with_the_next():
     _, turns = run(0.01, 0.02, 0.01)
-    names = "".join(name for name, _, _ in turns)
+    names = "".join(name for name, _, _ alternately)
     assert names[:3] == "ABC"  # how long they take
     assert names[3:21] == "ABCCBA" + "BCAACB" + "CABBAC"
 
