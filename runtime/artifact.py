@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import files
-from .errors import ArtifactError
+from .errors import ArtifactError, UsageError
 from .preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def read_map(entries: Mapping[str, str], name: str) -> Metadata:
     from .records import EngineRecord, Quantization, Verification
 
     readers: dict[str, Callable[[Any], Any]] = {
-        "preprocess": Preprocess.from_dict,
+        "preprocess": lambda value: _preprocess(value, name),
         "quantization": lambda value: Quantization.from_dict(value, f"{name}: quantization"),
         "verification": lambda value: Verification.from_dict(value, f"{name}: verification"),
         "engine": lambda value: EngineRecord.from_dict(value, f"{name}: engine"),
@@ -126,6 +126,18 @@ def read_map(entries: Mapping[str, str], name: str) -> Metadata:
     read: dict[str, Any] = {key: reader(values[key]) for key, reader in readers.items() if values.get(key)}
     plain = {each.name for each in fields(Metadata)} - set(readers) - {"schema"}
     return Metadata(**read, **{key: value for key, value in values.items() if key in plain})
+
+
+def _preprocess(values: Any, name: str) -> Preprocess:
+    if not isinstance(values, Mapping):
+        raise ArtifactError(f"{name}: its preprocessing is damaged ({values!r}). Export it again")
+    try:
+        return Preprocess.from_dict(values)
+    except UsageError as error:
+        raise ArtifactError(
+            f"{name}: its preprocessing cannot be used here ({error}). Install the large2small that wrote it,"
+            " or export it again"
+        ) from error
 
 
 def _of_schema_1(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,8 +51,13 @@ class Preprocess:
     which is what timm, torchvision and the weights they publish do."""
 
     def __post_init__(self) -> None:
-        for name in ("input_size", "mean", "std"):  # lists come from JSON and YAML
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, kind in (("input_size", Integral), ("mean", Real), ("std", Real)):
+            values = getattr(self, name)  # lists come from JSON and YAML
+            if isinstance(values, (str, Mapping)) or not isinstance(values, Iterable):
+                raise UsageError(f"{name} {values!r}: expected three numbers")
+            object.__setattr__(self, name, tuple(values))
+            if not all(isinstance(value, kind) for value in getattr(self, name)):
+                raise UsageError(f"{name} {values!r}: expected three numbers")
         if len(self.input_size) != 3 or self.input_size[0] != 3 or min(self.input_size) < 1:
             raise UsageError(f"input_size {self.input_size}: expected (3, height, width) in pixels")
         if self.interpolation not in INTERPOLATIONS:
@@ -62,7 +68,10 @@ class Preprocess:
             raise UsageError(f"crop_mode {self.crop_mode!r}: expected one of {', '.join(CROP_MODES)}")
         if self.exif not in EXIF:
             raise UsageError(f"exif {self.exif!r}: expected one of {', '.join(EXIF)}")
-        if not self.crop_pct > 0 or len(self.mean) != 3 or len(self.std) != 3 or not min(self.std) > 0:
+        numbers = (self.crop_pct, *self.mean, *self.std)
+        if not all(isinstance(each, Real) and math.isfinite(each) for each in numbers) or not (
+            self.crop_pct > 0 and len(self.mean) == len(self.std) == 3 and min(self.std) > 0
+        ):
             raise UsageError(
                 f"crop_pct {self.crop_pct}, mean {self.mean}, std {self.std}: expected crop_pct > 0, "
                 "three means, three stds > 0"

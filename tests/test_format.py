@@ -4,6 +4,7 @@ The functions of the first half are written from that page alone; the tests comp
 """
 
 import hashlib
+import io
 import json
 import math
 import re
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import PIL.Image
 import pytest
+import turned
 
 ROOT = Path(__file__).parents[1]
 ZEROS = b"0" * 64
@@ -126,6 +129,61 @@ def resize(pixels: np.ndarray, height: int, width: int, name: str, pillow: str) 
     if int(pillow.split(".")[0]) >= 13 and h - height > 0 and h - height > 2 * (w - width):
         return along_width(along_height(pixels))
     return along_height(along_width(pixels))
+
+
+def exif_of(content: bytes) -> bytes:
+    """The TIFF header in a JPEG, PNG or WebP file."""
+    found, place = b"", 2
+    if content.startswith(b"\xff\xd8"):
+        while content[place + 1] != 0xDA:  # the image begins
+            length = int.from_bytes(content[place + 2 : place + 4], "big")
+            if content[place + 1] == 0xE1 and content[place + 4 : place + 10] == b"Exif\0\0":
+                found += content[place + 10 : place + 2 + length]
+            place += 2 + length
+        return found
+    is_png = content.startswith(b"\x89PNG")
+    place = 8 if is_png else 12
+    while place + 8 <= len(content):
+        if is_png:
+            length, kind = int.from_bytes(content[place : place + 4], "big"), content[place + 4 : place + 8]
+        else:
+            length, kind = (
+                int.from_bytes(content[place + 4 : place + 8], "little"),
+                content[place : place + 4],
+            )
+        if kind in (b"eXIf", b"EXIF"):
+            return content[place + 8 : place + 8 + length].removeprefix(b"Exif\0\0")
+        place += 12 + length if is_png else 8 + length + length % 2
+    return b""
+
+
+def orientation_of(content: bytes) -> int:
+    tiff = exif_of(content)
+    order = {b"II": "little", b"MM": "big"}.get(tiff[:2])
+
+    def number(place: int, count: int) -> int:
+        return int.from_bytes(tiff[place : place + count], order)
+
+    if order is None or number(2, 2) != 42:
+        return 1
+    directory = number(4, 4)
+    for entry in range(directory + 2, directory + 2 + 12 * number(directory, 2), 12):
+        if number(entry, 2) == 274 and number(entry + 2, 2) in (3, 4) and number(entry + 4, 4) == 1:
+            return number(entry + 8, 4 if number(entry + 2, 2) == 4 else 2)
+    return 1
+
+
+def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    exchanged = pixels.swapaxes(0, 1)
+    return {
+        2: pixels[:, ::-1],
+        3: pixels[::-1, ::-1],
+        4: pixels[::-1],
+        5: exchanged,
+        6: exchanged[:, ::-1],
+        7: exchanged[::-1, ::-1],
+        8: exchanged[::-1],
+    }.get(orientation, pixels)
 
 
 def prepare(pixels: np.ndarray, spec: dict, pillow: str) -> np.ndarray:
@@ -247,6 +305,20 @@ def test_the_pixels_of_the_page_are_those_of_the_runtime_to_the_bit(
         np.testing.assert_array_equal(found, spec(image))
 
 
+@pytest.mark.parametrize("kind", turned.FILES)
+@pytest.mark.parametrize("number", [0, *range(1, 9), 9])
+def test_images_are_turned_as_the_page_says(photographs, kind, number):
+    from runtime.preprocess import Preprocess
+
+    spec = Preprocess((3, 33, 50), exif="apply")
+    for exif in (turned.tiff(number), turned.tiff(number, ">", 4, before=3), turned.tiff(number, kind=2)):
+        content = turned.FILES[kind](photographs[1], exif)
+        with PIL.Image.open(io.BytesIO(content)) as opened:
+            stored = np.asarray(opened.convert("RGB"))
+        found = prepare(turn(stored, orientation_of(content)), spec.to_dict(), PIL.__version__)
+        np.testing.assert_array_equal(found, spec(content))
+
+
 def test_a_changed_byte_breaks_the_seal_of_either_kind():
     from runtime.artifact import Metadata, seal, sidecar_bytes
 
@@ -280,11 +352,11 @@ def test_the_page_lists_every_key_of_the_metadata_and_no_other():
 
 
 def test_the_page_lists_every_key_of_the_preprocessing():
-    from runtime.preprocess import INTERPOLATIONS, Preprocess
+    from runtime.preprocess import EXIF, INTERPOLATIONS, Preprocess
 
     page = (ROOT / "docs" / "format.md").read_text(encoding="utf-8").partition("### `preprocess`")[2]
     page = page.partition("## From an image")[0]
-    assert all(f"`{name}`" in page for name in [*Preprocess().to_dict(), *INTERPOLATIONS])
+    assert all(f"`{name}`" in page for name in [*Preprocess(exif="apply").to_dict(), *INTERPOLATIONS, *EXIF])
 
 
 @pytest.mark.slow

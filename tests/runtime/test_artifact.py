@@ -4,6 +4,7 @@ classes. Its seal.
 
 import hashlib
 import json
+import math
 import random
 import re
 
@@ -73,6 +74,32 @@ def test_another_schema_is_refused_with_both_numbers(schema):
 def test_damaged_metadata_is_refused_by_name(text):
     with pytest.raises(ArtifactError, match=r"a\.onnx: its large2small metadata is damaged"):
         read_map({KEY: text}, "a.onnx")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"exif": value} for value in ("rotate", 6, None, [])),
+        *({"mean": value} for value in (5, None, "abc", ["a", "b", "c"], [0, 0], [0, 0, math.inf], {"r": 0})),
+        *({"std": value} for value in (0, [1, 1, 0], [1, 1, "1"])),
+        *({"crop_pct": value} for value in ("1", None, 0, [1])),
+        *({"input_size": value} for value in (224, [3, "8", 8], [3, 8.5, 8], [3, 8])),
+        {"gamma": 2.2},
+    ],
+    ids=str,
+)
+def test_preprocessing_that_this_version_cannot_do_is_refused_by_name(change):
+    values = json.loads(Metadata(preprocess=Preprocess()).to_map()[KEY])
+    values["preprocess"] |= change
+    with pytest.raises(ArtifactError, match=r"a\.onnx: its preprocessing cannot be used here"):
+        read_map({KEY: json.dumps(values)}, "a.onnx")
+
+
+@pytest.mark.parametrize("damaged", ["center", 7, [1]])
+def test_preprocessing_of_another_type_is_damaged(damaged):
+    values = json.loads(Metadata().to_map()[KEY]) | {"preprocess": damaged}
+    with pytest.raises(ArtifactError, match=r"a\.onnx: its preprocessing is damaged"):
+        read_map({KEY: json.dumps(values)}, "a.onnx")
 
 
 def test_a_field_this_version_does_not_know_is_left_out():

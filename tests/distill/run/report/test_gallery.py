@@ -5,6 +5,7 @@ import io
 
 import numpy as np
 import pytest
+import turned
 from PIL import Image
 
 from distill.run.report import gallery
@@ -50,3 +51,14 @@ def test_a_picture_says_label_prediction_and_confidence_and_where_it_cannot_be_r
     assert (one.label, one.predicted, one.confidence, one.is_right) == ("blue", "green", 25.0, False)
     assert one.name == "0.png" and one.source.startswith("data:image/png") and one.is_small
     assert two.source == "" and two.name == "1.png"
+
+
+def test_pictures_stand_upright_where_the_student_saw_them_so(tmp_path):
+    for label in ("ant", "bee"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "1.png").write_bytes(turned.png(turned.STORED, turned.tiff(6)))
+    images = open_images(str(tmp_path), "val")
+    for spec, shown in ((Preprocess(exif="apply"), turned.UPRIGHT[6]), (Preprocess(), turned.STORED)):
+        (picture,) = gallery.pictures(images, found([0.5]), [0], images.class_names, spec)
+        content = base64.b64decode(picture.source.partition(",")[2])
+        np.testing.assert_array_equal(Image.open(io.BytesIO(content)), shown)
