@@ -25,7 +25,7 @@ import compare_coverage
 @dataclass
 class Clock:
     seconds: float = 0.0
-    turns: list[Any] = field(default_factory=list)
+    calls: list[Any] = field(default_factory=list)
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Steady:
     fed: str = ""
 
     def turn(self, calls, settle):
-        self.clock.turns.append((self.name, calls, settle))
+        self.clock.calls.append((self.name, calls, settle))
         self.clock.seconds += (calls + settle) * self.seconds
         return np.full(calls, round(self.seconds * 1e9), np.int64)
 
@@ -48,12 +48,12 @@ def run(*seconds, effort=None):
     clock = Clock()
     contestants = [Steady(clock, name, each) for name, each in zip("ABCD", seconds, strict=False)]
     taken = play(contestants, effort or Effort(0.01, 1e9, 5), clock=lambda: clock.seconds)
-    return taken, clock.turns
+    return taken, clock.calls
 
 
 def test_every_block_goes_there_and_back_and_begins_with_the_next():
-    _, turns = run(0.01, 0.02, 0.01)
-    names = "".join(name for name, _, _ alternately)
+    _, calls = run(0.01, 0.02, 0.01)
+    names = "".join(name for name, _, _ in calls)
     assert names[:3] == "ABC"  # how long they take
     assert names[3:21] == "ABCCBA" + "BCAACB" + "CABBAC"
 
@@ -65,8 +65,8 @@ def test_equal_calls_stop_at_the_least_number_of_blocks():
 
 
 def test_slow_calls_take_turns_of_one_and_settle_once():
-    taken, turns = run(2.0, 0.001, 2.0)
-    assert turns[3][1:] == (1, 1) and turns[4][1:] == (20, 2)
+    taken, calls = run(2.0, 0.001, 2.0)
+    assert calls[3][1:] == (1, 1) and calls[4][1:] == (20, 2)
     assert taken[0].shape == (20, 2)
 
 
