@@ -147,6 +147,11 @@ def open_list(spec: str, split: str) -> ImageSet:
         return _in_npz(chosen, names, spec)
     files, double = _once(chosen, spec)
     gone = [row.path for row in files if not os.path.exists(row.path)]
+    if len(gone) == len(files) and files[0].place:
+        raise DataError(
+            f"{file_of(spec)}: none of its {len(files)} images is there, the first is {gone[0]}. If they"
+            " moved, say where they are: --data DIR (train --resume RUN --data DIR writes this list anew)"
+        )
     if len(gone) == len(files):
         raise DataError(
             f"{file_of(spec)}: not a folder, and not a list of images: none of its {len(files)} paths is"

@@ -131,6 +131,28 @@ def test_the_moved_data_of_a_split_run_is_judged_on_its_validation_images_alone(
     assert images(run("eval", "runs/r/best.pth", "--data", "moved", "--json")) == 25
 
 
+@pytest.mark.parametrize("fit", ["head", "all"])
+def test_a_fitted_teacher_moves_with_its_run(place, run, tree, tmp_path, fit):
+    others = tree(per_class=8, names=("red", "blue"), folder="others")
+    run(*TRAIN, "--teacher", "none", "--data", others, "--output", "t")
+    given = ("--data", "photos", "--val-split", "0.25", "--teacher-ckpt", "t/best.pth", "--teacher-fit", fit)
+    run(*TRAIN, *given, "--teacher-fit-epochs", "1", "--output", "r")
+    shutil.move("r", tmp_path / "elsewhere")
+    if fit == "head":  # it is kept whole, and the file it began with is not needed any more
+        shutil.rmtree("t")
+    run("train", "--resume", tmp_path / "elsewhere", "--no-report")
+    assert images(run("eval", tmp_path / "elsewhere" / "teacher" / "best.pth", "--data", "photos", "--json"))
+
+
+def test_data_that_moved_away_from_a_split_is_named_with_the_way_out(place, run, fails):
+    plain(run)
+    shutil.move("photos", "moved")
+    said = fails("eval", "runs/r/best.pth")
+    assert "none of its 6 images is there" in said and "--data DIR" in said
+    run("train", "--resume", "runs/r", "--data", "moved", "--no-report")
+    assert images(run("eval", "runs/r/best.pth", "--json")) == 6
+
+
 def test_only_paths_that_are_gone_are_looked_for(tmp_path):
     (tmp_path / "now").mkdir()
     (tmp_path / "now" / "header.json").write_text('{"run": "/was/here/run"}')
