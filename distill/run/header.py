@@ -27,7 +27,7 @@ FEW_VALIDATION_IMAGES = 100
 """With fewer, one image is a point or more of accuracy."""
 MOST_COMPARED = 200_000
 """Images among which copies in training and validation are looked for."""
-MOST_OPENED = 20_000
+MOST_OPENED = 10_000
 """Files whose headers are read to count turned images; of more, so many are taken evenly."""
 
 
@@ -220,10 +220,12 @@ def _range_of_weights(recipe: Recipe, train: ImageSet) -> tuple[tuple[str, float
 
 def _turned(*sets: ImageSet) -> str:
     """How many images are stored turned or mirrored, in words."""
-    step = max(1, -(-sum(len(images.labels) for images in sets) // MOST_OPENED))
+    every = sum(len(images.labels) for images in sets)
+    step = max(1, -(-every // MOST_OPENED))
     found = [images.orientation(index) for images in sets for index in range(0, len(images.labels), step)]
     count = sum(number > 1 for number in found)
-    words = f"{count:,} of {len(found):,} images are turned or mirrored by their EXIF orientation"
+    some = "" if step == 1 else f" looked at (of {every:,})"
+    words = f"{count:,} of {len(found):,} images{some} are turned or mirrored by their EXIF orientation"
     return words if count else ""
 
 

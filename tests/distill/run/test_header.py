@@ -9,6 +9,7 @@ import turned
 
 from distill.__main__ import main
 from distill.recipe import Recipe
+from distill.run import header
 from distill.training.parts import warmup_of
 
 
@@ -118,3 +119,13 @@ def test_turned_images_are_counted_and_the_flag_is_named(tree, tmp_path, capsys)
     assert train(data, tmp_path / "other", "--batch", "3", "--exif", "apply") == 0
     said = capsys.readouterr().err
     assert f"{words}, which is undone" in said and "--exif" not in said
+
+
+def test_of_very_many_images_some_are_looked_at(tree, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(header, "MOST_OPENED", 5)
+    data = tree(per_class=8, names=("ant", "bee"))
+    for file in data.rglob("*.png"):
+        file.write_bytes(turned.png(np.zeros((16, 16, 3), np.uint8), turned.tiff(3)))
+    assert train(data, tmp_path / "run", "--batch", "3") == 0
+    words = "6 of 6 images looked at (of 32) are turned or mirrored"  # numbers 0, 7 and 14 of each 16
+    assert words in capsys.readouterr().err
