@@ -37,6 +37,8 @@ class Options:
     """Two."""
     kind: Literal["one", "two"] = "one"
     """Choice."""
+    service: Annotated[str, Flag("PLACE", alone="home")] = ""
+    """Flag that may stand alone."""
     json: bool = False
     """Output."""
 
@@ -165,3 +167,8 @@ def test_nothing_comes_to_stdout_and_with_quiet_nothing_to_stderr(toy, quiet, ca
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.splitlines() == ([] if quiet else ["a library", "progress"])
+
+
+@pytest.mark.parametrize(("value", "found"), [(True, "home"), (False, ""), ("there", "there")])
+def test_a_flag_that_may_stand_alone_takes_true(toy, value, found):
+    assert made(service=value, rate=2.0).service == found

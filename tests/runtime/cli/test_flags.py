@@ -298,3 +298,28 @@ def test_no_number_of_a_command_takes_what_is_not_one(command, word, of_float, o
                 flags.parse(options, [setting.words[0], *repeated], "tool")
             said = str(found.value).replace(f"{expected.split(':')[0]} ", "", len(repeated) - 1)
             assert said.startswith(f"{setting.words[0]} {expected}"), said
+
+
+@pytest.mark.parametrize(
+    ("argv", "found"),
+    [
+        ((), ""),
+        (("--service",), "home"),
+        (("--service", "--seed", "3"), "home"),
+        (("--service", "there"), "there"),
+        (("--service=there",), "there"),
+        (("--service=",), ""),
+    ],
+)
+def test_a_flag_may_stand_alone_where_it_says_what_is_meant_then(argv, found):
+    @dataclass(frozen=True)
+    class Sends:
+        """Settings of the test."""
+
+        service: Annotated[str, Flag("PLACE", alone="home")] = ""
+        """A place."""
+        seed: int = 0
+        """Of chance."""
+
+    assert flags.parse(Sends, list(argv), "tool").service == found
+    assert settings_of(Sends)[0].metavar == "[PLACE]"
