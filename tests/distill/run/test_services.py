@@ -56,7 +56,8 @@ def wandb(monkeypatch):
 
 
 def test_student_and_control_are_sent_with_figures_and_pictures(npz, tmp_path, wandb):
-    teacher = ["train", "--data", npz(), *FLAGS, "--teacher", "none", "--output", str(tmp_path / "teacher")]
+    data = npz()
+    teacher = ["train", "--data", data, *FLAGS, "--teacher", "none", "--output", str(tmp_path / "teacher")]
     assert main(teacher) == 0 and wandb.runs == []  # nobody asked
     words = [
         "train",
