@@ -49,11 +49,20 @@ def test_the_warm_up_is_at_most_a_fifth_unless_it_is_asked_for(epochs, asked, ex
     assert warmup_of(Recipe(epochs=epochs, warmup_epochs=asked)) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("value", ["auto", "2"])
-def test_one_of_several_processes_is_one_line(tree, tmp_path, capsys, monkeypatch, value):
-    monkeypatch.setenv("WORLD_SIZE", value)
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("WORLD_SIZE", "auto"),
+        ("WORLD_SIZE", "2"),
+        ("SLURM_STEP_NUM_TASKS", "2"),
+        ("OMPI_COMM_WORLD_SIZE", "4"),
+        ("PMI_SIZE", "2"),
+    ],
+)
+def test_one_of_several_processes_is_one_line(tree, tmp_path, capsys, monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
     assert train(tree(names=("ant", "bee")), tmp_path / "run") == 2
-    assert f"WORLD_SIZE={value}" in capsys.readouterr().err
+    assert f"({variable}={value})" in capsys.readouterr().err
 
 
 def lopsided(tree, folder="lopsided"):

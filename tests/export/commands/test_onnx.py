@@ -77,7 +77,7 @@ def digits_npz(tmp_path):
     def write(names=tuple("0123456789"), split="val"):
         digits = open_images("digits", split)
         path = tmp_path / f"{split}.npz"
-        np.savez(path, x=digits.x[:200], y=digits.labels[:200], class_names=np.array(names))
+        np.savez(path, x=digits.x[:200], y=digits.labels[:200], class_names=np.array(list(names)))
         return f"npz:{path}"
 
     return write

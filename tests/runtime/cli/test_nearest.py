@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
+from pathlib import Path
 
 import pytest
 
@@ -95,3 +97,32 @@ def test_the_message_of_a_wrong_flag_is_one_sentence_and_where_to_look():
             importlib.import_module("distill.commands.eval").Options, ["--no-data"], "distill eval"
         )
     assert str(found.value) == "unknown flag --no-data. See distill eval --help"
+
+
+OTHER_PROGRAMS = {
+    *("--backend-config", "--model-repository"),  # tritonserver
+    *("--format", "--query-compute-apps", "--query-gpu"),  # nvidia-smi
+    *("--ipc", "--shm-size"),  # docker
+    "--get",  # in trtexec's --getPlanVersionOnly
+    "--inputs-as-nchw",  # tf2onnx
+    "--system-site-packages",  # venv
+}
+NO_FLAGS = {"--multilabel", "--multi-label", "--no-", "--rule", "--val", "--word"}
+"""Flags that are refused by name, and beginnings and patterns of flags in code and docstrings."""
+
+
+def test_every_flag_that_the_code_speaks_of_exists():
+    """Advice is worth nothing when the flag it names is none: messages, help and docstrings."""
+    known = {"--help", "--help-all"}
+    for name in front_door.COMMANDS:
+        for each in settings(name):
+            known |= {*each.words, *([each.negated] if each.negated else [])}
+    root = Path(__file__).parents[3]
+    files = [
+        file for each in ("runtime", "distill", "export", "bench") for file in (root / each).rglob("*.py")
+    ]
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
+    texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    named = {flag for text in texts for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", text)}
+    assert len(named & known) > 100
+    assert named - known <= OTHER_PROGRAMS | NO_FLAGS
