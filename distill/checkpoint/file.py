@@ -13,6 +13,7 @@ import argparse
 import importlib
 import pathlib
 import pickle
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -50,7 +51,8 @@ def read_file(path: str | Path, checked: bool = True) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return dict(load_file(path))
-        with torch.serialization.safe_globals(_plain_types()):
+        with torch.serialization.safe_globals(_plain_types()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong with a file is an error here
             values = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if any(words in str(error) for words in CODE):  # torch's text names weights_only for a cut file too
@@ -60,6 +62,11 @@ def read_file(path: str | Path, checked: bool = True) -> dict[str, Any]:
             ) from error
         raise ArtifactError(f"{path}: truncated or not a checkpoint ({_short(error)})") from error
     except Exception as error:  # zip, unicode, index and runtime errors, according to where the file is cut
+        if "TorchScript" in str(error):
+            raise ArtifactError(
+                f"{path}: a TorchScript archive, whose code is never run. Save only the weights:"
+                " torch.save(torch.jit.load(FILE).state_dict(), OTHER)"
+            ) from error
         raise ArtifactError(f"{path}: truncated or not a checkpoint ({_short(error)})") from error
     if not isinstance(values, dict):
         raise ArtifactError(f"{path}: holds a {type(values).__name__}; expected a dict of weights")

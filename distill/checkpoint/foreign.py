@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from runtime.errors import ArtifactError
@@ -24,6 +25,10 @@ WRAPPERS = (
 """Keys under which they keep the others."""
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "student.", "ema_model.")
 """What names begin with when a network was wrapped: in parallel, compiled, as a part of another."""
+MARKERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
+"""What stands within names where single layers were wrapped: sharded, recomputed, compiled."""
+COUNTERS = ("total_ops", "total_params", "n_averaged")
+"""Last parts of names that are no weights: counted operations (thop), averaged steps (torch)."""
 
 
 def unwrap(
@@ -36,23 +41,69 @@ def unwrap(
     numbers.
     """
     weights, notes = _named_entry(values, name, entry) if entry else _likely_entry(values, name)
-    state_dict = {key: value for key, value in weights.items() if isinstance(key, str) and is_tensor(value)}
+    state_dict = {
+        key: value if is_tensor(value) else torch.from_numpy(value)
+        for key, value in weights.items()
+        if isinstance(key, str) and (is_tensor(value) or _is_array(value))
+    }
     for key, value in state_dict.items():
         require_plain(value, f"{name}: {key}")
+    state_dict = _unmasked(_without_counters(_without_markers(state_dict, notes), notes), notes)
     while prefix := next((each for each in PREFIXES if all(key.startswith(each) for key in state_dict)), ""):
         state_dict = {key[len(prefix) :]: value for key, value in state_dict.items()}
         notes.append(f"prefix {prefix!r} removed from {len(state_dict)} names")
     return _without_backbone(state_dict, notes)
 
 
+def _without_markers(weights: dict[str, torch.Tensor], notes: list[str]) -> dict[str, torch.Tensor]:
+    """Names without what wrappers of single layers wrote into them."""
+    for marker in MARKERS:
+        found = [key for key in weights if f".{marker}" in f".{key}"]
+        if found and not all(key.startswith(marker) for key in weights):  # all at once: as any other prefix
+            notes.append(f"{marker!r} removed from {len(found)} names")
+        if found:
+            weights = {f".{key}".replace(f".{marker}", ".")[1:]: value for key, value in weights.items()}
+    return weights
+
+
+def _without_counters(weights: dict[str, torch.Tensor], notes: list[str]) -> dict[str, torch.Tensor]:
+    counters = [key for key in weights if key.rpartition(".")[2] in COUNTERS]
+    if counters:
+        notes.append(f"left out: {len(counters)} counters (first: {counters[0]})")
+    return {key: value for key, value in weights.items() if key not in set(counters)}
+
+
+def _unmasked(weights: dict[str, torch.Tensor], notes: list[str]) -> dict[str, torch.Tensor]:
+    """Weights that torch's pruning keeps as the whole and a mask of 0 and 1, as their product."""
+    pruned = [key.removesuffix("_mask") for key in weights if key.endswith("_mask")]
+    pruned = [key for key in pruned if f"{key}_orig" in weights]
+    if not pruned:
+        return weights
+    notes.append(f"pruned: {len(pruned)} weights multiplied by their masks (first: {pruned[0]})")
+    found = {}
+    for key, value in weights.items():
+        name = key.removesuffix("_orig")
+        if name != key and name in pruned:
+            found[name] = value * weights[f"{name}_mask"]
+        elif key.removesuffix("_mask") not in pruned:
+            found[key] = value
+    return found
+
+
 def is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
 
+def _is_array(value: Any) -> bool:
+    """Whether a value is an array of numbers that torch can take, as detection projects keep weights."""
+    return isinstance(value, np.ndarray) and value.dtype.kind in "fiu" and value.flags.writeable
+
+
 def _holds_tensors(value: Any) -> bool:
-    return isinstance(value, Mapping) and any(
-        isinstance(key, str) and is_tensor(each) for key, each in value.items()
-    )
+    if not isinstance(value, Mapping):
+        return False
+    named = [each for key, each in value.items() if isinstance(key, str)]
+    return any(map(is_tensor, named)) or (len(named) > 1 and all(map(_is_array, named)))
 
 
 def _likely_entry(values: Mapping[str, Any], name: str) -> tuple[Mapping[str, Any], list[str]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import timm
@@ -21,7 +21,16 @@ from torch import Tensor, nn
 from runtime import files
 from runtime.errors import UsageError
 
-from . import build
+from . import build, classifier
+
+TRACKED = "num_batches_tracked"
+"""Last part of the names of counters that old files do not have."""
+MOST_NAMES = 0.9
+"""Share of a network's names, its classifier apart, that a part of a file has to have to be it."""
+DEEPEST_PREFIX = 4
+"""Parts of a name that may stand before the network's own."""
+FEWEST_IN_ORDER = 20
+"""Weights below which the same shapes in the same order say too little."""
 
 LARGE_KERNEL = re.compile(
     r"stages\.(\d+)\.(?:blocks\.)?0\.large_kernel\.(?:(LoRA1)\.conv|lkb_origin\.conv|lkb_reparam)\.weight"
@@ -44,8 +53,6 @@ def convert(
     weights, arguments = dict(weights), dict(model_args)
     module = sys.modules[timm.model_entrypoint(model).__module__]
     rename, shown = getattr(module, "checkpoint_filter_fn", None), SHOWN.get(module.__name__)
-    if not rename and not shown:
-        return weights, arguments, []
     network = _skeleton(model, arguments)
     if _fits(weights, network):
         return weights, arguments, []
@@ -55,6 +62,8 @@ def convert(
         if _common(renamed, network) > _common(weights, network):
             notes.append(_renaming_note(weights, renamed))
             weights = renamed
+    weights, more = placed(weights, network)
+    notes += more
     if shown:
         ours = shown(network.state_dict())
         found = {
@@ -69,6 +78,67 @@ def convert(
             )
             arguments |= found
     return weights, arguments, notes
+
+
+def placed(weights: dict[str, Tensor], network: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
+    """(weights, notes): the part of a file that is this network, where only a part is, or where its names are
+    others and its shapes are the same, one after the other. Everything comes back as it was where most names
+    fit, and where nothing does.
+    """
+    heads = tuple(f"{layer}." for layer in classifier.layers_of(network))
+    shapes = {key: value.shape for key, value in network.state_dict().items() if not key.endswith(TRACKED)}
+    body = [key for key in shapes if not key.startswith(heads)]
+    prefixes = {"": 0} | dict.fromkeys(_prefixes(weights), 0)
+    for prefix in prefixes:
+        prefixes[prefix] = sum(f"{prefix}{key}" in weights for key in body)
+    best = max(prefixes, key=lambda prefix: prefixes[prefix])
+    if best and prefixes[best] >= MOST_NAMES * len(body) and prefixes[best] > 2 * prefixes[""]:
+        inside = {key.removeprefix(best): value for key, value in weights.items() if key.startswith(best)}
+        others = [key for key in weights if not key.startswith(best)]
+        left = f"; left out: {len(others)} others (first: {others[0]})" if others else ""
+        return inside, [f"taken: the names that begin with {best!r}{left}"]
+    if prefixes[""] > len(body) / 2 or len(body) < FEWEST_IN_ORDER:
+        return weights, []
+    for prefix in prefixes:
+        found = _in_order({k: v for k, v in weights.items() if k.startswith(prefix)}, body, shapes)
+        if found:
+            return found
+    return weights, []
+
+
+def _prefixes(weights: Mapping[str, Tensor]) -> Iterator[str]:
+    """Beginnings of names that end with a point, in the order of the file."""
+    for key in weights:
+        parts = key.split(".")
+        yield from (".".join(parts[:count]) + "." for count in range(1, min(len(parts), DEEPEST_PREFIX + 1)))
+
+
+def _in_order(
+    weights: Mapping[str, Tensor], body: list[str], shapes: Mapping[str, torch.Size]
+) -> tuple[dict[str, Tensor], list[str]] | None:
+    """The weights under the network's names where all but the classifier have its shapes and kinds, one after
+    the other; None where they do not.
+    """
+    theirs = [key for key in weights if not key.endswith(TRACKED)]
+    own = [*body, *(key for key in shapes if key not in set(body))]
+    pairs = list(zip(theirs, body, strict=False))
+    if len(pairs) < len(body) or list(shapes) != own:  # a classifier in the middle cannot be told apart
+        return None
+    for key, name in pairs:
+        if weights[key].shape != shapes[name] or key.rpartition(".")[2] != name.rpartition(".")[2]:
+            return None
+    found = {name: weights[key] for key, name in pairs}
+    rest, head = theirs[len(body) :], own[len(body) :]
+    if len(rest) == len(head) and all(
+        weights[key].shape[1:] == shapes[name][1:] for key, name in zip(rest, head, strict=True)
+    ):
+        found |= {name: weights[key] for key, name in zip(rest, head, strict=True)}
+        rest = []
+    left = f"; left out: {len(rest)} weights of another head (first: {rest[0]})" if rest else ""
+    return found, [
+        f"names matched by their order: {len(body)} weights of the same shapes (first: {theirs[0]} ->"
+        f" {body[0]}){left}"
+    ]
 
 
 def _skeleton(model: str, model_args: Mapping[str, Any]) -> nn.Module:

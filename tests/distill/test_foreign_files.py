@@ -3,6 +3,7 @@ line. Nothing pickled runs.
 """
 
 import collections
+import dataclasses
 import datetime
 import os
 import pathlib
@@ -19,6 +20,14 @@ from runtime.preprocess import Preprocess
 
 PLAIN = models.build("resnet20", 4, {"width": 0.25}).state_dict()
 BETTER = {key: value + 1 if value.is_floating_point() else value for key, value in PLAIN.items()}
+BODY = {
+    key: value
+    for key, value in PLAIN.items()
+    if not key.startswith("linear.") and not key.endswith("num_batches_tracked")
+}
+NUMBERED = {f"{place}.{key.rpartition('.')[2]}": v for place, (key, v) in enumerate(BODY.items())}
+"""The same with numbers for names, as from a row of layers."""
+RECOMPUTED = "_checkpoint_wrapped_module"
 ARGS = {"width": 0.25}
 
 
@@ -47,7 +56,7 @@ READ = {
     "DeepSpeed": ({"module": PLAIN, "dp_world_size": 8}, ["entry 'module'"]),
     "DistributedDataParallel and compile": (
         {"model": prefixed("module._orig_mod.")},
-        ["prefix 'module.'", "prefix '_orig_mod.'"],
+        ["'_orig_mod.' removed", "prefix 'module.'"],
     ),
     "torchvision's references": (
         {"model": PLAIN, "args": __import__("argparse").Namespace(lr=0.1), "epoch": 9},
@@ -74,6 +83,91 @@ READ = {
         {"my_net": PLAIN, "where": pathlib.PurePosixPath("x")},
         ["entry 'my_net'"],
     ),
+    "Fully Sharded Data Parallel": (
+        {"model": {key.replace("layer", "_fsdp_wrapped_module.layer", 1): v for key, v in PLAIN.items()}},
+        ["'_fsdp_wrapped_module.' removed from 108 names"],
+    ),
+    "layers that are recomputed and compiled": (
+        {
+            "state_dict": {
+                ("module." + key)
+                .replace("conv", "_checkpoint_wrapped_module.conv")
+                .replace("bn", "_orig_mod.bn"): v
+                for key, v in PLAIN.items()
+            }
+        },
+        [
+            "'_checkpoint_wrapped_module.' removed from 19 names",
+            "'_orig_mod.' removed from",
+            "prefix 'module.'",
+        ],
+    ),
+    "an average of torch": (
+        {"n_averaged": torch.tensor(7), **prefixed("module.")},
+        ["left out: 1 counters (first: n_averaged)", "prefix 'module.'"],
+    ),
+    "timm's average beside the last weights": (
+        {"arch": "resnet20", "state_dict": PLAIN, "state_dict_ema": BETTER, "metric": 91.0},
+        ["entry 'state_dict_ema', the averaged weights"],
+    ),
+    "operations counted by thop": (
+        {**PLAIN, "total_ops": torch.zeros(1), "layer1.0.conv1.total_params": torch.zeros(1)},
+        ["left out: 2 counters (first: total_ops)"],
+    ),
+    "pruned by torch": (
+        {
+            **{key: value for key, value in PLAIN.items() if key != "conv1.weight"},
+            "conv1.weight_orig": PLAIN["conv1.weight"],
+            "conv1.weight_mask": torch.ones_like(PLAIN["conv1.weight"]),
+        },
+        ["pruned: 1 weights multiplied by their masks (first: conv1.weight)"],
+    ),
+    "a Lightning module with a loss of its own": (
+        {"state_dict": {**prefixed("model.backbone."), "criterion.weight": torch.ones(4)}},
+        ["begin with 'model.backbone.'; left out: 1 others (first: criterion.weight)"],
+    ),
+    "MoCo": (
+        {
+            "state_dict": {
+                **prefixed("module.encoder_q."),
+                **prefixed("module.encoder_k.", BETTER),
+                "module.queue": torch.ones(8, 2),
+            }
+        },
+        ["prefix 'module.'", "begin with 'encoder_q.'"],
+    ),
+    "a detector's backbone": (
+        {"model": {**prefixed("backbone.body."), "rpn.head.conv.weight": torch.ones(2, 2, 3, 3)}},
+        ["begin with 'backbone.body.'"],
+    ),
+    "a network behind its normalization": (
+        {**prefixed("1."), "0.mean": torch.zeros(3), "0.std": torch.ones(3)},
+        ["begin with '1.'; left out: 2 others (first: 0.mean)"],
+    ),
+    "timm in fastai": (
+        {"model": {**prefixed("0.model."), "1.2.weight": torch.ones(4, 32)}, "opt": {}},
+        ["entry 'model'", "begin with '0.model.'"],
+    ),
+    "numbers for names (lightly, fastai)": (
+        {
+            "state_dict": {
+                **{
+                    f"backbone.{place}.{key.rpartition('.')[2]}": v
+                    for place, (key, v) in enumerate(BODY.items())
+                },
+                "projection_head.layers.0.weight": torch.ones(2, 2),
+            }
+        },
+        [f"names matched by their order: {len(BODY)} weights", "-> conv1.weight"],
+    ),
+    "numbers for names with the classifier": (
+        {f"{place}.{key.rpartition('.')[2]}": v for place, (key, v) in enumerate(PLAIN.items())},
+        [f"names matched by their order: {len(BODY)} weights"],
+    ),
+    "NumPy arrays (Detectron2)": (
+        {"model": {key: value.numpy() for key, value in PLAIN.items()}, "matching_heuristics": True},
+        ["entry 'model'"],
+    ),
     "arrays beside the weights": ({"model": PLAIN, "mean": np.arange(3.0)}, ["entry 'model'"]),
 }
 
@@ -88,9 +182,9 @@ def test_a_habit_is_read_and_said(habit, tmp_path):
     weights, notes = models.classifier.fitted(network, found.state_dict, None, list("abcd"))
     said += "; " + "; ".join(notes)
     assert all(each in said for each in words), said
-    network.load_state_dict(weights)
-    expected = BETTER if "ema" in values else PLAIN
-    assert torch.equal(network.conv1.weight, expected["conv1.weight"])
+    checkpoints.load_weights(network, dataclasses.replace(found, state_dict=weights))
+    expected = BETTER if {"ema", "state_dict_ema"} & set(values) else PLAIN
+    assert all(network.state_dict()[key].equal(expected[key]) for key in BODY)
 
 
 def test_an_entry_can_be_named(tmp_path):
@@ -116,6 +210,15 @@ REFUSED = {
     "code beside weights": ({"model": PLAIN, "callback": Harmful()}, "pickled code, which is never run"),
     "a date": ({"model": PLAIN, "when": datetime.datetime(2026, 1, 1)}, "pickled code, which is never run"),
     "no weights": ({"epoch": 3, "lr": 0.1}, "holds no weights (entries: epoch, lr)"),
+    "names of Keras": (
+        {f"conv_{place}/kernel:0": v for place, v in enumerate(PLAIN.values())},
+        "weights missing (first: conv1.weight)",
+    ),
+    "names of transformers, other shapes": (
+        {f"resnet.encoder.{place}.weight": torch.ones(place + 1) for place in range(90)},
+        "weights missing (first: conv1.weight)",
+    ),
+    "an average without names": ({"decay": 0.99, "shadow_params": [torch.ones(2)]}, "holds no weights"),
     "a list": ([torch.ones(2)], "holds a list; expected a dict of weights"),
 }
 
@@ -126,9 +229,29 @@ def test_what_cannot_be_used_is_refused_in_one_line(habit, tmp_path, monkeypatch
     values, words = REFUSED[habit]
     torch.save(values, tmp_path / "w.pth")
     with pytest.raises(ArtifactError) as caught:
-        checkpoints.load_any(tmp_path / "w.pth", "resnet20", ARGS)
+        found = checkpoints.load_any(tmp_path / "w.pth", "resnet20", ARGS)
+        checkpoints.load_weights(models.build("resnet20", 4, ARGS), found)
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "PWNED").exists()
+
+
+def test_the_shapes_must_all_be_the_same(tmp_path):
+    """One other shape, or one other kind, and the order says nothing."""
+    last = list(NUMBERED)[-1]
+    for changed in (
+        NUMBERED | {last: torch.ones(3)},
+        {("x." + key if key != last else "x.0.scale"): v for key, v in NUMBERED.items()},
+        {key: NUMBERED[key] for key in list(NUMBERED)[:-1]},
+    ):
+        torch.save(changed, tmp_path / "w.pth")
+        found = checkpoints.load_any(tmp_path / "w.pth", "resnet20", ARGS)
+        assert not any("order" in note for note in found.notes)
+
+
+def test_torchscript_is_named(tmp_path):
+    torch.jit.script(torch.nn.Conv2d(1, 1, 1)).save(str(tmp_path / "s.pt"))
+    with pytest.raises(ArtifactError, match="a TorchScript archive, whose code is never run"):
+        checkpoints.load_any(tmp_path / "s.pt", "resnet20", ARGS)
 
 
 @pytest.mark.filterwarnings("ignore")
