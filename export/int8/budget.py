@@ -34,7 +34,7 @@ from rich.text import Text  # a plain str would be read as markup, and layer nam
 
 from runtime import files
 from runtime.errors import GateError
-from runtime.terminal import console
+from runtime.terminal import console, hidden
 
 from ..checks.verify import Accuracy, flips, hits, mean_kl
 from ..graph import macs
@@ -369,7 +369,7 @@ def live() -> Iterator[Show]:
     if not screen.is_terminal:
         yield lambda rows, said: print(said, file=sys.stderr, flush=True)
         return
-    with Live(console=screen) as display:
+    with hidden(), Live(console=screen) as display:
         yield lambda rows, said: display.update(Stacked(_table(rows), Text(said)))
 
 

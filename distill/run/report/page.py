@@ -9,7 +9,6 @@ Elsewhere: reading runs (distill.run.report.collect), predictions (distill.run.r
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -22,7 +21,7 @@ from runtime import env, files
 from runtime.errors import Large2SmallError, MissingError
 from runtime.images import ImageSet
 from runtime.images.summary import balanced_percent
-from runtime.terminal import loading, printable
+from runtime.terminal import loading, printable, say
 
 from ...data import open_of_run
 from ...data.sets import StreamSet
@@ -389,4 +388,4 @@ def after_training(folder: Path, val: ImageSet, device: str) -> None:
     except Exception as error:  # the run is finished, whatever is wrong with its picture
         reason = " ".join(str(error).split()) or type(error).__name__
         line = f"report: not made ({reason}). Try again: distill report {folder}"
-    print(line, file=sys.stderr, flush=True)
+    say(line)
