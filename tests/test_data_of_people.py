@@ -376,10 +376,10 @@ def test_a_run_with_skipped_images_that_is_resumed_still_counts_them_once(place,
     assert Path("r/unreadable-images.txt").read_text() == first
 
 
-@cases("kind", ["folder", "list", "npz"])
+@cases("kind", ["folder", "folder of train/ alone", "list", "npz"])
 def test_data_without_validation_images_names_the_flag(place, distill, kind):
     photos(splits=("train",))
-    data = {"folder": "photos/train", "list": "a.csv", "npz": "npz:a.npz"}[kind]
+    data = {"folder": "photos/train", "list": "a.csv", "npz": "npz:a.npz"}.get(kind, "photos")
     rows = [f"{file},{file.parent.name}" for file in sorted(Path("photos").rglob("*.png"))]
     Path("a.csv").write_text("\n".join(rows) + "\n")
     x = np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3), np.uint8)

@@ -26,17 +26,17 @@ def open_of_run(spec: str, which: str, checkpoint: str | Path, num_classes: int 
     Where the run of `checkpoint` set images apart (--val-split) and `spec` is all of them, moved or not, they
     are those that the run's list gives to that split: the others were trained on.
     """
-    images = open_data(spec, which, num_classes)
     kept = list_of_run(Path(checkpoint))
-    if kept is None or not _is_whole(spec, images):
-        return images
+    if kept is None or not _is_whole(spec):
+        return open_data(spec, which, num_classes)
+    images = open_data(spec, "train", num_classes)
     rows = {(row.place, same_name(row.label), basename(row.path)): row.split for row in read(str(kept))}
     names = [
         (images.place(i), same_name(images.class_names[label]), basename(images.item_name(i)))
         for i, label in enumerate(images.labels.tolist())
     ]
     if set(names) != rows.keys():
-        return images
+        return open_data(spec, which, num_classes)
     return Subset(images, np.array([i for i, name in enumerate(names) if rows[name] == which]))
 
 
@@ -46,8 +46,8 @@ def list_of_run(checkpoint: Path) -> Path | None:
     return next((each / split.NAME for each in folders if (each / split.NAME).is_file()), None)
 
 
-def _is_whole(spec: str, images: ImageSet) -> bool:
-    """Whether `spec` is one set without splits, which can be read at any place."""
-    if spec.startswith(TIMM_PREFIXES) or spec.endswith(".tar") or not len(images.labels):
+def _is_whole(spec: str) -> bool:
+    """Whether `spec` is one set without validation images of its own, which can be read at any place."""
+    if not spec or spec.startswith(TIMM_PREFIXES) or spec.endswith(".tar"):
         return False
     return not has_own_split(spec, "val")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from .digits import open_digits
-from .folder import FolderSet, has_class_folders, split_folder
+from .folder import FolderSet, has_class_folders, has_split_folder, split_folder
 from .lists import has_splits, holds_lists, is_list, list_in, open_list
 from .npz import open_npz
 from .sets import ImageSet
@@ -55,4 +55,4 @@ def has_own_split(spec: str, split: str) -> bool:
         return has_splits(spec)
     if holds_lists(Path(spec)):  # a folder val/ without classes then holds images that a list may name
         return bool(list_in(Path(spec), split)) or has_class_folders(Path(spec), split)
-    return split_folder(Path(spec), split) != Path(spec)
+    return has_split_folder(Path(spec), split)

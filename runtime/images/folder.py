@@ -81,6 +81,22 @@ class FolderSet(FileSet):
 
 
 def split_folder(root: Path, split: str) -> Path:
+    """The folder of that split, or `root` where it has none for any split."""
+    found = _split_folders(_existing(root))
+    if split not in found and found:  # else the whole root would mix both splits
+        raise DataError(
+            f"{root}: has a folder of {'val' if split == 'train' else 'training'} images but none for"
+            f" {split}. Expected one of {', '.join(SPLIT_FOLDERS[split])} in it, or a folder of class folders"
+        )
+    return found.get(split, root)
+
+
+def has_split_folder(root: Path, split: str) -> bool:
+    """Whether `root` has a folder of that split."""
+    return split in _split_folders(_existing(root))
+
+
+def _existing(root: Path) -> Path:
     if not root.exists():
         raise DataError(
             f"{root}: no such folder. Expected an image folder with one sub-folder per class, a list"
@@ -90,13 +106,7 @@ def split_folder(root: Path, split: str) -> Path:
         raise DataError(
             f"{root}: not a folder. Expected an image folder, a list FILE.csv, npz:FILE, or digits"
         )
-    found = _split_folders(root)
-    if split not in found and found:  # else the whole root would mix both splits
-        raise DataError(
-            f"{root}: has a folder of {'val' if split == 'train' else 'training'} images but none for"
-            f" {split}. Expected one of {', '.join(SPLIT_FOLDERS[split])} in it, or a folder of class folders"
-        )
-    return found.get(split, root)
+    return root
 
 
 def has_class_folders(root: Path, split: str) -> bool:

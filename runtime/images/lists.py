@@ -36,6 +36,8 @@ LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target",
 SPLIT_COLUMNS = ("split", "set", "subset", "partition")
 FIRST_ROWS = 20
 """Rows whose images are looked for, to know which folder a list's paths start from."""
+MOST_OF_A_LIST = 2**16
+"""Characters of a file that are read to see whether it is a list."""
 IN_NPZ = re.compile(r"npz:(.+)\[(\d+)\]")
 
 
@@ -123,9 +125,11 @@ def _has_columns(path: Path) -> bool:
     """Whether the first line has more than one cell: a list without labels has no labeled images."""
     if not path.is_file():
         return False
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        first = next((line for line in file if line.strip()), "")
-    return any(len(row) > 1 for row in _cells(first))
+    try:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+            return any(len(row) > 1 for row in _cells(file.read(MOST_OF_A_LIST).strip().partition("\n")[0]))
+    except (OSError, csv.Error):
+        return False
 
 
 def _is_clear(spec: str) -> bool:
@@ -242,11 +246,19 @@ class _Columns(NamedTuple):
 
 
 def _cells(text: str) -> list[list[str]]:
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    delimiter = next((each for each in "\t,;" if each in first), None)
+    lines = [line for line in text.splitlines()[: 2 * FIRST_ROWS] if line.strip()][:FIRST_ROWS]
+    delimiter = next((each for each in "\t,;" if _is_table(lines, each)), None) or next(
+        (each for each in "\t,;" if lines and each in lines[0]), None
+    )
     if delimiter is None:  # path label, as many text lists are written; a path may hold blanks
         return [line.rsplit(None, 1) for line in text.splitlines()]
     return list(csv.reader(text.splitlines(), delimiter=delimiter, skipinitialspace=True))
+
+
+def _is_table(lines: Sequence[str], delimiter: str) -> bool:
+    """Whether all lines have the same number of cells, two or more."""
+    widths = {len(row) for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True)}
+    return len(widths) == 1 and widths != {1}
 
 
 def _columns(first: Sequence[str], asked: dict[str, str], path: Path) -> _Columns:

@@ -26,6 +26,8 @@ OTHER_IMAGES = {
     *(".tga", ".psd", ".dng", ".cr2", ".nef", ".arw", ".raw", ".exr", ".hdr", ".dcm", ".svg", ".ico"),
 }
 """Suffixes of images that are not read: a class that only has these is not passed over in silence."""
+ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"}
+"""Suffixes of files that may hold images and are not opened: the same goes for these."""
 SYSTEM_NAMES = {
     *("@eadir", "__macosx", "$recycle.bin", "system volume information", "lost+found", "#recycle"),
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__pycache__"),
@@ -130,8 +132,9 @@ def _take(tree: Tree, entry: os.DirEntry[str], below: str, path: str) -> None:
         tree.images.append((path.split(os.sep, 1)[0], path))
     else:
         convert = " (convert them to .png)" if suffix in OTHER_IMAGES else ""
-        tree.leave_out(f"{suffix or 'suffixless'} files{convert}", path)
-        if convert and below:
+        unpack = " (unpack them)" if suffix in ARCHIVES else ""
+        tree.leave_out(f"{suffix or 'suffixless'} files{convert}{unpack}", path)
+        if (convert or unpack) and below:
             tree.unread[path.split(os.sep, 1)[0]][suffix] += 1
 
 
@@ -187,7 +190,7 @@ def _require_no_lost_class(tree: Tree) -> None:
             suffixes = ", ".join(f"{count} {suffix}" for suffix, count in tree.unread[name].items())
             raise DataError(
                 f"{os.path.join(tree.root, name)}: holds images that are not read ({suffixes}) and no other."
-                f" Convert them to one of {', '.join(EXTENSIONS)}, or remove the folder"
+                f" Convert them to one of {', '.join(EXTENSIONS)}, unpack archives, or remove the folder"
             )
         tree.leave_out("folders without images", name)
     if len(classes) == 1:

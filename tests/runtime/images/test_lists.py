@@ -30,6 +30,7 @@ def write(place, name, text):
         ("a.csv", "\ufefflabel;filename\nant;img/1.png\nbee;img/2.png\n"),
         ("a.tsv", "image\tid\tclass\nimg/1.png\t7\tant\nimg/2.png\t8\tbee\n"),
         ("a.txt", "img/1.png ant\nimg/2.png bee\n\n"),
+        ("a.csv", "label;path;note\nant;img/1.png;big, red\nbee;img/2.png;\n"),
     ],
 )
 def test_the_usual_forms_are_read(place, name, text):
