@@ -226,6 +226,7 @@ def load_published(network: Network, model_args: Mapping[str, Any], way_out: str
     """
     from .. import models  # here, as above
 
+    models.require_own(network.architecture, model_args)  # before anything is fetched
     file = models.names.weights_of(network, way_out)
     found = checksums(file)
     if found and found.startswith(BROKEN):
