@@ -31,8 +31,10 @@ from runtime.images import ArraySet
 WEIGHTS = {"temperature": 4.0, "distill": 0.9, "task": 0.1}
 
 
-def hand_written(student: torch.nn.Module, teacher: torch.nn.Module, batch: int):
-    """A plain loop as a tutorial would write it; returns step(images, labels)."""
+def hand_written(student: torch.nn.Module, teacher, batch: int, learn=None):
+    """A plain loop as a tutorial would write it; returns step(images, labels). learn: computes the student's
+    logits, where that is not the student alone.
+    """
     optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
     def step(images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -40,7 +42,7 @@ def hand_written(student: torch.nn.Module, teacher: torch.nn.Module, batch: int)
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             teacher_logits = teacher(images)
-        logits = student(images)
+        logits = (learn or student)(images)
         t = WEIGHTS["temperature"]
         kl = F.kl_div(
             F.log_softmax(logits / t, 1),

@@ -2,6 +2,7 @@
 
     python measurements/large_kernel.py [--batch 4] [--rounds 3] [--img-size 224] [--skip-network]
     [--skip-layers] [--rule]
+    python measurements/large_kernel.py --device cuda [--json FILE]     (measurements/large_kernel_gpu.py)
 
 Every round runs each contender once, in turn, in one process; printed are medians, and the median of the
 rounds' ratios. Two tables: the depthwise layers of SLaK-T and RepLKNet-31B at 224 pixels, and the whole
@@ -18,9 +19,11 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
+import large_kernel_gpu
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -273,9 +276,12 @@ def network_table(batch: int, rounds: int, side: int) -> Table:
 
 def main() -> None:
     """Measure and print."""
+    if "cuda" in sys.argv:
+        return large_kernel_gpu.main(sys.argv[1:])
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--img-size", type=int, default=224, help="side of the network's images, pixels")

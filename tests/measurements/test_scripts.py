@@ -208,6 +208,70 @@ def test_large_kernels_are_timed_and_compute_the_same():
 
 
 @slow
+def test_large_kernels_on_a_gpu_are_rehearsed_under_the_interpreter(tmp_path, monkeypatch):
+    pytest.importorskip("triton", reason="Triton is not installed: it comes with torch on Linux alone")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    path = tmp_path / "rehearsal.json"
+    run("measurements/large_kernel_gpu.py", "--device", "cpu", "--json", path)
+    found = json.loads(path.read_text())
+    assert found["measured"] is False and found["gpu"] is None
+    rows = [row for name in found["seconds"] for row in found[name]]
+    assert len(found["seconds"]) == 7 and len(rows) == 10 + 9 + 1 + 1 + 1 + 1 + 2
+    for row in found["layers"]:  # the interpreter cuts, and does not round
+        assert row["errors"]["ours"] < 2 * row["errors"]["cudnn"] + 2e-3
+    for row in found["backward"]:
+        assert max(row["errors"]["ours"]) < 2 * max(row["errors"]["cudnn"]) + 2e-3
+    table = path.with_suffix(".md").read_text()
+    assert "nothing was measured" in table and table.count("| ran |") == len(rows)
+    assert not re.search(r"\d us|images/s|met|missed", table)
+
+
+def test_what_a_gpu_is_asked_for_is_judged_by_the_rows_themselves(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "measurements")
+    import large_kernel_gpu as script
+
+    us = {"cudnn": 300.0, "cudnn_last": 250.0, "ours": 10.0}
+    found = {
+        "measured": True,
+        "note": "",
+        "gpu": "some GPU",
+        "torch": "2",
+        "rounds": 7,
+        "layers": [
+            {"layer": "a", "us": us, "times_faster": 25.0, "wanted": 25},
+            {"layer": "b", "us": us, "times_faster": 24.9, "wanted": 25},
+            {"layer": "c", "us": us, "times_faster": 25.0, "times_floor": 8.1, "floor_wanted": 8},
+        ],
+        "accuracy": [{"network": "n", "errors": {"cudnn": 1e-3, "ours": 1.1e-3}, "wanted": "not above"}],
+        "distillation": [
+            {
+                "network": "t",
+                "images_per_second": {"cudnn": 500.0, "ours": 2100.0},
+                "times_faster": 4.2,
+                "wanted": 4.0,
+                "overhead_percent": 2.5,
+                "overhead_wanted": 2.0,
+            }
+        ],
+        "compiled": "not run: out of time",
+    }
+    lines = script.to_markdown(found).splitlines()[6:]
+    assert [line.split(" | ")[-1].strip(" |") for line in lines[:5]] == ["met"] + ["missed"] * 4
+    assert "250 us | 10 us | 25.0" in lines[0] and "is 8.1" in lines[2] and "out of time" in lines[5]
+
+
+@slow
+def test_without_a_gpu_the_measurement_says_how_to_rehearse():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    for words in (
+        ("measurements/large_kernel_gpu.py",),
+        ("measurements/large_kernel.py", "--device", "cuda"),
+    ):
+        assert "--device cpu" in run(*words, codes=(2,)).stderr
+
+
+@slow
 def test_large_kernel_layers_are_timed_and_compute_the_same():
     out = run("measurements/large_kernel.py", "--batch", 1, "--rounds", 1, "--skip-network").stdout
     rows = [line.split("│")[1:-1] for line in out.splitlines() if "fwd" in line]
