@@ -127,6 +127,8 @@ class Preprocess:
 
 
 def _resize(image: Any, spec: Preprocess, name: str) -> Any:
+    if not image.width or not image.height:
+        raise DataError(f"{name}: {image.width} x {image.height} pixels. Expected one or more; leave it out")
     height, width = spec.input_size[1:]
     target = (math.floor(height / spec.crop_pct), math.floor(width / spec.crop_pct))
     size = _resized_size((image.height, image.width), target, spec.crop_mode)

@@ -205,7 +205,8 @@ def _rgb(image: Any, name: str) -> Any:
     """
     if not image.mode.startswith(("I", "F")):
         # Pillow warns of a palette with transparency that it converts in one step
-        return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
+        keyed = image.mode == "P" and "transparency" in image.info
+        return (image.convert("RGBA") if keyed else image).convert("RGB")
     if not image.mode.startswith("I;16") and (image.mode != "I" or image.format != "PNG"):
         raise DataError(
             f"{name}: gray of {'floating point' if image.mode == 'F' else '32 bits'}, whose black and"

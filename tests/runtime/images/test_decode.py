@@ -1,6 +1,7 @@
 """The decoder: every way of storing an image gives the pixels a person means, or is refused by name."""
 
 import io
+import struct
 import subprocess
 import sys
 import warnings
@@ -14,6 +15,7 @@ from runtime import DataError, Preprocess
 from runtime.images import open_images
 from runtime.images.decode import open_rgb, orientation, stored_orientation, upright
 from runtime.images.sets import Subset
+from runtime.preprocess import CROP_MODES
 
 ORIENTATIONS = range(1, 9)
 LARGE = np.random.default_rng(1).integers(0, 256, (24, 40, 3), np.uint8)
@@ -243,8 +245,31 @@ def test_floats_and_32_bits_of_gray_are_refused_by_name():
             open_rgb(Image.fromarray(np.full((2, 2), value, np.int32)))
 
 
-def test_an_image_of_more_pixels_than_memory_allows_is_refused_by_name(tmp_path):
-    path = tmp_path / "huge.png"
-    path.write_bytes(turned.png_header(20000, 20000))
-    with pytest.raises(DataError, match=r"huge\.png: not a readable image \(.*400000000 pixels"):
+def huge(kind):
+    """A file of a few bytes that says 20,000 x 20,000 pixels."""
+    if kind == "png":
+        return turned.png_header(20000, 20000)
+    content = bytearray(saved(Image.new("RGB", (8, 8)), {"jpg": "JPEG", "bmp": "BMP"}[kind]))
+    place = content.index(b"\xff\xc0") + 5 if kind == "jpg" else 18
+    size = struct.pack(">HH" if kind == "jpg" else "<ii", 20000, 20000)
+    content[place : place + len(size)] = size
+    return bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "bmp"])
+def test_an_image_of_more_pixels_than_memory_allows_is_refused_by_name(kind, tmp_path):
+    path = tmp_path / f"huge.{kind}"
+    path.write_bytes(huge(kind))
+    with pytest.raises(DataError, match=rf"huge\.{kind}: not a readable image \(.*400000000 pixels"):
         open_rgb(path)
+    assert stored_orientation(path) == 1
+
+
+@pytest.mark.parametrize("mode", CROP_MODES)
+@pytest.mark.parametrize("size", [(3, 8, 8), (3, 8, 16)])
+@pytest.mark.parametrize("shape", [(0, 4, 3), (4, 0, 3), (0, 0)])
+def test_an_image_without_pixels_is_refused_by_name(mode, size, shape):
+    with pytest.raises(DataError, match=rf"{shape[1]} x {shape[0]} pixels"):
+        Preprocess(size, crop_mode=mode).pixels(np.zeros(shape, np.uint8))
+    with pytest.raises(DataError, match=rf"{shape[1]} x {shape[0]} pixels"):
+        Preprocess(size, crop_mode=mode).pixels(Image.new("RGB", (shape[1], shape[0])))
