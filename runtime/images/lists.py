@@ -23,7 +23,7 @@ from ..recorded import found_again
 from .folder import SPLIT_FOLDERS, FileSet, has_class_folders
 from .npz import open_npz
 from .order import ordered_classes, same_name
-from .scan import is_system
+from .scan import EXTENSIONS, is_system
 from .sets import ImageSet, Subset
 from .summary import LeftOut
 
@@ -203,7 +203,7 @@ def read(spec: str) -> list[Row]:
         raise DataError(f"{path}: not a list of images ({error}). Expected path,label in each row") from error
     if not cells:
         raise DataError(f"{path}: an empty list. Expected path,label in each row")
-    columns = _columns(cells[0][1], asked, path)
+    columns = _columns(cells[0][1], cells[-1][1], asked, path)
     body = cells[1:] if columns.has_header else cells
     if not body:
         raise DataError(f"{path}: a header and no images. Expected path,label in each row below it")
@@ -261,7 +261,8 @@ def _is_table(lines: Sequence[str], delimiter: str) -> bool:
     return len(widths) == 1 and widths != {1}
 
 
-def _columns(first: Sequence[str], asked: dict[str, str], path: Path) -> _Columns:
+def _columns(first: Sequence[str], last: Sequence[str], asked: dict[str, str], path: Path) -> _Columns:
+    """What the columns are: by the words of the first row, and where these are not known, by the last row."""
     header = [cell.strip().lower() for cell in first]
 
     def find(known: Sequence[str], wanted: str = "") -> int | None:
@@ -273,7 +274,9 @@ def _columns(first: Sequence[str], asked: dict[str, str], path: Path) -> _Column
 
     image, label = find(IMAGE_COLUMNS, asked.get("image", "")), find(LABEL_COLUMNS, asked.get("label", ""))
     if image is None and label is None and len(header) == 2:
-        return _Columns(0, 1, None, None, None, False)
+        named = [_names_an_image(cell) for cell in last]
+        image = 1 if named == [False, True] else 0
+        return _Columns(image, 1 - image, None, None, None, any(named) and not _names_an_image(first[image]))
     if len(header) == 2:
         image = 1 - label if image is None and label is not None else image
         label = 1 - image if label is None and image is not None else label
@@ -283,6 +286,10 @@ def _columns(first: Sequence[str], asked: dict[str, str], path: Path) -> _Column
             " Name them: --csv-image COLUMN --csv-label COLUMN"
         )
     return _Columns(image, label, find(SPLIT_COLUMNS), find(("class_index",)), find(("place",)), True)
+
+
+def _names_an_image(cell: str) -> bool:
+    return os.path.splitext(cell.strip())[1].lower() in EXTENSIONS
 
 
 def _row(cells: Sequence[str], number: int, columns: _Columns, path: Path, home: Path) -> Row:

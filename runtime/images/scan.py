@@ -142,6 +142,7 @@ def _require_class_folders(tree: Tree) -> None:
     root = tree.root
     if not tree.images:
         why = f"; left out: {'; '.join(each.line() for each in tree.left_out)}" if tree.reasons else ""
+        why += f". For its arrays give npz:{root}" if tree.reasons[".npz files"] else ""
         raise DataError(
             f"{root}: no images found ({', '.join(EXTENSIONS)}). Expected {root}/CLASS/image.jpg{why}"
         )

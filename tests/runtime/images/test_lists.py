@@ -30,6 +30,8 @@ def write(place, name, text):
         ("a.csv", "\ufefflabel;filename\nant;img/1.png\nbee;img/2.png\n"),
         ("a.tsv", "image\tid\tclass\nimg/1.png\t7\tant\nimg/2.png\t8\tbee\n"),
         ("a.txt", "img/1.png ant\nimg/2.png bee\n\n"),
+        ("a.csv", "ant,img/1.png\nbee,img/2.png\n"),
+        ("a.csv", "where,what\nimg/1.png,ant\nimg/2.png,bee\n"),
         ("a.csv", "label;path;note\nant;img/1.png;big, red\nbee;img/2.png;\n"),
     ],
 )

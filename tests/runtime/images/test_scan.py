@@ -58,6 +58,16 @@ def test_what_is_not_read_is_counted_by_suffix(made):
     assert "2.tif" in lines[1] or "3.TIF" in lines[1]
 
 
+def test_a_class_in_an_archive_is_not_passed_over(made):
+    with pytest.raises(DataError, match=r"cow: holds images that are not read \(1 \.zip\).*unpack"):
+        FolderSet(made("ant/1.png", "bee/1.png", "cow/all.zip"))
+
+
+def test_a_folder_of_arrays_names_the_form_that_reads_them(made):
+    with pytest.raises(DataError, match=r"no images found.*For its arrays give npz:.*set"):
+        open_images(str(made("train.npz", "val.npz")), "train")
+
+
 def test_a_class_whose_images_are_all_of_another_format_is_not_passed_over(made):
     with pytest.raises(DataError, match=r"cow: holds images that are not read \(2 \.tif\)"):
         FolderSet(made("ant/1.png", "bee/1.png", "cow/1.tif", "cow/2.tif"))
