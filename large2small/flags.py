@@ -46,6 +46,8 @@ class TrainFlags(TypedDict, total=False):
     teacher_std: Sequence[float]
     teacher_interpolation: Literal["", "nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
     teacher_input_size: Sequence[int]
+    teacher_labels: Pathlike
+    verify_labels: int
     teacher_fit: Literal["head", "all", "none"]
     teacher_fit_epochs: int
     teacher_fit_lr: float

@@ -68,7 +68,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise _explained(error, path) from error
+        raise explained(error, path) from error
     finally:
         with contextlib.suppress(OSError):  # a folder that is not there or not ours has its own error above
             temporary.unlink()
@@ -89,7 +89,7 @@ def require_writable(path: str | Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise _explained(error, path) from error
+        raise explained(error, path) from error
 
 
 def existing(folder: Path) -> Path:
@@ -97,7 +97,7 @@ def existing(folder: Path) -> Path:
     return next(each for each in (folder, *folder.resolve().parents) if each.exists())
 
 
-def _explained(error: OSError, path: Path) -> Exception:
+def explained(error: OSError, path: Path) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return MissingError(
             f"{path}: no space left to write it ({error.strerror}). Free space or choose another --output"

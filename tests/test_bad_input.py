@@ -562,7 +562,7 @@ def test_a_disk_that_fills_up_in_a_run_leaves_a_run_that_can_go_on(place, capsys
         if Path(path).name == "last.pth":
             written.append(path)
             if len(written) == 3:
-                raise files._explained(OSError(errno.ENOSPC, "No space left on device"), Path(path))
+                raise files.explained(OSError(errno.ENOSPC, "No space left on device"), Path(path))
         plain(path, content)
 
     monkeypatch.setattr(files, "write_bytes", write)

@@ -43,7 +43,8 @@ LOGIT = {
 }
 """Losses of the logits, each a function (student, teacher, target, *, settings) -> scalar:
 {name: FILE:FUNCTION in distill/losses/logit}. A file with `SHIFT_INVARIANT = False` says that its loss
-depends on more than the differences between the logits of an image."""
+depends on more than the differences between the logits of an image; one with `NEEDS_ALL_LOGITS = True`, that
+it makes no sense where only the largest logits are known and the rest's sum."""
 
 FEATURE = {
     "fitnets": "fitnets:FitNets",
@@ -61,7 +62,15 @@ FEATURE = {
 POSITIVE = {"temperature", "temperatures", "eps"}
 """Settings that must be above 0; other numbers are 0 or more."""
 
-__all__ = ["FEATURE", "LOGIT", "create", "is_shift_invariant", "settings_of", "warnings_of"]
+__all__ = [
+    "FEATURE",
+    "LOGIT",
+    "create",
+    "is_shift_invariant",
+    "needs_all_logits",
+    "settings_of",
+    "warnings_of",
+]
 
 
 def settings_of(name: str) -> dict[str, Any]:
@@ -101,6 +110,13 @@ def warnings_of(
 def is_shift_invariant(name: str) -> bool:
     """Does a constant added to all logits of an image leave the logit loss as it is? Raises UsageError."""
     return bool(getattr(_module(name), "SHIFT_INVARIANT", True))
+
+
+def needs_all_logits(name: str) -> bool:
+    """Is the loss wrong where only the teacher's largest logits are known, and what the others add up to?
+    Raises UsageError.
+    """
+    return name in FEATURE or bool(getattr(_module(name), "NEEDS_ALL_LOGITS", False))
 
 
 def _module(name: str) -> Any:

@@ -121,6 +121,11 @@ class Networks(Group):
     """Filter that resizes the images of a teacher that is evaluated."""
     teacher_input_size: Annotated[tuple[int, ...], Flag("PIXELS")] = ()
     """Height and width of the teacher's input."""
+    teacher_labels: Annotated[str, Flag("DIR")] = ""
+    """Folder of a teacher's stored answers (distill label), in place of the teacher: its images are seen
+    again bit for bit, and cost no more than plain training."""
+    verify_labels: Annotated[int, Flag("N", least=0)] = 64
+    """Images at the start that are compared bit for bit with those that --teacher-labels was made for."""
     teacher_fit: Annotated[Literal["head", "all", "none"], Flag(common=True)] = "head"
     """Part of a teacher with other classes that is fitted to the data first: a new classifier on its
     features (head; seconds to minutes), the whole network (all), or nothing (none: such a teacher is
@@ -139,6 +144,11 @@ class Networks(Group):
             self.teacher != "none" or not self.teacher_ckpt,
             "teacher",
             "a name or auto, because --teacher-ckpt is given",
+        )
+        self.need(
+            not self.teacher_labels or (self.teacher in ("auto", "none") and not self.teacher_ckpt),
+            "teacher_labels",
+            "no --teacher and no --teacher-ckpt beside it: the labels are the teacher's",
         )
         self.need(
             not (self.pretrained and self.student_ckpt), "pretrained", "no --student-ckpt beside it. Give one"

@@ -133,6 +133,7 @@ def with_files(options: TrainOptions) -> TrainOptions:
         val_data=absolute(options.val_data),
         teacher_ckpt=absolute(options.teacher_ckpt),
         student_ckpt=absolute(options.student_ckpt),
+        teacher_labels=absolute(options.teacher_labels),
     )
 
 

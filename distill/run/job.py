@@ -28,6 +28,7 @@ from .. import models
 from .. import recipe as recipes
 from .. import teacher as teachers
 from ..data import balance, eval_loader
+from ..data.labels.store import Labels
 from ..erf import field, report
 from ..erf.options import ErfOptions
 from ..evaluate import Evaluation, evaluate, pick_device
@@ -42,6 +43,7 @@ from ..training.task import Splits, Start, Task, lineage_of
 from . import teacher_fit, trial
 from .folder import remove_old_run, with_files
 from .header import Header, header_of
+from .labels import open_labels
 from .options import TrainOptions
 from .report import gallery, page, predictions
 from .report.collect import read_run
@@ -99,8 +101,9 @@ def prepare(options: TrainOptions, folder: Path, make_trainer: Callable[[Task], 
     plain = Task("plain", recipe, folder, data.train, data.val, preprocess, device, start=start)
     with torch.random.fork_rng(devices=[]):
         _ = start.checkpoint  # fetched now, not after minutes of fitting a teacher
+    labels = open_labels(recipe, data.train, preprocess) if options.teacher_labels else None
     source = open_teacher(options, folder, data.train.class_names, preprocess.exif)
-    if options.control and not source:
+    if options.control and not (source or labels):
         raise UsageError(
             "--control trains the student once more without its teacher, and there is no teacher here. "
             "Give --teacher-ckpt, or leave --control out"
@@ -108,22 +111,24 @@ def prepare(options: TrainOptions, folder: Path, make_trainer: Callable[[Task], 
     if options.erf:  # streamed images cannot be drawn from: said now, not after the training
         field.choose(data.val, ERF_IMAGES, options.seed)
     source, teacher = ready_teacher(options, plain, data, source)
-    accuracy = _teacher_accuracy(teacher, data.val, options, device) if teacher else None
+    accuracy = teacher_accuracy(teacher, data.val, options, device) if teacher else None
+    teacher_result = _teacher_result(teacher, accuracy, labels)
     header = header_of(
         recipe,
         data,
         tried.parameters,
         preprocess.input_size,
-        _teacher_words(options, teacher, accuracy),
+        _teacher_words(options, teacher_result),
         device.type,
         preprocess.exif,
         tried.layers,
     )
     student = replace(
         plain,
-        role="student" if teacher else "plain",
+        role="student" if teacher or labels else "plain",
         teacher=teacher,
-        lineage=lineage_of(recipe, data, teacher),
+        labels=labels,
+        lineage=lineage_of(recipe, data, teacher, labels),
         teacher_classes=accuracy.classes if accuracy else None,
         loggers=options.services,
     )
@@ -131,7 +136,7 @@ def prepare(options: TrainOptions, folder: Path, make_trainer: Callable[[Task], 
         options=options,
         folder=folder,
         data=data,
-        teacher=TeacherResult(teacher.origin, accuracy.top1) if teacher and accuracy else None,
+        teacher=teacher_result,
         tasks=(student, control_of(student)) if options.control else (student,),
         make_trainer=make_trainer,
         header=header,
@@ -181,14 +186,22 @@ def try_student(options: TrainOptions, start: Start, classes: int) -> Tried:
     return Tried(parameters, layer_rates(options, network))
 
 
-def _teacher_words(
-    options: TrainOptions, teacher: teachers.Teacher | None, accuracy: Evaluation | None
-) -> str:
+def _teacher_result(
+    teacher: teachers.Teacher | None, accuracy: Evaluation | None, labels: Labels | None
+) -> TeacherResult | None:
+    """Who teaches, and how good it is; of stored answers as it was when they were made."""
+    if teacher and accuracy:
+        return TeacherResult(teacher.origin, accuracy.top1)
+    return TeacherResult(labels.origin, labels.header.teacher_top1_percent) if labels else None
+
+
+def _teacher_words(options: TrainOptions, teacher: TeacherResult | None) -> str:
     """The teacher in one line of the header."""
-    if teacher is None or accuracy is None:
+    if teacher is None:
         implied = options.teacher == "auto"
         return "none" + (", because neither --teacher nor --teacher-ckpt is given" if implied else "")
-    return f"{teacher.origin.model}, top-1 {accuracy.top1:.2f} %"
+    stored = ", from stored answers" if options.teacher_labels else ""
+    return f"{teacher.origin.model}, top-1 {teacher.top1_percent:.2f} %{stored}"
 
 
 def open_teacher(
@@ -287,14 +300,18 @@ def is_kept(source: teachers.Source) -> bool:
 
 def control_of(student: Task) -> Task:
     """The same training without the teacher, into RUN/control."""
-    recipe = replace(student.recipe, teacher="none", teacher_ckpt="", teacher_checkpoint_key="")
+    recipe = replace(
+        student.recipe, teacher="none", teacher_ckpt="", teacher_checkpoint_key="", teacher_labels=""
+    )
     return replace(
         student,
         role="control",
         recipe=recipe,
         folder=student.folder / "control",
         teacher=None,
-        lineage=student.lineage | {"teacher": None, "recipe": recipes.to_dict(recipe)},
+        labels=None,
+        lineage={key: value for key, value in student.lineage.items() if key != "labels"}
+        | {"teacher": None, "recipe": recipes.to_dict(recipe)},
     )
 
 
@@ -373,7 +390,7 @@ def recipe_of(options: TrainOptions) -> Recipe:
     return Recipe(**{each.name: getattr(options, each.name) for each in fields(Recipe)})
 
 
-def _teacher_accuracy(
+def teacher_accuracy(
     teacher: teachers.Teacher, val: ImageSet, options: TrainOptions, device: torch.device
 ) -> Evaluation:
     """The teacher's own accuracy on its own preprocessing: shows a wrong file or normalization before any
@@ -479,7 +496,7 @@ def _measure_erf(job: Job, result: RunResult) -> list[report.Measured]:
     networks = [(job.tasks[0].role, result.best.checkpoint, "auto")]
     if result.control:
         networks.insert(0, ("control", result.control.checkpoint, "auto"))
-    if teacher and teacher.origin.file:
+    if teacher and teacher.origin.file and job.tasks[0].teacher:
         networks.insert(0, ("teacher", teacher.origin.file, teacher.origin.model))
     labels, paths, architectures = zip(*networks, strict=True)
     measured, _ = report.measure_and_write(

@@ -94,6 +94,7 @@ def where_now(options: AnyOptions, folder: Path) -> AnyOptions:
         val_data=found_again(options.val_data, folder),
         teacher_ckpt=found_again(options.teacher_ckpt, folder),
         student_ckpt=found_again(options.student_ckpt, folder),
+        teacher_labels=found_again(options.teacher_labels, folder),
     )
 
 

@@ -81,7 +81,7 @@ def rehearse(task: Task) -> None:
     plain = replace(recipe, compile=False, sparsity=0.0, tensorboard=False, workers=0)
     with own_random_state(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
-            trainer = Trainer(replace(task, recipe=plain, teacher=teacher))
+            trainer = Trainer(replace(task, recipe=plain, teacher=teacher, labels=None))
             for images in _step_sizes(recipe.batch, device):
                 with _explained(task, images, f"--batch {max(1, images // 2)}"):
                     began = time.monotonic()

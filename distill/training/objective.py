@@ -78,9 +78,9 @@ class Objective:
         task: Task,
         model: nn.Module,
         forward: Callable[[Tensor], Tensor],
-        teacher: Teacher,
+        teacher: Teacher | None,
     ) -> None:
-        """forward: `model`, compiled or not."""
+        """forward: `model`, compiled or not. teacher: None where its answers are stored (task.labels)."""
         recipe, input_size = task.recipe, task.preprocess.input_size
         self.terms = terms_of(recipe)
         self.notes: list[str] = []
@@ -92,7 +92,9 @@ class Objective:
         self._parts = [(slice(0, 0), slice(0, 0))] * len(self.terms)
         """Which of the student's and of the teacher's maps each loss reads."""
         self.student: Callable[[Tensor], Outputs] = lambda images: Outputs(forward(images))
-        if of_features:
+        if teacher is None:
+            self._require_stored(task)
+        if of_features and teacher:
             self.student = taps = Taps(model, input_size, forward)
             reads_teacher = any(loss.teacher_maps for loss in of_features)
             teacher.untap()
@@ -136,10 +138,25 @@ class Objective:
                 self.notes += [f"{self.names[index]}: {line}" for line in pair_lines(pairs)]
         return ours, theirs
 
+    def _require_stored(self, task: Task) -> None:
+        """Raise UsageError for a loss that reads more than stored answers hold."""
+        for term, loss in zip(self.terms, self.losses, strict=True):
+            if isinstance(loss, FeatureLoss):
+                raise UsageError(
+                    f"{term.name} compares feature maps, and --teacher-labels holds logits alone. Train with"
+                    " the teacher itself, or choose a loss of logits"
+                )
+            if task.labels and not task.labels.header.layout.is_whole and losses.needs_all_logits(term.name):
+                raise UsageError(
+                    f"{term.name} needs the logits of all {len(task.class_names)} classes, and"
+                    f" --teacher-labels holds the {task.labels.header.top} largest. Make labels with --top 0,"
+                    " or choose another loss"
+                )
+
     @torch.no_grad()
-    def _prepare(self, model: nn.Module, teacher: Teacher, noise: Tensor) -> None:
+    def _prepare(self, model: nn.Module, teacher: Teacher | None, noise: Tensor) -> None:
         """Make the projectors for maps of these networks."""
-        if not len(self.projectors):
+        if not len(self.projectors) or teacher is None:
             return
         training = model.training
         model.eval()

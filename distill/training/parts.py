@@ -1,4 +1,4 @@
-"""The parts of a training, each built from its task: student, optimizer, schedule, averaged weights, mixing.
+"""The parts of a training, each built from its task: student, optimizer, schedule, averaged weights.
 
 In:  a `Task`, and the parts built before.
 Out: one value per function. Whoever calls them in another order draws other random numbers.
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
@@ -266,20 +265,6 @@ def averaged_weights(recipe: Recipe, model: nn.Module) -> ModelEmaV3 | None:
     if not recipe.model_ema:
         return None
     return ModelEmaV3(model, decay=recipe.model_ema_decay, use_warmup=recipe.model_ema_warmup)
-
-
-def mixing(recipe: Recipe, num_classes: int) -> Mixup | None:
-    """Mixup and cutmix of a batch, with --mixup or --cutmix."""
-    if not (recipe.mixup or recipe.cutmix):
-        return None
-    return Mixup(
-        recipe.mixup,
-        recipe.cutmix,
-        prob=recipe.mixup_prob,
-        switch_prob=recipe.mixup_switch_prob,
-        label_smoothing=recipe.smoothing,
-        num_classes=num_classes,
-    )
 
 
 def label_weights(task: Task) -> torch.Tensor | None:

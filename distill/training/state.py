@@ -23,6 +23,7 @@ from ..recipe import Recipe
 FREE_ON_RESUME = {
     *("workers", "device", "checkpoint_minutes", "eval_batch", "tensorboard", "skip_bad_images"),
     "early_stop",
+    "verify_labels",
 }
 """Settings that a resumed run may change: none of them changes the weights of an epoch."""
 
@@ -48,6 +49,12 @@ def require_same_run(last: Checkpoint, recipe: Recipe, lineage: Mapping[str, Any
             f"{last.path}: the teacher's file is not the one the run began with. Put it back, "
             "or start another run with a new --output"
         )
+    before, today = ((about.get("labels") or {}).get("sha256") for about in (last.lineage, lineage))
+    if before != today:
+        raise UsageError(
+            f"{last.path}: the stored labels are not those the run began with. Put them back, or start"
+            " another run with a new --output"
+        )
     now = recipes.to_dict(recipe)
     then = (
         recipes.to_dict(Recipe()) | last.state["recipe"]
@@ -69,6 +76,7 @@ def _moved(then: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
         "val_data": ("data", "val_sha256"),
         "teacher_ckpt": ("teacher", "sha256"),
         "student_ckpt": ("student", "sha256"),
+        "teacher_labels": ("labels", "sha256"),
     }
     found = {
         name: [(about.get(part) or {}).get(key) for about in (then, now)]

@@ -25,6 +25,7 @@ from runtime.terminal import loading
 
 from .. import recipe as recipes
 from ..checkpoint import Checkpoint
+from ..data.labels.store import Labels
 from ..recipe import Recipe
 from ..teacher import Teacher
 
@@ -77,6 +78,8 @@ class Task:
     """The student's."""
     device: torch.device
     teacher: Teacher | None = None
+    labels: Labels | None = None
+    """A teacher's stored answers, in its place."""
     lineage: dict[str, Any] = field(default_factory=dict)
     """What every checkpoint says about its origin; see `lineage_of`."""
     teacher_classes: Tensor | None = None
@@ -92,10 +95,13 @@ class Task:
 
 
 @loading("hashing the images")
-def lineage_of(recipe: Recipe, data: Splits, teacher: Teacher | None) -> dict[str, Any]:
-    """Where a checkpoint comes from: data with fingerprints, the teacher's file and the one that the student
-    starts from with SHA-256, recipe and versions.
+def lineage_of(
+    recipe: Recipe, data: Splits, teacher: Teacher | None, labels: Labels | None = None
+) -> dict[str, Any]:
+    """Where a checkpoint comes from: data with fingerprints, the teacher's file, its stored answers and the
+    file that the student starts from with SHA-256, recipe and versions.
     """
+    origin = teacher.origin if teacher else labels.origin if labels else None
     return {
         "data": {
             "train_spec": data.train_spec,
@@ -105,7 +111,8 @@ def lineage_of(recipe: Recipe, data: Splits, teacher: Teacher | None) -> dict[st
             "train_sha256": data.train.fingerprint(),
             "val_sha256": data.val.fingerprint(),
         },
-        "teacher": teacher.origin.to_dict() if teacher else None,
+        "teacher": origin.to_dict() if origin else None,
+        **({"labels": {"sha256": labels.fingerprint()}} if labels else {}),
         "student": _start_of(recipe),
         "recipe": recipes.to_dict(recipe),
         "versions": versions(),

@@ -27,6 +27,7 @@ from runtime.errors import ArtifactError, DataError, GateError, Interrupted
 from .. import checkpoint as checkpoints
 from .. import recipe as recipes
 from ..data import Batch, TrainLoader, eval_loader
+from ..data.mixing import Place, mixed, mixing
 from ..evaluate import Evaluation, evaluate, require_readable, same_class_percent
 from ..losses.base import Outputs
 from ..models.depthwise import network_format
@@ -72,6 +73,8 @@ class Trainer:
         recipe, device = task.recipe, task.device
         parts.prepare_process(recipe, device)
         self.task, self.recipe, self.device, self.teacher = task, recipe, device, task.teacher
+        self.labels = task.labels
+        self._verified = 0
         self.lineage = task.lineage
         self.log = loggers.asked_for(recipe.tensorboard, task.loggers)
         self.student = parts.open_student(task)
@@ -83,7 +86,8 @@ class Trainer:
         self.train_loader = TrainLoader(task.train, recipe, task.preprocess, device)
         self.val_loader = eval_loader(task.val, task.preprocess, recipe.eval_batch, recipe.workers, device)
         self.steps_per_epoch = len(self.train_loader) // recipe.grad_accum
-        self.objective = Objective(task, self.model, self.forward, task.teacher) if task.teacher else None
+        taught = task.teacher or task.labels
+        self.objective = Objective(task, self.model, self.forward, task.teacher) if taught else None
         projectors = self.objective.parameters() if self.objective else []
         self.trained = [*self.model.parameters(), *projectors]
         self.optimizer, self.schedule = parts.optimizer_and_schedule(
@@ -91,7 +95,7 @@ class Trainer:
         )
         self.precision = parts.precision_of(recipe, device)
         self.ema = parts.averaged_weights(recipe, self.model)
-        self.mixup = parts.mixing(recipe, len(task.class_names))
+        self.mixup = mixing(recipe, len(task.class_names))
         self.class_weights = parts.label_weights(task)
         updates = recipe.epochs * self.steps_per_epoch
         self.sparse = parts.sparse_training(recipe, self.model, self.optimizer, self.ema, updates)
@@ -157,11 +161,14 @@ class Trainer:
         self.forward.train()
         self.frozen.hold()
         self.optimizer.zero_grad(set_to_none=True)
-        for batch in batches:
-            images, labels = self._on_device(batch)
+        for place, batch in zip(self._places(len(batches)), batches, strict=True):
+            images, labels = self._on_device(batch, place)
             if not self.updates and not self._pending:
                 self._show_augmented(images)
-            found = self.losses(images, labels)
+            if self.labels:
+                found = self.losses(images, labels, self._stored(images, place))
+            else:
+                found = self.losses(images, labels)
             self.precision.scaler.scale(found.total / len(batches)).backward()
             self._pending.append(found.detached())
             self.tally.images += len(labels)
@@ -194,15 +201,36 @@ class Trainer:
                 )
             self.unreadable["train"].update(batch.bad)
 
-    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    @property
+    def drawn_epoch(self) -> int:
+        """The epoch whose images are drawn: this one, or the one of the stored labels that it replays."""
+        return self.labels.epoch_of(self.epoch) if self.labels else self.epoch
+
+    def _places(self, count: int) -> list[Place]:
+        """Of the batches of this step."""
+        first = self.step_in_epoch * self.recipe.grad_accum
+        return [Place(self.drawn_epoch, first + number) for number in range(count)]
+
+    def _stored(self, images: Tensor, place: Place) -> Outputs:
+        """The teacher's answers to these images, the first of which are compared with those it saw."""
+        assert self.labels
+        if self._verified < self.recipe.verify_labels:
+            some = images[: self.recipe.verify_labels - self._verified]
+            self.labels.require_replayed(*place, some)
+            self._verified += len(some)
+        return Outputs(self.labels.logits(*place).to(self.device, non_blocking=True))
+
+    def _on_device(self, batch: Batch, place: Place) -> tuple[Tensor, Tensor]:
         """Images and labels, mixed where the recipe says so."""
         images = batch.images.to(self.device, non_blocking=True).contiguous(memory_format=self.memory_format)
         labels = batch.labels.to(self.device, non_blocking=True)
-        return self.mixup(images, labels) if self.mixup else (images, labels)
+        return mixed(self.mixup, images, labels, self.recipe.seed, place)
 
-    def losses(self, images: Tensor, labels: Tensor) -> StepLosses:
-        """Losses of one batch; labels are (N,) or mixed (N, K)."""
-        teacher_out = None
+    def losses(self, images: Tensor, labels: Tensor, stored: Outputs | None = None) -> StepLosses:
+        """Losses of one batch; labels are (N,) or mixed (N, K). stored: the teacher's answers, where they are
+        not asked for now.
+        """
+        teacher_out = stored
         if self.teacher:
             with self._watch:
                 teacher_out = self.teacher(images)
@@ -284,9 +312,15 @@ class Trainer:
         again.
         """
         first = (update - 1 - self.epoch * self.steps_per_epoch) * self.recipe.grad_accum
-        with contextlib.closing(self.train_loader.epoch(self.epoch, first)) as batches:
+        with contextlib.closing(self.train_loader.epoch(self.drawn_epoch, first)) as batches:
             group = [batch for _, batch in zip(range(self.recipe.grad_accum), batches, strict=False)]
-        return finite.are_finite([network(self._on_device(batch)[0]) for batch in group if len(batch.labels)])
+        return finite.are_finite(
+            [
+                network(self._on_device(batch, Place(self.drawn_epoch, first + number))[0])
+                for number, batch in enumerate(group)
+                if len(batch.labels)
+            ]
+        )
 
     def _require_scale(self) -> None:
         """Raise GateError where fp16 has left out so many steps that nothing is learned any more."""
@@ -381,7 +415,7 @@ class Trainer:
     def _train_epoch(self, display: TrainingDisplay) -> None:
         accum, every = self.recipe.grad_accum, 1 if self.device.type == "cpu" else 20
         began = last_save = time.monotonic()
-        batches = self.train_loader.epoch(self.epoch, self.step_in_epoch * accum)
+        batches = self.train_loader.epoch(self.drawn_epoch, self.step_in_epoch * accum)
         with contextlib.closing(batches):
             while self.step_in_epoch < self.steps_per_epoch:
                 group = [batch for _, batch in zip(range(accum), batches, strict=False)]
@@ -460,7 +494,7 @@ class Trainer:
             step=self.updates,
             lr=max(group["lr"] for group in self.optimizer.param_groups),
             train_loss=t.loss / steps,
-            train_distill_loss=t.distill_loss / steps if self.teacher else None,
+            train_distill_loss=t.distill_loss / steps if self.objective else None,
             train_task_loss=t.task_loss / steps,
             train_each_loss={name: value / steps for name, value in zip(names, t.each, strict=True)},
             val_top1_percent=found.top1,

@@ -30,6 +30,7 @@ COMMANDS = {
     "train --qat": "export.commands.train_qat",
     "eval": "distill.commands.eval",
     "erf": "distill.commands.erf",
+    "label": "distill.commands.label",
     "export onnx": "export.commands.onnx",
     "export trt": "export.commands.trt",
     "export triton": "export.commands.triton",

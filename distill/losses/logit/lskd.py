@@ -16,6 +16,9 @@ from runtime.errors import UsageError
 from ..base import FLAT, MixedLabels, Outputs, float_logits, norm
 from . import dkd, kl
 
+NEEDS_ALL_LOGITS = True
+"""A z-score divides by the deviation of all logits, which the largest ones alone do not tell."""
+
 
 def loss(
     student: Outputs, teacher: Outputs, target: Tensor, *, temperature: float = 2.0, eps: float = 1e-7
