@@ -1,8 +1,8 @@
 """Which part of a training step is NaN or infinite.
 
 In:  logits of a batch and the norm of a step's gradients, on the device; a step's losses, on the host.
-Out: flags that stay on the device until they are taken, so that no step waits for them; a sentence that names
-     the part, and what helps.
+Out: flags that stay on the device until they are taken, so that no step waits for them; a sentence that
+     names the part, and what helps.
 Elsewhere: where losses are added up and the error is raised (distill.training.trainer).
 """
 
@@ -98,3 +98,33 @@ def said_of_student(dtype: torch.dtype | None, finite_in_fp32: bool) -> str:
 def are_finite(values: Sequence[Tensor]) -> bool:
     """Whether all numbers of all tensors are. Waits for the device."""
     return all(bool(value.isfinite().all()) for value in values)
+
+
+STATISTICS = ("running_mean", "running_var")
+
+
+def first_bad(network: nn.Module) -> str | None:
+    """The name of a weight, or of a running statistic of batch norm, that holds NaN or infinity; None where
+    there is none. Waits for the device.
+    """
+    values = dict(network.named_parameters())
+    values |= {name: each for name, each in network.named_buffers() if name.endswith(STATISTICS)}
+    if not values:
+        return None
+    flags = torch.stack([each.detach().isfinite().all() for each in values.values()]).tolist()
+    return next((name for name, is_finite in zip(values, flags, strict=True) if not is_finite), None)
+
+
+def said_of_epoch(bad: str | None, dtype: torch.dtype | None) -> str:
+    """What to say where an epoch ended with a network that gives no numbers. bad: its weight that is NaN or
+    infinite, None where all are finite; dtype: what it computes in, None for float32.
+    """
+    if bad is not None:
+        return f"its weight {bad} is NaN or infinite: the last steps were too large. {LOWER_RATE}"
+    if dtype is None:
+        return f"its weights are finite, and too large for the images of validation. {LOWER_RATE}"
+    name = DTYPE_NAMES[dtype]
+    return (
+        f"its weights are finite, and its numbers may not fit {name}. Give"
+        f" {'--amp-dtype bf16' if name == 'fp16' else '--no-amp'}, or a lower --lr"
+    )

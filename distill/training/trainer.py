@@ -442,6 +442,7 @@ class Trainer:
     def _end_epoch(self, display: TrainingDisplay) -> None:
         self.flush()
         found = self.validate()
+        self._require_numbers(found)
         self.unreadable["val"].update(found.unreadable)
         record = self._record(found)
         self.history.append(record)
@@ -453,6 +454,19 @@ class Trainer:
         write_unreadable(self.task.folder, self.unreadable)
         self.log.scalars(record.step, record.to_dict())
         display.say_as_fits(self._words(record))
+
+    def _require_numbers(self, found: Evaluation) -> None:
+        """Raise GateError for an epoch whose network gives no numbers, of which nothing is saved: the losses
+        were looked at before each update, the last one's outcome was not.
+        """
+        networks = [self.model, *([self.ema.module] if self.ema else [])]
+        bad = next((name for name in map(finite.first_bad, networks) if name is not None), None)
+        if bad is None and math.isfinite(found.loss):
+            return
+        raise GateError(
+            f"validation loss is {found.loss:.4g} after step {self.updates} (epoch {self.epoch + 1}) of the"
+            f" {self.task.role}: {finite.said_of_epoch(bad, self.precision.dtype)}"
+        )
 
     def _words(self, record: EpochRecord) -> list[str]:
         """What a person reads of the epoch; balanced accuracy where it is not top-1 by another name."""

@@ -408,6 +408,30 @@ def test_fp16_in_which_no_step_teaches_ends(trainer):
         mine.fit()
 
 
+@pytest.mark.parametrize("ema", [False, True])
+def test_an_update_that_destroys_the_weights_is_named_at_the_end_of_its_epoch(trainer, images, ema):
+    """The loss of every step is finite: it is that of the weights before the update."""
+    mine = trainer(train=images(8), model_ema=ema)  # one step an epoch
+    plain = mine.optimizer.step
+
+    def destroying(*given, **more):
+        plain(*given, **more)
+        poison(mine.model.linear.weight, math.nan)
+
+    mine.optimizer.step = destroying
+    words = r"after step 1 \(epoch 1\) of the student: its weight linear\.weight is NaN or infinite"
+    with pytest.raises(GateError, match=words):
+        mine.fit()
+    assert list(mine.task.folder.iterdir()) == []
+
+
+def test_weights_too_large_for_validation_are_named(trainer, images):
+    """Weights of 1e30 are numbers; their logits are not."""
+    mine = trainer(train=images(8), opt="sgd", lr=1e30, warmup_epochs=0.0)
+    with pytest.raises(GateError, match=r"validation loss is (nan|inf) after step 1 .*--lr"):
+        mine.fit()
+
+
 def test_no_step_waits_for_the_device(trainer, teacher):
     """What brings a number to the host (`aten._local_scalar_dense`) would make a step wait for the GPU."""
     mine = trainer(teacher=teacher(), opt="sgd", clip_grad=1.0)
