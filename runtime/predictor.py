@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .artifact import Metadata
-from .backends import Backend, BatchSizes, Engine, Settings, registry
+from .backends import Backend, BatchSizes, Settings, asked
 from .errors import ArtifactError, UsageError
-from .files import no_artifact
 from .preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -63,11 +62,10 @@ def load(
     it. Raises ArtifactError when the file cannot be used here or was changed after it was written, UsageError
     when it is not there or the engine does not read one of the settings.
     """
-    path = _path(path)
-    _require_types(device, backend, provider, threads, hint, contexts, preprocess, class_names)
-    engine = _engine(path, backend)
-    settings = Settings(device, provider, threads, hint, contexts, cuda_graph, verify)
-    _refuse_unread(path, engine, settings)
+    path, settings = asked.file(path), Settings(device, provider, threads, hint, contexts, cuda_graph, verify)
+    asked.require_types(settings, backend, preprocess, class_names)
+    engine = asked.engine(path, backend)
+    asked.refuse_unread(path, engine, settings)
     predictor = Predictor(*engine.open(path, settings), preprocess, class_names, gives=_gives(path))
     _require_size(predictor)
     if predictor.unknown:
@@ -83,45 +81,6 @@ def load(
             stacklevel=2,
         )
     return predictor
-
-
-def _path(given: Any) -> Path:
-    if isinstance(given, (bytes, bytearray, memoryview)):
-        raise UsageError(
-            f"load was given {len(given)} bytes; expected the path of a file. Write them to one:"
-            " pathlib.Path(FILE).write_bytes(...)"
-        )
-    if not isinstance(given, (str, os.PathLike)) or isinstance(os.fspath(given), bytes):
-        raise UsageError(f"load was given a {type(given).__name__}; expected the path of a file")
-    return Path(given)
-
-
-def _require_types(
-    device: Any,
-    backend: Any,
-    provider: Any,
-    threads: Any,
-    hint: Any,
-    contexts: Any,
-    preprocess: Any,
-    class_names: Any,
-) -> None:
-    """Raise UsageError naming the first argument of `load` that is of another type than it says."""
-    texts = {"device": device, "backend": backend, "provider": provider, "hint": hint}
-    for name, value in texts.items():
-        if not isinstance(value, str) and not (value is None and name != "hint"):
-            raise UsageError(f"{name} {value!r}: expected text")
-    for name, value in {"threads": threads, "contexts": contexts}.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer))):
-            raise UsageError(f"{name} {value!r}: expected a whole number")
-    if preprocess is not None and not isinstance(preprocess, Preprocess):
-        raise UsageError(
-            f"preprocess is a {type(preprocess).__name__}: expected a runtime.Preprocess. From a dictionary:"
-            " Preprocess.from_dict(...)"
-        )
-    several = isinstance(class_names, Sequence) and not isinstance(class_names, (str, bytes))
-    if class_names is not None and not (several and all(isinstance(name, str) for name in class_names)):
-        raise UsageError(f"class_names {class_names!r}: expected a list of names, in the order of the scores")
 
 
 def _gives(path: Path) -> str:
@@ -154,33 +113,6 @@ def _size(sizes: Sequence[int | None]) -> str:
 
 PROBABILITIES = ("Softmax", "Sigmoid", "HardSigmoid")
 """Operators that make probabilities of logits; the logarithm of a softmax is as good as logits."""
-CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors", ".th")
-
-
-def _engine(path: Path, name: str | None) -> Engine:
-    """The engine asked for, or the one for this kind of file. Raises UsageError when there is none."""
-    if not path.is_file():
-        raise no_artifact(path)
-    able = registry.opening(path)
-    if path.suffix in CHECKPOINTS or not (name or able):
-        raise UsageError(
-            f"{path}: this runtime opens {' and '.join(registry.suffixes())} files. "
-            "Make one: distill export onnx CKPT"
-        )
-    if name is not None and name not in registry.engines():
-        raise UsageError(f"backend {name!r}: expected {', '.join(registry.names())}")
-    return registry.engines()[name] if name else able[0]
-
-
-def _refuse_unread(path: Path, engine: Engine, settings: Settings) -> None:
-    """Raise UsageError for a setting that was changed and that the engine does not read."""
-    for setting in registry.SETTINGS:
-        value = getattr(settings, setting)
-        if setting not in engine.reads and value != getattr(Settings(), setting):
-            raise UsageError(
-                f"{setting}={value!r} is read by {' and '.join(registry.readers(setting))} only, and"
-                f" {path.name} runs on {engine.name}. Leave it out"
-            )
 
 
 class Predictor:
@@ -199,7 +131,8 @@ class Predictor:
         self._run_on_device: Callable[[Any, Any], Any] | None = getattr(backend, "run_on_device", None)
         self.metadata = metadata
         self.preprocess = preprocess or metadata.preprocess
-        self.class_names = list(class_names) if class_names else metadata.class_names
+        given = [] if class_names is None else [str(name) for name in class_names]
+        self.class_names = given or metadata.class_names
         self.gives = gives
         """logits; or probabilities, where the file's last layer makes them."""
         self.path = backend.path
@@ -269,7 +202,11 @@ class Predictor:
         needs more images than are left, the last one is repeated, and its further scores are dropped. Raises
         as `logits` does.
         """
-        size, found = self.fit(size), []
+        if type(images) is np.memmap:
+            images = images.view(np.ndarray)
+        if type(images) is not np.ndarray:
+            raise UsageError(f"images are {_describe(images)}; expected float32 {self._expected()}")
+        size, found = self.fit(_whole("size", size)), []
         for start in range(0, len(images) or 1, size):
             part = images[start : start + size]
             filling = np.repeat(part[-1:], self.fit(len(part)) - len(part), axis=0)
@@ -304,7 +241,7 @@ class Predictor:
             )
         if len(images) == 0:
             return []
-        _require_top(top)
+        top = _whole("top", top)
         return self.predictions(self.logits_in_batches(self.preprocess.batch(images), len(images)), top)
 
     def predictions(self, logits: np.ndarray, top: int = 5) -> list[list[Prediction]]:
@@ -313,7 +250,9 @@ class Predictor:
 
         Raises ArtifactError for scores that are NaN or infinite.
         """
-        _require_top(top)
+        top = _whole("top", top)
+        if not isinstance(logits, np.ndarray):
+            raise UsageError(f"logits are a {type(logits).__name__}; expected an array (N, classes)")
         if logits.ndim != 2:
             raise ArtifactError(f"{self.path}: gives {logits.shape}, not logits (N, classes)")
         names = self.class_names
@@ -382,12 +321,16 @@ class Predictor:
         )
 
 
-def _require_top(top: Any) -> None:
-    if isinstance(top, bool) or not isinstance(top, (int, np.integer)):
-        raise UsageError(f"top {top!r}: expected a whole number, 1 or more")
-    if top < 1:
-        raise UsageError(f"top {top}: expected 1 or more")
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise UsageError(f"{name} {value!r}: expected a whole number, 1 or more")
+    if value < 1:
+        raise UsageError(f"{name} {value}: expected 1 or more")
+    return int(value)
 
 
 def _describe(batch: Any) -> str:
-    return f"{batch.dtype} {batch.shape}" if isinstance(batch, np.ndarray) else f"a {type(batch).__name__}"
+    if not isinstance(batch, np.ndarray):
+        return f"a {type(batch).__name__}"
+    kind = "" if type(batch) is np.ndarray else f"a {type(batch).__name__} of "
+    return f"{kind}{batch.dtype} {batch.shape}"

@@ -107,7 +107,7 @@ def first_bad(network: nn.Module) -> str | None:
     """The name of a weight, or of a running statistic of batch norm, that holds NaN or infinity; None where
     there is none. Waits for the device.
     """
-    values = dict(network.named_parameters())
+    values: dict[str, Tensor] = dict(network.named_parameters())
     values |= {name: each for name, each in network.named_buffers() if name.endswith(STATISTICS)}
     if not values:
         return None

@@ -20,11 +20,12 @@ import numpy as np
 
 from .. import files
 from ..backends import registry
+from ..backends.asked import CHECKPOINTS
 from ..cli import settings
 from ..cli.settings import Flag
 from ..errors import ArtifactError, DataError, UsageError
 from ..images.named import image_files
-from ..predictor import CHECKPOINTS, Prediction, Predictor, load
+from ..predictor import Prediction, Predictor, load
 from ..terminal import loading, printable
 
 if TYPE_CHECKING:

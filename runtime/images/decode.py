@@ -61,6 +61,7 @@ def open_rgb(image: Image) -> Any:
         if (
             image.dtype != np.uint8
             or image.ndim not in (2, 3)
+            or not image.size
             or (image.ndim == 3 and image.shape[2] not in (1, 3, 4))
         ):
             raise UsageError(

@@ -497,6 +497,8 @@ def test_scores_that_are_not_numbers_are_an_error_and_no_guess(student, bad):
         ((b"abc",), "load was given 3 bytes; expected the path of a file"),
         ((None,), "load was given a NoneType"),
         ((3,), "load was given a int"),
+        (("x" * 5000 + ".onnx",), "cannot be opened (File name too long)"),
+        (("/",), "/: is a folder. Expected an .onnx or .plan file"),
         ((PurePathOfBytes(),), "load was given a PurePathOfBytes"),
     ],
 )
@@ -517,12 +519,34 @@ def test_what_is_no_path_is_refused(given, words):
         ({"contexts": 1.0}, "contexts 1.0: expected a whole number"),
         ({"preprocess": {"crop_pct": 1.0}}, "From a dictionary: Preprocess.from_dict(...)"),
         ({"class_names": "cats"}, "class_names 'cats': expected a list of names"),
+        ({"threads": 10**20}, "threads 100000000000000000000: expected at most 1024"),
         ({"class_names": [1, 2, 3]}, "class_names [1, 2, 3]: expected a list of names"),
     ],
 )
 def test_an_argument_of_another_type_is_named(student, settings, words):
     with pytest.raises(UsageError, match=re.escape(words)):
         runtime.load(student, **settings)
+
+
+def test_names_in_an_array_are_taken(student):
+    with runtime.load(student, class_names=np.array(["a", "b", "c"])) as predictor:
+        assert predictor.class_names == ["a", "b", "c"]
+
+
+def test_what_is_not_an_array_is_said(student):
+    batch = np.zeros((2, 3, 8, 8), np.float32)
+    with runtime.load(student) as predictor:
+        for call, words in {
+            lambda: predictor.logits(np.ma.masked_array(batch)): "batch is a MaskedArray of float32",
+            lambda: predictor.logits_in_batches([batch]): "images are a list; expected float32 (N, 3, 8, 8)",
+            lambda: predictor.logits_in_batches(None): "images are a NoneType",
+            lambda: predictor.logits_in_batches(batch, 1.5): "size 1.5: expected a whole number",
+            lambda: predictor.logits_in_batches(batch, 0): "size 0: expected 1 or more",
+            lambda: predictor.predictions([[1.0, 2.0, 3.0]]): "logits are a list; expected an array",
+            lambda: predictor.classify(np.zeros((0, 8, 3), np.uint8)): "array of uint8 (0, 8, 3): expected",
+        }.items():
+            with pytest.raises(UsageError, match=re.escape(words)):
+                call()
 
 
 @pytest.mark.parametrize("top", [2.5, "3", None, True])
