@@ -68,6 +68,8 @@ def open_rgb(image: Image) -> Any:
                 f"array of {image.dtype} {image.shape}: expected uint8 (height, width, 3). "
                 "For preprocessed float batches use logits()"
             )
+        if not image.size:  # which older Pillows do not take
+            raise DataError(f"image: {image.shape[1]} x {image.shape[0]} pixels. Expected one or more")
         return pil.fromarray(image.squeeze(2) if image.ndim == 3 and image.shape[2] == 1 else image).convert(
             "RGB"
         )
