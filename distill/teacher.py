@@ -187,7 +187,8 @@ def open_source(recipe: Recipe, class_names: list[str], kept: Path | None = None
         source = _filled(recipe, class_names, checkpoints.load(kept), recipe.teacher)
     else:
         source = (_of_file if recipe.teacher_ckpt else _published)(recipe, class_names)
-    _require_numbers(source)
+    whose = source.origin.file or source.origin.published or source.origin.model
+    checkpoints.require_finite(source.model.state_dict(), f"teacher {whose}")
     return source
 
 
@@ -200,16 +201,6 @@ def _asked(recipe: Recipe) -> dict[str, Any]:
         "input_size": recipe.teacher_input_size,
     }
     return {name: value for name, value in said.items() if value}
-
-
-def _require_numbers(source: Source) -> None:
-    """Raise ArtifactError for weights that are NaN or infinite."""
-    for name, value in source.model.state_dict().items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise ArtifactError(
-                f"teacher {source.origin.file or source.origin.model}: its weight {name} holds NaN or inf."
-                " Give another file"
-            )
 
 
 def _filled(recipe: Recipe, class_names: list[str], found: Checkpoint, published: str | None) -> Source:

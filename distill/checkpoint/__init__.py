@@ -162,10 +162,11 @@ class WeightsFile:
             return self._as_ours(model, entry)
         from ..models import (  # here: models import timm, reading a file does not need it
             convert,
+            names,
             preprocess_of,
         )
 
-        model = self.require_name(model, flag)
+        model = names.canonical(self.require_name(model, flag))
         preprocess = preprocess_of(model, (model_args or {}).get("img_size", 0))
         state_dict, notes = unwrap(self.values, str(self.path), entry)
         state_dict, arguments, more = convert.convert(model, model_args or {}, state_dict)
@@ -187,12 +188,24 @@ class WeightsFile:
                 f"{self.path}: a checkpoint of this project, whose weights have one place. Leave the name of"
                 f" an entry ({entry}) out"
             )
-        if model is not None and model != checkpoint.model:
+        if model is not None and _architecture(model) != _architecture(checkpoint.model):
             raise ArtifactError(
                 f"{self.path}: holds {checkpoint.model}, not {model}. Leave the name out, or give the right"
                 " file"
             )
         return checkpoint
+
+
+def _architecture(name: str) -> str:
+    """The name without timm's owner and the tag of weights, which are those of the file."""
+    return name.removeprefix("timm/").partition(".")[0]
+
+
+def require_finite(weights: Mapping[str, torch.Tensor], whose: str) -> None:
+    """Raise ArtifactError for weights that are NaN or infinite. whose: for the message."""
+    for name, value in weights.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise ArtifactError(f"{whose}: its weight {name} holds NaN or inf. Give another file")
 
 
 def open_file(path: str | Path) -> WeightsFile:

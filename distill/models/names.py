@@ -65,11 +65,20 @@ def canonical(name: str) -> str:
     Raises UsageError for a path or a repository without its source, and for a source that is not known.
     """
     source, colon, rest = name.partition(":")
+    if os.path.isfile(name):
+        raise UsageError(
+            f"{name}: a file, not the name of a network. Give it as --student-ckpt or --teacher-ckpt, and"
+            " here its architecture"
+        )
     if colon:
         kind = SOURCES.get(source.lower())
         if kind is None or not rest:
+            page = name.removeprefix("https://").removeprefix("http://").removeprefix("huggingface.co/")
+            meant = (
+                f"hf-hub:{page} (did you mean that?)" if "huggingface.co/" in name else "hf-hub:OWNER/NAME"
+            )
             raise UsageError(
-                f"{name}: expected hf-hub:OWNER/NAME, local-dir:FOLDER or one of timm's names, for example"
+                f"{name}: expected {meant}, local-dir:FOLDER or one of timm's names, for example"
                 " resnet18.a1_in1k"
             )
         if kind == "local-dir":

@@ -170,6 +170,11 @@ class Networks(Group):
                 "arguments of the network itself, and 'pretrained' is not one. Published weights:"
                 " --pretrained",
             )
+            self.need(
+                not any(word.partition("=")[0] == "num_classes" for word in getattr(self, arguments)),
+                arguments,
+                "arguments without 'num_classes': the classes are those of the data",
+            )
         for side in ("", "teacher_"):
             for name in (f"{side}mean", f"{side}std"):
                 self.need(len(getattr(self, name)) in (0, 3), name, "three numbers, for red, green and blue")

@@ -177,6 +177,7 @@ def open_student(task: Task) -> Student:
     if found is None:
         return Student(model, start.model, start.model_args, [])
     weights, notes = classifier.fitted(model, found.state_dict, found.class_names, task.class_names)
+    checkpoints.require_finite(weights, f"student {found.path or start.name}")
     checkpoints.load_weights(model, replace(found, state_dict=weights))
     return Student(model, start.model, start.model_args, [*found.notes, *notes])
 

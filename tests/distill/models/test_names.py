@@ -40,6 +40,8 @@ def test_a_name_has_one_spelling(typed):
     [
         ("me/mine", "A repository of the Hugging Face hub is hf-hub:me/mine, a folder local-dir:me/mine"),
         ("https://example.com/x", r"expected hf-hub:OWNER/NAME, local-dir:FOLDER"),
+        ("https://huggingface.co/timm/x", r"expected hf-hub:timm/x \(did you mean that\?\), local-dir:"),
+        (__file__, "a file, not the name of a network. Give it as --student-ckpt or --teacher-ckpt"),
         ("hf-hub:", r"expected hf-hub:OWNER/NAME"),
         ("timm/resnet1", "no architecture called 'resnet1'"),
         ("timm/resnet18.tv_in1kk", r"did you mean resnet18\.tv_in1k\?"),

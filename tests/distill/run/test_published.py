@@ -201,3 +201,41 @@ def test_a_file_is_read_once(train, tmp_path, monkeypatch):
     )
     assert train(*student, *teacher, "--control", "--freeze", "stem")[0] == 0
     assert reads[str(tmp_path / "w.pth")] == 1 and reads[str(tmp_path / "t.pth")] == 1
+
+
+def test_a_student_with_nan_is_named_as_such(train, tmp_path):
+    weights = models.build("resnet20", 2, {"width": 0.25}).state_dict()
+    weights["layer2.0.bn1.running_var"][0] = float("inf")
+    torch.save(weights, tmp_path / "w.pth")
+    begin = (
+        "--student",
+        "resnet20",
+        "--student-args",
+        "width=0.25",
+        "--student-ckpt",
+        str(tmp_path / "w.pth"),
+    )
+    code, said = train(*begin)
+    assert code == 4
+    assert f"student {tmp_path / 'w.pth'}: its weight layer2.0.bn1.running_var holds NaN" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tag_is_not_part_of_the_architecture(hub, train, tmp_path):
+    """What was trained from resnet18.a1_in1k is a resnet18."""
+    spec = models.preprocess_of("test_resnet", 32)
+    weights = models.build("test_resnet", 2).state_dict()
+    best = checkpoints.Checkpoint("test_resnet.r160_in1k", {}, weights, spec, ["ant", "bee"])
+    checkpoints.save(best, tmp_path / "best.pth")
+    for name in ("test_resnet", "timm/test_resnet", "test_resnet.r160_in1k", "auto"):
+        begin = ("--student", name, "--student-ckpt", str(tmp_path / "best.pth"), "--overwrite")
+        assert train(*begin)[0] == 0
+    assert checkpoints.load(tmp_path / "run" / "best.pth").model == "test_resnet.r160_in1k"
+    code, said = train("--student", "test_vit", "--student-ckpt", str(tmp_path / "best.pth"), "--overwrite")
+    assert code == 4 and "holds test_resnet.r160_in1k, not test_vit" in said
+    assert hub.asked == []
+
+
+def test_classes_are_not_an_argument(train):
+    code, said = train("--student", "resnet20", "--student-args", "num_classes=3")
+    assert code == 2 and "the classes are those of the data" in said
