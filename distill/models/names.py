@@ -65,7 +65,7 @@ def canonical(name: str) -> str:
     Raises UsageError for a path or a repository without its source, and for a source that is not known.
     """
     source, colon, rest = name.partition(":")
-    if os.path.isfile(name):
+    if os.path.isfile(name) and not timm.is_model(name):
         raise UsageError(
             f"{name}: a file, not the name of a network. Give it as --student-ckpt or --teacher-ckpt, and"
             " here its architecture"

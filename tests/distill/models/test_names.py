@@ -188,3 +188,10 @@ def test_parameters_are_counted_with_the_classes_of_the_weights(mine):
     network = names.resolve("hf-hub:me/mine", OUT)
     expected = sum(value.numel() for value in models.build("test_resnet", 3).parameters())
     assert names.count_parameters(network) == expected
+
+
+def test_a_file_that_is_called_as_a_network_is_no_obstacle(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("resnet18", "resnet18.a1_in1k"):
+        (tmp_path / name).write_text("x")
+        assert names.canonical(name) == name
