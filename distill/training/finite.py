@@ -19,7 +19,7 @@ DTYPE_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 SMALLEST_SCALE = 2.0**-24
 """Of the loss in fp16: it starts at 2**16 and halves whenever a gradient overflows, so here 40 steps in a row
 have taught nothing."""
-LOWER_RATE = "Try a lower --lr, --clip-grad 1, a longer warm-up, or --amp-dtype bf16"
+LOWER_RATE = "Try a lower --lr, --clip-grad 1, or a longer warm-up"
 
 
 class Flags(NamedTuple):

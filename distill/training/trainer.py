@@ -463,9 +463,10 @@ class Trainer:
         bad = next((name for name in map(finite.first_bad, networks) if name is not None), None)
         if bad is None and math.isfinite(found.loss):
             return
+        whose = "control" if self.task.role == "control" else "student"
         raise GateError(
             f"validation loss is {found.loss:.4g} after step {self.updates} (epoch {self.epoch + 1}) of the"
-            f" {self.task.role}: {finite.said_of_epoch(bad, self.precision.dtype)}"
+            f" {whose}: {finite.said_of_epoch(bad, self.precision.dtype)}"
         )
 
     def _words(self, record: EpochRecord) -> list[str]:
