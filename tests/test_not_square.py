@@ -16,7 +16,7 @@ from distill import checkpoint, models
 from distill.__main__ import main
 from distill.data.augment import training_transform
 from distill.recipe import Recipe
-from distill.run.student import student_preprocess
+from distill.training.parts import open_start
 from export.commands import train_qat
 from runtime import Preprocess, UsageError
 from runtime.images import open_images
@@ -168,7 +168,7 @@ def test_weights_that_say_no_size_take_it_from_the_flag(photos, tmp_path, capsys
 def test_quantization_aware_training_keeps_the_size_unless_it_is_told(photos, tmp_path, words, size):
     write_checkpoint(tmp_path / "best.pth", "resnet20", photos)
     options = train_qat.parse(["--resume", str(tmp_path / "best.pth"), *words])
-    assert student_preprocess(options)[0].input_size == (3, *size)
+    assert open_start(options).preprocess.input_size == (3, *size)
 
 
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
