@@ -49,6 +49,29 @@ def run(line: str, folder: Path, *more: str) -> subprocess.CompletedProcess:
     )
 
 
+def here(line: str, folder: Path, *more: str) -> int:
+    """The exit code of a command in this process: each import of torch takes longer than most commands."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        return front_door.main([*shlex.split(line, comments=True)[1:], *more])
+    finally:
+        os.chdir(before)
+
+
+@pytest.fixture
+def run_here(capfd):
+    """run_here(line, folder, *more): what a command that ends with 0 says on stderr."""
+
+    def run_one(line: str, folder: Path, *more: str) -> str:
+        code = here(line, folder, *more)
+        said = capfd.readouterr().err
+        assert code == 0, f"{line}\n{said}"
+        return said
+
+    return run_one
+
+
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory) -> Path:
     """A folder with what the README's reader has: photos/ (train, val; three classes) and cat.jpg."""
@@ -67,17 +90,22 @@ def workshop(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def toured(workshop) -> Path:
-    """The same folder after the README's seven commands, exactly as printed; teacher.pth is the teacher."""
-    for line in commands(ROOT / "README.md"):
+    """The same folder after the README's seven commands, exactly as printed, the first and the last in a
+    process of their own; teacher.pth is the teacher.
+    """
+    first, *others, last = commands(ROOT / "README.md")
+    for line in (first, last):
         done = run(line, workshop)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
-        (workshop / "printed.txt").write_text(done.stdout)
+        if line == first:
+            assert [here(each, workshop) for each in others] == [0] * len(others)
+    (workshop / "printed.txt").write_text(done.stdout)
     (workshop / "teacher.pth").write_bytes((workshop / "runs" / "teacher" / "best.pth").read_bytes())
     return workshop
 
 
 @pytest.mark.slow
-def test_the_commands_on_your_own_images_run(workshop, tmp_path):
+def test_the_commands_on_your_own_images_run(workshop, tmp_path, run_here):
     """Exactly as printed but for the size and length of the training: class folders alone, and a file of
     1,000 classes without names.
     """
@@ -99,27 +127,22 @@ def test_the_commands_on_your_own_images_run(workshop, tmp_path):
     for line in lines:
         more = ["--img-size", "32", "--epochs", "1"] if " train " in line else []
         more += ["--max-drop", "100"] if " --int8 " in line else []
-        done = run(line, tmp_path, *more)
-        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        said = run_here(line, tmp_path, *more)
         if "--recipe finetune" in line:
-            assert "classifier classifier: 1000 classes -> new, 3 classes" in done.stderr
+            assert "classifier classifier: 1000 classes -> new, 3 classes" in said
     assert len((tmp_path / "runs" / "small" / "val-split.csv").read_text().splitlines()) == 61
     assert (tmp_path / "runs" / "small" / "report.html").is_file()
 
 
 @pytest.fixture
-def run_documented(monkeypatch, capfd):
-    """run_documented(line, folder): a command with flags that make it fast must end with 0. In this process,
-    because each import of torch would take longer than most commands; those of the README have one each.
-    """
+def run_documented(run_here):
+    """run_documented(line, folder): a command with flags that make it fast must end with 0."""
 
     def run_one(line: str, folder: Path) -> None:
-        monkeypatch.chdir(folder)
         extra = next((flags for name, flags in FASTER.items() if line.startswith(f"distill {name}")), [])
         if " --int8" in line:
             extra = ["--max-drop", "100"]  # one epoch on noise has no accuracy to lose
-        code = front_door.main([*shlex.split(line, comments=True)[1:], *extra])
-        assert code == 0, f"{line}\n{capfd.readouterr().err}"
+        run_here(line, folder, *extra)
 
     return run_one
 

@@ -79,7 +79,7 @@ def test_the_pipeline_ends_in_a_table_with_teacher_control_student_and_int8(tmp_
     out = tmp_path / "demo"
     assert (
         cli.main(
-            ["demo", "--output", str(out), "--teacher-epochs", "3", "--epochs", "3", "--iterations", "20"]
+            ["demo", "--output", str(out), "--teacher-epochs", "1", "--epochs", "3", "--iterations", "20"]
         )
         == 0
     )

@@ -28,14 +28,14 @@ def test_help_imports_nothing_heavy():
 
 
 def test_the_overview_takes_under_three_tenths_of_a_second():
-    """The least of five, in processor seconds, so that other work on the machine counts little."""
-    taken = []
-    for _ in range(5):
+    """One of five, in processor seconds, so that other work on the machine counts little."""
+    taken, limit = [1e9], 0.3 * machine.slowness()
+    while min(taken) >= limit and len(taken) <= 5:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "distill", "--help"], check=True, capture_output=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(taken) < 0.3 * machine.slowness()
+    assert min(taken) < limit, taken[1:]
 
 
 @pytest.mark.parametrize("command", ["train", "eval"])

@@ -131,15 +131,15 @@ def test_the_help_of_a_command_is_quick_and_needs_nothing_heavy(command):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_of_a_command_takes_under_half_a_second(command):
-    """The least of three, in processor seconds, so that other work on the machine counts little."""
-    taken = []
-    for _ in range(3):
+    """One of three, in processor seconds, so that other work on the machine counts little."""
+    taken, limit = [1e9], 0.5 * machine.slowness()
+    while min(taken) >= limit and len(taken) <= 3:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         line = [sys.executable, "-m", "distill", *command.split(), "--help"]
         subprocess.run(line, check=True, capture_output=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(taken) < 0.5 * machine.slowness()
+    assert min(taken) < limit, taken[1:]
 
 
 @dataclass(frozen=True)
