@@ -28,7 +28,7 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "student.", "
 MARKERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
 """What stands within names where single layers were wrapped: sharded, recomputed, compiled."""
 COUNTERS = ("total_ops", "total_params", "n_averaged")
-"""Last parts of names that are no weights: counted operations (thop), averaged steps (torch)."""
+"""Last parts of names that are not weights: counted operations (thop), averaged steps (torch)."""
 
 
 def unwrap(

@@ -75,7 +75,7 @@ class Layout:
         return str(path)
 
     def class_folders(self, below, splits, inner=""):
-        """below/CLASS/inner/0.png and so on, with what else may lie there."""
+        """below/CLASS/inner/0.png and so on, with what else may be there."""
         for name in self.classes:
             for number in range(self.chance.randint(1, 3)):
                 path = self.write(Path(below, name, inner, f"{number}.png"))
