@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-import sys
 import threading
 import urllib.error
 import urllib.parse
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from runtime.errors import MissingError, UsageError
+from runtime.terminal import loading, say
 
 ANSWER_SECONDS = 5.0
 """A server that has not answered by then counts as out of reach."""
@@ -55,12 +55,12 @@ class Wanted:
         """One line before a download."""
         if self.parameters is not None:
             words = f"{_mega(size)} MB" if size else f"about {_mega(4 * self.parameters())} MB"
-            _say(f"downloading {self.name}, {words}, from {host}")
+            say(f"downloading {self.name}, {words}, from {host}")
 
     def found(self, path: Path) -> Path:
         """`path`, which was downloaded before, and a line that says so."""
         if self.parameters is not None:
-            _say(f"{self.name}: downloaded before, {_mega(path.stat().st_size)} MB, {path}")
+            say(f"{self.name}: downloaded before, {_mega(path.stat().st_size)} MB, {path}")
         return path
 
 
@@ -101,9 +101,12 @@ def _fetched(repository: str, name: str, revision: str | None, wanted: Wanted) -
             MOST_SECONDS, lambda: huggingface_hub.get_hf_file_metadata(url, timeout=ANSWER_SECONDS)
         )
         wanted.announce(about.size, host)
-        return Path(
-            huggingface_hub.hf_hub_download(repository, name, revision=revision, etag_timeout=ANSWER_SECONDS)
-        )
+        with loading(f"downloading {wanted.name}"):
+            return Path(
+                huggingface_hub.hf_hub_download(
+                    repository, name, revision=revision, etag_timeout=ANSWER_SECONDS
+                )
+            )
     except errors.LocalEntryNotFoundError as error:  # the hub went away in between
         raise wanted.missing(host, _reason(error.__cause__ or error)) from error
     except errors.EntryNotFoundError:
@@ -133,7 +136,8 @@ def from_url(url: str, wanted: Wanted) -> Path:
     try:
         wanted.announce(_within(MOST_SECONDS, lambda: _size(url)), host)
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), progress=False)
+        with loading(f"downloading {wanted.name}"):
+            torch.hub.download_url_to_file(url, str(path), progress=False)
     except Exception as error:  # the network's and the disk's many ways
         raise wanted.missing(host, _reason(error)) from error
     return path
@@ -211,7 +215,3 @@ def _reason(error: BaseException) -> str:
 
 def _mega(size: int) -> str:
     return f"{size / MEGA:.0f}" if size >= 10 * MEGA else f"{size / MEGA:.1f}"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

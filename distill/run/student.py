@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from runtime.errors import UsageError
+from runtime.terminal import loading
 
 from .. import checkpoint as checkpoints
 from ..models import names
@@ -29,7 +30,8 @@ def opened(options: TrainOptions, folder: Path) -> tuple[TrainOptions, Start]:
     """
     options = replace(options, student=_settled(options.student), teacher=_settled(options.teacher))
     kept = kept_of(folder, folder, options, options.student)
-    start = open_start(options, kept)
+    with loading("opening the student"):
+        start = open_start(options, kept)
     begins = options.student_ckpt or options.pretrained or names.says_weights(start.name)
     if (options.freeze or options.freeze_norms) and not begins:
         what = f"--freeze {options.freeze}" if options.freeze else "--freeze-norms (recipe finetune sets it)"

@@ -93,3 +93,17 @@ def test_a_name_that_is_not_there_gets_the_nearest(capsys):
     assert cli.main(["models", "resnet81"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "no network matches resnet81; did you mean resnet" in err
+
+
+def test_a_network_of_the_hub_costs_its_config_alone(mine, capsys):
+    for name in ("hf-hub:me/mine", "hf_hub:me/mine"):
+        (found,) = listed(capsys, name).values()
+        network = timm.create_model("test_resnet", num_classes=3)
+        assert found["parameters"] == sum(each.numel() for each in network.parameters())
+        assert found["name"] == "hf-hub:me/mine" and found["input_size"] == [3, 96, 80]
+        assert found["published"] and not found["ours"]
+    assert not [each for each in mine.asked if "pytorch_model" in each or "safetensors" in each]
+    (found,) = listed(capsys, "timm/resnet18.a1_in1k").values()
+    assert found["name"] == "resnet18.a1_in1k" and found["input_size"] == [3, 224, 224]
+    assert cli.main(["models", "me/mine"]) == 2 and "is hf-hub:me/mine" in capsys.readouterr().err
+    assert cli.main(["models", "hf-hub:me/none"]) == 2
