@@ -285,6 +285,12 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
                 f"{where}: {key} is {tuple(given[key].shape)} in the file, {tuple(value.shape)} in the"
                 " network. Give the architecture and number of classes it was trained with"
             )
+        if value.is_floating_point() and not given[key].is_floating_point():
+            kind = str(given[key].dtype).removeprefix("torch.")
+            raise ArtifactError(
+                f"{where}: {key} is {kind} in the file, and the network computes with real numbers. Save it"
+                " in float32"
+            )
     model.load_state_dict(given)
 
 

@@ -125,6 +125,8 @@ def _likely_entry(values: Mapping[str, Any], name: str) -> tuple[Mapping[str, An
     if averaged and raw:
         other = ".".join(raw[0])
         note += f", the averaged weights; {other!r} holds the others (--checkpoint-key {other})"
+    elif others := [".".join(each) for each in found if each != chosen]:
+        note += f"; other entries with weights: {', '.join(others[:3])} (--checkpoint-key {others[0]})"
     return at(values, chosen), [note]
 
 
@@ -164,6 +166,7 @@ def require_plain(tensor: torch.Tensor, name: str) -> None:
     part of it.
     """
     kinds = {
+        "meta": tensor.is_meta,
         "sparse": tensor.layout != torch.strided,
         "quantized": tensor.is_quantized,
         "complex": tensor.is_complex(),

@@ -27,6 +27,7 @@ BODY = {
 }
 NUMBERED = {f"{place}.{key.rpartition('.')[2]}": v for place, (key, v) in enumerate(BODY.items())}
 """The same with numbers for names, as from a row of layers."""
+HALVES = {key: v.half().float() if v.is_floating_point() else v for key, v in PLAIN.items()}
 RECOMPUTED = "_checkpoint_wrapped_module"
 ARGS = {"width": 0.25}
 
@@ -168,6 +169,11 @@ READ = {
         {"model": {key: value.numpy() for key, value in PLAIN.items()}, "matching_heuristics": True},
         ["entry 'model'"],
     ),
+    "DINO": (
+        {"student": prefixed("module.backbone."), "teacher": prefixed("backbone."), "epoch": 3},
+        ["entry 'student'; other entries with weights: teacher (--checkpoint-key teacher)"],
+    ),
+    "half precision": ({key: v.half() if v.is_floating_point() else v for key, v in HALVES.items()}, []),
     "arrays beside the weights": ({"model": PLAIN, "mean": np.arange(3.0)}, ["entry 'model'"]),
 }
 
@@ -184,6 +190,7 @@ def test_a_habit_is_read_and_said(habit, tmp_path):
     assert all(each in said for each in words), said
     checkpoints.load_weights(network, dataclasses.replace(found, state_dict=weights))
     expected = BETTER if {"ema", "state_dict_ema"} & set(values) else PLAIN
+    expected = HALVES if habit == "half precision" else expected
     assert all(network.state_dict()[key].equal(expected[key]) for key in BODY)
 
 
@@ -205,6 +212,11 @@ class Harmful:
 
 REFUSED = {
     "sparse": ({"w": torch.eye(3).to_sparse()}, "w is a sparse tensor"),
+    "without values": ({"w": torch.ones(2, device="meta")}, "w is a meta tensor"),
+    "whole numbers": (
+        PLAIN | {"conv1.weight": PLAIN["conv1.weight"].to(torch.int8)},
+        "conv1.weight is int8 in the file",
+    ),
     "complex": ({"w": torch.ones(2, dtype=torch.complex64)}, "w is a complex tensor"),
     "a class of another project": ({"model": Harmful()}, "pickled code, which is never run"),
     "code beside weights": ({"model": PLAIN, "callback": Harmful()}, "pickled code, which is never run"),
