@@ -35,7 +35,7 @@ def build(call, capability, **changes):
             signature[name], constants[(index,)] = "constexpr", value
             continue
         is_tensor = isinstance(value, torch.Tensor)
-        signature[name] = POINTERS[value.dtype] if is_tensor else "i32"
+        signature[name] = POINTERS[value.dtype] if is_tensor else "i32" if value < 2**31 else "i64"
         if is_tensor or value % 16 == 0:
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)

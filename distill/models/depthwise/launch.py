@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -53,7 +55,26 @@ def _is_available(device: str, index: int | None) -> bool:
         return interprets()
     if device != "cuda" or torch.version.cuda is None:
         return False
-    return torch.cuda.get_device_capability(index) >= LEAST_CAPABILITY
+    if torch.cuda.get_device_capability(index) < LEAST_CAPABILITY:
+        return False
+    if reason := _why_triton_fails():
+        warnings.warn(
+            "large depthwise kernels are computed by cuDNN, which is slower: Triton does not work here"
+            f" ({reason})",
+            stacklevel=2,
+        )
+    return not reason
+
+
+def _why_triton_fails() -> str | None:
+    """What Triton says when it meets the GPU; None where it works. Its first step needs a C compiler."""
+    try:
+        from triton.runtime import driver
+
+        driver.active.get_current_target()
+    except Exception as error:  # of compilers, drivers and loaders, each with an exception of its own
+        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return None
 
 
 def runs(x: Tensor) -> bool:
@@ -67,16 +88,17 @@ def convolve(
     """y = x * weight (+ x * other) (+ bias), each padded to keep the map's size. flip: both kernels turned by
     180 degrees, which gives the gradient of x from that of y.
     """
-    if not y.numel():
-        return y
-    if other is None:
-        _one(x, weight, bias, y, flip)
-    elif _is_tall(weight) == _is_tall(other):
+    if other is not None and _is_tall(weight) == _is_tall(other):
         raise ValueError(
             f"kernels {tuple(weight.shape[2:])} and {tuple(other.shape[2:])}: expected a tall and a wide one"
         )
-    else:
-        _two(x, *((weight, other) if _is_tall(weight) else (other, weight)), bias, y, flip)
+    if not y.numel():
+        return y
+    with _device_of(x):
+        if other is None:
+            _one(x, weight, bias, y, flip)
+        else:
+            _two(x, *((weight, other) if _is_tall(weight) else (other, weight)), bias, y, flip)
     return y
 
 
@@ -94,10 +116,16 @@ def weight_gradient(x: Tensor, grad: Tensor, kernel: tuple[int, int]) -> Tensor:
     inside = _inside(size, kernel)
     tall = inside[0] > inside[1]
     (rows, long), (taps, length) = (_turned(pair, tall) for pair in (size, inside))
-    sums = _weight_sums(x, grad, tall, row_side(rows), long_side(long, length), taps, length)
+    with _device_of(x):
+        sums = _weight_sums(x, grad, tall, row_side(rows), long_side(long, length), taps, length)
     found = sums.transpose(1, 2) if tall else sums
     top, left = ((k - i) // 2 for k, i in zip(kernel, inside, strict=True))
     return F.pad(found, (left, left, top, top)).unsqueeze(1)
+
+
+def _device_of(x: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, which need not be that of the maps."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def _one(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, flip: bool) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from distill.models.depthwise import depthwise_conv2d, forms, launch, operators
+from distill.models.depthwise import DepthwiseConv2d, depthwise_conv2d, forms, launch, operators
 from distill.models.depthwise.tiles import Side, long_side, row_side
 
 CASES = 210
@@ -134,6 +134,15 @@ def test_frozen_weights_give_the_same_from_the_cached_form(number):
     form = next(iter(forms._kept[frozen].values()))
     assert torch.equal(operators.convolution(x, frozen, None, bias, False), expected)
     assert next(iter(forms._kept[frozen].values())) is form
+
+
+def test_a_compiled_frozen_layer_uses_its_cached_form():
+    layer = DepthwiseConv2d(1, (9, 3), algorithm="toeplitz").requires_grad_(False)
+    x = torch.randn(1, 1, 6, 5)
+    call = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    with torch.inference_mode():
+        assert torch.equal(call(x), layer(x))
+    assert len(forms._kept[layer.weight]) == 1
 
 
 PAIRS = [  # size, tall, wide, layout

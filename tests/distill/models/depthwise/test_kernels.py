@@ -97,6 +97,27 @@ def test_every_kernel_compiles_and_fits(dtype, capability):
 
 
 @pytest.mark.slow
+def test_it_compiles_for_sizes_and_strides_that_triton_treats_apart():
+    """Arguments that are 1 become constants; those beyond 32 bits another type."""
+    from compiled_kernels import Recorder, build
+
+    calls = []
+    one = torch.zeros(1, 1, 1, 1, dtype=torch.float16)
+    far = torch.empty(2**31 + 64, dtype=torch.float16).as_strided((1, 1, 2, 6), (0, 0, 2**31, 1))
+    tall, wide = torch.zeros(1, 1, 9, 3), torch.zeros(1, 1, 3, 9)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("one", "two", "weight_sums"):
+            patch.setattr(kernels, name, Recorder(getattr(kernels, name), calls))
+        for x in (one, far):
+            y = torch.zeros(x.shape, dtype=x.dtype)
+            launch.convolve(x, tall, None, None, y)
+            launch.convolve(x, tall, wide, None, y, flip=True)
+            launch.weight_gradient(x, y, (3, 9))
+    assert [call[2]["FAR"] for call in calls] == [False] * 3 + [True] * 3
+    assert all(build(call, 90, EMULATE=False).asm["cubin"] for call in calls)
+
+
+@pytest.mark.slow
 def test_what_is_contiguous_is_loaded_as_vectors():
     """A row of 56 bfloat16 is 7 times 16 bytes, which the compiler knows from the units of the strides."""
     from compiled_kernels import build

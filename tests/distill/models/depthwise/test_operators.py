@@ -6,6 +6,8 @@ import contextlib
 import copy
 import gc
 import importlib.util
+import re
+import warnings
 
 import pytest
 import torch
@@ -191,6 +193,7 @@ def fake_cuda(monkeypatch):
     def entered(capability=(9, 0)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
         monkeypatch.setattr(launch, "_available", {})
+        monkeypatch.setattr(launch, "_why_triton_fails", lambda: None)
         monkeypatch.setattr(torch.version, "cuda", "13.0")
         with FakeTensorMode(), torch.device("cuda"):
             yield
@@ -236,6 +239,32 @@ def test_on_cuda_the_rule_is_followed_and_the_format_is_kept(
             y = layer(x)
     assert seen.calls == [expected]
     assert y.shape == x.shape and y.dtype == dtype and y.is_contiguous(memory_format=given)
+
+
+@needs_triton
+def test_where_triton_does_not_work_cudnn_is_used_and_the_reason_is_said(fake_cuda, monkeypatch):
+    with fake_cuda(), Seen() as seen:
+        monkeypatch.setattr(launch, "_why_triton_fails", lambda: "RuntimeError: Failed to find C compiler")
+        layer, x = DepthwiseConv2d(4, (51, 5)), torch.empty(2, 4, 56, 56)
+        with pytest.warns(UserWarning, match="computed by cuDNN, which is slower.*Failed to find C compiler"):
+            layer(x)
+        with warnings.catch_warnings():  # once is enough
+            warnings.simplefilter("error")
+            layer(x)
+    assert [call[0] for call in seen.calls] == ["convolution"] * 2
+
+
+@needs_triton
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton works where there is a GPU")
+def test_what_triton_says_without_a_gpu_is_one_line():
+    assert re.fullmatch(r"RuntimeError: .*drivers.*", launch._why_triton_fails())
+
+
+def test_kernels_run_on_the_device_of_the_maps(fake_cuda):
+    with fake_cuda():
+        assert launch._device_of(torch.empty(1, device="cuda:1")).idx == 1
+    with launch._device_of(torch.empty(1)) as entered:
+        assert entered is None
 
 
 @needs_triton

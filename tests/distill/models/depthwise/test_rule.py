@@ -66,6 +66,8 @@ def network(kernel, groups=8):
         ("cuda", (51, 5), 8, True, PLAIN),
         ("cuda", 9, 8, True, PLAIN),
         ("cuda", 7, 8, True, LAST),
+        ("cuda", (1, 11), 8, True, LAST),
+        ("cuda", (5, 13), 8, True, PLAIN),
         ("cuda", 31, 1, True, LAST),  # not depthwise
         ("cuda", 7, 8, False, PLAIN),
         ("cpu", (51, 5), 8, True, LAST),
