@@ -111,7 +111,7 @@ def layer(
     return calls
 
 
-def layers_table(batch: int, rounds: int, peak: float, rule: bool) -> Table:
+def layers_table(batch: int, rounds: int, peak: float, rule: bool, most_channels: int) -> Table:
     table = Table(title=f"depthwise layers, batch {batch}, fp32, median milliseconds and ratios (n={rounds})")
     for column in (
         "network",
@@ -129,7 +129,8 @@ def layers_table(batch: int, rounds: int, peak: float, rule: bool) -> Table:
     ) + (("direct", "fft") if rule else ()):
         table.add_column(column, justify="left" if column in ("network", "pass") else "right")
     plain, last = torch.contiguous_format, torch.channels_last
-    for network, channels, side, kernel in LAYERS:
+    for network, wide, side, kernel in LAYERS:
+        channels = min(wide, most_channels)
         for backward in (False, True):
             contenders = [
                 ("conv", "conv2d", plain),
@@ -286,6 +287,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--img-size", type=int, default=224, help="side of the network's images, pixels")
     parser.add_argument("--rule", action="store_true", help="time both algorithms beside the chosen one")
+    parser.add_argument(
+        "--channels", type=int, default=4096, help="at most so many in a layer, to try it out"
+    )
     parser.add_argument("--skip-network", action="store_true", help="only the layers")
     parser.add_argument("--skip-layers", action="store_true", help="only the network")
     options = parser.parse_args()
@@ -296,7 +300,7 @@ def main() -> None:
         f" {torch.__version__}, {fingerprint()['cpu']}"
     )
     if not options.skip_layers:
-        console.print(layers_table(options.batch, options.rounds, peak, options.rule))
+        console.print(layers_table(options.batch, options.rounds, peak, options.rule, options.channels))
     if not options.skip_network:
         console.print(network_table(options.batch, options.rounds, options.img_size))
 

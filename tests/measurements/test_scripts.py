@@ -272,8 +272,20 @@ def test_without_a_gpu_the_measurement_says_how_to_rehearse():
 
 
 @slow
+def test_simulated_comparisons_are_shares_of_the_runs():
+    words = ("--runs", 2, "--kinds", "drifting", "--json")
+    found = json.loads(run("measurements/compare_coverage.py", *words).stdout)
+    assert (found["runs"], list(found["machines"])) == (2, ["drifting"])
+    shares = [value for name, value in found["machines"]["drifting"].items() if name.endswith("_percent")]
+    assert len(shares) == 4 and set(shares) <= {0, 50, 100}
+    table = run("measurements/compare_coverage.py", "--runs", 1, "--kinds", "drifting").stdout
+    assert "1 runs, a true difference of 5 %" in table and "drifting" in table
+
+
+@slow
 def test_large_kernel_layers_are_timed_and_compute_the_same():
-    out = run("measurements/large_kernel.py", "--batch", 1, "--rounds", 1, "--skip-network").stdout
+    words = ("--batch", 1, "--rounds", 1, "--channels", 8, "--skip-network")
+    out = run("measurements/large_kernel.py", *words).stdout
     rows = [line.split("│")[1:-1] for line in out.splitlines() if "fwd" in line]
     assert len(rows) == 26  # 13 layers, forward and with backward
     assert all(float(row[10]) < 1e-4 for row in rows if row[3].strip() == "fwd")
