@@ -8,6 +8,8 @@ Elsewhere: the whole schema, model_config.proto of triton-inference-server/commo
 compares this table where tritonclient is installed.
 """
 
+import functools
+
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 STRING, INT32, INT64, UINT64, MESSAGE, ENUM = 9, 5, 3, 4, 11, 14
@@ -55,6 +57,12 @@ ENUMS = {
 
 def message():
     """An empty ModelConfig of this table."""
+    return message_factory.GetMessageClass(_pool().FindMessageTypeByName("facts.ModelConfig"))()
+
+
+@functools.cache
+def _pool():
+    """The table as protobuf knows it. Kept, because messages of protobuf 4.23 crash when it is gone."""
     file = descriptor_pb2.FileDescriptorProto(name="facts.proto", package="facts", syntax="proto3")
     made = {}
     for name, fields in FIELDS.items():
@@ -70,7 +78,7 @@ def message():
             enum.value.add(name=value, number=number)
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("facts.ModelConfig"))()
+    return pool
 
 
 def _field(field, kind):
