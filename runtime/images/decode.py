@@ -61,15 +61,13 @@ def open_rgb(image: Image) -> Any:
         if (
             image.dtype != np.uint8
             or image.ndim not in (2, 3)
-            or not image.size
+            or not image.size  # which older Pillows do not take
             or (image.ndim == 3 and image.shape[2] not in (1, 3, 4))
         ):
             raise UsageError(
                 f"array of {image.dtype} {image.shape}: expected uint8 (height, width, 3). "
                 "For preprocessed float batches use logits()"
             )
-        if not image.size:  # which older Pillows do not take
-            raise DataError(f"image: {image.shape[1]} x {image.shape[0]} pixels. Expected one or more")
         return pil.fromarray(image.squeeze(2) if image.ndim == 3 and image.shape[2] == 1 else image).convert(
             "RGB"
         )

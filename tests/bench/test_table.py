@@ -296,7 +296,7 @@ def test_no_student_or_the_same_file_twice_is_refused(files):
 
 def test_an_artifact_with_other_classes_is_refused(tiny, files, tmp_path):
     other = tiny.write(tmp_path / "other.onnx", meta=tiny.metadata(class_names=["a", "b", "c"]))
-    with pytest.raises(ArtifactError, match="class 0 is 'a' here"):
+    with pytest.raises(ArtifactError, match=r"a, b, c only in .*other\.onnx"):
         command.measure(quick(files, students=(other,)))
 
 
