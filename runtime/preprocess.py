@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
 EXIF = ("ignore", "apply")
+LARGEST_SIDE = 2**14
+"""Pixels of the input of a network."""
+CROP_PCT, MEAN, STD = (0.01, 100.0), (-1000.0, 1000.0), (1e-6, 1e6)
+"""Smallest and largest of each, as examples/cpp has them too."""
 MOST_PIXELS = 2**26
 """Of a resized image; more comes only of a strip whose short side is scaled up, and would take gigabytes."""
 
@@ -34,18 +38,18 @@ class Preprocess:
     """What is done to an image before the network sees it; travels with every checkpoint and artifact."""
 
     input_size: tuple[int, int, int] = (3, 224, 224)
-    """Channels, height, width in pixels; channels is 3."""
+    """Channels, height, width in pixels; channels is 3, the others 1 to LARGEST_SIDE."""
     interpolation: str = "bicubic"
     """Resampling filter of the resize, one of INTERPOLATIONS; antialiased, as Pillow does."""
     crop_pct: float = 0.875
-    """Side of the crop divided by the side resized to, above 0."""
+    """Side of the crop divided by the side resized to, in CROP_PCT."""
     crop_mode: str = "center"
     """center: shorter side resized, center cropped; squash: both sides; border: longer side, padded with the
     mean color."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Subtracted per channel after division by 255."""
+    """Subtracted per channel after division by 255, in MEAN."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Divided by per channel, above 0."""
+    """Divided by per channel, in STD."""
     exif: str = "ignore"
     """apply: an image is turned and mirrored as its EXIF orientation says; ignore: it stays as it is stored,
     which is what timm, torchvision and the weights they publish do."""
@@ -58,8 +62,14 @@ class Preprocess:
             object.__setattr__(self, name, tuple(values))
             if not all(isinstance(value, kind) for value in getattr(self, name)):
                 raise UsageError(f"{name} {values!r}: expected three numbers")
-        if len(self.input_size) != 3 or self.input_size[0] != 3 or min(self.input_size) < 1:
-            raise UsageError(f"input_size {self.input_size}: expected (3, height, width) in pixels")
+        if (
+            len(self.input_size) != 3
+            or self.input_size[0] != 3
+            or not all(1 <= side <= LARGEST_SIDE for side in self.input_size)
+        ):
+            raise UsageError(
+                f"input_size {self.input_size}: expected (3, height, width), 1 to {LARGEST_SIDE} pixels"
+            )
         if self.interpolation not in INTERPOLATIONS:
             raise UsageError(
                 f"interpolation {self.interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}"
@@ -68,13 +78,24 @@ class Preprocess:
             raise UsageError(f"crop_mode {self.crop_mode!r}: expected one of {', '.join(CROP_MODES)}")
         if self.exif not in EXIF:
             raise UsageError(f"exif {self.exif!r}: expected one of {', '.join(EXIF)}")
-        numbers = (self.crop_pct, *self.mean, *self.std)
-        if not all(isinstance(each, Real) and math.isfinite(each) for each in numbers) or not (
-            self.crop_pct > 0 and len(self.mean) == len(self.std) == 3 and min(self.std) > 0
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        """Bounds far outside of what is in use, within which the arithmetic cannot overflow."""
+        for name, values, wanted, (least, most) in (
+            ("crop_pct", (self.crop_pct,), "a number", CROP_PCT),
+            ("mean", self.mean, "three numbers", MEAN),
+            ("std", self.std, "three numbers", STD),
         ):
+            if len(values) != (1 if name == "crop_pct" else 3) or not all(
+                isinstance(v, Real) and least <= v <= most for v in values
+            ):
+                found = ", ".join(map(repr, values))
+                raise UsageError(f"{name} {found}: expected {wanted} from {least:g} to {most:g}")
+        if min(self.input_size[1:]) < self.crop_pct:
             raise UsageError(
-                f"crop_pct {self.crop_pct}, mean {self.mean}, std {self.std}: expected crop_pct > 0, "
-                "three means, three stds > 0"
+                f"crop_pct {self.crop_pct} of input_size {self.input_size} leaves less than a pixel. Expected"
+                f" crop_pct up to {min(self.input_size[1:])}"
             )
 
     @classmethod

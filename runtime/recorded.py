@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from functools import lru_cache
 from pathlib import Path
 
 from .errors import UsageError
@@ -31,6 +32,25 @@ SPLIT_LIST = "val-split.csv"
 """A run's list of the images it set apart for validation."""
 
 
+def parts_of(spec: str) -> tuple[str, str, str]:
+    """(`npz:`, `csv:` or empty; path; names of a list's columns as `image=A&label=B`, or empty) of a spec.
+
+    A path may hold a # as well: columns are what is behind the last one, if it looks like them and there is
+    no file of the whole name.
+    """
+    kind = next((each for each in ("npz:", "csv:") if spec.startswith(each)), "")
+    whole = spec[len(kind) :]
+    path, mark, columns = whole.rpartition("#")
+    if kind == "csv:" and mark and columns.startswith(("image=", "label=")) and not os.path.exists(whole):
+        return kind, path, columns
+    return kind, whole, ""
+
+
+def joined(kind: str, path: str | Path, columns: str) -> str:
+    """The spec of these parts, as `parts_of` takes it apart."""
+    return f"{kind}{path}#{columns}" if columns else f"{kind}{path}"
+
+
 def local_data(spec: str, source: str, flag: str) -> str:
     """`spec` in a form that no reader of timm is chosen by: "", digits, npz:PATH, csv:PATH or an absolute
     path.
@@ -41,19 +61,14 @@ def local_data(spec: str, source: str, flag: str) -> str:
     """
     if spec in ("", "digits"):
         return spec
-    kind = next((each for each in ("npz:", "csv:") if spec.startswith(each)), "")
-    path, columns = spec[len(kind) :], ""
-    if kind == "csv:":
-        before, mark, rest = path.rpartition("#")
-        if mark and not os.path.exists(path):
-            path, columns = before, mark + rest
+    kind, path, columns = parts_of(spec)
     if os.path.exists(path):
         if not is_plain(path):
             raise UsageError(
                 f"{source}: names {spec!r} as its data, which is neither a folder nor a regular file of data."
                 f" Give the data: {flag} DIR"
             )
-        return kind + os.path.abspath(path) + columns
+        return joined(kind, os.path.abspath(path), columns)
     if kind or os.path.isabs(path):
         return spec  # what opens it says what is missing
     raise UsageError(
@@ -69,26 +84,36 @@ def found_again(spec: str, folder: Path) -> str:
     A path that is still there stays. Otherwise, where the run was is read from its header.json, and what is
     in the same place relative to where it is now is taken: files of the run itself, data that moved along.
     """
-    kind = next((each for each in ("npz:", "csv:") if spec.startswith(each)), "")
-    path, mark, columns = spec[len(kind) :].partition("#") if kind == "csv:" else (spec[len(kind) :], "", "")
+    kind, path, columns = parts_of(spec)
     if not os.path.isabs(path) or os.path.exists(path):
         return spec
     for now in (folder, folder.parent):
         before = _place_of_run(now)
         moved = os.path.normpath(os.path.join(os.path.abspath(now), os.path.relpath(path, before or now)))
         if before and is_plain(moved):
-            return f"{kind}{moved}{mark}{columns}"
+            return joined(kind, moved, columns)
     own = next((each / SPLIT_LIST for each in (folder, folder.parent) if (each / SPLIT_LIST).is_file()), None)
     if os.path.basename(path) == SPLIT_LIST and own:  # a run of an earlier version does not say where it was
-        return f"{kind}{own.absolute()}{mark}{columns}"
+        return joined(kind, own.absolute(), columns)
     return spec
 
 
 def _place_of_run(folder: Path) -> str:
     """Where the run in `folder` was when it wrote its header; empty where it does not say."""
+    path = folder / HEADER
     try:
-        values = json.loads((folder / HEADER).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        now = path.stat()
+        return _place_in(path, (now.st_ino, now.st_size, now.st_mtime_ns))
+    except OSError:
+        return ""
+
+
+@lru_cache(maxsize=16)
+def _place_in(path: Path, version: tuple[int, int, int]) -> str:
+    """What this version of a header.json says: read once, while every row of a list asks."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
         return ""
     place = values.get("run") if isinstance(values, dict) else None
     return place if isinstance(place, str) and os.path.isabs(place) else ""

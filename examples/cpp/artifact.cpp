@@ -112,8 +112,9 @@ Preprocess preprocess_of(const Json& json) {
     Preprocess result;
     const auto& size = json.at("input_size").array();
     if (size.size() != 3 || size[0].integer() != 3) throw JsonError("expected input_size (3, height, width)");
-    result.height = static_cast<int>(size[1].integer());
-    result.width = static_cast<int>(size[2].integer());
+    const auto side = [](const Json& value) { return static_cast<int>(std::clamp(value.integer(), 0L, 1L << 20)); };
+    result.height = side(size[1]);
+    result.width = side(size[2]);
     result.interpolation = json.at("interpolation").string();
     result.crop_pct = json.at("crop_pct").number();
     result.crop_mode = json.at("crop_mode").string();

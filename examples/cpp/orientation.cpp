@@ -59,11 +59,12 @@ Bytes exif_of_jpeg(const Bytes& file) {
     return found;
 }
 
-// Chunks are a length, a kind, the content and a checksum. eXIf may stand before or behind the pixels.
+// Chunks are a length, a kind, the content and a checksum. eXIf may stand before or behind the pixels; the last one counts.
 Bytes exif_of_png(const Bytes& file) {
     Bytes found;
     Block block{file};
     for (std::uint64_t place = 8; place + 12 <= file.size();) {
+        if (block.holds(place + 4, "IEND")) break;
         const std::uint64_t start = place + 8, end = start + block.number(place, 4);
         if (end > file.size()) break;
         if (block.holds(place + 4, "eXIf")) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <sstream>
 #include <utility>
 
 #include "error.hpp"
@@ -131,18 +132,27 @@ Image resized_nearest(const Image& in, int width, int height) {
 
 // ---- sizes and crop, as torchvision and timm round them ----
 
+constexpr double most_pixels = 1 << 26;  // of a resized image: a strip whose short side is scaled up would take gigabytes
+
 int to_even(double value) { return static_cast<int>(std::nearbyint(value)); }  // Python's round()
 
-std::pair<int, int> resized_size(int height, int width, int target_h, int target_w, const std::string& crop_mode) {
+void require_between(const char* name, double value, double least, double most) {  // not a number is refused, too
+    if (value >= least && value <= most) return;
+    std::ostringstream text;
+    text << name << " is " << value << "; expected " << least << " to " << most;
+    throw Error(Exit::artifact, text.str());
+}
+
+// Whole numbers, as double: those of a long strip are too large for int.
+std::pair<double, double> resized_size(int height, int width, double target_h, double target_w, const std::string& crop_mode) {
     if (crop_mode == "squash") return {target_h, target_w};
-    const double ratio_h = static_cast<double>(height) / target_h, ratio_w = static_cast<double>(width) / target_w;
+    const double ratio_h = height / target_h, ratio_w = width / target_w;
     if (crop_mode == "border" || target_h != target_w) {
         const double ratio = crop_mode == "border" ? std::max(ratio_h, ratio_w) : std::min(ratio_h, ratio_w);
-        return {to_even(height / ratio), to_even(width / ratio)};
+        return {std::nearbyint(height / ratio), std::nearbyint(width / ratio)};
     }
-    const double side = target_h;
-    if (width <= height) return {static_cast<int>(side * height / width), target_h};
-    return {target_h, static_cast<int>(side * width / height)};
+    if (width <= height) return {std::floor(target_h * height / width), target_h};
+    return {target_h, std::floor(target_h * width / height)};
 }
 
 void copy_rows(const Image& from, int from_x, int from_y, Image& to, int to_x, int to_y, int width, int height) {
@@ -180,16 +190,22 @@ void Preprocess::check() const {
         throw Error(Exit::artifact, "crop_mode " + json_quoted(crop_mode) + " is unknown to this program");
     }
     if (height < 1 || width < 1 || height > 16384 || width > 16384) throw Error(Exit::artifact, "input_size is not a size");
-    if (!(crop_pct > 0) || !(*std::min_element(std.begin(), std.end()) > 0)) {
-        throw Error(Exit::artifact, "crop_pct and std must be above 0");
+    require_between("crop_pct", crop_pct, 0.01, 100);
+    for (int c = 0; c < 3; ++c) {
+        require_between("mean", mean[c], -1000, 1000);
+        require_between("std", std[c], 1e-6, 1e6);
     }
+    if (std::min(height, width) < crop_pct) throw Error(Exit::artifact, "crop_pct leaves less than a pixel of input_size");
 }
 
 void Preprocess::apply(Image image, float* out) const {
     if (turns) image = upright(image);
-    const auto target_h = static_cast<int>(std::floor(height / crop_pct)), target_w = static_cast<int>(std::floor(width / crop_pct));
-    const auto [new_h, new_w] = resized_size(image.height, image.width, target_h, target_w, crop_mode);
-    if (new_h < 1 || new_w < 1) throw Error(Exit::usage, "nothing is left of the image when it is resized");
+    const double target_h = std::floor(height / crop_pct), target_w = std::floor(width / crop_pct);
+    const auto [exact_h, exact_w] = resized_size(image.height, image.width, target_h, target_w, crop_mode);
+    if (exact_h < 1 || exact_w < 1) throw Error(Exit::usage, "nothing is left of the image when it is resized");
+    const bool stays = exact_h == image.height && exact_w == image.width;
+    if (!stays && exact_h * exact_w > most_pixels) throw Error(Exit::usage, "the image has too many pixels when it is resized");
+    const int new_h = static_cast<int>(exact_h), new_w = static_cast<int>(exact_w);
     if (new_h != image.height || new_w != image.width) image = resize(image, new_w, new_h, interpolation, rows_first_when_tall);
     if (image.width < width || image.height < height) {
         std::array<std::uint8_t, 3> color{};

@@ -13,9 +13,9 @@
 struct Preprocess {
     int height = 0, width = 0;  // pixels the network takes
     std::string interpolation;  // nearest, bilinear, bicubic, box, hamming or lanczos
-    double crop_pct = 0;        // side of the crop divided by the side resized to, above 0
+    double crop_pct = 0;        // side of the crop divided by the side resized to, 0.01 to 100
     std::string crop_mode;      // center, squash or border
-    std::array<double, 3> mean{}, std{};  // per channel, of pixels divided by 255; std above 0
+    std::array<double, 3> mean{}, std{};  // per channel, of pixels divided by 255; -1000 to 1000, 1e-6 to 1e6
     bool turns = false;  // whether an image is turned upright first, as its EXIF says
     bool rows_first_when_tall = true;  // order of the resize's two passes, as in Pillow 13 and later; see resize()
 

@@ -61,9 +61,17 @@ def require_classifier(model: ModelProto, name: str) -> None:
     require_ports(name, inputs, [_port(each) for each in model.graph.output])
 
 
+def _dtype(element_type: int) -> str:
+    """numpy's word for an element type; unknown for one that is not said or that `onnx` does not have."""
+    try:
+        return str(onnx.helper.tensor_dtype_to_np_dtype(element_type).name)
+    except KeyError:
+        return "unknown"
+
+
 def _port(value: ValueInfoProto) -> Port:
     kind = value.type.tensor_type
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name if kind.elem_type else "unknown"
+    dtype = _dtype(kind.elem_type)
     if not kind.HasField("shape"):
         return Port(value.name, dtype, None)
     return Port(value.name, dtype, [size.dim_value or None for size in kind.shape.dim])

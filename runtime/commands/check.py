@@ -7,6 +7,7 @@ Elsewhere: finding images (runtime.images), the numbers (runtime.images.summary)
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections import Counter
 from collections.abc import Callable
@@ -230,11 +231,12 @@ def _facts(images: ImageSet, index: int) -> tuple[tuple[int, int], str, int, str
     mode = decoded.mode
     content = images.item_bytes(index)
     if (len(content) >= 4 and content[:4] in (b"\x89PNG", b"RIFF")) or content[:2] in (b"\xff\xd8", b"BM"):
-        try:
-            with pil.open(io.BytesIO(content), formats=FORMATS) as stored:
-                mode = stored.mode
-        except (OSError, ValueError, SyntaxError, TypeError):  # pixels of an array that begin like a file
-            mode = decoded.mode
+        # pixels of an array may begin like a file
+        with (
+            contextlib.suppress(OSError, ValueError, SyntaxError, TypeError),
+            pil.open(io.BytesIO(content), formats=FORMATS) as stored,
+        ):
+            mode = stored.mode
     return decoded.size, mode, orientation(decoded), images.item_sha256(index)
 
 

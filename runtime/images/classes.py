@@ -42,7 +42,9 @@ def in_order_of(known: Sequence[str] | None, owner: str, images: ImageSet, split
             f"classes differ: {shown(missing)} only in {owner}, {shown(unknown)} only in {images.name}. Use"
             " the data set the model was trained on, or rename the class folders"
         )
-    return _relabeled(images, known, np.array([place[same_name(name)] for name in images.class_names]))
+    # a class of a list that has no image of this split may be one that nobody knows: no label leads to its -1
+    new_label = np.array([place.get(same_name(name), -1) for name in images.class_names])
+    return _relabeled(images, known, new_label)
 
 
 def differences(known: Sequence[str], images: ImageSet) -> tuple[list[str], list[str]]:

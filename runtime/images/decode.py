@@ -27,6 +27,8 @@ starts another program."""
 
 ORIENTATION = 274
 """Tag of EXIF that says how the rows and columns that are stored are to be shown."""
+EXIF_MARK = b"Exif\0\0"
+"""What EXIF begins with in a JPEG file."""
 TURNS = {
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
@@ -85,8 +87,8 @@ def orientation(image: Any) -> int:
 
     Only EXIF counts, not XMP: what is read here a program in another language must read as well.
     """
-    exif = image.info.get("exif")
-    return _orientation_of(exif) if isinstance(exif, bytes) else 1
+    exif = _exif_of(image)
+    return _orientation_of(exif) if exif else 1
 
 
 def upright(image: Any) -> Any:
@@ -111,28 +113,41 @@ def stored_orientation(path: str | os.PathLike[str]) -> int:
         require_file(path)
         with open(path, "rb") as file:
             with pil.open(file, formats=FORMATS) as opened:
-                found, kind = opened.info.get("exif"), opened.format
-            if found is None and kind == "PNG":
+                found, kind = _exif_of(opened), opened.format
+            if kind == "PNG":
                 found = _png_exif(file)  # Pillow finds one behind the pixels only when it decodes them
-        return _orientation_of(found) if isinstance(found, bytes) else 1
+        return _orientation_of(found) if found else 1
     except Exception:  # damaged files, and what each decoder raises at them: named when the pixels are read
         return 1
 
 
+def _exif_of(image: Any) -> bytes | None:
+    """EXIF of a PIL image; Pillow puts EXIF_MARK before that of a PNG, also where one is there."""
+    exif = image.info.get("exif")
+    if not isinstance(exif, bytes):
+        return None
+    return exif.removeprefix(EXIF_MARK) if image.format == "PNG" else exif
+
+
 def _png_exif(file: Any) -> bytes | None:
+    """Content of the last whole eXIf chunk before IEND."""
+    found: bytes | None = None
     file.seek(8)
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
+        if kind == b"IEND":
+            break
         if kind == b"eXIf":
-            content: bytes = file.read(length)
-            return content
-        file.seek(length + 4, os.SEEK_CUR)
-    return None
+            content = file.read(length)
+            found = content if len(content) == length else found
+            length = 0
+        file.seek(length + 4, os.SEEK_CUR)  # the checksum of 4 bytes as well
+    return found
 
 
 def _orientation_of(exif: bytes) -> int:
     """The value of ORIENTATION in the first directory of a TIFF header, if it is one whole number 1 to 8."""
-    tiff = exif.removeprefix(b"Exif\0\0")
+    tiff = exif.removeprefix(EXIF_MARK)
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
         return 1
@@ -199,6 +214,14 @@ def _loaded(image: Any, name: str) -> Any:
 
 
 def _rgb(image: Any, name: str) -> Any:
+    """The image in mode RGB; its EXIF as `_exif_of` has it, as the result does not say its format."""
+    rgb = _converted(image, name)
+    if (exif := _exif_of(image)) is not None:  # of a PNG after the conversion, which reads to the file's end
+        rgb.info["exif"] = exif
+    return rgb
+
+
+def _converted(image: Any, name: str) -> Any:
     """The image in mode RGB. Gray of 16 bits is scaled from 0..65535 to 0..255; Pillow itself would cut it
     off at 255. Raises DataError for other numbers, whose range nobody knows.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlencode
@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl, urlencode
 import numpy as np
 
 from ..errors import DataError
-from ..recorded import found_again
+from ..recorded import found_again, joined, parts_of
 from .folder import SPLIT_FOLDERS, FileSet, has_class_folders
 from .npz import open_npz
 from .order import ordered_classes, same_name
@@ -64,36 +64,26 @@ def with_columns(spec: str, image: str, label: str) -> str:
     named = {key: value for key, value in (("image", image), ("label", label)) if value}
     if not named or not (is_list(spec) or _lists_of_splits(Path(spec))):
         return spec
-    return f"csv:{file_of(spec)}#{urlencode(named)}"
+    return joined("csv:", file_of(spec), urlencode(named))
 
 
 def file_of(spec: str) -> Path:
     """The list's own file, or the folder of lists."""
-    return Path(_parts(spec)[0])
-
-
-def _parts(spec: str) -> tuple[str, str]:
-    """(path, names of columns as `image=A&label=B` or empty); a path may hold a # as well."""
-    if not spec.startswith("csv:"):
-        return spec, ""
-    path, mark, columns = spec[len("csv:") :].rpartition("#")
-    return (path, columns) if mark and columns.startswith(("image=", "label=")) else (spec[len("csv:") :], "")
-
-
-def _with(path: Path, columns: str) -> str:
-    return f"csv:{path}#{columns}" if columns else f"csv:{path}"
+    return Path(parts_of(spec)[1])
 
 
 def list_in(folder: Path, split: str, columns: str = "") -> Path | None:
     """The list of `split` in a folder, named as a folder of that split would be (train.csv, val.txt).
 
-    None where class folders of the split are there as well, and for a single file that is not clearly a list
-    of images. Raises DataError for two lists of one split.
+    None where class folders of the split are there as well, for a single file that is not clearly a list of
+    images, and for files that name no image beside class folders. Raises DataError for two lists of a split.
     """
     found = _lists_of_splits(folder)
     if split not in found or has_class_folders(folder, split):
         return None
-    return found[split] if len(found) > 1 or _is_clear(_with(found[split], columns)) else None
+    if not columns and _is_classes(folder) and not any(map(_names_images, found.values())):
+        return None  # a note or a table about the photos
+    return found[split] if len(found) > 1 or _is_clear(joined("csv:", found[split], columns)) else None
 
 
 def holds_lists(folder: Path) -> bool:
@@ -132,6 +122,32 @@ def _has_columns(path: Path) -> bool:
         return False
 
 
+def _is_classes(folder: Path) -> bool:
+    """Whether two or more folders of images are in it whose names do not say that they belong to a list."""
+    words = "|".join(
+        ("image", "images", "img", *(word for words in SPLIT_FOLDERS.values() for word in words))
+    )
+    inside = (each for each in folder.iterdir() if each.is_dir() and not is_system(each.name))
+    classes = (each for each in inside if not re.match(rf"({words})([^a-z]|$)", each.name.lower()))
+    return sum(any(_names_an_image(name) for name in _names_in(each)) for each in classes) > 1
+
+
+def _names_in(folder: Path) -> Iterator[str]:
+    for _, _, names in os.walk(folder):
+        yield from names
+
+
+def _names_images(path: Path) -> bool:
+    """Whether one of the first rows of a list names an image: by its suffix, in an npz file, or a file."""
+    try:
+        first = read(f"csv:{path}", FIRST_ROWS)
+    except DataError:
+        return False
+    return any(
+        _names_an_image(row.path) or IN_NPZ.fullmatch(row.path) or os.path.isfile(row.path) for row in first
+    )
+
+
 def _is_clear(spec: str) -> bool:
     try:
         return bool(read(spec))
@@ -146,7 +162,6 @@ def open_list(spec: str, split: str) -> ImageSet:
     names = _class_names(rows, spec)
     chosen = _of_split(rows, split, spec)
     index = {same_name(name): i for i, name in enumerate(names)}
-    labels = np.array([index[same_name(row.label)] for row in chosen])
     if IN_NPZ.fullmatch(chosen[0].path):
         return _in_npz(chosen, names, spec)
     files, double = _once(chosen, spec)
@@ -172,13 +187,13 @@ def open_list(spec: str, split: str) -> ImageSet:
 def has_splits(spec: str) -> bool:
     """Whether the list has a column of splits with validation images in it, or the folder a list of them."""
     if file_of(spec).is_dir():
-        return list_in(file_of(spec), "val", _parts(spec)[1]) is not None
+        return list_in(file_of(spec), "val", parts_of(spec)[2]) is not None
     return any(row.split.lower() in SPLIT_FOLDERS["val"] for row in read(spec))
 
 
 def _list_of(spec: str, split: str) -> str:
     """The spec of the list itself where it names a folder of lists."""
-    folder, columns = file_of(spec), _parts(spec)[1]
+    folder, columns = file_of(spec), parts_of(spec)[2]
     if not folder.is_dir():
         return spec
     found = list_in(folder, split, columns)
@@ -187,13 +202,13 @@ def _list_of(spec: str, split: str) -> str:
             f"{folder}: holds a list of images, but none for {split}. Expected one of"
             f" {', '.join(f'{word}.csv' for word in SPLIT_FOLDERS[split])} in it, or class folders"
         )
-    return _with(found, columns)
+    return joined("csv:", found, columns)
 
 
-def read(spec: str) -> list[Row]:
-    """All rows. Raises DataError for what is not a list of images."""
+def read(spec: str, most: int | None = None) -> list[Row]:
+    """All rows, or the first `most`. Raises DataError for what is not a list of images."""
     path = file_of(spec)
-    asked = dict(parse_qsl(_parts(spec)[1]))
+    asked = dict(parse_qsl(parts_of(spec)[2]))
     if not path.is_file():
         raise DataError(f"{path}: no such list. Expected a text file with path,label in each row")
     try:
@@ -209,7 +224,7 @@ def read(spec: str) -> list[Row]:
         raise DataError(f"{path}: a header and no images. Expected path,label in each row below it")
     first = [row[columns.image].strip() for _, row in body[:FIRST_ROWS] if len(row) > columns.image]
     home = _home(first, path)
-    rows = [_row(row, number, columns, path, home) for number, row in body]
+    rows = [_row(row, number, columns, path, home) for number, row in body[:most]]
     if found_again(rows[0].path, path.parent) == rows[0].path:
         return rows
     return [row._replace(path=found_again(row.path, path.parent)) for row in rows]

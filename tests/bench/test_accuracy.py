@@ -229,3 +229,20 @@ def test_results_of_different_images_are_not_compared(student, photos):
     images = open_images(str(photos), "val")
     with pytest.raises(ValueError, match="different images"):
         accuracy.compare(evaluate(student, images), evaluate(student, images, limit=3))
+
+
+def test_a_class_of_a_list_that_only_the_training_split_has_need_not_be_known(tiny, student, photos):
+    for name in ("red", "green", "blue", "aardvark"):
+        (photos / "more" / name).mkdir(parents=True)
+        source = photos / ("red" if name == "aardvark" else name)
+        (photos / "more" / name / "0.png").write_bytes(next(source.glob("*.png")).read_bytes())
+    rows = [f"more/{name}/0.png,{name},val" for name in ("red", "green", "blue")]
+    train = [f"{photos}/{name}/0.png,{name},train" for name in ("red", "green", "blue")]
+    for name in ("red", "green", "blue"):
+        (photos / name / "0.png").write_bytes((photos / "more" / name / "0.png").read_bytes())
+    listed = photos / "all.csv"
+    listed.write_text("\n".join(["path,label,split", *rows, *train, "more/aardvark/0.png,aardvark,train"]))
+    result = evaluate(student, open_images(str(listed), "val"))
+    assert (result.top1, result.n) == (100.0, 3)
+    with pytest.raises(DataError, match=r"has images of aardvark, a class that .* does not know"):
+        evaluate(student, open_images(str(listed), "train"), split="train")

@@ -19,7 +19,8 @@ from PIL import Image
 
 import runtime
 from runtime import Preprocess
-from runtime.artifact import KEY, Metadata, sidecar_bytes, sidecar_of
+from runtime.artifact import KEY, Metadata, read_map, sidecar_bytes, sidecar_of
+from runtime.errors import ArtifactError
 from runtime.preprocess import CROP_MODES, INTERPOLATIONS
 from runtime.records import EngineRecord
 
@@ -185,6 +186,8 @@ def orientations() -> dict[str, bytes]:
         "junk": b"junk" * 9,
         "type": turned.tiff(6, kind=2),
         "count": turned.tiff(6, count=2),
+        "mark": b"Exif\0\0" + turned.tiff(6),
+        "two marks": b"Exif\0\0" * 2 + turned.tiff(6),
     }
     whole = turned.tiff(8, ">", before=2)
     made |= {f"cut {length}": whole[:length] for length in range(0, len(whole), 5)}
@@ -211,6 +214,9 @@ def test_images_are_turned_as_the_artifact_says(classify, tmp_path, exif):
         if kind == "png":
             files.append(tmp_path / f"{number}.last.png")
             files[-1].write_bytes(turned.png(stored, content, True))
+            for name, other in {"both": (turned.tiff(8), content), "behind": (b"", b"", content)}.items():
+                files.append(tmp_path / f"{number}.{name}.png")
+                files[-1].write_bytes(turned.png_with(stored, *other))
     for file, found in zip(files, pixels(classify, artifact, files, spec), strict=True):
         np.testing.assert_array_equal(found, spec(file), err_msg=file.name)
 
@@ -480,9 +486,21 @@ def test_an_artifact_that_cannot_be_used_is_refused_with_code_4(classify, fp32, 
         "exif type": good | {"preprocess": spec | {"exif": 6}},
         "size": good | {"preprocess": spec | {"input_size": [3, 0, 8]}},
         "huge": good | {"preprocess": spec | {"input_size": [3, 10**9, 10**9]}},
+        "around": good | {"preprocess": spec | {"input_size": [3, 2**32 + 8, 8]}},
         "names": good | {"class_names": [1, 2]},
     }.items():
         cases[name] = metadata_only(tmp_path / "x.onnx", json.dumps(values)).read_bytes()
+    for number, change in enumerate(
+        (
+            *({"crop_pct": value} for value in (1e308, 1e-310, 0.001, 101, min(spec["input_size"][1:]) + 1)),
+            *({"mean": [0, 0, value]} for value in (1e308, -1001)),
+            *({"std": [value, 1, 1]} for value in (1e308, 1e-310)),
+        )
+    ):
+        changed = json.dumps(good | {"preprocess": spec | change})
+        cases[f"range {number}"] = metadata_only(tmp_path / "x.onnx", changed).read_bytes()
+        with pytest.raises(ArtifactError, match="its preprocessing cannot be used here"):
+            read_map({KEY: changed}, "x.onnx")
     model = convnet()
     helper.set_model_props(model, Metadata(preprocess=Preprocess((3, 48, 48)), class_names=NAMES).to_map())
     cases["another size"] = model.SerializeToString()

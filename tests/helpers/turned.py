@@ -37,9 +37,15 @@ def tiff(orientation: int, order: str = "<", kind: int = 3, count: int = 1, befo
 
 def png(pixels: np.ndarray, exif: bytes, is_last: bool = False) -> bytes:
     """A PNG file with an eXIf chunk before its pixels, or behind them; pixels: uint8 or uint16."""
+    return png_with(pixels, *((b"", exif) if is_last else (exif, b"")))
+
+
+def png_with(pixels: np.ndarray, before: bytes = b"", behind: bytes = b"", after_end: bytes = b"") -> bytes:
+    """A PNG file with eXIf chunks before and behind its pixels and after its end; empty: none there."""
+    before, behind, after_end = (each and _chunk(b"eXIf", each) for each in (before, behind, after_end))
     whole = _saved(pixels, "PNG")
-    place = whole.index(b"IEND" if is_last else b"IDAT") - 4
-    return whole[:place] + _chunk(b"eXIf", exif) + whole[place:]
+    first, last = (whole.index(kind) - 4 for kind in (b"IDAT", b"IEND"))
+    return whole[:first] + before + whole[first:last] + behind + whole[last:] + after_end
 
 
 def jpeg(pixels: np.ndarray, exif: bytes) -> bytes:

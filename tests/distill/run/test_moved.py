@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from runtime.cli import front_door
-from runtime.recorded import found_again
+from runtime.images import lists
+from runtime.images.lists import file_of
+from runtime.recorded import found_again, local_data, parts_of
 
 TRAIN = ["train", "--student", "resnet20", "--student-args", "width=0.25", "--img-size", "16", "--batch", "8"]
 TRAIN += ["--epochs", "1", "--warmup-epochs", "0", "--device", "cpu", "--no-report"]
@@ -152,6 +154,41 @@ def test_data_that_moved_away_from_a_split_is_named_with_the_way_out(place, run,
     assert "none of its 6 images is there" in said and "--data DIR" in said
     run("train", "--resume", "runs/r", "--data", "moved", "--no-report")
     assert images(run("eval", "runs/r/best.pth", "--json")) == 6
+
+
+@pytest.mark.parametrize("columns", ["", "#image=a", "#label=b", "#image=a&label=b"])
+def test_a_list_in_a_folder_with_a_number_sign_is_found_again(tmp_path, columns):
+    """Run and list moved from old#1/ to new#1/."""
+    run = tmp_path / "new#1" / "run"
+    run.mkdir(parents=True)
+    (run / "header.json").write_text(json.dumps({"run": str(tmp_path / "old#1" / "run")}))
+    (tmp_path / "new#1" / "all.csv").write_text("a,b\n")
+    found = found_again(f"csv:{tmp_path}/old#1/all.csv{columns}", run)
+    assert found == f"csv:{tmp_path}/new#1/all.csv{columns}"
+    assert local_data(found, "a.pth", "--data") == found
+    assert file_of(found) == tmp_path / "new#1" / "all.csv"
+
+
+def test_a_file_whose_name_looks_like_columns_is_taken_as_it_is(tmp_path):
+    (tmp_path / "a#label=b").write_text("path,label\n")
+    assert parts_of(f"csv:{tmp_path}/a#label=b") == ("csv:", f"{tmp_path}/a#label=b", "")
+    assert parts_of(f"csv:{tmp_path}/a#label=c") == ("csv:", f"{tmp_path}/a", "label=c")
+
+
+def test_the_place_of_a_run_is_read_once_for_all_rows_of_a_list(tmp_path, monkeypatch):
+    run, reads, read_text = tmp_path / "now", [], Path.read_text
+    run.mkdir()
+    (run / "header.json").write_text('{"run": "/was/here/run"}')
+    (run / "val-split.csv").write_text("".join(f"/was/here/photos/{n}.png,{n % 2}\n" for n in range(50)))
+    for number in range(50):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        (tmp_path / "photos" / f"{number}.png").write_bytes(b"x")
+    monkeypatch.setattr(
+        Path, "read_text", lambda path, **more: (reads.append(path.name), read_text(path, **more))[1]
+    )
+    rows = lists.read(str(run / "val-split.csv"))
+    assert {row.path for row in rows} == {str(path) for path in (tmp_path / "photos").iterdir()}
+    assert reads.count("header.json") == 1
 
 
 def test_only_paths_that_are_gone_are_looked_for(tmp_path):

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from export.graph.read import parse, read_onnx
+from export.graph.read import parse, read_onnx, require_classifier
 from runtime.artifact import seal
 from runtime.errors import ArtifactError
 
@@ -108,3 +108,17 @@ def test_bytes_are_read_as_files_are():
     assert parse(MODEL.SerializeToString(), "here").graph == MODEL.graph
     with pytest.raises(ArtifactError, match=r"^here: not an ONNX file"):
         parse(b"\xff\xff", "here")
+
+
+@pytest.mark.parametrize("port", ["input", "output"])
+def test_an_element_type_that_nobody_knows_is_refused_by_name(port):
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 20]> '
+        "g (float[N, 3, 8, 8] x) => (float[N, 192] y) { y = Flatten(x) }"
+    )
+    require_classifier(model, "a.onnx")
+    getattr(model.graph, port)[0].type.tensor_type.elem_type = 99
+    with pytest.raises(
+        ArtifactError, match=rf"^a\.onnx: its {port}s are [xy]: unknown .*; expected .*float32"
+    ):
+        require_classifier(model, "a.onnx")

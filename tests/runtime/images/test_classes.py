@@ -63,6 +63,17 @@ def test_a_class_of_a_list_without_a_row_in_the_split_is_missing(tmp_path):
     assert differences(["ant", "bee", "cow"], val) == (["bee", "cow"], [])
 
 
+@pytest.mark.parametrize("known", [["ant", "bee"], ["bee", "ant"]])
+def test_a_class_of_a_list_that_only_the_other_split_has_need_not_be_known(tmp_path, known):
+    for number in range(4):
+        Image.new("RGB", (2, 2), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    rows = "0.png,ant,val\n1.png,bee,val\n2.png,aardvark,train\n3.png,bee,val\n"
+    (tmp_path / "a.csv").write_text("path,label,split\n" + rows)
+    val = in_order_of(known, "m.onnx", open_images(str(tmp_path / "a.csv"), "val"), "val")
+    assert val.class_names == known
+    assert [known[label] for label in val.labels] == ["ant", "bee", "bee"]
+
+
 def test_a_class_of_which_nothing_can_be_read_is_named(tmp_path):
     for name in ("ant", "bee", "cow"):
         (tmp_path / name).mkdir()

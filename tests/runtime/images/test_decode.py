@@ -266,6 +266,42 @@ def test_an_image_of_more_pixels_than_memory_allows_is_refused_by_name(kind, tmp
     assert stored_orientation(path) == 1
 
 
+SIX, EIGHT, MARK = turned.tiff(6), turned.tiff(8), b"Exif\0\0"
+
+
+@pytest.mark.parametrize(
+    ("before", "behind", "after_end", "expected"),
+    [
+        (SIX, b"", b"", 6),
+        (MARK + SIX, b"", b"", 6),
+        (b"", MARK + SIX, b"", 6),
+        (MARK + MARK + SIX, b"", b"", 1),
+        (SIX, EIGHT, b"", 8),
+        (EIGHT, b"junk", b"", 1),
+        (b"", b"", SIX, 1),
+        (EIGHT, b"", SIX, 8),
+    ],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
+def test_the_last_exif_chunk_of_a_png_before_its_end_counts(
+    before, behind, after_end, expected, mode, tmp_path
+):
+    stored = np.asarray(Image.fromarray(LARGE).convert(mode))
+    path = tmp_path / "a.png"
+    path.write_bytes(turned.png_with(stored, before, behind, after_end))
+    assert stored_orientation(path) == expected
+    for source in (path, path.read_bytes(), Image.open(path)):
+        assert orientation(open_rgb(source)) == expected
+        assert orientation(open_rgb(open_rgb(source))) == expected
+    assert orientation(upright(open_rgb(path))) == 1
+
+
+def test_a_chunk_that_is_cut_short_is_none(tmp_path):
+    whole = turned.png_with(LARGE, EIGHT, SIX)
+    (tmp_path / "a.png").write_bytes(whole[: whole.rindex(b"eXIf") + 9])
+    assert stored_orientation(tmp_path / "a.png") == 8
+
+
 @pytest.mark.parametrize("mode", CROP_MODES)
 @pytest.mark.parametrize("size", [(3, 8, 8), (3, 8, 16)])
 @pytest.mark.parametrize("shape", [(0, 4, 3), (4, 0, 3), (0, 0)])

@@ -17,6 +17,11 @@ def place(tmp_path):
     return tmp_path
 
 
+def image(path, red):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (2, 2), (red, 0, 0)).save(path)
+
+
 def write(place, name, text):
     (place / name).write_text(text)
     return str(place / name)
@@ -153,6 +158,51 @@ def test_columns_of_the_lists_in_a_folder_can_be_named(place):
     spec = with_columns(str(place), "where", "what")
     assert has_own_split(spec, "val")
     assert open_images(spec, "val").class_names == ["ant", "bee"]
+
+
+NOTE, CAMERAS = "Photos taken in May\n", "camera,iso,place\nNikon,100,garden\nCanon,200,wood\n"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"train.txt": NOTE},
+        {"train.txt": "ant bee\n"},
+        {"val.csv": CAMERAS},
+        {"train.csv": CAMERAS, "val.csv": CAMERAS},
+        {"train.txt": NOTE, "val.csv": CAMERAS},
+        {"train.tsv": "taken\tby\nMay\tJo\n", "test.txt": "all of them\n"},
+    ],
+    ids=lambda files: " ".join(files),
+)
+def test_text_files_that_name_no_image_leave_class_folders_what_they_are(place, files):
+    for name in ("ant", "bee"):
+        image(place / "photos" / name / "1.png", 0)
+    for name, text in files.items():
+        write(place / "photos", name, text)
+    images = open_images(str(place / "photos"), "train")
+    assert (images.class_names, len(images)) == (["ant", "bee"], 2)
+    assert not has_own_split(str(place / "photos"), "val")
+
+
+@pytest.mark.parametrize("folders", [("images",), ("train_images", "test_images"), ()])
+def test_lists_of_nothing_are_still_named_where_there_are_no_class_folders(place, folders):
+    (place / "photos").mkdir()
+    for name in folders:
+        image(place / "photos" / name / "1.png", 0)
+    for name in ("train.csv", "val.csv"):
+        write(place / "photos", name, CAMERAS)
+    with pytest.raises(DataError, match="which columns hold path and label is not clear"):
+        open_images(str(place / "photos"), "train")
+
+
+def test_lists_beside_class_folders_that_name_images_count(place):
+    for name in ("ant", "bee"):
+        for number in range(2):
+            image(place / "photos" / name / f"{number}.png", number)
+    write(place / "photos", "train.csv", "ant/0.png,one\nbee/0.png,two\n")
+    write(place / "photos", "val.csv", "ant/1.png,one\nbee/1.png,two\n")
+    assert open_images(str(place / "photos"), "train").class_names == ["one", "two"]
 
 
 def test_files_beside_class_folders_that_are_not_lists_stay_what_they_were(place):
