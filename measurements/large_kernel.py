@@ -277,12 +277,13 @@ def network_table(batch: int, rounds: int, side: int) -> Table:
 
 def main() -> None:
     """Measure and print."""
-    if "cuda" in sys.argv:
+    device = argparse.ArgumentParser(add_help=False)
+    device.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    if device.parse_known_args()[0].device == "cuda":
         return large_kernel_gpu.main(sys.argv[1:])
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[device]
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--img-size", type=int, default=224, help="side of the network's images, pixels")

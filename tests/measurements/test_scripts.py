@@ -21,6 +21,7 @@ from PIL import Image
 from stirring import stirred
 
 from distill import checkpoint, models
+from distill.models import depthwise
 from runtime.images import open_images
 
 ROOT = Path(__file__).parents[2]
@@ -215,8 +216,10 @@ def test_large_kernels_on_a_gpu_are_rehearsed_under_the_interpreter(tmp_path, mo
     run("measurements/large_kernel_gpu.py", "--device", "cpu", "--json", path)
     found = json.loads(path.read_text())
     assert found["measured"] is False and found["gpu"] is None
-    rows = [row for name in found["seconds"] for row in found[name]]
-    assert len(found["seconds"]) == 7 and len(rows) == 10 + 9 + 1 + 1 + 1 + 1 + 2
+    steps = ("layers", "backward", "accuracy", "networks", "training", "distillation", "compiled")
+    rows = [row for name in steps for row in found[name]]
+    assert len(rows) == 10 + 9 + 1 + 1 + 1 + 1 + 2
+    assert not re.search(r"seconds|\bus\b|faster|floor|percent|wanted", path.read_text())
     for row in found["layers"]:  # the interpreter cuts, and does not round
         assert row["errors"]["ours"] < 2 * row["errors"]["cudnn"] + 2e-3
     for row in found["backward"]:
@@ -226,10 +229,109 @@ def test_large_kernels_on_a_gpu_are_rehearsed_under_the_interpreter(tmp_path, mo
     assert not re.search(r"\d us|images/s|met|missed", table)
 
 
-def test_what_a_gpu_is_asked_for_is_judged_by_the_rows_themselves(monkeypatch):
+@pytest.fixture
+def of_a_gpu(monkeypatch):
+    """The script that measures on a GPU, as a module."""
     monkeypatch.syspath_prepend(ROOT / "measurements")
-    import large_kernel_gpu as script
+    import large_kernel_gpu
 
+    return large_kernel_gpu
+
+
+def test_a_step_that_fails_is_recorded_and_the_others_are_kept(of_a_gpu, monkeypatch, tmp_path, capsys):
+    def memory_runs_out(scale):
+        before = json.loads(path.read_text())  # already on disk
+        assert before["layers"] == [{"layer": "a", "errors": {"ours": 0.5}}] and "networks" not in before
+        raise torch.OutOfMemoryError("out of\nmemory")
+
+    path = tmp_path / "found.json"
+    rows = [{"layer": "a", "errors": {"ours": 0.5}, "us": {"ours": 7.25}, "times_faster": 7.25}]
+    for name, step in (("layers", lambda scale: rows), ("networks", memory_runs_out)):
+        monkeypatch.setitem(of_a_gpu.STEPS, name, step)
+    monkeypatch.setitem(of_a_gpu.STEPS, "training", lambda scale: [{"network": "b", "us": {"ours": 7.25}}])
+    words = ["--device", "cpu", "--only", "layers", "networks", "training", "--json", str(path)]
+    with pytest.raises(SystemExit, match=r"^error: networks failed: OutOfMemoryError: out of memory$"):
+        of_a_gpu.main(words)
+    found = json.loads(path.read_text())
+    assert found["networks"] == "failed: OutOfMemoryError: out of memory"
+    assert found["training"] == [{"network": "b"}]
+    table = path.with_suffix(".md").read_text()
+    assert "| networks | failed: OutOfMemoryError: out of memory |" in table and "| training | b |" in table
+    with pytest.raises(SystemExit, match="networks failed"):
+        of_a_gpu.main(words[:-2])
+    out = capsys.readouterr().out
+    assert "7.25" not in out and '"b"' in out  # a rehearsal has no times
+
+
+def test_what_does_not_begin_in_time_is_recorded(of_a_gpu, monkeypatch):
+    monkeypatch.setitem(of_a_gpu.STEPS, "layers", lambda scale: pytest.fail("began"))
+    scale = of_a_gpu.Scale(torch.device("cpu"), 1, 2, 2, 32)
+    assert of_a_gpu.measured(scale, ["layers"], -1)["layers"] == "not run: out of time"
+    minutes = re.search(r"--minutes ([\d.]+)\]", of_a_gpu.__doc__)[1]
+    assert f'"--minutes", type=float, default={minutes},' in Path(of_a_gpu.__file__).read_text()
+
+
+def test_compiled_networks_are_compared_with_compiled_ones(of_a_gpu, monkeypatch):
+    compiled, timed = [], {}
+
+    class Compiled(torch.nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+            compiled.append(self)
+
+    def interleaved(contenders, scale):
+        timed.update(contenders)
+        return {"cudnn": 4.0, "cudnn_last": 5.0, "ours": 2.0, "cudnn_eager": 8.0, "cudnn_last_eager": 7.0}
+
+    def forward_of(net, *way):
+        return isinstance(net, Compiled), way[1:]
+
+    monkeypatch.setattr(of_a_gpu, "compiled", lambda net, scale: Compiled(net))
+    monkeypatch.setattr(of_a_gpu, "interleaved", interleaved)
+    monkeypatch.setattr(of_a_gpu, "forward_of", forward_of)
+    scale = of_a_gpu.Scale(torch.device("cpu"), 1, 2, 2, 32)
+    row = of_a_gpu.network_row("slak_tiny", scale, 3.6, is_compiled=True)
+    assert [name for name in timed if timed[name][0]] == ["cudnn", "cudnn_last", "ours"]
+    for name in ("cudnn", "cudnn_last"):
+        assert timed[name][1] == timed[name + "_eager"][1]  # the same way
+    assert (row["times_faster"], row["times_faster_than_eager"]) == (2.0, 3.5)
+    assert not of_a_gpu.is_met(row) and of_a_gpu.is_met(row | {"wanted": 3.5})
+    assert of_a_gpu.cells(row, True)[1:5] == [
+        "500 images/s",
+        "1,000 images/s",
+        "2.0",
+        "3.6 x cuDNN not compiled, is 3.5",
+    ]
+
+
+def test_a_compiled_distillation_is_compared_with_a_compiled_one(of_a_gpu, monkeypatch):
+    calls = []
+
+    def trained(scale, folder, is_compiled, has_teacher=True):
+        return lambda: calls.append((is_compiled, has_teacher, depthwise._forced))
+
+    def interleaved(contenders, scale):
+        for name in ("cudnn", "ours", "no_teacher", "cudnn_eager"):
+            contenders[name]()
+        return dict.fromkeys(contenders, 2.0) | {"cudnn": 4.0, "cudnn_eager": 5.0}
+
+    monkeypatch.setattr(of_a_gpu, "trained", trained)
+    monkeypatch.setattr(of_a_gpu, "written_by_hand", lambda scale, is_compiled: print)
+    monkeypatch.setattr(of_a_gpu, "interleaved", interleaved)
+    scale = of_a_gpu.Scale(torch.device("cpu"), 1, 2, 2, 32)
+    row = of_a_gpu.distillation_row(scale, 5.5, is_compiled=True)
+    assert calls == [
+        (True, True, "conv2d"),
+        (True, True, "toeplitz"),
+        (True, False, "auto"),
+        (False, True, "conv2d"),
+    ]
+    assert (row["times_faster"], row["times_faster_than_eager"]) == (2.0, 2.5)
+
+
+def test_what_a_gpu_is_asked_for_is_judged_by_the_rows_themselves(of_a_gpu):
+    script = of_a_gpu
     us = {"cudnn": 300.0, "cudnn_last": 250.0, "ours": 10.0}
     found = {
         "measured": True,
@@ -267,6 +369,8 @@ def test_without_a_gpu_the_measurement_says_how_to_rehearse():
     for words in (
         ("measurements/large_kernel_gpu.py",),
         ("measurements/large_kernel.py", "--device", "cuda"),
+        ("measurements/large_kernel.py", "--device=cuda"),
+        ("measurements/large_kernel.py", "--dev=cuda", "--json", "none.json"),
     ):
         assert "--device cpu" in run(*words, codes=(2,)).stderr
 
