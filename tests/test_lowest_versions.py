@@ -1,6 +1,8 @@
 """The lowest versions that pyproject.toml allows, read for `make test-oldest`."""
 
+import ast
 import re
+import sys
 
 import lowest_versions
 import pytest
@@ -38,6 +40,23 @@ def test_every_bound_becomes_one_line():
 def test_what_has_no_lowest_version_is_named(extra, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         lowest_versions.constraints(project("one>=1", extra=(extra,)))
+
+
+def test_the_libraries_that_training_imports_are_declared():
+    names = {line.split("==")[0] for line in lowest_versions.constraints(TEXT)}
+    imported = set()
+    for path in (lowest_versions.PYPROJECT.parent / "distill").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                imported.add(node.module.partition(".")[0])
+    packages = {"PIL": "pillow", "yaml": "pyyaml", "mlflow": "mlflow-skinny", "sklearn": "scikit-learn"}
+    own = {"distill", "export", "runtime", "bench", "large2small"}
+    brought = {"triton", "markupsafe"}  # by torch, on Linux, and by jinja2, whose text it is
+    outside = imported - set(sys.stdlib_module_names) - own - brought
+    assert {"torch", "timm", "huggingface_hub"} <= outside
+    assert {packages.get(name, name) for name in outside} <= names
 
 
 def test_the_projects_own_bounds_are_met_by_what_is_installed():

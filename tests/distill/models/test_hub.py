@@ -4,8 +4,10 @@ is none.
 
 import socket
 import time
+from importlib.metadata import version
 
 import pytest
+from packaging.version import Version
 
 from distill.models import hub
 from runtime.errors import MissingError, UsageError
@@ -27,7 +29,11 @@ def test_a_file_is_announced_with_its_size_and_fetched_once(hub_files, capsys):
 
 def test_where_no_size_is_told_it_is_that_of_the_weights(hub_files, capsys):
     hub_files["model.safetensors"], hub_files.hub.tells_size = b"x", False
-    hub.from_hub("a/b", ["model.safetensors"], WANTED)
+    if Version(version("huggingface_hub")) < Version("1.31"):  # which refuses such a server
+        with pytest.raises(MissingError, match=r"cannot be fetched from .* does not have a Content-Length"):
+            hub.from_hub("a/b", ["model.safetensors"], WANTED)
+    else:
+        hub.from_hub("a/b", ["model.safetensors"], WANTED)
     assert f"downloading hf-hub:a/b, about 48 MB, from {hub_files.host}" in capsys.readouterr().err
 
 
