@@ -30,6 +30,12 @@ HEADER = "header.json"
 """A run's file that says under "run" where the run's folder is."""
 SPLIT_LIST = "val-split.csv"
 """A run's list of the images it set apart for validation."""
+START = "start.pth"
+"""Where a run keeps weights that came from a hub or a folder: resumed, it follows no name."""
+LOGGER_IDS = "loggers.json"
+"""A run's file: logger -> id of the run there."""
+UNREADABLE = "unreadable-images.txt"
+"""A run's list of what --skip-bad-images left out."""
 
 
 def parts_of(spec: str) -> tuple[str, str, str]:

@@ -114,9 +114,11 @@ def from_values(values: Mapping[str, Any], path: str | Path) -> Checkpoint:
     """The checkpoint in the raw values of the file `path`. Raises ArtifactError when it is another's."""
     if MARK not in values:
         raise ArtifactError(f"{path}: not a large2small checkpoint. Name its architecture: --model NAME")
-    if values[MARK] != SCHEMA:
+    schema = values[MARK]
+    if type(schema) is not int or schema != SCHEMA:
+        found = str(schema)[:20] if type(schema) is int else f"of type {type(schema).__name__}"
         raise ArtifactError(
-            f"{path}: checkpoint schema {values[MARK]}; this version reads {SCHEMA}. "
+            f"{path}: checkpoint schema {found}; this version reads {SCHEMA}. "
             "Install the large2small that wrote it"
         )
     known = {f.name for f in fields(Checkpoint)} - {"preprocess", "path"}
@@ -127,8 +129,8 @@ def from_values(values: Mapping[str, Any], path: str | Path) -> Checkpoint:
             preprocess=Preprocess.from_dict(values["preprocess"]),
             path=str(path),
         )
-    except (TypeError, KeyError, UsageError) as error:
-        raise ArtifactError(f"{path}: damaged checkpoint ({error})") from error
+    except (TypeError, ValueError, KeyError, UsageError) as error:
+        raise ArtifactError(f"{path}: damaged checkpoint ({' '.join(str(error).split())[:300]})") from error
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,7 @@ def load_published(network: Network, model_args: Mapping[str, Any], way_out: str
     """
     from .. import models  # here, as above
 
-    models.require_own(network.architecture, model_args)  # before anything is fetched
+    models.arguments.require_own(network.architecture, model_args)  # before anything is fetched
     file = models.names.weights_of(network, way_out)
     found = checksums(file)
     if found and found.startswith(BROKEN):

@@ -31,7 +31,7 @@ FIT, BROKEN = "checksums fit", "broken: "
 MOST_UNPACKED = 2**26
 """Bytes that the parts of a file may have together in any case."""
 MOST_PACKED = 20
-"""Above that, how often its own size: weights hardly shrink when they are packed."""
+"""A file that unpacks to more may have so many times its own size: weights hardly shrink when packed."""
 
 
 def read_file(path: str | Path, checked: bool = True) -> dict[str, Any]:

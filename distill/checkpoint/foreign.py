@@ -48,7 +48,10 @@ def unwrap(
     }
     for key, value in state_dict.items():
         require_plain(value, f"{name}: {key}")
-    state_dict = _unmasked(_without_counters(_without_markers(state_dict, notes), notes), notes)
+    state_dict = _without_counters(_without_markers(state_dict, notes), notes)
+    if not state_dict:
+        raise ArtifactError(f"{name}: holds no weights, only counters (first: {next(iter(weights))})")
+    state_dict = _unmasked(state_dict, notes, name)
     while prefix := next((each for each in PREFIXES if all(key.startswith(each) for key in state_dict)), ""):
         state_dict = {key[len(prefix) :]: value for key, value in state_dict.items()}
         notes.append(f"prefix {prefix!r} removed from {len(state_dict)} names")
@@ -73,8 +76,10 @@ def _without_counters(weights: dict[str, torch.Tensor], notes: list[str]) -> dic
     return {key: value for key, value in weights.items() if key not in set(counters)}
 
 
-def _unmasked(weights: dict[str, torch.Tensor], notes: list[str]) -> dict[str, torch.Tensor]:
-    """Weights that torch's pruning keeps as the whole and a mask of 0 and 1, as their product."""
+def _unmasked(weights: dict[str, torch.Tensor], notes: list[str], file: str) -> dict[str, torch.Tensor]:
+    """Weights that torch's pruning keeps as the whole and a mask of 0 and 1, as their product. Raises
+    ArtifactError where the two differ in shape.
+    """
     pruned = [key.removesuffix("_mask") for key in weights if key.endswith("_mask")]
     pruned = [key for key in pruned if f"{key}_orig" in weights]
     if not pruned:
@@ -84,7 +89,13 @@ def _unmasked(weights: dict[str, torch.Tensor], notes: list[str]) -> dict[str, t
     for key, value in weights.items():
         name = key.removesuffix("_orig")
         if name != key and name in pruned:
-            found[name] = value * weights[f"{name}_mask"]
+            mask = weights[f"{name}_mask"]
+            if mask.shape != value.shape:
+                raise ArtifactError(
+                    f"{file}: {key} is {tuple(value.shape)} and its mask {tuple(mask.shape)}; expected the"
+                    " same shape. Save the network after torch.nn.utils.prune.remove"
+                )
+            found[name] = value * mask
         elif key.removesuffix("_mask") not in pruned:
             found[key] = value
     return found

@@ -26,14 +26,21 @@ KINDS: dict[str, type | tuple[type, ...]] = {
 }
 """What the entries of our file are."""
 LINEAGE: dict[str, type] = {
-    **dict.fromkeys(("data", "teacher", "student", "recipe", "versions", "fitted_from"), dict),
+    **dict.fromkeys(("data", "teacher", "student", "labels", "recipe", "versions"), dict),
     **dict.fromkeys(("data.train_spec", "data.val_spec", "data.train_sha256", "data.val_sha256"), str),
     **dict.fromkeys(("teacher.file", "teacher.sha256", "student.file", "student.sha256"), str),
+    "labels.sha256": str,
+    **dict.fromkeys(("fitted_from", "fitted_from.preprocess"), dict),
+    **dict.fromkeys(("fitted_from.model", "fitted_from.file", "fitted_from.sha256"), str),
+    **dict.fromkeys(("fitted_from.merged", "fitted_from.dtype", "fitted_from.fitted"), str),
+    **{"fitted_from.published": str, "fitted_from.converted": list},
     "converted": list,
 }
 """What the entries of a lineage are that are read again; None is any of them."""
 DEEPEST = 16
 """Lists and dictionaries inside one another, in what a file says beside its weights."""
+MOST_NUMBER = 2**63
+"""What whole numbers in it are below."""
 
 
 def require_typed(values: Mapping[str, Any], path: str | Path) -> None:
@@ -72,5 +79,7 @@ def _require_simple(value: Any, where: str, depth: int = 0) -> None:
     elif isinstance(value, (list, tuple)):
         for each in value:
             _require_simple(each, where, depth + 1)
+    elif isinstance(value, int) and abs(value) >= MOST_NUMBER:
+        raise TypeError(f"{where} is a whole number beyond 64 bits")
     elif value is not None and not isinstance(value, (str, bool, int, float)):
         raise TypeError(f"{where} is a {type(value).__name__}")

@@ -319,8 +319,8 @@ class Loader:
     def close(self) -> None:
         """End the processes that read, if there are any; the next iteration starts new ones.
 
-        Left to the garbage collector they do not hear that they are to end, each is waited for in vain, and
-        a process that exits before it has run waits for ever.
+        Left to the garbage collector, these processes do not hear that they are to end, and each is waited
+        for in vain: this process then never exits if it ends before the collector has run.
         """
         end = getattr(self._reading, "_shutdown_workers", None)  # torch has no public way
         self._reading = self.loader._iterator = None

@@ -4,32 +4,28 @@ preprocessing.
 In:  architecture name, keyword arguments, number of classes.
 Out: a torch module; the `Preprocess` its pretrained weights expect.
 Elsewhere: weights of files (distill.checkpoint), names and what is published under them
-(distill.models.names), one family per file in this folder.
+(distill.models.names), which arguments a network takes (distill.models.arguments), one family per file in
+this folder.
 """
 
 from __future__ import annotations
 
-import inspect
-import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
 from timm.data import resolve_data_config
-from timm.models import PretrainedCfg, build_model_with_cfg
+from timm.models import PretrainedCfg
 from torch import nn
 
-from runtime.cli.nearest import nearest
 from runtime.errors import ArtifactError, UsageError
 from runtime.preprocess import Preprocess
 
 from . import cifar, classifier, replknet, slak, unireplknet  # noqa: F401  (they register their models)
+from .arguments import building, require_own
 from .names import Network, require_known
-
-FROM_TIMM = ("bn_eps", "bn_momentum", "use_naflex")
-"""Arguments of networks that timm reads before the network does."""
 
 
 def build(name: str, num_classes: int, model_args: Mapping[str, Any] | None = None, **more: Any) -> nn.Module:
@@ -39,12 +35,8 @@ def build(name: str, num_classes: int, model_args: Mapping[str, Any] | None = No
     """
     require_known(name)
     arguments = dict(model_args or {}) | {k: v for k, v in more.items() if v}
-    require_own(name, arguments)
-    try:
+    with building(name, arguments):
         return timm.create_model(name, num_classes=num_classes, **arguments)
-    except Exception as error:  # every architecture complains in its own way
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UsageError(f"{name} cannot be built with {arguments} ({reason})") from error
 
 
 def published(network: Network, model_args: Mapping[str, Any], file: Path) -> nn.Module:
@@ -71,35 +63,6 @@ def published(network: Network, model_args: Mapping[str, Any], file: Path) -> nn
             f"{file}: the weights of {network.name} do not fit {architecture} with {dict(model_args)}"
             f" ({reason})"
         ) from error
-
-
-def require_own(name: str, arguments: Iterable[str]) -> None:
-    """Raise UsageError for an argument that is not one of the network's own.
-
-    timm.create_model itself takes more: files to load (checkpoint_path), folders to keep them in (cache_dir),
-    where weights come from (pretrained_cfg). Those are never a network's, and a checkpoint could name them.
-    """
-    known: set[str] = set(FROM_TIMM)
-    module = sys.modules[timm.model_entrypoint(name).__module__]
-    for each in vars(module).values():
-        if isinstance(each, type) and is_dataclass(
-            each
-        ):  # settings, whose fields timm lets arguments replace
-            known |= {field.name for field in fields(each)}
-        elif isinstance(each, type) and issubclass(each, nn.Module):
-            own = {key for base in each.__mro__[:-1] for key in _parameters(base)}
-            known |= own if "num_classes" in own else set()
-    known -= _parameters(timm.create_model) | _parameters(build_model_with_cfg)
-    for key in arguments:
-        if key not in known:
-            raise UsageError(
-                f"{name} cannot be built with the argument {key!r}: it is not one of that network's own"
-                f"{nearest(str(key), known)} Leave it out"
-            )
-
-
-def _parameters(function: Callable[..., Any]) -> set[str]:
-    return set(inspect.signature(function).parameters)
 
 
 def size_argument(name: str, sides: int | Sequence[int]) -> dict[str, int | list[int]]:

@@ -93,7 +93,7 @@ def _without_other_heads(
 
 def _classes(weights: Mapping[str, Tensor], layer: str) -> str:
     weight = weights.get(f"{layer}.weight")
-    return "not in the file" if weight is None else f"{weight.shape[0]} classes"
+    return "not in the file" if weight is None or not weight.ndim else f"{weight.shape[0]} classes"
 
 
 def _has_weights(module: nn.Module | None) -> bool:

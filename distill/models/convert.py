@@ -181,6 +181,8 @@ def _renamed(
 
 def _renaming_note(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> str:
     changed = [pair for pair in zip(old, new, strict=False) if pair[0] != pair[1]]
+    if not changed:  # names were added behind the others
+        return f"converted {len(old)} names to {len(new)}"
     count = (
         f"renamed {len(changed)} names"
         if len(old) == len(new)
@@ -192,7 +194,9 @@ def _renaming_note(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> str:
 def _large_kernels(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """RepLKNet's arguments that weights show."""
     found = {
-        int(match[1]): tensor for key, tensor in weights.items() if (match := LARGE_KERNEL.fullmatch(key))
+        int(match[1]): tensor
+        for key, tensor in weights.items()
+        if (match := LARGE_KERNEL.fullmatch(key)) and tensor.ndim == 4
     }
     if not found:
         return {}
@@ -202,7 +206,11 @@ def _large_kernels(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "kernel_sizes": [found[stage].shape[2] for stage in sorted(found)],
     }
     if not merged:
-        sides = [tensor.shape[2] for key, tensor in weights.items() if key.endswith("small_conv.conv.weight")]
+        sides = [
+            tensor.shape[2]
+            for key, tensor in weights.items()
+            if key.endswith("small_conv.conv.weight") and tensor.ndim == 4
+        ]
         shown["small_kernel"] = sides[0] if sides else 0
     return shown
 
@@ -213,7 +221,9 @@ def _slak(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     if not shown:
         return {}
     strips = [
-        tensor for key, tensor in weights.items() if (match := LARGE_KERNEL.fullmatch(key)) and match[2]
+        tensor
+        for key, tensor in weights.items()
+        if (match := LARGE_KERNEL.fullmatch(key)) and match[2] and tensor.ndim == 4
     ]
     if strips:
         shown |= {

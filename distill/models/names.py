@@ -26,6 +26,7 @@ from runtime.errors import ArtifactError, MissingError, UsageError
 from runtime.recorded import REMOTE
 
 from . import hub
+from .arguments import building
 
 SOURCES = {"hf-hub": "hf-hub", "hf_hub": "hf-hub", "local-dir": "local-dir"}
 """What stands before a colon, as timm has it -> how it is written here."""
@@ -34,6 +35,8 @@ PREFERRED = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "mod
 ENDINGS = (".safetensors", ".pth", ".bin")
 MOST_CONFIG = 2**20
 """Bytes of a config.json, at most."""
+MOST_NUMBER = 10**6
+"""What the numbers in it are below."""
 
 
 @dataclass(frozen=True)
@@ -212,15 +215,19 @@ def _in_folder(network: Network) -> Path:
 
 
 def count_parameters(network: Network) -> int:
-    """How many weights a network has with its own classifier; built without memory for them where it can."""
+    """How many weights a network has with its own classifier; built without memory for them where it can.
+
+    Raises UsageError for arguments that are not the network's own, or that it does not take.
+    """
     arguments = dict(network.model_args)
     if network.config is not None:
         arguments = {"num_classes": network.config.num_classes} | arguments
-    try:
-        with torch.device("meta"):
+    with building(network.architecture, network.model_args):
+        try:
+            with torch.device("meta"):
+                built = timm.create_model(network.architecture, **arguments)
+        except NotImplementedError:  # its initialization looks at the values
             built = timm.create_model(network.architecture, **arguments)
-    except NotImplementedError:  # its initialization looks at the values
-        built = timm.create_model(network.architecture, **arguments)
     return sum(weights.numel() for weights in built.parameters())
 
 
@@ -248,9 +255,8 @@ def _described(name: str, place: str, path: Path) -> Network:
         raise ArtifactError(f"{name}: its config.json has model_args that are not an object")
     require_known(values["architecture"])
     known = {key: _typed(inner[key], key, name) for key in CONFIG if inner.get(key) is not None}
-    for key in ("num_classes",):
-        if values.get(key) is not None:
-            known[key] = _typed(values[key], key, name)
+    if values.get("num_classes") is not None:  # counts before that of pretrained_cfg, as in timm
+        known["num_classes"] = _typed(values["num_classes"], "num_classes", name)
     where = {"hf_hub_id": place, "url": None} if name.startswith("hf-hub:") else {"file": place}
     config = replace(PretrainedCfg(**known), architecture=values["architecture"], **where)
     labels = values.get("label_names") or inner.get("label_names")
@@ -277,6 +283,7 @@ def _numbers(count: int, kind: type) -> Callable[[Any], bool]:
         isinstance(value, list)
         and len(value) == count
         and all(isinstance(each, kinds) and not isinstance(each, bool) for each in value)
+        and all(abs(each) < MOST_NUMBER for each in value)  # which NaN is not
     )
 
 
@@ -290,7 +297,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**6
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST_NUMBER
 
 
 CONFIG: Mapping[str, Callable[[Any], bool]] = {
@@ -299,7 +306,7 @@ CONFIG: Mapping[str, Callable[[Any], bool]] = {
     "input_size": lambda value: _numbers(3, int)(value) and all(0 < each <= 4096 for each in value),
     "pool_size": _numbers(2, int),
     "mean": _numbers(3, float),
-    "std": _numbers(3, float),
+    "std": lambda value: _numbers(3, float)(value) and all(each > 0 for each in value),
     "crop_pct": _is_number,
     "interpolation": _is_name,
     "crop_mode": _is_name,

@@ -8,18 +8,28 @@ Elsewhere: what is in the folder (distill.training.records, distill.training.sta
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from runtime import files
 from runtime.errors import UsageError
+from runtime.recorded import HEADER, LOGGER_IDS, SPLIT_LIST, START, UNREADABLE
 
 from .options import TrainOptions, run_folder
 
 PICTURED = ("report.html", "val_predictions.npz")
 """What a report leaves in the run folder."""
+WEIGHTS = ("last.pth", "best.pth")
+WRITTEN = (
+    *WEIGHTS,
+    *("summary.csv", "metrics.jsonl", "result.json", HEADER),
+    *(SPLIT_LIST, LOGGER_IDS, UNREADABLE, START),
+    *PICTURED,
+)
+"""Files of a training, in RUN and in RUN/control."""
+MADE = ("erf", "teacher")
+"""Folders that a run makes in RUN, besides its control."""
 
 
 def choose_folder(options: TrainOptions) -> Path:
@@ -79,14 +89,11 @@ def _new(options: TrainOptions) -> Path:
         )
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file. Choose another --output")
-    written = {
-        (place / name).resolve()
-        for place in (folder, folder / "control")
-        for name in ("best.pth", "last.pth")
-    }
-    for flag in ("teacher_ckpt", "student_ckpt"):
+    for flag in ("teacher_ckpt", "student_ckpt", "teacher", "student"):
         given = getattr(options, flag)
-        if given and Path(given).resolve() in written:
+        kind, _, place = given.partition(":")
+        path = place if kind.lower() == "local-dir" else given if flag.endswith("ckpt") else ""
+        if path and _is_replaced(Path(path).resolve(), folder.resolve(), options.overwrite):
             raise UsageError(
                 f"--{flag.replace('_', '-')} {given} would be overwritten by this run. Choose another"
                 " --output"
@@ -94,35 +101,45 @@ def _new(options: TrainOptions) -> Path:
     return folder
 
 
+def _is_replaced(path: Path, folder: Path, overwrite: bool) -> bool:
+    """Whether a run in `folder` would write or remove `path`; a folder of weights is not to be RUN itself."""
+    trainings = (folder, folder / "control")
+    if path in trainings or any(path == place / name for place in trainings for name in WEIGHTS):
+        return True
+    return overwrite and (
+        any(path == place / name for place in trainings for name in WRITTEN)
+        or any(path.is_relative_to(folder / name) for name in MADE)
+    )
+
+
 def _name(options: TrainOptions) -> str:
-    """What a run is called that has no --output: its student, or the file that says which it is."""
+    """What a run is called that has no --output: its student, or the file that says which it is. Raises
+    UsageError where that is not the name of a folder.
+    """
+    from ..models import names  # here: it imports timm, which `distill train --help` does not need
+
+    kind, _, place = names.canonical(options.student).partition(":")
     if options.student == "auto":
-        return Path(options.student_ckpt).stem
-    return re.split(r"[/\\\\:]", options.student)[-1].partition("@")[0]  # of hf-hub:OWNER/NAME@REVISION
+        name = Path(options.student_ckpt).stem
+    elif kind == "local-dir":
+        name = Path(place).name
+    else:
+        name = (place or kind).partition("@")[0].rpartition("/")[2]  # of OWNER/NAME@REVISION
+    if name in ("", ".", ".."):
+        raise UsageError(f"--student {options.student} does not give the run a name. Give one: --output DIR")
+    return name
 
 
 def remove_old_run(folder: Path) -> None:
     """Remove what a run wrote, for --overwrite; other files stay."""
     for place in (folder, folder / "control"):
-        for name in (
-            "last.pth",
-            "best.pth",
-            "summary.csv",
-            "metrics.jsonl",
-            "result.json",
-            "header.json",
-            "val-split.csv",
-            "loggers.json",
-            "unreadable-images.txt",
-            "start.pth",
-            *PICTURED,
-        ):
+        for name in WRITTEN:
             (place / name).unlink(missing_ok=True)
         for events in place.glob("events.out.tfevents.*"):  # TensorBoard would draw both runs as one
             events.unlink()
         shutil.rmtree(place / "wandb", ignore_errors=True)
-    for made in ("erf", "teacher"):
-        shutil.rmtree(folder / made, ignore_errors=True)
+    for name in MADE:
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def with_files(options: TrainOptions) -> TrainOptions:

@@ -82,11 +82,18 @@ def run(
     return finish(job, [train_role(job, task) for task in job.tasks])
 
 
-def prepare(options: TrainOptions, folder: Path, make_trainer: Callable[[Task], trainers.Trainer]) -> Job:
-    """Check and read everything that the run needs; show the teacher's own accuracy."""
+def prepare(
+    options: TrainOptions,
+    folder: Path,
+    make_trainer: Callable[[Task], trainers.Trainer],
+    kept: Path | None = None,
+) -> Job:
+    """Check and read everything that the run needs; show the teacher's own accuracy. kept: a checkpoint of
+    the student, in place of its name.
+    """
     with loading("opening the loggers"):
         loggers.require(options.tensorboard, options.services)
-    options, start = opened(with_files(options), folder)
+    options, start = opened(with_files(options), folder, kept)
     preprocess = start.preprocess
     device = pick_device(options.device)
     if device.type == "cuda":
@@ -284,7 +291,8 @@ def fit_whole_teacher(
         resume=str(place) if options.resume and (place / "args.yaml").is_file() else "",
         output=str(place),
     )
-    job = prepare(recipe, place, trainers.Trainer)
+    kept = kept_of(place, plain.folder, options, recipe.student)
+    job = prepare(recipe, place, trainers.Trainer, kept)
     _begin_folder(plain.folder, options, data, plain.start)
     result = finish(job, [train_role(job, task) for task in job.tasks])
     found = checkpoints.load(result.checkpoint)

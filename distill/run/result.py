@@ -15,10 +15,11 @@ from typing import Any
 
 from torch import Tensor
 
+from runtime.recorded import SPLIT_LIST, UNREADABLE
+
 from ..erf.field import Squares
 from ..erf.report import Measured
 from ..teacher import USUAL_CAUSES, Origin
-from ..training.records import UNREADABLE
 from ..training.selection import NAMES
 from .interval import Paired, paired
 
@@ -29,7 +30,7 @@ WRITTEN = (
     "summary.csv",
     "metrics.jsonl",
     "report.html",
-    "val-split.csv",
+    SPLIT_LIST,
     UNREADABLE,
     "events.out.tfevents.*",
     "wandb",

@@ -2,7 +2,7 @@
 
 In:  a run's options and its folder.
 Out: the options with every name settled, and the student's `Start`; RUN/start.pth.
-Elsewhere: architecture, preprocessing and weights (distill.training.parts), building the network
+Elsewhere: architecture, preprocessing and weights, and the network that is built of them
 (distill.training.parts).
 """
 
@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from runtime.errors import UsageError
+from runtime.recorded import START
 from runtime.terminal import loading
 
 from .. import checkpoint as checkpoints
@@ -20,16 +21,14 @@ from ..training.parts import open_start
 from ..training.task import Start
 from .options import TrainOptions
 
-KEPT = "start.pth"
-"""Where a run keeps weights that came from a hub or a folder: resumed, it follows no name."""
 
-
-def opened(options: TrainOptions, folder: Path) -> tuple[TrainOptions, Start]:
-    """The options with the names of student and teacher as they are kept, and the student. Raises
-    UsageError for fresh weights of which a part is to be frozen.
+def opened(options: TrainOptions, folder: Path, kept: Path | None = None) -> tuple[TrainOptions, Start]:
+    """The options with the names of student and teacher as they are kept, and the student. kept: a
+    checkpoint in place of its name; by default what a stopped run kept in `folder`. Raises UsageError for
+    fresh weights of which a part is to be frozen.
     """
     options = replace(options, student=_settled(options.student), teacher=_settled(options.teacher))
-    kept = kept_of(folder, folder, options, options.student)
+    kept = kept or kept_of(folder, folder, options, options.student)
     with loading("opening the student"):
         start = open_start(options, kept)
     begins = options.student_ckpt or options.pretrained or names.says_weights(start.name)
@@ -61,15 +60,15 @@ def kept_of(place: Path, run: Path, options: TrainOptions, name: str) -> Path | 
     """
     if not (options.resume and names.is_remote(name) and (run / "args.yaml").is_file()):
         return None
-    if not (place / KEPT).is_file():
+    if not (place / START).is_file():
         raise UsageError(
-            f"{run}: keeps no weights of {name} ({place / KEPT}), and what a run folder names is not fetched."
-            " Start another run: --output OTHER"
+            f"{run}: keeps no weights of {name} ({place / START}), and what a run folder names is not"
+            " fetched. Start another run: --output OTHER"
         )
-    return place / KEPT
+    return place / START
 
 
 def keep(start: Start, folder: Path) -> None:
     """Write RUN/start.pth where the weights came from a hub or a folder."""
-    if names.is_remote(start.name) and start.checkpoint is not None and not (folder / KEPT).is_file():
-        checkpoints.save(start.checkpoint, folder / KEPT)
+    if names.is_remote(start.name) and start.checkpoint is not None and not (folder / START).is_file():
+        checkpoints.save(start.checkpoint, folder / START)

@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 
 from runtime import files
+from runtime.recorded import UNREADABLE
 
 OF_CLASSES = ("val_balanced_percent", "val_class_percent")
 """Columns that older versions do not have; the second, a mapping, is only in metrics.jsonl."""
 MOST_CLASSES = 1000
 """Classes up to which every epoch records each of them."""
-UNREADABLE = "unreadable-images.txt"
-"""The list in a run folder of what --skip-bad-images left out."""
 
 
 class StepLosses(NamedTuple):

@@ -19,9 +19,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from runtime import files
+from runtime.recorded import LOGGER_IDS
 
-IDS = "loggers.json"
-"""File of the run folder: logger -> id of the run there."""
 UNITS = re.compile("_(percent|nats|loss)$")
 TIMES = ("train_seconds", "train_images_per_s", "teacher_share_of_step")
 
@@ -94,12 +93,12 @@ def kept_id(folder: Path, logger: str) -> str:
 
 def keep_id(folder: Path, logger: str, run_id: str) -> None:
     """Write the id into the run folder."""
-    files.write_text(folder / IDS, files.json_text(_ids(folder) | {logger: run_id}) + "\n")
+    files.write_text(folder / LOGGER_IDS, files.json_text(_ids(folder) | {logger: run_id}) + "\n")
 
 
 def _ids(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / IDS).read_text(encoding="utf-8"))
+        found = json.loads((folder / LOGGER_IDS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

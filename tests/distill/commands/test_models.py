@@ -95,6 +95,32 @@ def test_a_name_that_is_not_there_gets_the_nearest(capsys):
     assert err.count("\n") == 1 and "no network matches resnet81; did you mean resnet" in err
 
 
+ARGUMENTS = {
+    "a file": {"checkpoint_path": "evil.pth"},
+    "an address": {"pretrained": True, "pretrained_cfg": {"url": "http://HOST/evil/x/resolve/main/w.pth"}},
+    "a word that is not known": {"nonsense": 1},
+    "a value of another kind": {"stem_width": "wide"},
+}
+
+
+@pytest.mark.parametrize("source", ["hf-hub:me/mine", "local-dir:mine"])
+@pytest.mark.parametrize("case", ARGUMENTS)
+def test_a_config_cannot_make_the_list_open_anything(mine, tmp_path, monkeypatch, capsys, case, source):
+    monkeypatch.chdir(tmp_path)
+    opened = []
+    monkeypatch.setattr(torch, "load", lambda *given, **more: opened.append(given))
+    (tmp_path / "evil.pth").write_bytes(b"x")
+    config = json.loads(mine.files["me/mine"]["config.json"])
+    config["model_args"] = json.loads(json.dumps(ARGUMENTS[case]).replace("HOST", mine.host))
+    mine.files["me/mine"]["config.json"] = json.dumps(config).encode()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text(json.dumps(config))
+    assert cli.main(["models", source]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "test_resnet cannot be built with" in said
+    assert opened == [] and not [each for each in mine.asked if "evil" in each]
+
+
 def test_a_network_of_the_hub_costs_its_config_alone(mine, capsys):
     for name in ("hf-hub:me/mine", "hf_hub:me/mine"):
         (found,) = listed(capsys, name).values()

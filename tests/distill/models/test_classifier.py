@@ -82,3 +82,10 @@ def test_another_order_of_the_same_classes_is_put_right():
 def test_the_same_classes_say_nothing():
     weights = build(3).state_dict()
     assert classifier.fitted(build(3), weights, NAMES, NAMES) == (dict(weights), [])
+
+
+def test_a_classifier_without_dimensions_is_replaced():
+    weights = build(3).state_dict() | {"linear.weight": torch.tensor(1.0)}
+    found, notes = classifier.fitted(build(3), weights, None, NAMES)
+    assert notes == ["classifier linear: not in the file -> new, 3 classes"]
+    build(3).load_state_dict(found)

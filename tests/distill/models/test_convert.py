@@ -160,3 +160,20 @@ def test_a_file_of_another_family_keeps_its_names():
 def test_wrong_arguments_are_named():
     with pytest.raises(UsageError, match="slak_tiny cannot be built with"):
         convert("slak_tiny", {"kernels": 7}, weights("slak_tiny", **SLAK))
+
+
+@pytest.mark.parametrize(("name", "arguments"), [("slak_tiny", SLAK), ("replknet_31b", REPLKNET)])
+def test_weights_without_the_dimensions_of_a_kernel_show_nothing(name, arguments):
+    state = weights(name, **arguments)
+    for flat in ("large_kernel", "small_conv", "LoRA1"):
+        broken = {key: value.flatten() if flat in key else value for key, value in state.items()}
+        found, shown, _ = convert(name, arguments, broken | {"more": torch.ones(1)})
+        assert found["more"].shape == (1,) and shown.get("kernel_sizes", ()) != []
+
+
+def test_a_converter_that_adds_names_behind_the_others_says_how_many(monkeypatch):
+    state = weights("slak_tiny", **SLAK)
+    first = dict(list(state.items())[:5])
+    monkeypatch.setattr("distill.models.slak.checkpoint_filter_fn", lambda found, network: state)
+    _, _, notes = convert("slak_tiny", SLAK, first)
+    assert notes[0] == f"converted 5 names to {len(state)}"

@@ -105,6 +105,7 @@ def test_places_of_files_in_a_config_are_not_followed(mine, tmp_path):
     network = names.resolve("hf-hub:me/mine", OUT)
     assert names.weights_of(network, OUT).name == "pytorch_model.bin"
     assert network.config.url is None and network.config.file is None and not network.config.custom_load
+    # huggingface_hub itself asks its hub for /api/agent-harnesses
     assert all("me/mine" in each or "agent-harnesses" in each for each in mine.asked)
 
 
@@ -119,6 +120,10 @@ REFUSED = {
     ),
     "two means": ({"pretrained_cfg": {"mean": [0.5, 0.5]}}, ArtifactError, "mean"),
     "a mean of text": ({"pretrained_cfg": {"mean": ["a", "b", "c"]}}, ArtifactError, "mean"),
+    "a mean without end": ({"pretrained_cfg": {"mean": [10**400, 0.5, 0.5]}}, ArtifactError, "mean"),
+    "a mean that is NaN": ({"pretrained_cfg": {"mean": [float("nan"), 0.5, 0.5]}}, ArtifactError, "mean"),
+    "a std of 0": ({"pretrained_cfg": {"std": [0, 0.5, 0.5]}}, ArtifactError, "std"),
+    "a pool without end": ({"pretrained_cfg": {"pool_size": [10**400, 1]}}, ArtifactError, "pool_size"),
     "classes below 0": ({"num_classes": -3}, ArtifactError, "num_classes"),
     "a path as a file's name": (
         {"pretrained_cfg": {"hf_hub_filename": "../../etc/passwd"}},

@@ -153,6 +153,31 @@ def test_a_run_folder_names_nothing_that_it_does_not_hold(mine, train, tmp_path,
     assert mine.asked == []
 
 
+def test_a_teacher_that_is_fitted_again_is_the_one_that_was_kept(mine, train, tmp_path, capsys):
+    """Stopped after RUN/teacher/start.pth, before RUN/teacher/args.yaml: its name is still not followed."""
+    run = tmp_path / "run"
+    flags = ("--teacher", "hf-hub:me/mine", "--teacher-fit", "all", "--teacher-fit-epochs", "1")
+    assert train("--student", "resnet20", "--student-args", "width=0.25", *flags)[0] == 0
+    gone(mine, tmp_path)
+    for place in (run, run / "teacher"):
+        for name in ("last.pth", "best.pth", "metrics.jsonl"):
+            (place / name).unlink()
+    for name in ("hf-hub:me/mine", "hf-hub:e/vil"):
+        values = yaml.safe_load((run / "args.yaml").read_text())
+        (run / "args.yaml").write_text(yaml.safe_dump(values | {"teacher": name}))
+        (run / "teacher" / "args.yaml").unlink()
+        (run / "teacher" / "start.pth").rename(tmp_path / "kept.pth")
+        assert main(["train", "--resume", str(run), "--no-report"]) == 2
+        assert "what a run folder names is not fetched" in capsys.readouterr().err
+        (tmp_path / "kept.pth").rename(run / "teacher" / "start.pth")
+        assert main(["train", "--resume", str(run), "--no-report"]) == 0
+        assert checkpoints.load(run / "best.pth").lineage["teacher"]["published"] == name
+        for file in ("last.pth", "best.pth", "metrics.jsonl"):
+            (run / file).unlink()
+            (run / "teacher" / file).unlink()
+    assert mine.asked == []
+
+
 BAD = {
     "a schedule": ("--sched", "nonsense"),
     "an optimizer": ("--opt", "nonsense"),

@@ -6,6 +6,7 @@ import pytest
 
 from distill.training.loggers import base
 from distill.training.records import EpochRecord
+from runtime.recorded import LOGGER_IDS
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_ids_are_kept_beside_each_other(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "[]", '{"wandb": 3}', '{"wandb": "../../x"}', '{"wandb": ""}', "\xff"])
 def test_what_is_not_an_id_is_none(tmp_path, text):
-    (tmp_path / base.IDS).write_text(text, encoding="latin-1")
+    (tmp_path / LOGGER_IDS).write_text(text, encoding="latin-1")
     assert base.kept_id(tmp_path, "wandb") == ""
     base.keep_id(tmp_path, "wandb", "new")
-    assert json.loads((tmp_path / base.IDS).read_text())["wandb"] == "new"
+    assert json.loads((tmp_path / LOGGER_IDS).read_text())["wandb"] == "new"

@@ -1,0 +1,77 @@
+"""Which folder a run gets, and what of it --overwrite may remove."""
+
+from pathlib import Path
+
+import pytest
+
+from distill.run.folder import choose_folder, remove_old_run
+from distill.run.options import TrainOptions
+from runtime.errors import UsageError
+
+NAMED = {
+    "resnet18.a1_in1k": "resnet18.a1_in1k",
+    "timm/resnet18": "resnet18",
+    "hf-hub:me/mine": "mine",
+    "hf-hub:me/mine@v1": "mine",
+    "hf-hub:me/mine@feature/x": "mine",
+    "local-dir:mine": "mine",
+    "local-dir:mine/": "mine",
+    "local-dir:a:b@c": "a:b@c",
+    "local-dir:.": "here",
+    "local-dir:sub/..": "here",
+    "local-dir:../here/./mine": "mine",
+}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """The current folder, which is called so."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+@pytest.mark.parametrize("student", NAMED)
+def test_a_run_is_called_after_its_student(here, student):
+    assert choose_folder(TrainOptions(data="digits", student=student)) == Path("runs", NAMED[student])
+
+
+@pytest.mark.parametrize("student", ["local-dir:/", "hf-hub:me/..", "hf-hub:.", "hf-hub:me/"])
+def test_a_student_without_a_name_of_its_own_needs_a_folder(here, student):
+    with pytest.raises(UsageError, match=r"does not give the run a name\. Give one: --output DIR"):
+        choose_folder(TrainOptions(data="digits", student=student, overwrite=True))
+    given = TrainOptions(data="digits", student=student, output="other")
+    assert choose_folder(given) == Path("other")
+
+
+LOST = {
+    "the run itself": (False, "student", "local-dir:runs/x"),
+    "its control": (False, "teacher", "local-dir:runs/x/control"),
+    "its best weights": (False, "teacher_ckpt", "runs/x/best.pth"),
+    "its teacher": (True, "student", "local-dir:runs/x/teacher"),
+    "its teacher's file": (True, "student_ckpt", "runs/x/teacher/best.pth"),
+    "what it began with": (True, "teacher_ckpt", "runs/x/start.pth"),
+}
+
+
+@pytest.mark.parametrize("case", LOST)
+def test_a_run_does_not_replace_what_it_begins_with(here, case):
+    overwrite, flag, given = LOST[case]
+    values = {"data": "digits", "student": "resnet20", "output": "runs/x", flag: given}
+    for typed in (given, given.replace("runs", "runs/../runs")):
+        with pytest.raises(UsageError, match="would be overwritten by this run"):
+            choose_folder(TrainOptions(**values | {flag: typed, "overwrite": True}))
+    if overwrite:  # what only --overwrite removes is left by a run without it
+        assert choose_folder(TrainOptions(**values)) == Path("runs/x")
+
+
+def test_overwriting_removes_what_a_run_wrote_and_nothing_else(tmp_path):
+    written = ["args.yaml", "best.pth", "last.pth", "start.pth", "header.json", "loggers.json"]
+    written += ["summary.csv", "metrics.jsonl", "result.json", "val-split.csv", "unreadable-images.txt"]
+    written += ["report.html", "val_predictions.npz"]
+    for name in (*written, "notes.txt"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "pictures").mkdir()
+    remove_old_run(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["args.yaml", "notes.txt", "pictures"]
