@@ -180,6 +180,17 @@ def require_readable(bad: list[str], skip_bad: bool) -> None:
         )
 
 
+def require_whole(batch: Batch, images: int, skip_bad: bool) -> None:
+    """Raise DataError for a training batch with unreadable images, unless they are to be skipped, and for one
+    of fewer than `images`, for which no readable ones were found.
+    """
+    require_readable(batch.bad, skip_bad)
+    if len(batch.labels) < images:
+        raise DataError(
+            f"{len(batch.bad)} images in a row cannot be read (last: {batch.bad[-1]}). Check the data set"
+        )
+
+
 def pick_device(name: str) -> torch.device:
     """auto, cpu, cuda or cuda:INDEX. Raises MissingError when that GPU is not there, UsageError for another
     word.

@@ -21,6 +21,8 @@ from .errors import MissingError, UsageError
 TEMPORARY_MARK = ".tmp-"
 BEST = "best.pth"
 """The checkpoint in the folder of a run."""
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Of a disk, of what a user may take of it, of one file."""
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -98,7 +100,7 @@ def existing(folder: Path) -> Path:
 
 
 def explained(error: OSError, path: Path) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in NO_SPACE:
         return MissingError(
             f"{path}: no space left to write it ({error.strerror}). Free space or choose another --output"
         )

@@ -51,8 +51,14 @@ class Options(Recipe):
     """Print the result as one JSON object and nothing else."""
 
     def check(self) -> None:
-        """Refuse labels as the teacher of labels."""
+        """Refuse labels as the teacher of labels, and a teacher that would be trained first."""
         self.need(not self.teacher_labels, "teacher_labels", "none: it is what this command makes")
+        self.need(
+            self.teacher_fit != "all",
+            "teacher_fit",
+            "head or none, for this command trains nothing. Fit all of the teacher with distill train"
+            " --teacher-fit all --output RUN, then give --teacher-ckpt RUN/teacher/best.pth",
+        )
 
 
 def parse(argv: Sequence[str], prog: str = "distill label") -> Options:

@@ -22,6 +22,8 @@ from runtime.preprocess import Preprocess
 
 from ..recipe import Recipe
 
+DRAWN_BY = ("torch", "torchvision", "timm", "pillow", "numpy")
+"""Packages that draw the augmentation; stored answers record their versions, and an error names them."""
 FLAGS = {
     "RandomResizedCropAndInterpolation": "--scale, --ratio or --train-interpolation",
     "Resize": "--img-size",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,8 +72,8 @@ class BalancedDraw:
 
 
 def class_weights(words: Sequence[str], images: ImageSet) -> np.ndarray | None:
-    """(K,) float64: what the labels' loss counts for each class, with mean 1 over the training images; None
-    where all count alike.
+    """(K,) float64: what an image of each class counts in the labels' loss, with mean 1 over the training
+    images; None where all count alike. `balanced` gives a class without images 0.
 
     words: of --class-weights, with a file's content in place of its name (`settled`). Raises UsageError for a
     stream, and for words that do not fit the classes.
@@ -82,7 +83,7 @@ def class_weights(words: Sequence[str], images: ImageSet) -> np.ndarray | None:
     require_labels(images, "--class-weights")
     counts = np.bincount(images.labels, minlength=len(images.class_names))
     if tuple(words) == ("balanced",):
-        weights = np.where(counts, counts.sum() / np.maximum(counts, 1), counts.sum())
+        weights = np.where(counts, counts.sum() / np.maximum(counts, 1), 0.0)
     else:
         weights = np.array(_given(words, images.class_names))
     weights = weights / (weights.max() or 1)  # so that their sum is finite, whatever they are
@@ -95,9 +96,10 @@ def class_weights(words: Sequence[str], images: ImageSet) -> np.ndarray | None:
     return found
 
 
-def settled(words: Sequence[str]) -> tuple[str, ...]:
+def settled(words: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
     """The words of --class-weights; the name of a file is replaced by what it holds, which a resumed run then
-    does not need. Raises UsageError where there is no such file, or no weights in it.
+    does not need. names: of the data's classes. Raises UsageError where there is no such file, or no weights
+    in it, or such that can be read in two ways.
     """
     if len(words) != 1 or words[0] in ("none", "balanced") or is_weight(words[0]):
         return tuple(words)
@@ -111,8 +113,10 @@ def settled(words: Sequence[str]) -> tuple[str, ...]:
     except UnicodeDecodeError as error:
         raise UsageError(f"--class-weights {path}: not a text file. Expected lines `class,weight`") from error
     found = [_word(line) for line in lines]
-    if len(found) > 1 and not is_weight(found[0]):  # a header
-        found = found[1:]
+    has_header = len(found) > 1 and _is_header(found[0], names)
+    if not (has_header and "=" in found[0]):
+        _require_no_decimal_commas(lines[has_header:], path, names)
+    found = found[has_header:]
     wrong = next((word for word in found if not is_weight(word)), None)
     if wrong is not None or not found:
         what = f"a line is {wrong[:60]!r}" if wrong is not None else "it is empty"
@@ -129,6 +133,32 @@ def _word(line: str) -> str:
         if found:
             return f"{name.strip().strip(chr(34))}={weight.strip()}"
     return line
+
+
+def _is_header(word: str, names: Sequence[str]) -> bool:
+    """Whether a first line is one, and not a weight with a typing error."""
+    name, _, weight = word.rpartition("=")
+    return not is_weight(word) and name not in names and not any(map(str.isdigit, weight))
+
+
+def _require_no_decimal_commas(lines: Sequence[str], path: Path, names: Sequence[str]) -> None:
+    """Raise UsageError where every line is like `0,5`, which may be class 0 with weight 5, or 0.5."""
+    if not lines or not all(re.fullmatch(r"[0-9]+,[0-9]+", line) for line in lines):
+        return
+    unknown = next((line for line in lines if line.partition(",")[0] not in names), None)
+    if unknown is not None:
+        raise UsageError(
+            f"--class-weights {path}: a line is {unknown[:60]!r}, and the data has no such class. Expected"
+            f" names of its classes ({shown(names)}), or numbers with a point, as {_with_point(unknown)}"
+        )
+    raise UsageError(
+        f"--class-weights {path}: a line is {lines[0][:60]!r}, which may be a class with its weight, or"
+        f" {_with_point(lines[0])}. Begin with a line `class,weight`, or write numbers with a point"
+    )
+
+
+def _with_point(line: str) -> str:
+    return line[:60].replace(",", ".")
 
 
 def _given(words: Sequence[str], names: Sequence[str]) -> list[float]:

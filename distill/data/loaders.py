@@ -26,13 +26,11 @@ from runtime.images.decode import only_formats, open_rgb
 from runtime.preprocess import Preprocess
 
 from ..recipe import Recipe
-from .augment import TransformError, in_one_line, training_transform
+from .augment import DRAWN_BY, TransformError, in_one_line, training_transform
 from .balance import BalancedDraw, require_labels
 from .seeds import hash_seed, own_random_state, seed_all
 from .sets import StreamSet
 
-DRAWN_BY = ("timm", "torchvision", "pillow")
-"""Packages whose versions an error in a transform names."""
 RETRIES = 100
 """Images tried for one place, with skip_bad_images, before the data set itself is called broken."""
 

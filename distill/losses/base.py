@@ -73,6 +73,25 @@ def cross_entropy(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Ten
     return F.cross_entropy(z, target.long(), label_smoothing=smoothing)
 
 
+def weighted_cross_entropy(logits: Tensor, target: Tensor, weights: Tensor, smoothing: float = 0.0) -> Tensor:
+    """`cross_entropy` in which an image counts by the weight of its class, averaged over the images.
+
+    target (N,), or mixed (N, K) and smoothed already, of which each of the two images counts by its share
+    times the weight of its own class; weights (K,), 0 or more. Label smoothing is not weighted: for images of
+    one class alone the best answer is their smoothed label, whatever the weights.
+    """
+    z = widen(logits)
+    _require_target(target, z)
+    weights = weights.to(z.dtype)
+    if target.ndim == 1:
+        target = target.long()
+        each = F.cross_entropy(z, target, label_smoothing=smoothing, reduction="none")
+        return (weights[target] * each).mean()
+    off = smoothing / z.shape[1]
+    counted = (target.to(z.dtype) - off).clamp_min(0) / (1 - smoothing) * weights
+    return F.cross_entropy(z, (1 - smoothing) * counted + off * counted.sum(dim=1, keepdim=True))
+
+
 def hard_labels(target: Tensor, logits: Tensor) -> Tensor:
     """Class indices (N,): the target itself, or the largest entry of a mixed label (N, K), the lower index on
     a tie.

@@ -209,11 +209,14 @@ def header_of(
 
 
 def _range_of_weights(recipe: Recipe, train: ImageSet) -> tuple[tuple[str, float], tuple[str, float]] | None:
-    """(class, weight) of the smallest and of the largest weight in the labels' loss."""
+    """(class, weight) of the smallest and of the largest weight in the labels' loss, of the classes that
+    have images.
+    """
     weights = class_weights(recipe.class_weights, train)
     if weights is None:
         return None
-    low, high = int(weights.argmin()), int(weights.argmax())
+    by_weight = sorted(set(train.labels.tolist()), key=weights.__getitem__)
+    low, high = by_weight[0], by_weight[-1]
     names = train.class_names
     return (names[low], float(weights[low])), (names[high], float(weights[high]))
 

@@ -157,7 +157,7 @@ def with_balance(options: TrainOptions, train: ImageSet) -> TrainOptions:
     """
     if options.sampler == "balanced":
         balance.require_labels(train, "--sampler balanced")
-    options = replace(options, class_weights=balance.settled(options.class_weights))
+    options = replace(options, class_weights=balance.settled(options.class_weights, train.class_names))
     balance.class_weights(options.class_weights, train)
     return options
 
@@ -496,23 +496,39 @@ def _write_result(folder: Path, result: RunResult) -> None:
     files.write_text(folder / "result.json", files.json_text(result.to_dict(), indent=2) + "\n")
 
 
+def _teacher_file(job: Job) -> list[tuple[str, str, str, str]]:
+    """The teacher's (label, file, architecture, entry with the weights) for --erf, as it taught; nothing
+    without one, and where it is not in a file, which is said.
+    """
+    if not job.teacher:
+        return []
+    origin = job.teacher.origin
+    if job.kept_teacher:
+        return [("teacher", str(job.folder / teacher_fit.SAVED), "auto", "auto")]
+    if origin.file and not job.tasks[0].labels:
+        return [("teacher", origin.file, origin.model, job.options.teacher_checkpoint_key or "auto")]
+    why = "only its stored answers are here" if job.tasks[0].labels else "its weights are not in a file"
+    say(f"erf: the teacher {origin.model} is left out, because {why}. Measure a file of it with distill erf")
+    return []
+
+
 def _measure_erf(job: Job, result: RunResult) -> list[report.Measured]:
     """Effective receptive fields of the networks of this run on the same images; also a line in
     metrics.jsonl.
     """
-    options, teacher = job.options, job.teacher
-    networks = [(job.tasks[0].role, result.best.checkpoint, "auto")]
+    options = job.options
+    networks = [(job.tasks[0].role, result.best.checkpoint, "auto", "auto")]
     if result.control:
-        networks.insert(0, ("control", result.control.checkpoint, "auto"))
-    if teacher and teacher.origin.file and job.tasks[0].teacher:
-        networks.insert(0, ("teacher", teacher.origin.file, teacher.origin.model))
-    labels, paths, architectures = zip(*networks, strict=True)
+        networks.insert(0, ("control", result.control.checkpoint, "auto", "auto"))
+    networks[:0] = _teacher_file(job)
+    labels, paths, architectures, keys = zip(*networks, strict=True)
     measured, _ = report.measure_and_write(
         ErfOptions(
             checkpoints=paths,
             labels=labels,
             model=architectures,
             model_args=options.teacher_args,
+            checkpoint_key=keys,
             data=job.data.val_spec,
             num_images=ERF_IMAGES,
             num_classes=options.num_classes,

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from timm.data import Mixup
 
-from runtime.errors import ArtifactError, DataError, UsageError
+from runtime.errors import ArtifactError, UsageError
 from runtime.images import ImageSet
 from runtime.preprocess import Preprocess
 from runtime.terminal import loading, progress_bar, say
@@ -26,7 +26,7 @@ from .. import teacher as teachers
 from ..data import Batch, TrainLoader
 from ..data.labels.store import Header, Writer
 from ..data.mixing import Place, mixed, mixing
-from ..evaluate import pick_device, require_readable
+from ..evaluate import pick_device, require_whole
 from ..recipe import Recipe
 from ..teacher import Teacher
 from . import teacher_fit
@@ -180,11 +180,7 @@ def _answers(
     batch: Batch, place: Place, recipe: Recipe, mixup: Mixup | None, teacher: Teacher
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(images as training has them, the teacher's logits)."""
-    require_readable(batch.bad, recipe.skip_bad_images)
-    if len(batch.labels) < recipe.batch:
-        raise DataError(
-            f"{len(batch.bad)} images in a row cannot be read (last: {batch.bad[-1]}). Check the data set"
-        )
+    require_whole(batch, recipe.batch, recipe.skip_bad_images)
     form = torch.channels_last if recipe.channels_last else torch.contiguous_format
     images = batch.images.to(teacher.device).contiguous(memory_format=form)
     labels = batch.labels.to(teacher.device)

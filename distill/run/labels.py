@@ -15,6 +15,7 @@ from runtime.images import ImageSet
 from runtime.preprocess import Preprocess
 from runtime.terminal import loading, say
 
+from ..data.augment import DRAWN_BY
 from ..data.labels.store import Header, Labels
 from ..data.sets import StreamSet
 from ..recipe import Recipe
@@ -39,8 +40,6 @@ PIXELS = (
     "mixup_switch_prob",
 )
 """Settings of a recipe that change the pixels of a training, or their order."""
-DRAWN_BY = ("torch", "torchvision", "timm", "pillow", "numpy")
-"""Packages that draw the augmentation."""
 BESIDES = ("epochs", "top", "teacher", "teacher_top1_percent", "versions")
 """Parts of a header that a training need not have in common with the labels."""
 

@@ -1,4 +1,4 @@
-"""Which part of a training step is NaN or infinite.
+"""Which part of a training step is NaN or infinite, or has gradients too large for their norm.
 
 In:  logits of a batch and the norm of a step's gradients, on the device; a step's losses, on the host.
 Out: flags that stay on the device until they are taken, so that no step waits for them; a sentence that
@@ -30,6 +30,7 @@ class Flags(NamedTuple):
     teacher: bool = True
     """The teacher's logits."""
     gradients: bool = True
+    """The norm of all of them together."""
 
 
 def of_logits(student: Tensor, teacher: Tensor | None) -> Tensor:
@@ -40,7 +41,8 @@ def of_logits(student: Tensor, teacher: Tensor | None) -> Tensor:
 
 def taken(logits: Sequence[Tensor], norms: Sequence[Tensor], batches_a_step: int) -> list[Flags]:
     """The flags of whole steps, on the host. logits: `of_logits` of every batch; norms: of every step's
-    gradients, scalars that are finite where each of them is; empty where nobody looks at them.
+    gradients, scalars that are not finite where one of them is NaN or infinite, or too large for its square;
+    empty where nobody looks at them.
     """
     of_steps = torch.stack(list(logits)).view(-1, batches_a_step, 2).all(1).cpu().tolist()
     gradients = torch.stack(list(norms)).isfinite().cpu().tolist() if norms else [True] * len(of_steps)

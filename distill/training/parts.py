@@ -269,8 +269,8 @@ def averaged_weights(recipe: Recipe, model: nn.Module) -> ModelEmaV3 | None:
 
 
 def label_weights(task: Task) -> torch.Tensor | None:
-    """(K,) float32 on the task's device: what the labels' cross-entropy counts for each class; None without
-    --class-weights.
+    """(K,) float32 on the task's device: what an image of each class counts in the labels' cross-entropy;
+    None without --class-weights.
     """
     weights = balance.class_weights(task.recipe.class_weights, task.train)
     return None if weights is None else torch.tensor(weights, dtype=torch.float32, device=task.device)

@@ -28,8 +28,8 @@ from .. import checkpoint as checkpoints
 from .. import recipe as recipes
 from ..data import Batch, TrainLoader, eval_loader
 from ..data.mixing import Place, mixed, mixing
-from ..evaluate import Evaluation, evaluate, require_readable, same_class_percent
-from ..losses.base import Outputs
+from ..evaluate import Evaluation, evaluate, require_readable, require_whole, same_class_percent
+from ..losses.base import Outputs, cross_entropy, weighted_cross_entropy
 from ..models.depthwise import network_format
 from . import finite, loggers, parts, state
 from .display import TrainingDisplay
@@ -193,12 +193,7 @@ class Trainer:
     def _require_whole(self, batches: list[Batch]) -> None:
         """Before any computation, so that a step is done whole or not at all."""
         for batch in batches:
-            require_readable(batch.bad, self.recipe.skip_bad_images)
-            if len(batch.labels) < self.recipe.batch:
-                raise DataError(
-                    f"{len(batch.bad)} images in a row cannot be read (last: {batch.bad[-1]}). Check the"
-                    " data set"
-                )
+            require_whole(batch, self.recipe.batch, self.recipe.skip_bad_images)
             self.unreadable["train"].update(batch.bad)
 
     @property
@@ -245,17 +240,13 @@ class Trainer:
         return StepLosses(total, distill_loss, task_loss, each, are_finite)
 
     def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy of logits (N, K) with labels (N,) or mixed (N, K), nats per image, weighted where the
-        recipe says so: the mean over the batch, not over its weights, because those have mean 1 over all
-        images.
+        """Cross-entropy of logits (N, K) with labels (N,) or mixed (N, K), nats per image; with class weights
+        an image counts by that of its class: the mean over the batch, not over its weights, because those
+        have mean 1 over all images.
         """
-        smoothing = 0.0 if labels.ndim == 2 else self.recipe.smoothing  # mixed labels are smoothed already
         if self.class_weights is None:
-            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        each = F.cross_entropy(
-            logits, labels, self.class_weights, label_smoothing=smoothing, reduction="none"
-        )
-        return each.mean()
+            return cross_entropy(logits, labels, self.recipe.smoothing)
+        return weighted_cross_entropy(logits, labels, self.class_weights, self.recipe.smoothing)
 
     def flush(self) -> float:
         """Bring the pending losses to the host and add them up; returns the last. Raises GateError when one
@@ -289,7 +280,7 @@ class Trainer:
         at = f"at step {update} (epoch {self.epoch + 1})"
         if math.isfinite(loss):
             return GateError(
-                f"gradients are NaN or infinite {at}; the loss is {loss:.4g}. {finite.LOWER_RATE}"
+                f"gradients are too large, NaN or infinite {at}; the loss is {loss:.4g}. {finite.LOWER_RATE}"
             )
         if not flags.teacher and self.teacher:
             dtype = self.teacher.dtype

@@ -46,7 +46,7 @@ def as_ours(error: Exception) -> Large2SmallError | None:
         return MissingError(
             f'this command needs {error.name}. Install it: pip install "large2small[{extra}]"'
         )
-    if isinstance(error, OSError) and error.errno == 28:  # ENOSPC, raised outside of runtime.files
+    if isinstance(error, OSError) and error.errno in files.NO_SPACE:  # raised outside of runtime.files
         return MissingError(f"no space left on the disk ({error}). Free space or choose another --output")
     if isinstance(error, OSError) and error.errno in NOT_TO_BE_OPENED and error.filename is not None:
         return UsageError(f"{_short(os.fsdecode(error.filename))}: cannot be opened ({error.strerror})")

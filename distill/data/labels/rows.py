@@ -64,8 +64,13 @@ class Layout:
         rows["log_rest"] = others.logsumexp(dim=1).clamp_min(LEAST).numpy()
         return rows
 
+    def unknown_class(self, rows: np.ndarray) -> int | None:
+        """The largest class that rows (N,) name, where there is no such class."""
+        largest = -1 if self.is_whole else int(rows["ids"].max(initial=0))
+        return largest if largest >= self.classes else None
+
     def unpack(self, rows: np.ndarray) -> Tensor:
-        """Logits (N, classes) float32 of rows (N,)."""
+        """Logits (N, classes) float32 of rows (N,), which name no unknown class."""
         log_sum = torch.from_numpy(rows["log_sum"].astype(np.float32))[:, None]
         log_p = torch.from_numpy(rows["log_p"].astype(np.float32))
         if self.is_whole:

@@ -11,6 +11,7 @@ Only whole batches count: what a killed process left behind the last whole one i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -156,20 +157,25 @@ class Writer:
             self._file.write(rows.tobytes())
             self._file.flush()
         except OSError as error:
+            with contextlib.suppress(OSError):  # it would write the same rows once more, and fail once more
+                self.close()
             raise files.explained(error, self.folder) from error
 
     def finish(self, epoch: int) -> None:
-        """The epoch is whole."""
-        self.close()
+        """The epoch is whole. Raises MissingError when the disk is full, which some disks say only now."""
+        try:
+            self.close()
+        except OSError as error:
+            raise files.explained(error, self.folder) from error
         part = _part_of(self.folder, epoch)
         if part.is_file():
             part.replace(rows_of(self.folder, epoch))
 
     def close(self) -> None:
         """Close the file of the epoch."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
     def __enter__(self) -> Writer:
         return self
@@ -233,14 +239,23 @@ class Labels:
         return epoch % self.header.epochs
 
     def logits(self, epoch: int, batch: int) -> Tensor:
-        """(N, K) float32 of one batch, both from 0. Raises ArtifactError for NaN."""
-        logits = self.header.layout.unpack(np.asarray(self._rows[self.epoch_of(epoch)][batch]))
+        """(N, K) float32 of one batch, both from 0. Raises ArtifactError for NaN and for classes that the
+        header does not have.
+        """
+        layout, rows = self.header.layout, np.asarray(self._rows[self.epoch_of(epoch)][batch])
+        unknown = layout.unknown_class(rows)
+        if unknown is not None:
+            raise self._damaged(epoch, batch, f"names class {unknown} of {layout.classes} (from 0)")
+        logits = layout.unpack(rows)
         if not logits.isfinite().all():
-            raise ArtifactError(
-                f"{rows_of(self.folder, self.epoch_of(epoch))}: batch {batch + 1} holds NaN or inf. It is"
-                " damaged: delete it, and go on with the distill label that made it"
-            )
+            raise self._damaged(epoch, batch, "holds NaN or inf")
         return logits
+
+    def _damaged(self, epoch: int, batch: int, what: str) -> ArtifactError:
+        return ArtifactError(
+            f"{rows_of(self.folder, self.epoch_of(epoch))}: batch {batch + 1} {what}. It is damaged: delete"
+            " it, and go on with the distill label that made it"
+        )
 
     def require_replayed(self, epoch: int, batch: int, pixels: Tensor) -> None:
         """Raise DataError where these images (N, C, H, W) are not the ones that were labeled, bit for bit."""

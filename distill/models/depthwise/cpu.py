@@ -2,6 +2,7 @@
 
 In:  (N, C, H, W) of any floating type and memory format, kernels (C, 1, KH, KW) of odd sides.
 Out: (N, C, H, W), padded with KH // 2 and KW // 2 zeros on every side; gradients of first order.
+     Nothing, of any shape, gives nothing.
 Elsewhere: when it is used (rule.py), how fast it is against nn.Conv2d (measurements/large_kernel.py).
 
 On a CPU `torch.nn.Conv2d` takes, for most large kernels, a path without vector code: always in backward, and
@@ -84,6 +85,8 @@ class _Depthwise(torch.autograd.Function):
 
 def _correlate(x: Tensor, weight: Tensor, bias: Tensor | None, algorithm: Algorithm) -> Tensor:
     """The convolution itself, in the memory format of x."""
+    if not x.numel():
+        return torch.empty_like(x)
     size, kernel = _inside(x, weight.shape[2:])
     weight = _crop(weight, kernel)
     if algorithm == "auto":
@@ -110,6 +113,8 @@ def _grad_weight(x: Tensor, grad: Tensor, weight: Tensor, algorithm: Algorithm) 
     """(C, 1, KH, KW): each map correlated with its output's gradient, summed over images in
     float32 or wider.
     """
+    if not x.numel():
+        return torch.zeros_like(weight)
     size, kernel = _inside(x, weight.shape[2:])
     if algorithm == "auto":
         algorithm = "fft" if prefers_fft(size, kernel, WEIGHT_TAPS_PER_POINT) else "direct"

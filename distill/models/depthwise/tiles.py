@@ -1,7 +1,8 @@
 """Sizes of the tiles that the Triton kernels compute, from the sizes of a map and a kernel alone.
 
 In:  numbers: size of the map, size of the kernel, bytes of a value.
-Out: `Tiles`, as numbers; the same on every machine, so that the same seed gives the same bits.
+Out: a `Side` for each side of a map, and counts; the same on every machine, so that the same seed gives the
+     same bits.
 Elsewhere: the kernels (kernels.py), their launch (launch.py).
 """
 
@@ -39,10 +40,10 @@ class Side:
         return min(self.blocks - 1, (kernel // 2 + self.block - 1) // self.block)
 
 
-def long_side(size: int, kernel: int, least: int = LEAST) -> Side:
+def long_side(size: int, kernel: int) -> Side:
     """The side along which the kernel is a matrix."""
     if size <= MOST:
-        return Side(size, max(least, power_of_two(size)))
+        return Side(size, max(LEAST, power_of_two(size)))
     return Side(size, 32 if kernel <= NARROW_BAND else MOST)
 
 

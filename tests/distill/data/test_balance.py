@@ -22,7 +22,10 @@ SPEC = Preprocess((3, 16, 16), "bilinear", 1.0)
 PLAIN = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "hflip": 0.0, "sampler": "balanced"}
 
 
-def lopsided(counts=(20, 5, 7), names=("ant", "bee", "cat")):
+NAMES = ("ant", "bee", "cat")
+
+
+def lopsided(counts=(20, 5, 7), names=NAMES):
     """Images whose pixels say which one they are."""
     labels = np.repeat(np.arange(len(counts)), counts)
     pixels = np.zeros((len(labels), 16, 16, 3), np.uint8)
@@ -150,6 +153,13 @@ def test_balanced_weights_are_scikit_learns():
     assert found[images.labels].mean() == pytest.approx(1)
 
 
+def test_balanced_weights_are_those_of_the_classes_that_have_images():
+    images = lopsided((20, 0, 7, 0, 5), "abcde")
+    found = balance.class_weights(("balanced",), images)
+    present = compute_class_weight("balanced", classes=np.array([0, 2, 4]), y=images.labels)
+    assert found == pytest.approx([present[0], 0, present[1], 0, present[2]])
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -166,7 +176,7 @@ def test_given_weights_are_scaled_to_a_mean_of_1(words, expected):
 
 @pytest.mark.parametrize("words", [(), ("none",)])
 def test_no_weights(words):
-    assert balance.class_weights(balance.settled(words), lopsided()) is None
+    assert balance.class_weights(balance.settled(words, NAMES), lopsided()) is None
 
 
 @pytest.mark.parametrize(
@@ -174,7 +184,7 @@ def test_no_weights(words):
 )
 def test_a_file_gives_the_weights(tmp_path, content):
     (tmp_path / "w.csv").write_text(content, encoding="utf-8")
-    found = balance.class_weights(balance.settled((str(tmp_path / "w.csv"),)), lopsided())
+    found = balance.class_weights(balance.settled((str(tmp_path / "w.csv"),), NAMES), lopsided())
     assert found == pytest.approx([32 / 47, 128 / 47, 32 / 47])
 
 
@@ -201,15 +211,56 @@ def test_a_name_may_hold_an_equals_sign_and_a_comma():
 )
 def test_what_does_not_fit_is_one_line(words, message):
     with pytest.raises(UsageError, match=message) as caught:
-        balance.class_weights(balance.settled(words), lopsided())
+        balance.class_weights(balance.settled(words, NAMES), lopsided())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("ant,2.O\nbee,1\n", "ant=2.O"),  # the letter O
+        ("ant,two\nbee,1\n", "ant=two"),
+        ("ant;1,5x\nbee;1\n", "ant;1=5x"),
+        ("1.O\n4\n1\n", "1.O"),
+        (",2\nbee,1\n", "=2"),
+    ],
+)
+def test_a_typing_error_in_the_first_line_is_not_a_header(tmp_path, content, line):
+    (tmp_path / "w.csv").write_text(content)
+    with pytest.raises(UsageError, match=rf"w\.csv: a line is '{line}'"):
+        balance.settled((str(tmp_path / "w.csv"),), NAMES)
+
+
+def test_weights_with_decimal_commas_are_not_taken_for_classes(tmp_path):
+    """One weight a line, of images whose classes are called 0, 1, 2 and of others."""
+    file = tmp_path / "w.csv"
+    for content in ("0,5\n1,5\n2,25\n", "weight\n0,5\n1,5\n2,25\n"):
+        file.write_text(content)
+        with pytest.raises(UsageError, match=r"'0,5', which may be .* Begin with a line `class,weight`"):
+            balance.settled((str(file),), ("0", "1", "2"))
+        with pytest.raises(UsageError, match=r"'0,5', and the data has no such class.* as 0\.5"):
+            balance.settled((str(file),), NAMES)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["class,weight\n0,5\n1,5\n2,25\n", "0;5\n1;5\n2;25\n", "0,5.0\n1,5\n2,25\n", '"0",5\n1,5\n2,25\n'],
+)
+def test_classes_that_are_numbers_are_said_by_a_header_or_by_the_form_of_a_line(tmp_path, content):
+    (tmp_path / "w.csv").write_text(content)
+    names = ("0", "1", "2")
+    words = balance.settled((str(tmp_path / "w.csv"),), names)
+    mean = (5 * 20 + 5 * 5 + 25 * 7) / 32
+    assert balance.class_weights(words, lopsided(names=names)) == pytest.approx(
+        [5 / mean, 5 / mean, 25 / mean]
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"bee,four\n", b"a\nb\n", b"\xff\xfe\x00"])
 def test_a_file_without_weights_is_one_line(tmp_path, content):
     (tmp_path / "w.csv").write_bytes(content)
     with pytest.raises(UsageError, match=r"w\.csv: .* Expected lines `class,weight`") as caught:
-        balance.settled((str(tmp_path / "w.csv"),))
+        balance.settled((str(tmp_path / "w.csv"),), NAMES)
     assert "\n" not in str(caught.value)
 
 
@@ -218,6 +269,7 @@ def test_a_file_without_weights_is_one_line(tmp_path, content):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_weighted_loss_by_hand(trainer, smoothing):
+    """Image by image, a mixed one as two that count by their shares."""
     mine = trainer(
         train=lopsided((20, 5, 7, 8), ("ant", "bee", "cat", "dog")),
         class_weights=("1", "4", "2", "1"),
@@ -226,14 +278,33 @@ def test_the_weighted_loss_by_hand(trainer, smoothing):
     mean = (20 + 4 * 5 + 2 * 7 + 8) / 40
     weights = np.array([1, 4, 2, 1]) / mean
     logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
-    labels = torch.tensor([0, 1, 2, 3, 1, 0])
+    labels = [0, 1, 2, 3, 1, 0]
+    smoothed = np.full((4, 4), smoothing / 4) + np.eye(4) * (1 - smoothing)
     log_p = logits.double().log_softmax(1).numpy()
-    target = np.eye(4)[labels] * (1 - smoothing) + smoothing / 4
-    by_hand = -(target * weights * log_p).sum(1).mean()
-    assert mine.task_loss(logits, labels).item() == pytest.approx(by_hand, rel=1e-5)
-    mixed = torch.from_numpy(0.3 * target + 0.7 * target[::-1]).float()
-    mixed_by_hand = -(mixed.numpy() * weights * log_p).sum(1).mean()
-    assert mine.task_loss(logits, mixed).item() == pytest.approx(mixed_by_hand, rel=1e-5)
+
+    def counted(image, label):
+        return -weights[label] * sum(smoothed[label][k] * log_p[image][k] for k in range(4))
+
+    by_hand = np.mean([counted(image, label) for image, label in enumerate(labels)])
+    assert mine.task_loss(logits, torch.tensor(labels)).item() == pytest.approx(by_hand, rel=1e-5)
+    other = labels[::-1]
+    mixed = torch.from_numpy(0.3 * smoothed[labels] + 0.7 * smoothed[other]).float()
+    by_hand = np.mean([0.3 * counted(n, labels[n]) + 0.7 * counted(n, other[n]) for n in range(6)])
+    assert mine.task_loss(logits, mixed).item() == pytest.approx(by_hand, rel=1e-5)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_the_best_answer_to_one_class_is_its_smoothed_label_however_rare_others_are(trainer, label):
+    """The loss is flat at logits whose probabilities are the smoothed label, 0.95 and 0.05, of an image and
+    of an image mixed with one of its own class.
+    """
+    images = lopsided((1000, 40), ("ant", "bee"))
+    mine = trainer(train=images, class_weights=("balanced",), smoothing=0.1)
+    smoothed = torch.tensor([[0.95, 0.05], [0.05, 0.95]])
+    for target in (torch.tensor([label]), smoothed[[label]]):
+        logits = smoothed[[label]].log().requires_grad_()
+        (gradient,) = torch.autograd.grad(mine.task_loss(logits, target), logits)
+        assert gradient.abs().max() < 1e-5
 
 
 def test_equal_weights_change_nothing(trainer, same_weights):

@@ -11,6 +11,7 @@ from distill.__main__ import main
 from distill.recipe import Recipe
 from distill.run import header
 from distill.training.parts import warmup_of
+from runtime.images import ArraySet
 
 
 def train(data, output, *more):
@@ -102,6 +103,14 @@ def test_what_makes_up_for_imbalance_is_said_and_ends_the_warning(tree, tmp_path
     assert header["class_weights"] == [["ant", pytest.approx(40 / 76)], ["bee", 10.0]]
     assert train(data, tmp_path / "both", *words, "--sampler", "balanced") == 0
     assert "both make up for rare classes" in capsys.readouterr().err
+
+
+def test_weights_are_said_of_classes_that_have_images():
+    """Half of the images are ants, a quarter bees and cats each, and no dog: 16 / (3 * 8), 16 / (3 * 4)."""
+    labels = np.repeat([0, 1, 2], [8, 4, 4])
+    images = ArraySet("set", np.zeros((16, 2, 2, 3), np.uint8), labels, ["ant", "bee", "cat", "dog"])
+    (low, least), (_, most) = header._range_of_weights(Recipe(class_weights=("balanced",)), images)
+    assert (low, least, most) == ("ant", pytest.approx(2 / 3), pytest.approx(4 / 3))
 
 
 def test_layer_decay_says_its_groups_and_rates(tree, tmp_path, capsys):

@@ -6,7 +6,9 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,6 +19,8 @@ from distill import recipe as recipes
 from distill.__main__ import main
 from distill.run import job
 from distill.run.folder import absolute
+from distill.run.result import TeacherResult
+from distill.teacher import Origin
 from runtime.errors import ArtifactError, DataError, UsageError
 from runtime.images import open_images
 
@@ -431,6 +435,27 @@ def test_erf_measures_every_network_of_the_run(run, teacher_file, tmp_path):
         json.loads((alone / "erf.json").read_text())["networks"][0]["reference"] == networks[2]["reference"]
     )
     assert "receptive field of the student" in out and f"figures are in {folder / 'erf'}" in out
+
+
+def test_erf_measures_the_weights_that_taught(run, tmp_path):
+    """Of a file with averaged weights beside others, those of --teacher-checkpoint-key."""
+    raw, averaged = (models.build("resnet20", 4, {"width": 0.5}).state_dict() for _ in range(2))
+    torch.save({"model": raw, "model_ema": averaged}, tmp_path / "both.pth")
+    torch.save(raw, tmp_path / "raw.pth")
+    flags = ("--teacher", "resnet20", "--teacher-args", "width=0.5", "--teacher-checkpoint-key", "model")
+    assert run(*flags, "--teacher-ckpt", str(tmp_path / "both.pth"), "--erf")[0] == 0
+    words = ["--model", "resnet20", "--model-args", "width=0.5", "--data", run.data, "--num-classes", "4"]
+    assert main(["erf", str(tmp_path / "raw.pth"), *words, "--output", str(tmp_path / "alone")]) == 0
+    found, alone = np.load(tmp_path / "run" / "erf" / "erf.npz"), np.load(tmp_path / "alone" / "erf.npz")
+    assert np.array_equal(found["teacher"], alone[alone.files[0]])
+
+
+def test_erf_says_that_a_teacher_without_a_file_is_left_out(capsys):
+    published = Origin("resnet18", published="resnet18.a1_in1k")
+    task = SimpleNamespace(labels=None)
+    found = SimpleNamespace(teacher=TeacherResult(published, 50.0), kept_teacher=None, tasks=(task,))
+    assert job._teacher_file(found) == []
+    assert "erf: the teacher resnet18 is left out, because its weights are not" in capsys.readouterr().err
 
 
 def test_agreement_with_the_teacher_is_counted_image_by_image(run, teacher_file, tmp_path):

@@ -247,13 +247,19 @@ def test_the_commands(npz, tmp_path, trainer, capsys):
     assert "from here" in capsys.readouterr().err
     again = command.do(command.parse(words))
     assert again.header == made.header and "all are there already" in capsys.readouterr().err
-    run = ["--teacher-labels", str(tmp_path / "L"), "--output", str(tmp_path / "run"), "--control"]
+    run = ["--teacher-labels", str(tmp_path / "L"), "--output", str(tmp_path / "run"), "--control", "--erf"]
     result = train_command.do(train_command.parse([*tiny, *run, "--no-report"]))
     assert result.teacher.origin.model == "resnet20" and result.control is not None
-    assert "through stored answers (all 4 classes, 2 epochs)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "through stored answers (all 4 classes, 2 epochs)" in said
+    assert "erf: the teacher resnet20 is left out, because only its stored answers are here" in said
+    assert [network.label for network in result.erf] == ["control", "student"]
     resumed = train_command.do(train_command.parse(["--resume", str(tmp_path / "run"), "--no-report"]))
     assert resumed.best.top1_percent == result.best.top1_percent
     with pytest.raises(UsageError, match="no teacher given"):
         command.do(command.parse([*tiny, "--output", str(tmp_path / "M")]))
     with pytest.raises(UsageError, match="what this command makes"):
         command.parse([*tiny, "--teacher-labels", "L", "--output", "M"])
+    with pytest.raises(UsageError, match=r"teacher-fit 'all': .*--teacher-ckpt RUN/teacher/best\.pth"):
+        command.parse([*tiny, *teacher, "--teacher-fit", "all", "--output", str(tmp_path / "M")])
+    assert not (tmp_path / "M").exists()

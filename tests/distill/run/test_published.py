@@ -3,6 +3,7 @@ followed out of a file.
 """
 
 import collections
+import json
 import shutil
 
 import pytest
@@ -78,9 +79,11 @@ def test_a_student_of_the_hub_trains_resumes_and_is_used_without_it(mine, train,
 @pytest.mark.parametrize("fit", ["head", "all"])
 def test_a_teacher_of_the_hub_is_kept(mine, train, tmp_path, fit, names):
     flags = ("--teacher", "hf_hub:me/mine", "--teacher-fit", fit, "--teacher-fit-epochs", "1")
-    student = ("--student", "resnet20", "--student-args", "width=0.25", "--control")
+    student = ("--student", "resnet20", "--student-args", "width=0.25", "--control", "--erf")
     code, said = train(*flags, *student, names=names)
     assert code == 0, said
+    measured = json.loads((tmp_path / "run" / "result.json").read_text())["erf"]
+    assert [each["label"] for each in measured] == ["teacher", "control", "student"]
     assert ("classifier fc: 3 classes -> new, 2 classes" in said) == (len(names) == 2)
     assert (
         "kept; its 3 classes are taken to be in the order of the data's" in said

@@ -100,6 +100,20 @@ def test_all_of_it_is_a_run_of_its_own(tree, thousand, tmp_path, capsys):
     assert main(["train", "--resume", str(tmp_path / "run")]) == 0
 
 
+@pytest.mark.parametrize("fit", ["head", "all"])
+def test_erf_measures_the_fitted_teacher(tree, thousand, tmp_path, fit):
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    more = ("--teacher-fit", fit, "--teacher-fit-epochs", "1", "--teacher-fit-lr", "0.01", "--no-report")
+    data = tree(names=("ant", "bee"))
+    assert main(words(data, thousand, run, *more, "--erf")) == 0
+    assert main(["erf", str(run / "teacher"), "--data", str(data), "--output", str(alone)]) == 0
+    found, expected = (np.load(folder / "erf.npz") for folder in (run / "erf", alone))
+    assert found.files == ["teacher", "student"]
+    assert np.array_equal(found["teacher"], expected[expected.files[0]])
+    named = json.loads((run / "result.json").read_text())["erf"][0]["file"]
+    assert named == str(run / "teacher" / "best.pth")
+
+
 def test_nothing_is_fitted_where_the_user_says_so(tree, thousand, tmp_path, capsys):
     data = tree(names=("ant", "bee"))
     assert main(words(data, thousand, tmp_path / "run", "--teacher-fit", "none")) == 4

@@ -393,8 +393,16 @@ def test_gradients_that_are_nan_are_named_at_their_step_and_not_at_the_next(trai
     turn = iter([1.0, math.inf, 1.0, 1.0])
     mine.model.linear.bias.register_hook(lambda gradient: gradient * next(turn))
     with pytest.raises(
-        GateError, match=r"gradients are NaN or infinite at step 2 \(epoch 1\); the loss is \d"
+        GateError, match=r"gradients are too large, NaN or infinite at step 2 \(epoch 1\); the loss is \d"
     ):
+        mine.fit()
+
+
+def test_gradients_that_are_finite_and_too_large_for_their_norm_are_said_to_be_too_large(trainer):
+    """The sum of four squares of 1e20 is 4e40, and float32 ends at 3.4e38."""
+    mine = trainer()
+    mine.model.linear.bias.register_hook(lambda gradient: torch.full_like(gradient, 1e20))
+    with pytest.raises(GateError, match="gradients are too large, NaN or infinite at step 1 "):
         mine.fit()
 
 

@@ -28,6 +28,8 @@ def failing(error: BaseException):
         (ArtifactError("a"), 4),
         (KeyboardInterrupt(), 130),
         (OSError(errno.ENOSPC, "full"), 3),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 3),
+        (OSError(errno.EFBIG, "File too large", "x.rows"), 3),
         (ModuleNotFoundError("no torch", name="torch"), 3),
         (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300), 2),
         (PermissionError(errno.EACCES, "Permission denied", b"/root/secret"), 2),

@@ -1,6 +1,8 @@
 """The folder of labels: going on, refusing, damage."""
 
+import errno
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 from distill.data.labels.store import Header, Labels, Writer, read_header, rows_of
-from runtime.errors import ArtifactError, DataError, UsageError
+from runtime.errors import ArtifactError, DataError, MissingError, UsageError
 
 HEADER = Header(
     class_names=["ant", "bee", "cat"],
@@ -146,6 +148,46 @@ def test_nan_in_a_row_is_damage(tmp_path):
     assert labels.logits(0, 0).isfinite().all()
     with pytest.raises(ArtifactError, match="batch 2 holds NaN"):
         labels.logits(0, 1)
+
+
+@pytest.mark.parametrize("unknown", [3, 2**16 - 1])
+def test_a_class_that_there_is_not_is_damage(tmp_path, unknown):
+    header = replace(HEADER, top=2)
+    with Writer(tmp_path / "L", header) as writer:
+        for epoch in range(2):
+            for batch in range(3):
+                writer.append(epoch, header.layout.pack(*rows(3 * epoch + batch)[1:]))
+            writer.finish(epoch)
+    file = rows_of(tmp_path / "L", 0)
+    changed = np.frombuffer(bytearray(file.read_bytes()), header.layout.dtype).copy()
+    changed["ids"][3, 1] = unknown
+    file.write_bytes(changed.tobytes())
+    labels = Labels(tmp_path / "L")
+    assert labels.logits(0, 0).isfinite().all() and labels.logits(1, 1).isfinite().all()
+    with pytest.raises(ArtifactError, match=rf"batch 2 names class {unknown} of 3 .* damaged: delete it"):
+        labels.logits(0, 1)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_full_disk_is_said_once_and_as_such(tmp_path):
+    """Leaving the writer after the error must not write the same rows again, whose failure would hide it."""
+    with pytest.raises(MissingError, match="no space left"), Writer(tmp_path / "L", HEADER) as writer:
+        rows_of(tmp_path / "L", 0).with_suffix(".rows.part").symlink_to("/dev/full")
+        writer.append(0, rows(0)[0])
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_is_found_full_on_closing_is_said_too(tmp_path, code):
+    class Closing:
+        def close(self):
+            raise OSError(code, "full")
+
+    with pytest.raises(MissingError, match="no space left"), Writer(tmp_path / "L", HEADER) as writer:
+        writer.append(0, rows(0)[0])
+        writer._file.close()
+        writer._file = Closing()
+        writer.finish(0)
+    assert not rows_of(tmp_path / "L", 0).exists()
 
 
 HOSTILE = [

@@ -92,6 +92,18 @@ def test_the_output_keeps_the_memory_format(algorithm, memory_format):
     assert depthwise_conv2d(x, weight, bias, algorithm).is_contiguous(memory_format=memory_format)
 
 
+@pytest.mark.parametrize("algorithm", ["auto", "direct", "fft"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(0, 2, 60, 60), (2, 2, 0, 9), (2, 2, 9, 0), (2, 0, 9, 9)])
+def test_nothing_gives_nothing(algorithm, memory_format, shape):
+    x = torch.zeros(shape).contiguous(memory_format=memory_format).requires_grad_()
+    weight, bias = (torch.ones(shape[1], *more, requires_grad=True) for more in ((1, 51, 51), ()))
+    y = depthwise_conv2d(x, weight, bias, algorithm)
+    gradients = torch.autograd.grad(y, (x, weight, bias), torch.ones_like(y))
+    assert y.shape == shape and [g.shape for g in gradients] == [x.shape, weight.shape, bias.shape]
+    assert not any(g.any() for g in gradients)
+
+
 def test_even_kernels_grow_the_map_as_in_torch():
     layer = DepthwiseConv2d(2, (8, 10))
     x = torch.randn(1, 2, 12, 12)
