@@ -90,7 +90,7 @@ def test_damaged_metadata_is_refused_by_name(text):
         *({"input_size": value} for value in (224, [3, "8", 8], [3, 8.5, 8], [3, 8])),
         {"gamma": 2.2},
     ],
-    ids=str,
+    ids=lambda change: str(change)[:50],
 )
 def test_preprocessing_that_this_version_cannot_do_is_refused_by_name(change):
     values = json.loads(Metadata(preprocess=Preprocess()).to_map()[KEY])
