@@ -94,6 +94,7 @@ def convolve(
         )
     if not y.numel():
         return y
+    bias = None if bias is None else bias.contiguous()  # the kernels read it without a stride
     with _device_of(x):
         if other is None:
             _one(x, weight, bias, y, flip)

@@ -306,6 +306,14 @@ def test_a_weight_in_float32_works_with_narrower_maps_and_has_a_gradient_in_floa
     assert gradient.dtype == torch.float32 and torch.allclose(gradient.double(), leaf.grad, atol=1e-4)
 
 
+@pytest.mark.parametrize("bias", [torch.arange(6.0)[::2], torch.tensor([5.0]).expand(3)])
+def test_a_bias_between_other_values_is_read_with_its_stride(bias):
+    x, tall, wide = torch.zeros(1, 3, 4, 5), torch.ones(3, 1, 9, 3), torch.ones(3, 1, 3, 9)
+    expected = torch.tensor(bias.tolist()).view(3, 1, 1).expand(1, 3, 4, 5)
+    for other in (None, wide):
+        assert torch.equal(operators.convolution(x, tall, other, bias, False), expected)
+
+
 def test_autocast_computes_in_its_type_and_keeps_gradients_in_float32():
     x, weight, bias = torch.randn(2, 2, 9, 9), torch.randn(2, 1, 9, 3), torch.randn(2)
     leaves = [t.requires_grad_() for t in (x, weight, bias)]
