@@ -13,7 +13,7 @@ from distill import models
 from distill.__main__ import main
 from distill.checkpoint import Checkpoint
 from distill.data import Batch, eval_loader
-from distill.evaluate import evaluate, pick_device
+from distill.evaluate import evaluate, pick_device, require_whole
 from runtime.errors import DataError, MissingError, UsageError
 from runtime.preprocess import Preprocess
 
@@ -299,3 +299,14 @@ def test_eval_of_nan_is_null_and_fails(file, npz, tmp_path, capsys):
     assert "NaN" not in out and json.loads(out)["loss_nats"] is None
     assert main(["eval", str(tmp_path / "nan.pth"), "--data", data]) == 1
     assert "its logits hold NaN or inf" in capsys.readouterr().err
+
+
+def test_a_batch_that_could_not_be_filled_ends_a_training():
+    """What stands in for an unreadable image is another one; where none is left the batch is short."""
+    bad = ["a.png: cut", "b.png: cut"]
+    short = Batch(torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64), bad)
+    with pytest.raises(DataError, match=r"^2 images in a row cannot be read \(last: b\.png: cut\)"):
+        require_whole(short, 4, skip_bad=True)
+    with pytest.raises(DataError, match=r"^a\.png: cut\. Remove or replace it, or add --skip-bad-images"):
+        require_whole(short, 3, skip_bad=False)
+    require_whole(short, 3, skip_bad=True)

@@ -60,6 +60,32 @@ def test_rows_of_a_batch_may_have_been_mixed_differently():
     assert second[[0, 2]].tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("classes", [2, 5, 1000])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
+def test_a_mixed_image_counts_as_two_images_of_its_shares(classes, smoothing, share):
+    """Twenty copies, of which `share` are the one image and the rest the other, unmixed."""
+    logits = torch.randn(1, classes, generator=torch.Generator().manual_seed(0)).double()
+    weights = 2 * torch.arange(classes, dtype=torch.float64) / (classes - 1)  # of mean 1
+    ones = round(20 * share)
+    unmixed = torch.tensor([1] * ones + [0] * (20 - ones))
+    for second, labels in ((0, unmixed), (1, torch.ones(20, dtype=torch.int64))):
+        expected = base.weighted_cross_entropy(logits.expand(20, -1), labels, weights, smoothing)
+        target = mixed(1, second, share, classes, smoothing)
+        found = base.weighted_cross_entropy(logits, target, weights, smoothing)
+        assert found.item() == pytest.approx(expected.item(), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_equal_weights_give_the_cross_entropy_itself(smoothing):
+    logits = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
+    for target in (torch.tensor([4, 0]), mixup_target(torch.tensor([4, 0]), 6, 0.3, smoothing)):
+        plain = base.cross_entropy(logits, target, smoothing)
+        assert base.weighted_cross_entropy(logits, target, torch.ones(6), smoothing).allclose(plain)
+    with pytest.raises(UsageError, match="expected class indices"):
+        base.weighted_cross_entropy(logits, torch.zeros(3), torch.ones(6))
+
+
 def test_the_lower_class_wins_a_tie():
     logits = torch.zeros(2, 6)
     half = torch.cat([mixed(5, 2, 0.5, 6, 0.1), mixed(0, 4, 0.5, 6, 0.0)])
