@@ -10,7 +10,7 @@ Elsewhere: speed (bench.latency), reading images (runtime.images), the decision 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 from runtime import ArtifactError, DataError, Predictor, Preprocess, env
 from runtime.images import ImageSet
 from runtime.images.classes import in_order_of, require_readable_classes
+from runtime.images.order import same_name
 from runtime.images.summary import ClassAccuracy, balanced_percent, class_accuracies
 
 from .subject import Description, require_preprocess
@@ -72,14 +73,16 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
 ) -> AccuracyResult:
     """Accuracy of `predictor` on `images`, in batches of `batch` or as near to it as the file takes
-    (`Predictor.fit`).
+    (`Predictor.fit`). The classes of the result are in the order of `images`, so that results of artifacts
+    whose classes are in other orders can be compared.
 
     progress is called with the number of images done so far. Raises ArtifactError when
     preprocessing is unknown, the classes are others than the data's, or logits are not finite; DataError
     naming an unreadable image, unless skip_bad, and when no image is readable.
     """
     preprocess = require_preprocess(predictor)
-    images = in_order_of(predictor.class_names, str(predictor.path), images, split)
+    given = images
+    images = in_order_of(predictor.class_names, str(predictor.path), given, split)
     if skip_bad:
         require_readable_classes(images, split)
     at_once, chosen = predictor.fit(batch), spread(len(images), limit)
@@ -97,7 +100,8 @@ def evaluate(
                 progress(len(kept) + len(skipped))
     if not logits:
         raise DataError(f"{images.name}: none of {len(chosen)} images can be read, such as {skipped[0]}")
-    scores, labels = np.concatenate(logits), images.labels[kept]
+    order = set_order(images.class_names, given.class_names)
+    scores, labels = np.concatenate(logits)[:, order], np.argsort(order)[images.labels[kept]]
     if predictor.gives == "probabilities":  # whose logarithm is as good as logits
         scores = np.log(np.maximum(scores, np.finfo(np.float32).tiny))
     place = ranks(scores, labels)
@@ -109,8 +113,14 @@ def evaluate(
         labels,
         np.array(kept),
         skipped,
-        class_accuracies(labels, place < 1, images.class_names),
+        class_accuracies(labels, place < 1, [images.class_names[index] for index in order]),
     )
+
+
+def set_order(known: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    """The indices of the classes `known` to a network, in the order that a set names them in."""
+    place = {same_name(name): index for index, name in enumerate(names)}
+    return np.argsort([place.get(same_name(name), len(names)) for name in known], kind="stable")
 
 
 def spread(n: int, limit: int | None) -> np.ndarray:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +34,8 @@ QUARTERS_FROM = 40
 """Samples from which a drift is looked for."""
 
 PROC, CPUS = Path("/proc"), Path("/sys/devices/system/cpu")
-HARMLESS_REASONS = 0x1 | 0x2
+IDLE = 0x1
+HARMLESS_REASONS = IDLE | 0x2
 """NVML's reasons for a clock below the maximum that are not throttling: an idle GPU, clocks set by hand."""
 
 
@@ -72,14 +74,16 @@ def now() -> Moment:
     return Moment(busy, stolen, total, _own_seconds(), _throttle_count())
 
 
-def warnings(before: Moment, samples: Iterable[np.ndarray], *, on_gpu: bool = False) -> list[Warned]:
+def warnings(before: Moment, samples: Iterable[np.ndarray], devices: Iterable[str] = ()) -> list[Warned]:
     """Reasons to doubt durations taken since `before`.
 
-    samples: for each artifact (n,) in the order they were taken. on_gpu: also look at the GPUs.
+    samples: for each artifact (n,) in the order they were taken. devices: what they ran on, as engines name
+    it; the GPUs among them are looked at, too.
     """
     found = [*_of_samples(list(samples)), *_of_cpu(before, now())]
-    if on_gpu:
-        found += _of_gpus(env.gpu_states() or [], _gpu_neighbors())
+    if used := gpus_of(devices):
+        states = env.gpu_states() or []
+        found += _of_gpus([state for i, state in enumerate(states) if i in used], _gpu_neighbors())
     board = env.jetson()
     if board and board["power_mode"] and not board["power_mode"].startswith("MAXN"):
         found.append(
@@ -144,22 +148,31 @@ def _of_cpu(before: Moment, after: Moment) -> list[Warned]:
     return found
 
 
+def gpus_of(devices: Iterable[str]) -> set[int]:
+    """Indices of the GPUs among devices such as cpu, cuda and cuda:1."""
+    found = (re.fullmatch(r"cuda(?::(\d+))?", device) for device in devices)
+    return {int(each[1] or 0) for each in found if each}
+
+
 def _of_gpus(states: Sequence[dict[str, float | str | None]], neighbors: int) -> list[Warned]:
     found = []
     for state in states:
         clock, highest = state.get("sm_clock_mhz"), state.get("sm_clock_max_mhz")
-        if isinstance(clock, float) and isinstance(highest, float) and clock < LEAST_CLOCK * highest:
+        said = str(state.get("throttle_reasons"))
+        reasons = int(said, 16) if re.fullmatch(r"0x[0-9a-fA-F]+", said) else 0  # not every GPU says
+        slow = isinstance(clock, float) and isinstance(highest, float) and clock < LEAST_CLOCK * highest
+        if slow and not reasons & IDLE:
             found.append(Warned("gpu_clock", f"the GPU's clock is {clock:.0f} of {highest:.0f} MHz"))
-        reasons = str(state.get("throttle_reasons") or "0")
-        if int(reasons, 16) & ~HARMLESS_REASONS:
-            found.append(Warned("gpu_throttled", f"the GPU holds its clocks back (reasons {reasons})"))
+        if reasons & ~HARMLESS_REASONS:
+            found.append(Warned("gpu_throttled", f"the GPU holds its clocks back (reasons {said})"))
     if neighbors:
-        found.append(Warned("gpu_shared", f"{neighbors} other processes use the GPU"))
+        found.append(Warned("gpu_shared", f"{neighbors} other processes use a GPU of this machine"))
     return found
 
 
 def _gpu_neighbors() -> int:
-    return sum(pid != os.getpid() for pid in env.gpu_processes())
+    own = {os.getpid(), *(child.pid for child in multiprocessing.active_children())}
+    return sum(pid not in own for pid in env.gpu_processes())
 
 
 def _since(before: float | None, after: float | None) -> float | None:
@@ -203,13 +216,13 @@ def _throttle_count() -> int | None:
 
 
 def _clock_share() -> float | None:
-    """Mean clock of the cores over their highest, where the system says."""
+    """Clock of the fastest core over its highest, where the system says: idle cores are slow by right."""
     shares = []
     for folder in CPUS.glob("cpu[0-9]*/cpufreq"):
         clock, highest = _number(folder / "scaling_cur_freq"), _number(folder / "cpuinfo_max_freq")
         if clock and highest:
             shares.append(clock / highest)
-    return sum(shares) / len(shares) if shares else None
+    return max(shares, default=None)
 
 
 def _number(path: Path) -> int | None:

@@ -21,7 +21,7 @@ from runtime import UsageError, env, files
 from runtime.cli import flags, settings
 from runtime.cli.settings import Flag
 from runtime.images import ImageSet, open_images
-from runtime.terminal import progress_bar
+from runtime.terminal import loading, progress_bar
 
 from .. import accuracy, calls, conditions, report, tables
 from ..comparing.isolated import isolated
@@ -52,7 +52,8 @@ class Options(RunOptions):
     precision: Annotated[str, Flag("PERCENT", common=True)] = "2%"
     """Half the width of the intervals at which to stop, as 2% of the ratio."""
     duration: Annotated[float, Flag("SECONDS", common=True, above=0)] = 60.0
-    """Time after which to stop where the precision is not reached."""
+    """Time after which to stop where the precision is not reached; up to ten times as long where 20 blocks,
+    the fewest that make an interval, take so long."""
     isolated: Annotated[bool, Flag(common=True)] = False
     """Give each artifact a process of its own."""
     batch: Annotated[int, Flag("N", aliases=("-b", "--batch-size"), common=True, least=1)] = 1
@@ -123,6 +124,8 @@ def parse_subject(text: str, general: RunOptions) -> Subject:
     if not at or not OWN_FLAGS.fullmatch(own) or Path(text).exists():
         return Subject(Path(text), general, "")
     words = [f"--{word}" for word in own.split(",")]
+    if "--help" in words or "--help-all" in words:
+        raise UsageError(f"{text}: help is not a flag of one artifact. See distill bench compare --help")
     try:
         return Subject(
             Path(path), flags.parse(RunOptions, words, "distill bench compare", default=general), own
@@ -195,15 +198,15 @@ def _race(subjects: list[Subject], options: Options) -> Comparison:
     effort = Effort(parse_precision(options.precision), options.duration, options.warmup)
     with ExitStack() as stack:
         contestants = [stack.enter_context(_ready(each, options)) for each in [*subjects, subjects[0]]]
-        advance = stack.enter_context(progress_bar("comparing", round(100 * options.duration)))
+        stack.enter_context(loading("comparing", still=True))
         before, began = conditions.now(), time.perf_counter()
-        taken = play(contestants, effort, progress=lambda seconds, _: advance(round(100 * seconds)))
+        taken = play(contestants, effort)
         seconds = time.perf_counter() - began
         descriptions = [contestant.description for contestant in contestants]
         warned = conditions.warnings(
             before,
             [each.ravel() for each in taken] if options.boundary in calls.ALIKE else [],
-            on_gpu=any(each.device.startswith("cuda") for each in descriptions),
+            [each.device for each in descriptions],
         )
         return Comparison(
             descriptions[:-1],
@@ -238,14 +241,16 @@ def opened(subject: Subject, options: Options) -> Iterator[Here]:
 
 
 def _judge(subjects: list[Subject], images: ImageSet, options: Options) -> list[Paired]:
-    results = [_answers(subject, images, options.limit) for subject in subjects]
+    results = [_answers(subject, images, options) for subject in subjects]
     return [paired(result, results[0], images.class_names) for result in results[1:]]
 
 
-def _answers(subject: Subject, images: ImageSet, limit: int | None) -> accuracy.AccuracyResult:
-    count = len(accuracy.spread(len(images), limit))
+def _answers(subject: Subject, images: ImageSet, options: Options) -> accuracy.AccuracyResult:
+    count = len(accuracy.spread(len(images), options.limit))
     with (
         open_artifact(subject.path, subject.on) as predictor,
         progress_bar(predictor.path.name, count) as advance,
     ):
-        return accuracy.evaluate(predictor, images, limit=limit, progress=advance)
+        return accuracy.evaluate(
+            predictor, images, limit=options.limit, split=options.split, progress=advance
+        )

@@ -134,7 +134,7 @@ def measure(options: Options) -> latency.LatencyResult:
         warned = conditions.warnings(
             before,
             [taken for name, taken in samples.items() if name in calls.ALIKE],
-            on_gpu=subject.device.startswith("cuda"),
+            [subject.device],
         )
     return latency.LatencyResult(
         subject,

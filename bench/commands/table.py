@@ -132,7 +132,7 @@ def measure(options: Options) -> Table:
         warned = conditions.warnings(
             before,
             [each for name in calls.ALIKE for each in samples[name].values()],
-            on_gpu=any(subject.device.startswith("cuda") for subject in subjects),
+            [subject.device for subject in subjects],
         )
         rows = [
             make_row(

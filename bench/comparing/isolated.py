@@ -38,14 +38,15 @@ class Isolated:
 
     def turn(self, calls: int, settle: int) -> np.ndarray:
         """Durations (calls,) int64 ns, after `settle` untimed calls. Raises what was raised there."""
-        self._pipe.send((calls, settle))
-        durations: np.ndarray = self._answer()
+        durations: np.ndarray = self._answer((calls, settle))
         return durations
 
-    def _answer(self) -> Any:
+    def _answer(self, asked: tuple[int, int] | None = None) -> Any:
         try:
+            if asked:
+                self._pipe.send(asked)
             answer = self._pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):  # also BrokenPipeError, which at a command's end would mean `| head`
             self._process.join(PATIENCE)
             raise MissingError(
                 f"the process of an artifact ended with code {self._process.exitcode} while it was timed."

@@ -186,13 +186,11 @@ def play(
     contestants: Sequence[Contestant],
     effort: Effort,
     clock: Callable[[], float] = time.perf_counter,
-    progress: Callable[[float, float | None], None] | None = None,
 ) -> list[np.ndarray]:
     """Durations (blocks, calls) int64 ns of each contestant; the last is the reference's second copy.
 
     Stops when every ratio to the first one is as precise as asked for, or when the time is up, but never
-    before `ratios.LEAST_BLOCKS`, except where ten times the time has passed by then. progress: called after
-    each block with the seconds so far and the widest precision, None before it is known.
+    before `ratios.LEAST_BLOCKS`, except where ten times the time has passed by then.
     """
     taken: list[list[np.ndarray]] = [[] for _ in contestants]
     with collector_off():
@@ -202,8 +200,6 @@ def play(
             _block(contestants, turns, taken)
             passed, blocks = clock() - began, len(taken[0])
             precision = _precision(taken) if _is_check(blocks) else None
-            if progress:
-                progress(passed, precision)
             if precision is not None and precision <= effort.precision:
                 break
             enough = blocks >= ratios.LEAST_BLOCKS or passed >= 10 * effort.seconds

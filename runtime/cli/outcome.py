@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import select
 import sys
 import traceback
 from collections.abc import Callable
@@ -30,12 +31,24 @@ def run(command: Callable[[], int | None], as_json: bool = False) -> int:
         return command() or 0
     except KeyboardInterrupt:
         return _report("interrupted", 130, as_json)
-    except BrokenPipeError:  # `distill ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _is_stdout_closed():  # `distill ... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         ours = as_ours(error)
         return _report(str(ours), ours.exit_code, as_json) if ours else _internal(error, as_json)
+
+
+def _is_stdout_closed() -> bool:
+    """Does nobody read stdout any more? Then the pipe that broke is taken for this one."""
+    try:
+        watched = select.poll()
+        watched.register(sys.stdout.fileno(), 0)
+        return any(
+            event & (select.POLLERR | select.POLLHUP | select.POLLNVAL) for _, event in watched.poll(0)
+        )
+    except (OSError, ValueError, AttributeError):  # no file, or Windows
+        return True
 
 
 def as_ours(error: Exception) -> Large2SmallError | None:

@@ -113,9 +113,17 @@ def test_nothing_readable_is_an_error_even_when_skipping(student, photos):
 
 
 def test_classes_in_another_order_are_matched_by_name(tiny, photos, tmp_path):
-    path = tiny.write(tmp_path / "s.onnx", meta=tiny.metadata(class_names=["red", "green", "blue"]))
-    result = evaluate(path, open_images(str(photos), "val"))
-    assert result.labels.tolist() == [2] * 4 + [1] * 4 + [0] * 4  # files in the order of blue, green, red
+    """The same network with its classes the other way around, weights and names: the same result."""
+    there = tiny.write(tmp_path / "s.onnx", meta=tiny.metadata())
+    meta = tiny.metadata(class_names=["red", "green", "blue"])
+    back = tiny.write(tmp_path / "t.onnx", weights=tiny.RIGHT[::-1], meta=meta)
+    images = open_images(str(photos), "val")
+    result, other = evaluate(there, images), evaluate(back, images)
+    assert other.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4  # files in the order of blue, green, red
+    assert np.array_equal(result.logits, other.logits) and other.top1 == 100
+    assert [each.name for each in other.classes] == ["blue", "green", "red"]
+    found = accuracy.compare(other, result)
+    assert (found.agreement_percent, found.max_abs_logit_difference) == (100, 0)
 
 
 def test_another_number_of_classes_is_refused_when_names_are_unknown(tiny, photos, tmp_path):

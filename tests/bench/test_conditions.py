@@ -1,6 +1,9 @@
 """Warnings: from durations made to order, from a machine that is a folder of files, and from a busy one."""
 
 import multiprocessing
+import shlex
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -71,6 +74,8 @@ def test_heat_and_a_low_clock_are_named(machine):
         (machine / "cpus" / f"cpu{core}" / "cpufreq" / "scaling_cur_freq").write_text("1600000")
     found = conditions.warnings(before, [])
     assert kinds(found) == {"throttled", "clock"}
+    (machine / "cpus" / "cpu0" / "cpufreq" / "scaling_cur_freq").write_text("3200000")  # the other is idle
+    assert kinds(conditions.warnings(before, [])) == {"throttled"}
     assert "2 times" in found[0].text and "50 %" in found[1].text
 
 
@@ -95,19 +100,29 @@ def test_spread_and_drift_are_seen_in_the_samples(machine):
 
 def test_gpus_are_asked_only_when_they_were_used(machine, monkeypatch):
     state = {"sm_clock_mhz": 900.0, "sm_clock_max_mhz": 1980.0, "throttle_reasons": "0x0000000000000004"}
-    monkeypatch.setattr(env, "gpu_states", lambda: [state])
+    monkeypatch.setattr(env, "gpu_states", lambda: [state, state])
     monkeypatch.setattr(env, "gpu_processes", lambda: [1, 2, conditions.os.getpid()])
     assert conditions.warnings(conditions.now(), []) == []
-    found = conditions.warnings(conditions.now(), [], on_gpu=True)
+    found = conditions.warnings(conditions.now(), [], ["cpu", "cuda:0"])
     assert kinds(found) == {"gpu_clock", "gpu_throttled", "gpu_shared"}
     assert "900 of 1980 MHz" in found[0].text and "2 other processes" in found[2].text
 
 
-def test_an_idle_gpu_is_not_throttled(machine, monkeypatch):
-    state = {"sm_clock_mhz": 1980.0, "sm_clock_max_mhz": 1980.0, "throttle_reasons": "0x0000000000000001"}
-    monkeypatch.setattr(env, "gpu_states", lambda: [state])
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"sm_clock_mhz": 1980.0, "sm_clock_max_mhz": 1980.0, "throttle_reasons": "0x0000000000000001"},
+        {"sm_clock_mhz": 345.0, "sm_clock_max_mhz": 1980.0, "throttle_reasons": "0x0000000000000001"},  # idle
+        {"sm_clock_mhz": None, "sm_clock_max_mhz": None, "throttle_reasons": "[N/A]"},
+        {"sm_clock_mhz": 1900.0, "sm_clock_max_mhz": 1980.0, "throttle_reasons": None},
+    ],
+)
+def test_a_gpu_without_a_fault_is_not_warned_of(machine, monkeypatch, state):
+    slow = {"sm_clock_mhz": 345.0, "sm_clock_max_mhz": 1980.0, "throttle_reasons": "0x4"}
+    monkeypatch.setattr(env, "gpu_states", lambda: [slow, state])
     monkeypatch.setattr(env, "gpu_processes", list)
-    assert conditions.warnings(conditions.now(), [], on_gpu=True) == []
+    assert conditions.warnings(conditions.now(), [], ["cuda:1"]) == []
+    assert kinds(conditions.warnings(conditions.now(), [], ["cuda"])) == {"gpu_clock", "gpu_throttled"}
 
 
 def test_a_board_in_a_slower_power_mode_is_named(machine, monkeypatch):
@@ -118,22 +133,39 @@ def test_a_board_in_a_slower_power_mode_is_named(machine, monkeypatch):
     assert conditions.warnings(conditions.now(), []) == []
 
 
-def burn(until):
-    while time.monotonic() < until:
+BURN = "import sys, time; end = time.monotonic() + 2\nwhile time.monotonic() < end: pass"
+
+
+@pytest.mark.skipif(not conditions.PROC.exists(), reason="counts processor time from /proc")
+def test_busy_neighbors_on_this_machine_are_seen():
+    """As many busy processes as there are cores, which are not this one's: a shell's."""
+    line = " & ".join([shlex.join([sys.executable, "-c", BURN])] * (conditions.os.cpu_count() or 1))
+    shell = subprocess.Popen(["sh", "-c", f"{line} & wait"])
+    try:
+        time.sleep(0.3)
+        before = conditions.now()
+        time.sleep(1)
+        assert "load" in kinds(conditions.warnings(before, []))
+    finally:
+        shell.wait()
+
+
+def burn(seconds):
+    while time.process_time() < seconds:
         pass
 
 
 @pytest.mark.skipif(not conditions.PROC.exists(), reason="counts processor time from /proc")
-def test_busy_neighbors_on_this_machine_are_seen_and_own_children_are_not():
-    """As many busy processes as there are cores: started through multiprocessing they count as our own."""
+def test_own_children_are_not_neighbors():
+    """Their processor time is this process's, while they run and afterwards."""
     context = multiprocessing.get_context("fork")
-    before = conditions.now()
-    workers = [context.Process(target=burn, args=(time.monotonic() + 1,)) for _ in range(2)]
+    before = conditions.now().own_seconds
+    workers = [context.Process(target=burn, args=(time.process_time() + 0.5,)) for _ in range(2)]
     for worker in workers:
         worker.start()
-    own = conditions._own_seconds()
-    time.sleep(0.8)
-    assert conditions._own_seconds() - own > 0.1
+    while any(worker.is_alive() for worker in workers) and conditions.now().own_seconds - before < 0.3:
+        time.sleep(0.01)
+    assert conditions.now().own_seconds - before >= 0.3
     for worker in workers:
         worker.join()
-    assert conditions.now().own_seconds - before.own_seconds > 0.1
+    assert conditions.now().own_seconds - before >= 0.9

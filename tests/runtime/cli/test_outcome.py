@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import sys
 
 import pytest
 
@@ -67,3 +69,25 @@ def test_with_json_a_failure_is_one_object_on_stdout(capsys):
 def test_a_command_that_returns_nothing_succeeds():
     assert outcome.run(lambda: None) == 0
     assert outcome.run(lambda: 1) == 1
+
+
+def test_only_stdout_may_break_in_silence(monkeypatch, capsys):
+    """A pipe to another process that breaks is a failure; one to `head` is not."""
+
+    def breaks():
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(outcome, "_is_stdout_closed", lambda: False)
+    assert outcome.run(breaks) == outcome.INTERNAL_ERROR
+    assert "Broken pipe" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs pipes of POSIX")
+def test_a_pipe_that_nobody_reads_is_known(monkeypatch):
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert not outcome._is_stdout_closed()
+        os.close(reading)
+        assert outcome._is_stdout_closed()
+        monkeypatch.undo()
