@@ -57,7 +57,7 @@ def require_typed(values: Mapping[str, Any], path: str | Path) -> None:
     if not all(isinstance(name, str) for name in values.get("class_names") or ()):
         raise TypeError("class_names holds more than names")
     for name in ("model_args", "metrics", "lineage"):
-        _require_simple(values.get(name) or {}, name)
+        require_simple(values.get(name) or {}, name)
     for entry, kind in LINEAGE.items():
         found = at(values.get("lineage"), tuple(entry.split(".")))
         if found is not None and not isinstance(found, kind):
@@ -67,7 +67,7 @@ def require_typed(values: Mapping[str, Any], path: str | Path) -> None:
             raise TypeError(f"lineage.converted holds a {type(line).__name__}")
 
 
-def _require_simple(value: Any, where: str, depth: int = 0) -> None:
+def require_simple(value: Any, where: str, depth: int = 0) -> None:
     """Raise TypeError for anything but text, numbers, lists and dictionaries of them, DEEPEST at most."""
     if depth > DEEPEST:
         raise TypeError(f"{where} is nested more than {DEEPEST} deep")
@@ -75,10 +75,10 @@ def _require_simple(value: Any, where: str, depth: int = 0) -> None:
         for key, each in value.items():
             if not isinstance(key, str):
                 raise TypeError(f"{where} has a key {key!r}")
-            _require_simple(each, f"{where}.{key}" if depth < 3 else where, depth + 1)
+            require_simple(each, f"{where}.{key}" if depth < 3 else where, depth + 1)
     elif isinstance(value, (list, tuple)):
         for each in value:
-            _require_simple(each, where, depth + 1)
+            require_simple(each, where, depth + 1)
     elif isinstance(value, int) and abs(value) >= MOST_NUMBER:
         raise TypeError(f"{where} is a whole number beyond 64 bits")
     elif value is not None and not isinstance(value, (str, bool, int, float)):

@@ -18,6 +18,7 @@ from runtime.errors import ArtifactError, UsageError
 
 from .. import recipe as recipes
 from ..checkpoint import Checkpoint
+from ..checkpoint.typed import require_simple
 from ..recipe import Recipe
 
 FREE_ON_RESUME = {
@@ -26,6 +27,12 @@ FREE_ON_RESUME = {
     "verify_labels",
 }
 """Settings that a resumed run may change: none of them changes the weights of an epoch."""
+DAMAGED = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, AssertionError)
+"""What putting a state back raises where its values are not those that were saved."""
+MOST_STEPS = 2**48
+"""What the steps and epochs of a run are below."""
+MERSENNE_WORDS = 624
+"""Words in the state of NumPy's generator, in which it has a position."""
 
 
 def require_same_run(last: Checkpoint, recipe: Recipe, lineage: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,6 +43,10 @@ def require_same_run(last: Checkpoint, recipe: Recipe, lineage: Mapping[str, Any
         raise UsageError(f"{last.path}: holds weights only. Resume from the run's last.pth")
     if not isinstance(last.state.get("recipe"), Mapping):
         raise ArtifactError(f"{last.path}: damaged checkpoint (its state names no recipe)")
+    try:
+        require_simple(last.state["recipe"], "recipe")
+    except TypeError as error:
+        raise ArtifactError(f"{last.path}: damaged checkpoint ({error})") from error
     for key, which in (("train_sha256", "training"), ("val_sha256", "validation")):
         before, today = (about.get("data", {}).get(key) for about in (last.lineage, lineage))
         if before and today and before != today:
@@ -67,6 +78,38 @@ def require_same_run(last: Checkpoint, recipe: Recipe, lineage: Mapping[str, Any
                 "A resumed run keeps its recipe; start another one with a new --output"
             )
     return last.state
+
+
+def require_typed(saved: Mapping[str, Any]) -> None:
+    """Raise TypeError or KeyError for figures in the state of a last.pth that are not those of a training:
+    they are only looked at again when the epoch ends.
+    """
+    for name in ("epoch", "step_in_epoch", "updates"):
+        if type(saved[name]) is not int or not 0 <= saved[name] < MOST_STEPS:
+            raise TypeError(f"{name} is not a number of steps")
+    for name, kind in (("tally", dict), ("history", list), ("best", dict)):
+        if not isinstance(saved[name], kind):
+            raise TypeError(f"{name} is a {type(saved[name]).__name__}")
+    for name, values in (("tally", saved["tally"]), ("best", saved["best"])):
+        _require_figures(values, name)
+    for record in saved["history"]:
+        _require_figures(record, "history")
+    for split, names in saved.get("unreadable", {}).items():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"unreadable: {split!r} is not a list of names")
+    right = saved.get("best_right")
+    if right is not None and not (isinstance(right, torch.Tensor) and right.dtype == torch.bool):
+        raise TypeError("best_right is not a tensor of true and false")
+    if not 0 <= saved["random"]["numpy"][2] <= MERSENNE_WORDS:  # NumPy reads there without looking
+        raise ValueError("the position of NumPy's generator is outside of its state")
+
+
+def _require_figures(values: Mapping[str, Any], where: str) -> None:
+    """Raise TypeError for a record with anything but numbers, by themselves, in lists or by name."""
+    for name, value in values.items():
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        if not all(each is None or isinstance(each, (int, float)) for each in inside):
+            raise TypeError(f"{where}: {name} is not a number")
 
 
 def _moved(then: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:

@@ -553,10 +553,11 @@ class Trainer:
         """
         last = checkpoints.load(path)
         saved = state.require_same_run(last, self.recipe, self.lineage)
-        self.restore(last)
         try:
+            self.restore(last)
+            state.require_typed(saved)
             self._put_back(saved)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except state.DAMAGED as error:
             reason = " ".join(str(error).split())[:160]
             raise ArtifactError(
                 f"{path}: its state cannot be put back ({type(error).__name__}: {reason}). Start another run"

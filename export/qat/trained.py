@@ -19,6 +19,8 @@ from onnx import ModelProto
 from torch import Tensor
 
 from distill.checkpoint import Checkpoint
+from distill.checkpoint.foreign import require_plain
+from distill.checkpoint.typed import require_simple
 from runtime.errors import ArtifactError, UsageError
 
 from ..graph import edit
@@ -92,12 +94,15 @@ class Learned:
                 f"{checkpoint.path}: was not trained as an int8 graph. Train it: distill train --qat --resume"
                 " FILE"
             )
-        if entry.get("schema") != SCHEMA:
+        schema = entry.get("schema")
+        if type(schema) is not int or schema != SCHEMA:
+            found = str(schema)[:20] if type(schema) is int else f"of type {type(schema).__name__}"
             raise ArtifactError(
-                f"{checkpoint.path}: quantized weights of schema {entry.get('schema')}; this version reads"
+                f"{checkpoint.path}: quantized weights of schema {found}; this version reads"
                 f" {SCHEMA}. Install the large2small that wrote it"
             )
         try:
+            _require_typed(entry, str(checkpoint.path))
             known = {field.name: entry[field.name] for field in fields(cls)}
             return cls(**known | {"settings": QatSettings.from_dict(entry["settings"])})
         except (KeyError, TypeError, AttributeError) as error:
@@ -105,6 +110,33 @@ class Learned:
                 f"{checkpoint.path}: its entry 'quantized' is damaged ({type(error).__name__}: {error})."
                 " Train again: distill train --qat"
             ) from error
+
+
+BY_NAME: dict[str, type] = {"ranges": list, "zero_points": int, "state": Tensor, "scales": Tensor}
+"""Entries that are dictionaries -> what is in them."""
+
+
+def _require_typed(entry: Mapping[str, Any], path: str) -> None:
+    """Raise KeyError or TypeError for an entry that training does not write, ArtifactError for tensors that
+    are not plain numbers.
+    """
+    if not isinstance(entry["layers"], list) or not all(isinstance(each, str) for each in entry["layers"]):
+        raise TypeError("layers is not a list of names")
+    for name, kind in BY_NAME.items():
+        if not isinstance(entry[name], dict):
+            raise TypeError(f"{name} is a {type(entry[name]).__name__}")
+        for each in entry[name].values():
+            if not isinstance(each, kind):
+                raise TypeError(f"{name} holds a {type(each).__name__}")
+            if isinstance(each, Tensor):
+                require_plain(each, f"{path}: a tensor of {name}")
+    for limits in entry["ranges"].values():
+        if len(limits) != 2 or not all(isinstance(limit, (int, float)) for limit in limits):
+            raise TypeError("ranges holds something else than [low, high]")
+    settings = entry["settings"]
+    require_simple(settings, "settings")
+    if settings["placement"] not in PLACEMENTS:
+        raise TypeError("settings name a placement that is not known")
 
 
 def placement_of(checkpoint: Checkpoint) -> Literal["cpu", "tensorrt"]:
@@ -161,6 +193,7 @@ def trained_graph(checkpoint: Checkpoint, fp32: ModelProto, placement: str | Non
     layout = lay_out(fp32, settings.placement, settings.rules)
     if layout.layers != learned.layers or set(layout.tensors) != set(learned.ranges):
         raise ArtifactError(_another_graph(checkpoint, settings.opset, fp32))
+    _require_fits(learned, layout, fp32, str(checkpoint.path))
     model = edit.with_values(fp32, {name: value.numpy() for name, value in learned.state.items()})
     scales = {tensor: values.numpy() for tensor, values in learned.scales.items()}
     view, unsigned = View(model), PLACEMENTS[settings.placement].unsigned
@@ -170,6 +203,31 @@ def trained_graph(checkpoint: Checkpoint, fp32: ModelProto, placement: str | Non
     }
     weights = {layer: on_grid(layer, scales, view) for layer in layout.layers}
     return TrainedGraph(model, layout, ranges, settings.rules, weights)
+
+
+def _require_fits(learned: Learned, layout: Layout, fp32: ModelProto, path: str) -> None:
+    """Raise ArtifactError where a trained tensor has another shape than in the graph, or a scale is not
+    there.
+    """
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in fp32.graph.initializer}
+    wrong = [
+        name for name, value in learned.state.items() if name in shapes and tuple(value.shape) != shapes[name]
+    ]
+    view = View(fp32)
+    for layer in layout.layers:
+        weight = view.nodes[layer].input[1]
+        channels = shapes[weight][channel_axis(view.nodes[layer])]
+        if weight not in learned.scales or learned.scales[weight].numel() not in (1, channels):
+            wrong.append(weight)
+    for tensor in layout.tensors:
+        scale = learned.scales.get(tensor)
+        if scale is None or scale.numel() != 1 or tensor not in learned.zero_points:
+            wrong.append(tensor)
+    if wrong:
+        raise ArtifactError(
+            f"{path}: its entry 'quantized' is damaged (what it has of {wrong[0]} does not fit the graph)."
+            " Train again: distill train --qat"
+        )
 
 
 def _another_graph(checkpoint: Checkpoint, trained_at: int, fp32: ModelProto) -> str:

@@ -21,7 +21,7 @@ from distill.commands.train import parse
 from distill.data import TrainLoader
 from distill.training import trainer as trainers
 from distill.training.state import random_state, set_random_state
-from runtime.errors import DataError, GateError, Interrupted, UsageError
+from runtime.errors import ArtifactError, DataError, GateError, Interrupted, UsageError
 
 TIMINGS = {"train_images_per_s", "teacher_share_of_step", "train_seconds"}
 
@@ -614,6 +614,41 @@ def test_settings_that_change_no_weight_may_change(trainer):
     run = trainer()
     run.save()
     trainer(eval_batch=4, checkpoint_minutes=1.0, tensorboard=True).resume(run.task.folder / "last.pth")
+
+
+DAMAGED = {
+    "an epoch of text": (("epoch",), "x", "epoch is not a number of steps"),
+    "an epoch before the first": (("epoch",), -1, "epoch is not a number of steps"),
+    "steps without end": (("updates",), 10**400, "updates is not a number of steps"),
+    "a history that is text": (("history",), "x", "history is a str"),
+    "a record that is text": (("history",), ["x"], "AttributeError"),
+    "a figure that is text": (("best", "val_top1_percent"), "x", "best: val_top1_percent is not a number"),
+    "a sum that is text": (("tally", "loss"), "x", "tally: loss is not a number"),
+    "numbers for names": (("unreadable", "train"), [3], "unreadable: 'train' is not a list of names"),
+    "text for what is right": (("best_right",), "x", "best_right is not a tensor of true and false"),
+    "a position outside": (("random", "numpy", 2), 10**6, "the position of NumPy's generator"),
+    "no generator": (("random", "numpy"), [], "IndexError"),
+    "Python's generator without end": (("random", "python"), (3, (10**400,) * 625, None), "OverflowError"),
+    "a tensor in the recipe": (("recipe", "lr"), torch.ones(2), "recipe.lr is a Tensor"),
+    "no optimizer": (("optimizer",), {"state": {}, "param_groups": []}, "ValueError"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_state_is_refused_in_one_line(trainer, case):
+    where, value, words = DAMAGED[case]
+    run = trainer()
+    run.fit()
+    path = run.task.folder / "last.pth"
+    values = torch.load(path, weights_only=True)
+    inside = values["state"]
+    for part in where[:-1]:
+        inside = inside[part]
+    inside[where[-1]] = value
+    torch.save(values, path)
+    with pytest.raises(ArtifactError) as caught:
+        trainer().resume(path)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_weights_alone_cannot_be_resumed(trainer):

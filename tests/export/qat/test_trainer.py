@@ -225,6 +225,28 @@ def test_another_placement_graph_or_student_is_refused(run, fp32, workspace):
         trained.trained_graph(checkpoint.load(workspace / "runs/student/best.pth"), fp32)
 
 
+def test_a_damaged_entry_is_refused_in_one_line(run, fp32):
+    _, best = run
+    conv = next(name for name, value in best.quantized["state"].items() if value.ndim == 4)
+    tensor = next(name for name in best.quantized["zero_points"])
+    for changes, words in (
+        ({"schema": torch.ones(2)}, "of schema of type Tensor"),
+        ({"layers": 3}, "layers is not a list of names"),
+        ({"ranges": {tensor: ["a", "b"]}}, "ranges holds something else than"),
+        ({"zero_points": {tensor: "x"}}, "zero_points holds a str"),
+        ({"zero_points": {}}, "does not fit the graph"),
+        ({"scales": [1]}, "scales is a list"),
+        ({"scales": {}}, "does not fit the graph"),
+        ({"state": best.quantized["state"] | {conv: torch.ones(3)}}, f"of {conv} does not fit the graph"),
+        ({"state": best.quantized["state"] | {conv: torch.eye(3).to_sparse()}}, "is a sparse tensor"),
+        ({"settings": [1]}, "is damaged (TypeError"),
+        ({"settings": best.quantized["settings"] | {"placement": "x"}}, "a placement that is not known"),
+    ):
+        with pytest.raises(ArtifactError) as caught:
+            trained.trained_graph(dataclasses.replace(best, quantized=best.quantized | changes), fp32)
+        assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "words",
     [
