@@ -55,7 +55,7 @@ def read(name_or_file: str) -> dict[str, Any]:
 
     try:
         values = yaml.safe_load(text_of(name_or_file))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates that are none, lists without end
         raise UsageError(f"{name_or_file}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise UsageError(f"{name_or_file}: expected lines of `key: value`")
@@ -156,7 +156,7 @@ def key_values(pairs: tuple[str, ...]) -> dict[str, Any]:
             raise UsageError(f"{pair!r}: expected KEY=VALUE, for example width=0.5")
         try:
             result[key] = _with_exponents(yaml.safe_load(value))
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise UsageError(
                 f"{pair!r}: the value cannot be read ({' '.join(str(error).split())})"
             ) from error
@@ -224,7 +224,7 @@ def _one(value: Any, setting: Setting, where: str) -> Any:
     if setting.kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise UsageError(f"{where} is {value!r}; expected a number") from None
     if setting.kind is str and value is None:
         return ""

@@ -55,8 +55,7 @@ class Flag:
     def allows(self, value: float) -> bool:
         """Is the number finite, and in the range? NaN is in none."""
         return (
-            math.isfinite(value)
-            and abs(value) <= (LARGEST if isinstance(value, int) else math.inf)
+            (abs(value) <= LARGEST if isinstance(value, int) else math.isfinite(value))
             and (self.least is None or value >= self.least)
             and (self.most is None or value <= self.most)
             and (self.above is None or value > self.above)

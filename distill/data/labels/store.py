@@ -311,8 +311,10 @@ def _require_types(header: Header) -> None:
     numbers = (header.top, header.epochs, header.batches, header.batch)
     if not all(isinstance(number, int) and not isinstance(number, bool) and number > 0 for number in numbers):
         raise TypeError("a count is not a number above 0")
-    if not isinstance(header.teacher_top1_percent, (int, float)):
-        raise TypeError("an accuracy is not a number")
+    if not isinstance(header.teacher_top1_percent, (int, float)) or not (
+        0 <= header.teacher_top1_percent <= 100
+    ):
+        raise TypeError("an accuracy is not a number of percent")
     names = header.class_names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise TypeError("class names are not names")

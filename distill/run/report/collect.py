@@ -10,7 +10,6 @@ Elsewhere: predictions on the validation images (distill.run.report.predictions)
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,8 @@ from ...checkpoint import Checkpoint
 
 LARGEST_TEXT = 2**26
 """Bytes of a text file or picture that are read; a run's own are far below."""
+MOST_NUMBER = 1e300
+"""What numbers are below in size; larger whole ones, which JSON may hold, are not floats."""
 NETWORKS = ("teacher", "control", "student", "plain")
 """Receptive fields in this order, then others."""
 
@@ -138,7 +139,7 @@ def history(text: str) -> list[Epoch]:
 
 def number(value: Any) -> float | None:
     """A finite number as a float; None for everything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < MOST_NUMBER:
         return None
     return float(value)
 

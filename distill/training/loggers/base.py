@@ -99,6 +99,6 @@ def keep_id(folder: Path, logger: str, run_id: str) -> None:
 def _ids(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads((folder / LOGGER_IDS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -150,6 +150,11 @@ def test_an_unknown_flag_is_answered_with_the_nearest():
         ("scale: [a, b]", "scale is 'a'; expected a number"),
         ("- a\n- b", "expected lines of `key: value`"),
         ("a: [1", "not YAML"),
+        ("lr: 2020-13-45", "not YAML"),
+        ("lr: " + "[" * 100_000, "not YAML"),
+        ("lr: " + "9" * 5000, "not YAML"),
+        ("lr: " + "9" * 400, "lr is 999"),
+        ("epochs: " + "9" * 400, "epochs 999"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_named(tmp_path, line, words):
@@ -185,7 +190,7 @@ def test_key_value_pairs_are_read_as_yaml(pair, expected):
     assert recipes.key_values((pair,)) == expected
 
 
-@pytest.mark.parametrize("pair", ["width", "=1", "dims=[1"])
+@pytest.mark.parametrize("pair", ["width", "=1", "dims=[1", "width=2020-13-45"])
 def test_a_pair_that_is_none_is_shown(pair):
     with pytest.raises(UsageError) as caught:
         recipes.key_values((pair,))

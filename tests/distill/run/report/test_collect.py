@@ -7,6 +7,8 @@ import pytest
 from distill.run.report import collect
 from runtime.errors import ArtifactError, UsageError
 
+HUGE = '{"best": {"top1_percent": -1NONE}, "gain_points": 1NONE}'.replace("NONE", "0" * 400)
+
 
 def test_the_epochs_are_those_of_metrics_jsonl_without_other_lines(finished):
     run = collect.read_run(finished)
@@ -18,14 +20,28 @@ def test_the_epochs_are_those_of_metrics_jsonl_without_other_lines(finished):
 
 @pytest.mark.parametrize(
     "line",
-    ['{"epoch": "1"}', "[1]", "null", "{", '{"epoch": NaN}', '{"epoch": true}', "[" * 100_000, "\x00\xff"],
+    [
+        *(
+            '{"epoch": "1"}',
+            "[1]",
+            "null",
+            "{",
+            '{"epoch": NaN}',
+            '{"epoch": true}',
+            "[" * 100_000,
+            "\x00\xff",
+        ),
+        '{"epoch": 1' + "0" * 400 + "}",
+    ],
 )
 def test_a_line_that_is_not_an_epoch_is_left_out(line):
     found = collect.history(f'{line}\n{{"epoch": 2, "val_top1_percent": "x", "val_loss_nats": Infinity}}\n')
     assert found == [collect.Epoch(2, None, None, None)]
 
 
-@pytest.mark.parametrize("content", ["[]", "3", "{", '{"best": 5, "gain_points": [], "erf": {"a": 1}}', ""])
+@pytest.mark.parametrize(
+    "content", ["[]", "3", "{", '{"best": 5, "gain_points": [], "erf": {"a": 1}}', "", HUGE]
+)
 def test_a_strange_result_counts_as_none(finished, content):
     (finished / "result.json").write_text(content)
     run = collect.read_run(finished)

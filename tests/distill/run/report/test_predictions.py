@@ -78,6 +78,12 @@ def test_a_stored_file_of_another_kind_is_not_believed(run, images, change):
     assert predictions.stored(path, 3) is None
     path.write_bytes(b"junk")
     assert predictions.stored(path, 3) is None
+    np.savez_compressed(path, of=np.array(found.of), **{name: getattr(found, name) for name in arrays})
+    content = bytearray(path.read_bytes())
+    for place in range(40, len(content) // 2):
+        content[place] ^= 255
+    path.write_bytes(content)  # what zlib makes of it is not an OSError
+    assert predictions.stored(path, 3) is None
     assert len(predictions.of_run(run, images).label) == 15  # made again
 
 

@@ -62,7 +62,9 @@ def test_ids_are_kept_beside_each_other(tmp_path):
     assert base.kept_id(tmp_path, "wandb") == "abc-1" and base.kept_id(tmp_path, "mlflow") == "0f3"
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"wandb": 3}', '{"wandb": "../../x"}', '{"wandb": ""}', "\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"wandb": 3}', '{"wandb": "../../x"}', '{"wandb": ""}', "[" * 100_000, "\xff"]
+)
 def test_what_is_not_an_id_is_none(tmp_path, text):
     (tmp_path / LOGGER_IDS).write_text(text, encoding="latin-1")
     assert base.kept_id(tmp_path, "wandb") == ""
