@@ -116,11 +116,12 @@ def _name(options: TrainOptions) -> str:
     """What a run is called that has no --output: its student, or the file that says which it is. Raises
     UsageError where that is not the name of a folder.
     """
-    from ..models import names  # here: it imports timm, which `distill train --help` does not need
+    from ..models import names  # here: they import timm, which `distill train --help` does not need
+    from ..training.parts import DEFAULT
 
     kind, _, place = names.canonical(options.student).partition(":")
     if options.student == "auto":
-        name = Path(options.student_ckpt).stem
+        name = Path(options.student_ckpt).stem if options.student_ckpt else DEFAULT
     elif kind == "local-dir":
         name = Path(place).name
     else:

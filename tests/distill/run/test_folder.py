@@ -9,6 +9,7 @@ from distill.run.options import TrainOptions
 from runtime.errors import UsageError
 
 NAMED = {
+    "auto": "resnet18",
     "resnet18.a1_in1k": "resnet18.a1_in1k",
     "timm/resnet18": "resnet18",
     "hf-hub:me/mine": "mine",
@@ -34,6 +35,12 @@ def here(tmp_path, monkeypatch):
 @pytest.mark.parametrize("student", NAMED)
 def test_a_run_is_called_after_its_student(here, student):
     assert choose_folder(TrainOptions(data="digits", student=student)) == Path("runs", NAMED[student])
+
+
+def test_a_run_is_called_after_the_file_that_says_which_student_it_is(here):
+    (here / "good.pth").write_bytes(b"")
+    given = TrainOptions(data="digits", student_ckpt="good.pth")
+    assert choose_folder(given) == Path("runs/good")
 
 
 @pytest.mark.parametrize("student", ["local-dir:/", "hf-hub:me/..", "hf-hub:.", "hf-hub:me/"])
