@@ -21,6 +21,7 @@ import torch
 from runtime import files
 from runtime.errors import ArtifactError, UsageError
 from runtime.images import ImageSet
+from runtime.recorded import HEADER
 from runtime.terminal import loading, progress_bar, say
 
 from .. import checkpoint as checkpoints
@@ -469,7 +470,7 @@ def _begin(job: Job) -> None:
     elif start:
         keep(start, job.folder)
     header = {"run": str(job.folder.absolute())} | job.header.to_dict()
-    files.write_text(job.folder / "header.json", files.json_text(header, indent=2) + "\n")
+    files.write_text(job.folder / HEADER, files.json_text(header, indent=2) + "\n")
 
 
 def _begin_folder(
