@@ -24,6 +24,7 @@ PAGES = [
 ]
 FASTER = {
     "train": ["--img-size", "32", "--epochs", "1", "--batch", "16"],
+    "label": ["--img-size", "32", "--epochs", "1", "--batch", "16"],
     "bench latency": ["--iterations", "5", "--warmup", "1"],
     "bench table": ["--iterations", "5", "--warmup", "1"],
 }
