@@ -118,8 +118,8 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     options = parser.parse_args()
     results, skipped = {}, {}
-    for data, *files in options.on:
-        for file in files:
+    for data, *networks in options.on:
+        for file in networks:
             try:
                 results[file] = measure(file, data, options)
             except Large2SmallError as error:  # say so, and go on with the networks that are here
