@@ -47,6 +47,7 @@ from export.graph import from_torch
 from export.int8.images import CalibrationImages
 from export.int8.quantizer import Calibrated
 from export.options import Int8Options
+from runtime import files
 from runtime.backends.ort import OrtBackend
 from runtime.env import fingerprint
 from runtime.errors import Large2SmallError
