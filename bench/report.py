@@ -111,6 +111,13 @@ def with_notes(tables: Sequence[Any], notes: Sequence[str]) -> Any:
     return Group(*tables, *(Text(note) for note in notes))
 
 
+def require_place(results_file: Path | None, overwrite: bool) -> None:
+    """Raise UsageError where --results-file cannot be written: now, and not after the measurement."""
+    if results_file:
+        files.refuse_existing(results_file, overwrite)
+        files.require_writable(results_file)
+
+
 def print_json(values: dict[str, Any]) -> None:
     """One JSON object on stdout, nothing else."""
     print(to_json(values), end="")

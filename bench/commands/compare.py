@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -158,15 +158,13 @@ class Compared:
         for name, each in zip(self.names, found["artifacts"], strict=True):
             each["name"] = name
         for each, one in zip(found["artifacts"][1:], self.accuracy or [], strict=bool(self.accuracy)):
-            each["accuracy_against_reference"] = asdict(one)
+            each["accuracy_against_reference"] = one.to_dict()
         return found
 
 
 def run(options: Options) -> None:
     """Say which artifact is faster, and print the result."""
-    if options.results_file:
-        files.refuse_existing(options.results_file, options.overwrite)
-        files.require_writable(options.results_file)
+    report.require_place(options.results_file, options.overwrite)
     found = do(options)
     if not options.json:  # shown first: what was measured is not lost when it cannot be written
         report.console().print(tables.comparison(found.speed, found.names, found.accuracy))

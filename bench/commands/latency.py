@@ -79,7 +79,7 @@ class Options(RunOptions):
 
 def run(options: Options) -> None:
     """Measure percentiles and throughput of an artifact, and print the result."""
-    require_place(options)
+    report.require_place(options.results_file, options.overwrite)
     result = measure(options)
     if not options.json:  # shown first: what was measured is not lost when it cannot be written
         report.console().print(tables.latency(result))
@@ -90,17 +90,10 @@ def run(options: Options) -> None:
 
 def do(options: Options) -> latency.LatencyResult:
     """Measure percentiles and throughput of an artifact."""
-    require_place(options)
+    report.require_place(options.results_file, options.overwrite)
     result = measure(options)
     keep(options, result)
     return result
-
-
-def require_place(options: Options) -> None:
-    """Raise UsageError where --results-file cannot be written: now, and not after the measurement."""
-    if options.results_file:
-        files.refuse_existing(options.results_file, options.overwrite)
-        files.require_writable(options.results_file)
 
 
 def keep(options: Options, result: latency.LatencyResult) -> None:

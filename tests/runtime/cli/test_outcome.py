@@ -34,7 +34,7 @@ def failing(error: BaseException):
         (OSError(errno.EFBIG, "File too large", "x.rows"), 3),
         (ModuleNotFoundError("no torch", name="torch"), 3),
         (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300), 2),
-        (PermissionError(errno.EACCES, "Permission denied", b"/root/secret"), 2),
+        (PermissionError(errno.EACCES, "Permission denied", b"/srv/secret"), 2),
         (OSError(errno.ENAMETOOLONG, "no file is named"), 70),
         (MemoryError(), 3),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 3),
