@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime import files
-from runtime.terminal import printable
+from runtime.cli.terminal import printable
 
 UNKNOWN = "–"
 """What is shown for None: not measured, not known."""

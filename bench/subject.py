@@ -17,7 +17,7 @@ import runtime
 from runtime import ArtifactError, Predictor, Preprocess, UsageError, env
 from runtime.backends import Engine, Settings, registry
 from runtime.cli.settings import Flag
-from runtime.terminal import loading
+from runtime.cli.terminal import loading
 
 if TYPE_CHECKING:
     EngineName = str

@@ -7,7 +7,7 @@ Elsewhere: results (export.stages.report), errors (runtime.cli.outcome).
 
 from __future__ import annotations
 
-from runtime.terminal import say
+from runtime.cli.terminal import say
 
 
 def note(text: str) -> None:

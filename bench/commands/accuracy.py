@@ -15,9 +15,9 @@ from typing import Annotated, Literal
 from runtime import env
 from runtime.cli import settings
 from runtime.cli.settings import Flag
+from runtime.cli.terminal import loading, progress_bar
 from runtime.errors import UsageError
 from runtime.images import ImageSet, open_images
-from runtime.terminal import loading, progress_bar
 
 from .. import accuracy, report, tables
 from ..subject import Description, RunOptions, describe, open_artifact

@@ -20,8 +20,8 @@ from typing import Annotated, Any, Literal
 from runtime import UsageError, env, files
 from runtime.cli import flags, settings
 from runtime.cli.settings import Flag
+from runtime.cli.terminal import loading, progress_bar
 from runtime.images import ImageSet, open_images
-from runtime.terminal import loading, progress_bar
 
 from .. import accuracy, calls, conditions, report, tables
 from ..comparing.isolated import isolated

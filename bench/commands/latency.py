@@ -14,8 +14,8 @@ from typing import Annotated, Literal
 from runtime import env, files
 from runtime.cli import settings
 from runtime.cli.settings import Flag
+from runtime.cli.terminal import loading
 from runtime.images import open_images
-from runtime.terminal import loading
 
 from .. import calls, conditions, latency, report, stats, tables
 from ..subject import RunOptions, describe, open_artifact

@@ -18,8 +18,8 @@ from typing import Annotated, Literal
 from runtime import Predictor, UsageError, env, files
 from runtime.cli import settings
 from runtime.cli.settings import Flag
+from runtime.cli.terminal import loading, progress_bar
 from runtime.images import ImageSet, open_images
-from runtime.terminal import loading, progress_bar
 
 from .. import accuracy, calls, conditions, latency, report, tables
 from ..subject import RunOptions, describe, open_artifact, require_preprocess

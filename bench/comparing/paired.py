@@ -3,21 +3,22 @@
 In:  two `AccuracyResult`s.
 Out: `Paired`: the difference with its interval, images that only one of them gets right, McNemar's test,
 agreement, calibration errors, the class that lost most.
-Elsewhere: accuracies themselves (bench.accuracy), times (bench.comparing.ratios).
+Elsewhere: accuracies themselves (bench.accuracy), the formulas of the intervals (runtime.intervals), times
+(bench.comparing.ratios).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
+from runtime.intervals import newcombe, wilson
+
 from ..accuracy import AccuracyResult, ranks
 
-Z = NormalDist().inv_cdf(0.975)
 CONFIDENCE_BINS = 15
 
 
@@ -91,41 +92,6 @@ def paired(
         worst_class_images=int(np.sum(this.labels == worst)) if net[worst] > 0 else 0,
         images=this.n,
     )
-
-
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """95 % interval of the share right / n (Wilson, JASA 22, 1927)."""
-    middle = (right + Z * Z / 2) / (n + Z * Z)
-    half = Z / (n + Z * Z) * math.sqrt(right * (n - right) / n + Z * Z / 4)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def newcombe(both: int, only_first: int, only_second: int, n: int) -> tuple[float, float]:
-    """95 % interval of the first's share minus the second's, on the same n images (Newcombe, Statistics in
-    Medicine 17, 1998, method 10).
-    """
-    first, second = both + only_first, both + only_second
-    p1, p2 = first / n, second / n
-    (low1, high1), (low2, high2) = wilson(first, n), wilson(second, n)
-    phi = _correlation(both, only_first, only_second, n - both - only_first - only_second)
-    below = _third_side(p1 - low1, high2 - p2, phi)
-    above = _third_side(high1 - p1, p2 - low2, phi)
-    return p1 - p2 - below, p1 - p2 + above
-
-
-def _third_side(one: float, other: float, cosine: float) -> float:
-    return math.sqrt(max(one * one + other * other - 2 * cosine * one * other, 0.0))
-
-
-def _correlation(both: int, first: int, second: int, neither: int) -> float:
-    """Of the two being right, with Newcombe's correction for continuity where it is positive."""
-    margins = (both + first) * (second + neither) * (both + second) * (first + neither)
-    if not margins:
-        return 0.0
-    excess: float = both * neither - first * second
-    if excess > 0:
-        excess = max(excess - (both + first + second + neither) / 2, 0)
-    return excess / math.sqrt(margins)
 
 
 def mcnemar(gained: int, lost: int) -> float:

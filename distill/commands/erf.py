@@ -8,7 +8,7 @@ Elsewhere: measuring and drawing (distill.erf.report).
 from __future__ import annotations
 
 from runtime import files
-from runtime.terminal import loading
+from runtime.cli.terminal import loading
 
 from ..erf.options import ErfOptions
 

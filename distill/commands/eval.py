@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from runtime import files
 from runtime.cli import settings
 from runtime.cli.settings import Flag
+from runtime.cli.terminal import in_rows, loading, progress_bar
 from runtime.errors import GateError
 from runtime.images.summary import balanced_line
-from runtime.terminal import in_rows, loading, progress_bar
 
 if TYPE_CHECKING:
     from ..evaluate import EvaluationReport

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 from runtime import files
 from runtime.cli import flags
 from runtime.cli.settings import Flag
+from runtime.cli.terminal import loading
 from runtime.errors import UsageError
-from runtime.terminal import loading
 
 from ..recipe import Recipe
 from ..run.options import TrainOptions, given_data, value_of, with_file

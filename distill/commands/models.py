@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from runtime import files
 from runtime.cli.settings import Flag
-from runtime.terminal import loading
+from runtime.cli.terminal import loading
 
 if TYPE_CHECKING:
     from ..models.catalog import Entry

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Annotated
 
 from runtime.cli.settings import Flag
+from runtime.cli.terminal import loading
 from runtime.errors import UsageError
-from runtime.terminal import loading
 
 SUMMARY = "show a run, or several side by side, in one HTML file"
 DESCRIPTION = """distill train makes RUN/report.html by itself. An existing report is replaced.

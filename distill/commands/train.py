@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from runtime import files
 from runtime.cli import flags
-from runtime.terminal import in_rows, loading
+from runtime.cli.terminal import in_rows, loading
 
 from .. import recipe as recipes
 from ..run.folder import choose_folder

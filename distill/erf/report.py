@@ -21,9 +21,9 @@ import timm
 import torch
 
 from runtime import files
+from runtime.cli.terminal import progress_bar
 from runtime.errors import ArtifactError, GateError, UsageError
 from runtime.images import ImageSet
-from runtime.terminal import progress_bar
 
 from .. import checkpoint as checkpoints
 from .. import models

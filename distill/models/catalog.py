@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import timm
 
 from runtime.cli.nearest import nearest
+from runtime.cli.terminal import progress_bar
 from runtime.errors import UsageError
-from runtime.terminal import progress_bar
 
 from . import names, preprocess_from, preprocess_of
 

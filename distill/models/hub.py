@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from runtime.cli.terminal import loading, say
 from runtime.errors import MissingError, UsageError
-from runtime.terminal import loading, say
 
 ANSWER_SECONDS = 5.0
 """A server that has not answered by then counts as out of reach."""

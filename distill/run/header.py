@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from runtime.cli.terminal import loading
 from runtime.images import ImageSet
 from runtime.images.summary import shown
-from runtime.terminal import loading
 
 from ..data.balance import class_weights
 from ..recipe import Recipe

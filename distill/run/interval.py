@@ -2,19 +2,17 @@
 
 In:  for each image whether either network is right.
 Out: a 95 % interval of the difference.
-Elsewhere: the sentence that is made of it (distill.run.result).
+Elsewhere: the formula (runtime.intervals), the sentence that is made of it (distill.run.result).
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-Z = 1.959963984540054
-"""Two-sided 95 % of a normal distribution."""
+from runtime.intervals import newcombe
 
 
 @dataclass(frozen=True)
@@ -45,39 +43,8 @@ class Paired:
 
 
 def paired(first: Tensor, second: Tensor) -> Paired:
-    """first, second (N,) bool: right or wrong. Newcombe's interval for paired proportions, "Improved
-    confidence intervals for the difference between binomial proportions based on paired data", Statistics
-    in Medicine 17 (1998), method 10.
-    """
-    n = len(first)
-    both, neither = int((first & second).sum()), int((~first & ~second).sum())
-    b, c = int((first & ~second).sum()), int((second & ~first).sum())
-    p1, p2 = (both + b) / n, (both + c) / n
-    (low1, high1), (low2, high2) = wilson(both + b, n), wilson(both + c, n)
-    phi = _correlation(both, b, c, neither)
-    points = 100 * (p1 - p2)
-    below, above = _length(p1 - low1, high2 - p2, phi), _length(high1 - p1, p2 - low2, phi)
-    return Paired(points, points - 100 * below, points + 100 * above, b, c, n)
-
-
-def _length(one: float, other: float, phi: float) -> float:
-    """Of the difference of two steps whose correlation is phi."""
-    return math.sqrt(one * one + other * other - 2 * phi * one * other)
-
-
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share, right of n (Wilson 1927)."""
-    middle = (right + Z * Z / 2) / (n + Z * Z)
-    half = Z / (n + Z * Z) * math.sqrt(right * (n - right) / n + Z * Z / 4)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def _correlation(a: int, b: int, c: int, d: int) -> float:
-    """Phi of the table of both right, only the first, only the second, none; with a continuity correction."""
-    product = (a + b) * (c + d) * (a + c) * (b + d)
-    if not product:
-        return 0.0
-    excess = a * d - b * c
-    half = (a + b + c + d) / 2
-    corrected = max(excess - half, 0) if excess > 0 else excess
-    return corrected / math.sqrt(product)
+    """first, second (N,) bool: right or wrong, on the same images, with Newcombe's interval for pairs."""
+    n, both = len(first), int((first & second).sum())
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    low, high = newcombe(both, only_first, only_second, n)
+    return Paired(100 * (only_first - only_second) / n, 100 * low, 100 * high, only_first, only_second, n)

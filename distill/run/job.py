@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from runtime import files
+from runtime.cli.terminal import loading, progress_bar, say
 from runtime.errors import ArtifactError, UsageError
 from runtime.images import ImageSet
 from runtime.recorded import HEADER
-from runtime.terminal import loading, progress_bar, say
 
 from .. import checkpoint as checkpoints
 from .. import models

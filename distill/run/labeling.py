@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from timm.data import Mixup
 
+from runtime.cli.terminal import loading, progress_bar, say
 from runtime.errors import ArtifactError, UsageError
 from runtime.images import ImageSet
 from runtime.preprocess import Preprocess
-from runtime.terminal import loading, progress_bar, say
 
 from .. import teacher as teachers
 from ..data import Batch, TrainLoader

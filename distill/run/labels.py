@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from runtime.cli.terminal import loading, say
 from runtime.env import versions
 from runtime.errors import UsageError
 from runtime.images import ImageSet
 from runtime.preprocess import Preprocess
-from runtime.terminal import loading, say
 
 from ..data.augment import DRAWN_BY
 from ..data.labels.store import Header, Labels

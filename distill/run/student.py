@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from runtime.cli.terminal import loading
 from runtime.errors import UsageError
 from runtime.recorded import START
-from runtime.terminal import loading
 
 from .. import checkpoint as checkpoints
 from ..models import names

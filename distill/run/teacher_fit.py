@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from runtime.artifact import require_same_classes
+from runtime.cli.terminal import loading, progress_bar
 from runtime.errors import ArtifactError, UsageError
 from runtime.images import ImageSet
 from runtime.images.sets import Subset
-from runtime.terminal import loading, progress_bar
 
 from .. import checkpoint as checkpoints
 from .. import models

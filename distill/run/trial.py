@@ -18,8 +18,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from runtime.cli.terminal import loading
 from runtime.errors import ArtifactError, MissingError, UsageError
-from runtime.terminal import loading
 
 from ..data import Batch
 from ..data.seeds import own_random_state

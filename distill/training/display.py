@@ -2,7 +2,7 @@
 
 In:  counts and figures as they come.
 Out: nothing; stdout stays free for results.
-Elsewhere: what is kept of the figures (distill.training.records), bars of other work (runtime.terminal).
+Elsewhere: what is kept of the figures (distill.training.records), bars of other work (runtime.cli.terminal).
 
 No line of the bars is wider than 60 columns, so that they survive a terminal that is made narrower.
 """
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from runtime import terminal
+from runtime.cli import terminal
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

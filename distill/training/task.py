@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from runtime import files
+from runtime.cli.terminal import loading
 from runtime.env import versions
 from runtime.images import ImageSet
 from runtime.preprocess import Preprocess
-from runtime.terminal import loading
 
 from .. import recipe as recipes
 from ..checkpoint import Checkpoint

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from runtime.cli.terminal import progress_bar
 from runtime.errors import UsageError
 from runtime.images import ImageSet
 from runtime.preprocess import Preprocess
-from runtime.terminal import progress_bar
 
 PIXELS_PER_BATCH = 2**18
 """A batch holds about so many pixels: 5 images of 224 x 224, at most 32; bounds the memory for

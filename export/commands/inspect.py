@@ -18,8 +18,8 @@ from typing import Annotated
 
 from runtime import files
 from runtime.cli.settings import Flag
+from runtime.cli.terminal import loading
 from runtime.errors import ArtifactError, Large2SmallError, UsageError
-from runtime.terminal import loading
 
 from ..inspection import contents, lineage
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from runtime.terminal import loading
+from runtime.cli.terminal import loading
 
 from ..options.onnx import OnnxOptions, check_onnx
 

@@ -8,7 +8,7 @@ Elsewhere: the comparison (export.stages.parity).
 from __future__ import annotations
 
 from runtime import files
-from runtime.terminal import loading
+from runtime.cli.terminal import loading
 
 from ..options.parity import ParityOptions
 

@@ -24,9 +24,9 @@ from distill.run.options import TrainOptions, given_data, value_of
 from runtime import files
 from runtime.cli import flags, help
 from runtime.cli.settings import Flag
+from runtime.cli.terminal import loading
 from runtime.errors import UsageError
 from runtime.recorded import found_again
-from runtime.terminal import loading
 
 if TYPE_CHECKING:
     from distill.run.result import RunResult

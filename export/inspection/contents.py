@@ -18,9 +18,9 @@ from runtime import env, files
 from runtime.artifact import Metadata, check_file, read_sidecar
 from runtime.backends import metadata_of
 from runtime.backends.onnx_file import metadata_props
+from runtime.cli.terminal import loading
 from runtime.errors import ArtifactError, MissingError, UsageError
 from runtime.records import EngineRecord, Quantization
-from runtime.terminal import loading
 
 from . import lineage
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from runtime.terminal import printable
+from runtime.cli.terminal import printable
 
 from .lineage import ABSENT, DIFFERS, MATCHES
 

@@ -33,8 +33,8 @@ from rich.table import Table
 from rich.text import Text  # a plain str would be read as markup, and layer names may hold brackets
 
 from runtime import files
+from runtime.cli.terminal import console, hidden
 from runtime.errors import GateError
-from runtime.terminal import console, hidden
 
 from ..checks.verify import Accuracy, flips, hits, mean_kl
 from ..graph import macs

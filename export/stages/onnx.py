@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from runtime import files
-from runtime.terminal import loading
+from runtime.cli.terminal import loading
 
 from ..checks import verify
 from ..int8 import budget

@@ -17,9 +17,9 @@ from typing import Any
 
 from runtime import env, files
 from runtime.artifact import Metadata, sidecar_bytes, sidecar_of
+from runtime.cli.terminal import loading
 from runtime.errors import GateError
 from runtime.records import EngineCheck, EngineFlags, EngineRecord, FileHash
-from runtime.terminal import loading
 
 from ..checks import samples
 from ..options.trt import TrtOptions, is_same, onnx_of

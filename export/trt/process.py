@@ -23,8 +23,8 @@ from typing import IO, Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from runtime import errors, files
+from runtime.cli.terminal import console, hidden, is_live, loading
 from runtime.errors import MissingError
-from runtime.terminal import console, hidden, is_live, loading
 
 from .build import Settings
 

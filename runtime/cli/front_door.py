@@ -20,9 +20,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from .. import terminal
 from ..errors import UsageError
-from . import outcome
+from . import outcome, terminal
 from .nearest import nearest
 
 COMMANDS = {

@@ -20,6 +20,7 @@ import numpy as np
 from .. import files
 from ..cli import settings
 from ..cli.settings import Flag
+from ..cli.terminal import loading, printable, progress_bar
 from ..errors import DataError, UsageError
 from ..images import ImageSet, Overlap, Summary, has_own_split, open_images, split
 from ..images.classes import differences
@@ -27,7 +28,6 @@ from ..images.decode import FORMATS, orientation
 from ..images.lists import with_columns
 from ..images.sets import Subset
 from ..images.summary import shown
-from ..terminal import loading, printable, progress_bar
 
 SUMMARY = "read every image of a data set once and say what is wrong with it"
 DESCRIPTION = """Folders, lists (FILE.csv), npz:FILE and digits are checked, without torch.

@@ -23,10 +23,10 @@ from ..backends import registry
 from ..backends.asked import CHECKPOINTS
 from ..cli import settings
 from ..cli.settings import Flag
+from ..cli.terminal import loading, printable
 from ..errors import ArtifactError, DataError, UsageError
 from ..images.named import image_files
 from ..predictor import Prediction, Predictor, load
-from ..terminal import loading, printable
 
 if TYPE_CHECKING:
     from ..preprocess import Preprocess

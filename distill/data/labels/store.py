@@ -25,8 +25,8 @@ import numpy as np
 from torch import Tensor
 
 from runtime import files
+from runtime.cli.terminal import loading
 from runtime.errors import ArtifactError, DataError, UsageError
-from runtime.terminal import loading
 
 from ...teacher import Origin
 from .rows import Layout, checksums

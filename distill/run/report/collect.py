@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from runtime import files
+from runtime.cli.terminal import printable
 from runtime.errors import UsageError
 from runtime.recorded import is_plain
-from runtime.terminal import printable
 
 from ... import checkpoint as checkpoints
 from ...checkpoint import Checkpoint

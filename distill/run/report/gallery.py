@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from runtime.cli.terminal import printable
 from runtime.errors import DataError
 from runtime.images import ImageSet
 from runtime.preprocess import Preprocess
-from runtime.terminal import printable
 
 from .predictions import Predictions
 

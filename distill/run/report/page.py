@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from runtime import env, files
+from runtime.cli.terminal import loading, printable, say
 from runtime.errors import Large2SmallError, MissingError
 from runtime.images import ImageSet
 from runtime.images.summary import balanced_percent
-from runtime.terminal import loading, printable, say
 
 from ...data import open_of_run
 from ...data.sets import StreamSet

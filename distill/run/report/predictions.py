@@ -20,12 +20,12 @@ import torch
 from torch.nn import functional as F
 
 from runtime import files
+from runtime.cli.terminal import progress_bar
 from runtime.env import usable_cores
 from runtime.errors import DataError
 from runtime.images import ArraySet, FolderSet, ImageSet
 from runtime.images.classes import in_order_of
 from runtime.preprocess import Preprocess
-from runtime.terminal import progress_bar
 
 from ... import checkpoint as checkpoints
 from ... import models

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from runtime.cli.terminal import say
 from runtime.errors import Large2SmallError, MissingError
-from runtime.terminal import say
 
 from .base import Logger, Outcome, Run
 from .mlflow import MLflow

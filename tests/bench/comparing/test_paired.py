@@ -16,17 +16,6 @@ def answers(best, labels, confidence=0.9):
     return AccuracyResult(100 * right, 100.0, 0.0, logits, np.array(labels), np.arange(len(best)), [], [])
 
 
-def test_the_interval_for_pairs_is_newcombes():
-    """Newcombe 1998 (paired), table II, method 10: 36, 12, 2, 0 gives 0.0569 to 0.3404."""
-    assert pairs.newcombe(36, 12, 2, 50) == pytest.approx((0.0569, 0.3404), abs=1e-4)
-
-
-def test_the_interval_of_a_share_is_wilsons():
-    """Newcombe 1998 (single): 81 of 263 gives 0.2553 to 0.3662; none of 20 gives 0 to 0.1611."""
-    assert pairs.wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert pairs.wilson(0, 20) == pytest.approx((0, 0.1611), abs=5e-5)
-
-
 @pytest.mark.parametrize(("gained", "lost"), [(0, 0), (1, 0), (5, 5), (3, 12), (40, 90), (2500, 2650)])
 def test_mcnemar_is_the_exact_binomial_test(gained, lost):
     expected = stats.binomtest(gained, gained + lost, 0.5).pvalue if gained + lost else 1.0
@@ -57,6 +46,23 @@ def test_a_clear_difference_is_said_to_be_one():
     labels = [0] * 40
     found = pairs.paired(answers([0] * 40, labels), answers([1] * 20 + [0] * 20, labels), ["a", "b", "c"])
     assert found.is_clear and found.difference_low_points > 0 and found.worst_class is None
+
+
+def test_the_interval_is_newcombes_of_this_one_minus_the_reference():
+    """Newcombe 1998, table II, method 10: both right on 36 of 50, one alone on 12 and 2."""
+    labels = [0] * 50
+    this, reference = [0] * 48 + [1] * 2, [0] * 36 + [1] * 12 + [0] * 2
+    found = pairs.paired(answers(this, labels), answers(reference, labels), ["a", "b", "c"])
+    low, high = found.difference_low_points, found.difference_high_points
+    assert (low, high) == pytest.approx((5.69, 34.04), abs=0.01)
+
+
+def test_the_interval_of_the_accuracy_is_wilsons():
+    """Newcombe 1998 (single proportions): 81 of 263 gives 25.53 to 36.62 %."""
+    labels = [0] * 263
+    this = answers([0] * 81 + [1] * 182, labels)
+    found = pairs.paired(this, this, ["a", "b", "c"])
+    assert (found.top1_low_percent, found.top1_high_percent) == pytest.approx((25.53, 36.62), abs=5e-3)
 
 
 def test_other_images_are_refused():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from distill.run.interval import paired, wilson
+from distill.run.interval import paired
 
 
 def table(both, first, second, neither):
@@ -33,9 +33,3 @@ def test_exchanging_the_networks_turns_the_interval_around():
     one, other = table(30, 9, 4, 12)
     there, back = paired(one, other), paired(other, one)
     assert (there.low, there.high) == (pytest.approx(-back.high), pytest.approx(-back.low))
-
-
-def test_wilsons_interval_of_a_share():
-    """Newcombe's other paper of 1998 (single proportions): 81 of 263 gives 0.2553 to 0.3662."""
-    assert wilson(81, 263) == (pytest.approx(0.2553, abs=5e-5), pytest.approx(0.3662, abs=5e-5))
-    assert wilson(0, 20)[0] == pytest.approx(0)

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from distill.training import display as displays
 from distill.training.display import TrainingDisplay
-from runtime import terminal as terminals
+from runtime.cli import terminal as terminals
 
 
 @pytest.fixture

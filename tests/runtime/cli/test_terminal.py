@@ -1,6 +1,4 @@
-"""runtime.terminal: a bar or a line with a terminal, a line without one; rich stays unloaded until a bar is
-shown.
-"""
+"""A bar or a line with a terminal, a line without one; rich stays unloaded until a bar is shown."""
 
 import contextlib
 import io
@@ -12,8 +10,8 @@ import time
 import pytest
 from rich.console import Console
 
-from runtime import terminal as terminals
-from runtime.terminal import loading, progress_bar
+from runtime.cli import terminal as terminals
+from runtime.cli.terminal import loading, progress_bar
 
 
 @pytest.fixture
@@ -75,7 +73,7 @@ def test_a_bar_on_a_terminal_moves(terminal):
 
 
 def test_rich_is_not_needed_to_import_it():
-    code = "import sys; sys.modules['rich'] = None; import runtime, runtime.terminal"
+    code = "import sys; sys.modules['rich'] = None; import runtime, runtime.cli.terminal"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
