@@ -25,8 +25,8 @@ from runtime.preprocess import Preprocess
 from . import checkpoint as checkpoints
 from . import models
 from .checkpoint import Checkpoint
-from .features import Taps
 from .losses.base import Outputs
+from .losses.feature.taps import Taps
 from .models import classifier, names
 from .models.depthwise import network_format
 from .models.merge import reparameterize, require_equal

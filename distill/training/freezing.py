@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from runtime.errors import UsageError
 
-from ..features import evaluating
+from ..losses.feature.taps import evaluating
 from ..models import classifier
 
 

@@ -3,7 +3,7 @@
 In:  a Recipe, the student and the teacher.
 Out: the weighted sum and each loss for itself; the learnable parts of feature losses (projectors), which
      train with the student; lines for a person: which stages are matched, where a loss degenerates.
-Elsewhere: the losses (distill.losses), the taps and the matching (distill.features), the step
+Elsewhere: the losses (distill.losses), the taps and the matching (distill.losses.feature.taps), the step
 (distill.training.trainer).
 """
 
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from runtime.errors import UsageError
 
 from .. import losses
-from ..features import Stage, Taps, choose, match, pair_lines
 from ..losses.base import Outputs
 from ..losses.feature.base import FeatureLoss, total
+from ..losses.feature.taps import Stage, Taps, choose, match, pair_lines
 from ..recipe import Recipe, key_values
 from ..teacher import Teacher
 from .task import Task

@@ -3,7 +3,7 @@
 In:  matched maps of any channels and sizes; nothing is learned.
 Out: squared difference of unit attention maps, averaged over positions and images, summed over the pairs; no
 unit.
-Elsewhere: matching (distill.features), the weight beside other losses (distill.training.objective; the
+Elsewhere: matching (taps.py), the weight beside other losses (distill.training.objective; the
 reference uses 1000).
 """
 

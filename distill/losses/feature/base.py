@@ -5,7 +5,7 @@ In:  student and teacher `Outputs` whose features are matched: student.features[
      teacher.features[i], shallow to deep; each a map (N, C, H, W), tokens (N, L, C) or vectors (N, C).
 Out: a module called as loss(student, teacher, target) -> scalar tensor, with its projectors as ordinary
 parameters.
-Elsewhere: where features come from and which are matched (distill.features), the formulas (one file per loss
+Elsewhere: where features come from and which are matched (taps.py), the formulas (one file per loss
 beside this one).
 
 The rule for maps of two sizes: where both sides shrink, adaptive average pooling, so that every pixel counts;
@@ -42,7 +42,7 @@ class FeatureLoss(nn.Module):
     """
 
     stages = "last"
-    """What it compares unless told otherwise: last or all, in the words of `distill.features.match`."""
+    """What it compares unless told otherwise: last or all, in the words of `taps.match`."""
     teacher_maps = True
     """Whether the loss reads the teacher's maps; if not, it takes the student's alone."""
 

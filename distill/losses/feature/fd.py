@@ -4,7 +4,7 @@ parameters.
 In:  matched maps or tokens.
 Out: smooth-L1 or squared difference, averaged over elements, summed over the pairs; in units of the
 normalized target.
-Elsewhere: matching (distill.features), the weight beside other losses (distill.training.objective; the paper
+Elsewhere: matching (taps.py), the weight beside other losses (distill.training.objective; the paper
 distills with this loss alone).
 """
 

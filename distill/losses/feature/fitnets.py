@@ -2,7 +2,7 @@
 
 In:  matched maps; the regressor's kind follows from their two sizes.
 Out: mean squared difference, in squared units of the teacher's features, summed over the pairs.
-Elsewhere: matching (distill.features), the weight beside other losses (distill.training.objective; the
+Elsewhere: matching (taps.py), the weight beside other losses (distill.training.objective; the
 paper's successors use 100).
 """
 

@@ -4,7 +4,7 @@ restores the teacher's.
 In:  matched maps.
 Out: alpha_mgd times the sum of squared differences over an image, averaged over images, summed over the
 pairs.
-Elsewhere: matching (distill.features), the weight beside other losses (distill.training.objective; alpha_mgd
+Elsewhere: matching (taps.py), the weight beside other losses (distill.training.objective; alpha_mgd
 is the paper's, for 1).
 """
 

@@ -3,7 +3,7 @@
 In:  the student's maps; the teacher's logits, none of its maps, so a teacher of any family will do.
 Out: nats per image, summed over the stages.
 Elsewhere: the loss itself (distill.losses.logit.ofa, also used alone on the student's own logits), the choice
-     (distill.features), the weight beside other losses (distill.training.objective; the paper uses 1).
+     (taps.py), the weight beside other losses (distill.training.objective; the paper uses 1).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 In:  matched maps of all stages, shallow to deep.
 Out: hierarchical context loss, in squared units of the teacher's features, summed over the stages.
-Elsewhere: matching (distill.features), the weight beside other losses (distill.training.objective; the paper
+Elsewhere: matching (taps.py), the weight beside other losses (distill.training.objective; the paper
      uses 1 for ImageNet, raised from 0 over the first epochs).
 """
 

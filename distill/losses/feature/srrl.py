@@ -3,7 +3,7 @@
 In:  the last matched pair; the teacher's model, whose frozen head is used.
 Out: squared difference of spatial means plus squared difference of logits, each averaged over elements and
 weighted.
-Elsewhere: matching (distill.features), the weight beside other losses (distill.training.objective; the paper
+Elsewhere: matching (taps.py), the weight beside other losses (distill.training.objective; the paper
 uses 1).
 """
 

@@ -8,7 +8,7 @@ from timm.optim import param_groups_layer_decay
 from torch.nn import functional as F
 
 from distill import models
-from distill.features import Taps
+from distill.losses.feature.taps import Taps
 from distill.models.staged import drop_path_rates, per_stage
 from runtime.errors import UsageError
 

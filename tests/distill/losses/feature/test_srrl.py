@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from distill import losses, models
-from distill.features import Taps
 from distill.losses.base import Outputs
 from distill.losses.feature import srrl
+from distill.losses.feature.taps import Taps
 from runtime.errors import UsageError
 
 SWIN = {"img_size": 32, "embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2), "window_size": 2}

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from distill import losses, models
-from distill.features import Stage, Taps, choose, match, pair_lines
 from distill.losses.base import Outputs
+from distill.losses.feature.taps import Stage, Taps, choose, match, pair_lines
 from runtime.errors import UsageError
 
 TINY_SWIN = {

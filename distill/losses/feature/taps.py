@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from runtime.errors import UsageError
 
-from .losses.base import Outputs
+from ..base import Outputs
 
 STAGES_AT_ONE_STRIDE = 4
 """As many of the blocks of one stride are matched by themselves, evenly spaced: a ViT has 12 or more, all of
