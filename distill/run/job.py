@@ -35,10 +35,11 @@ from ..erf.options import ErfOptions
 from ..evaluate import Evaluation, evaluate, pick_device
 from ..models import names
 from ..recipe import Recipe
-from ..training import finite, loggers
+from ..training import loggers
 from ..training import trainer as trainers
 from ..training.freezing import freeze
 from ..training.loggers import pictures
+from ..training.numbers import diagnosis
 from ..training.parts import LayerRates, layer_rates
 from ..training.task import Splits, Start, Task, lineage_of
 from . import teacher_fit, trial
@@ -412,7 +413,8 @@ def teacher_accuracy(
         dtype = teacher.dtype
         fits = dtype is not None and math.isfinite(_evaluated(teacher, val, options, device, None).loss)
         raise (UsageError if fits else ArtifactError)(
-            f"teacher {teacher.origin.model}: on the validation images {finite.said_of_teacher(dtype, fits)}"
+            f"teacher {teacher.origin.model}: on the validation images"
+            f" {diagnosis.said_of_teacher(dtype, fits)}"
         )
     say(f"teacher: top-1 {accuracy.top1:.2f} % on {len(val) or 'the'} validation images")
     commonest = _commonest_percent(val)

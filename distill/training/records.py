@@ -20,6 +20,8 @@ from torch import Tensor
 from runtime import files
 from runtime.recorded import UNREADABLE
 
+from ..evaluate import Evaluation, same_class_percent
+
 OF_CLASSES = ("val_balanced_percent", "val_class_percent")
 """Columns that older versions do not have; the second, a mapping, is only in metrics.jsonl."""
 MOST_CLASSES = 1000
@@ -77,6 +79,23 @@ class Tally:
     def teacher_share(self) -> float | None:
         """Share of the time that the teacher took, 0 to 1; None where there is none."""
         return self.teacher_seconds / self.seconds if self.teacher_seconds and self.seconds else None
+
+    def means(self, losses: Sequence[str] | None) -> dict[str, Any]:
+        """The values of an `EpochRecord` that tell of its training. losses: names of the distillation losses;
+        None where nobody teaches.
+        """
+        steps = max(self.steps, 1)
+        return {
+            "train_loss": self.loss / steps,
+            "train_distill_loss": None if losses is None else self.distill_loss / steps,
+            "train_task_loss": self.task_loss / steps,
+            "train_each_loss": {
+                name: value / steps for name, value in zip(losses or [], self.each, strict=True)
+            },
+            "train_images_per_s": self.images_per_s,
+            "teacher_share_of_step": self.teacher_share,
+            "train_seconds": self.seconds,
+        }
 
     def add(self, loss: float, distill_loss: float, task_loss: float, each: Sequence[float]) -> None:
         """One optimizer step more."""
@@ -145,6 +164,39 @@ class EpochRecord:
         }
         own = {key: value for key, value in values.items() if key in known}
         return EpochRecord(**own, train_each_loss=losses)
+
+    def metrics(self, select: str, weights: str) -> dict[str, Any]:
+        """What best.pth says of the epoch. select: the measure it is best by; weights: "ema" or "raw"."""
+        return {
+            "top1": self.val_top1_percent,
+            "top5": self.val_top5_percent,
+            "loss": self.val_loss_nats,
+            "balanced": self.val_balanced_percent,
+            "select": select,
+            "epoch": self.epoch,
+            "images": self.val_images,
+            "weights": weights,
+        }
+
+
+def figures_of(found: Evaluation, class_names: Sequence[str], teacher: Tensor | None) -> dict[str, Any]:
+    """The values of an `EpochRecord` that tell of its validation. teacher: (images,) the classes that the
+    teacher predicts.
+    """
+    classes = found.of_classes(class_names)
+    return {
+        "val_top1_percent": found.top1,
+        "val_top5_percent": found.top5,
+        "val_loss_nats": found.loss,
+        "val_images": found.images,
+        "val_teacher_agreement_percent": (
+            None if teacher is None else same_class_percent(found.classes, teacher)
+        ),
+        "val_balanced_percent": found.balanced,
+        "val_class_percent": (
+            {each.name: each.percent for each in classes} if len(classes) <= MOST_CLASSES else {}
+        ),
+    }
 
 
 class Stopwatch:

@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,22 +28,25 @@ from .. import checkpoint as checkpoints
 from .. import recipe as recipes
 from ..data import Batch, TrainLoader, eval_loader
 from ..data.mixing import Place, mixed, mixing
-from ..evaluate import Evaluation, evaluate, require_readable, require_whole, same_class_percent
+from ..evaluate import Evaluation, evaluate, require_readable, require_whole
 from ..losses.base import Outputs, cross_entropy, weighted_cross_entropy
 from ..models.depthwise import network_format
-from . import finite, loggers, parts, state
+from . import loggers, parts, state
 from .display import TrainingDisplay
 from .freezing import freeze
 from .loggers import pictures
 from .loggers.base import Outcome, Run
+from .numbers import diagnosis, finite
+from .numbers.diagnosis import Suspect
+from .numbers.pending import Pending, Step
 from .objective import Objective
 from .records import (
-    MOST_CLASSES,
     EpochRecord,
     StepLosses,
     Stopwatch,
     Tally,
     epoch_words,
+    figures_of,
     write_unreadable,
 )
 from .selection import Selection
@@ -110,10 +113,8 @@ class Trainer:
         """By split: what --skip-bad-images left out, each image once, with the reason."""
         self.stop = StopSignal()
         self.display: TrainingDisplay | None = None
-        self._pending: list[StepLosses] = []
+        self._pending = Pending(recipe.grad_accum)
         self._watch = Stopwatch(device)
-        self._norms: list[Tensor] = []
-        """Of the gradients of every pending step."""
 
     @property
     def notes(self) -> list[str]:
@@ -162,25 +163,10 @@ class Trainer:
         self.frozen.hold()
         self.optimizer.zero_grad(set_to_none=True)
         for place, batch in zip(self._places(len(batches)), batches, strict=True):
-            images, labels = self._on_device(batch, place)
-            if not self.updates and not self._pending:
-                self._show_augmented(images)
-            if self.labels:
-                found = self.losses(images, labels, self._stored(images, place))
-            else:
-                found = self.losses(images, labels)
-            self.precision.scaler.scale(found.total / len(batches)).backward()
-            self._pending.append(found.detached())
-            self.tally.images += len(labels)
+            self._backward(batch, place, len(batches))
         if self.sparse:
             self.sparse.before_step(self.updates + 1)
-        if self.recipe.clip_grad:
-            self.precision.scaler.unscale_(self.optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(self.trained, self.recipe.clip_grad)
-        elif not self.precision.scaler.is_enabled():
-            norm = finite.norm_of(self.trained)
-        if not self.precision.scaler.is_enabled():  # which leaves out a step whose gradients overflow
-            self._norms.append(norm.detach())
+        self._look_at_gradients()
         self.precision.scaler.step(self.optimizer)
         self.precision.scaler.update()
         self.updates += 1
@@ -189,6 +175,28 @@ class Trainer:
         if self.sparse:
             self.sparse.after_step(self.updates)
         self.schedule.step_update(self.updates)
+
+    def _backward(self, batch: Batch, place: Place, batches: int) -> None:
+        """Add the gradients of one of the step's batches."""
+        images, labels = self._on_device(batch, place)
+        if not self.updates and not self._pending:
+            self._show_augmented(images)
+        stored = [self._stored(images, place)] if self.labels else []
+        found = self.losses(images, labels, *stored)
+        self.precision.scaler.scale(found.total / batches).backward()
+        self._pending.add(found)
+        self.tally.images += len(labels)
+
+    def _look_at_gradients(self) -> None:
+        """Clip them where the recipe says so, and keep their norm for `flush`."""
+        scaler = self.precision.scaler
+        if self.recipe.clip_grad:
+            scaler.unscale_(self.optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(self.trained, self.recipe.clip_grad)
+        elif not scaler.is_enabled():
+            norm = finite.norm_of(self.trained)
+        if not scaler.is_enabled():  # which leaves out a step whose gradients overflow
+            self._pending.add_norm(norm)
 
     def _require_whole(self, batches: list[Batch]) -> None:
         """Before any computation, so that a step is done whole or not at all."""
@@ -254,48 +262,32 @@ class Trainer:
         """
         if not self._pending:
             return self.tally.loss / max(self.tally.steps, 1)
-        accum = self.recipe.grad_accum
-        stacked = torch.stack([torch.stack([*found[:3], *found.each]) for found in self._pending])
-        values: list[list[float]] = (
-            stacked.double().cpu().view(len(self._pending) // accum, accum, -1).mean(1).tolist()
+        steps = self._pending.take()
+        for update, step in enumerate(steps, self.updates - len(steps) + 1):
+            if not (math.isfinite(step.loss) and step.finite.gradients):
+                raise self._not_finite(update, step)
+            self.tally.add(step.loss, step.distill_loss, step.task_loss, step.each)
+        diagnosis.require_scale(
+            self.precision.scaler.get_scale(), f"step {self.updates} (epoch {self.epoch + 1})"
         )
-        flags_of_steps = finite.taken([found.finite for found in self._pending], self._norms, accum)
-        self._pending.clear()
-        self._norms.clear()
-        steps = enumerate(zip(values, flags_of_steps, strict=True), self.updates - len(values) + 1)
-        for update, ((loss, distill_loss, task_loss, *each), flags) in steps:
-            if not (math.isfinite(loss) and flags.gradients):
-                raise self._not_finite(update, loss, task_loss, each, flags)
-            self.tally.add(loss, distill_loss, task_loss, each)
-        self._require_scale()
         self.tally.teacher_seconds += self._watch.take()
-        return values[-1][0]
+        return steps[-1].loss
 
-    def _not_finite(
-        self, update: int, loss: float, task_loss: float, each: Sequence[float], flags: finite.Flags
-    ) -> GateError:
+    def _not_finite(self, update: int, step: Step) -> GateError:
         """The error that names the part of a step that is NaN or infinite."""
-        names = self.objective.names if self.objective else []
-        losses = {"cross-entropy": task_loss} | dict(zip(names, each, strict=True))
-        at = f"at step {update} (epoch {self.epoch + 1})"
-        if math.isfinite(loss):
-            return GateError(
-                f"gradients are too large, NaN or infinite {at}; the loss is {loss:.4g}. {finite.LOWER_RATE}"
-            )
-        if not flags.teacher and self.teacher:
-            dtype = self.teacher.dtype
-            said = finite.said_of_teacher(
-                dtype, dtype is not None and self._fits_fp32(self.teacher.in_fp32, update)
-            )
-        elif not flags.student:
-            dtype = self.precision.dtype
+        teacher = self.teacher
+
+        def student_fits() -> bool:
             weights = [each.detach() for each in self.model.parameters()]
-            fits = dtype is not None and finite.are_finite(weights) and self._fits_fp32(self.model, update)
-            said = finite.said_of_student(dtype, fits)
-        else:
-            said = finite.said_of_losses(losses)
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
-        return GateError(f"loss is {loss} {at}, {shown}: {said}")
+            return finite.are_finite(weights) and self._fits_fp32(self.model, update)
+
+        return diagnosis.of_step(
+            step,
+            self.objective.names if self.objective else [],
+            f"at step {update} (epoch {self.epoch + 1})",
+            Suspect(self.precision.dtype, student_fits),
+            Suspect(teacher.dtype, lambda: self._fits_fp32(teacher.in_fp32, update)) if teacher else None,
+        )
 
     @torch.no_grad()
     def _fits_fp32(self, network: Callable[[Tensor], Tensor], update: int) -> bool:
@@ -313,32 +305,14 @@ class Trainer:
             ]
         )
 
-    def _require_scale(self) -> None:
-        """Raise GateError where fp16 has left out so many steps that nothing is learned any more."""
-        scale = self.precision.scaler.get_scale()
-        if scale < finite.SMALLEST_SCALE:
-            raise GateError(
-                f"gradients are NaN or infinite in fp16 at every step up to step {self.updates} (epoch"
-                f" {self.epoch + 1}): the loss was scaled down to {scale:.2g}. Give --amp-dtype bf16"
-            )
-
     # the run
 
     def fit(self, at_end: Callable[[loggers.Loggers, int], None] = lambda log, step: None) -> EpochRecord:
         """Train to the last epoch; returns the best epoch's record. at_end: what else is given to the
         loggers then, at that step. Raises Interrupted after Ctrl-C or SIGTERM, having saved.
         """
-        task, outcome = self.task, Outcome.FAILED
-        name = task.folder.resolve().name
-        self.log.begin(
-            Run(
-                name if task.role != "control" else f"{task.folder.resolve().parent.name}-control",
-                task.folder,
-                recipes.to_dict(self.recipe),
-                [record.to_dict() for record in self.history],
-                self.updates,
-            )
-        )
+        outcome = Outcome.FAILED
+        self.log.begin(self._run())
         try:
             best = self._fit()
             at_end(self.log, self.updates)
@@ -351,6 +325,18 @@ class Trainer:
             self.train_loader.loader.close()
             self.val_loader.close()
         return best
+
+    def _run(self) -> Run:
+        """What the loggers are told first."""
+        folder = self.task.folder
+        name = folder.resolve().name
+        return Run(
+            name if self.task.role != "control" else f"{folder.resolve().parent.name}-control",
+            folder,
+            recipes.to_dict(self.recipe),
+            [record.to_dict() for record in self.history],
+            self.updates,
+        )
 
     def _fit(self) -> EpochRecord:
         role, epochs = self.task.role, self.recipe.epochs
@@ -450,14 +436,12 @@ class Trainer:
         """Raise GateError for an epoch whose network gives no numbers, of which nothing is saved: the losses
         were looked at before each update, the last one's outcome was not.
         """
-        networks = [self.model, *([self.ema.module] if self.ema else [])]
-        bad = next((name for name in map(finite.first_bad, networks) if name is not None), None)
-        if bad is None and math.isfinite(found.loss):
-            return
         whose = "control" if self.task.role == "control" else "student"
-        raise GateError(
-            f"validation loss is {found.loss:.4g} after step {self.updates} (epoch {self.epoch + 1}) of the"
-            f" {whose}: {finite.said_of_epoch(bad, self.precision.dtype)}"
+        diagnosis.require_numbers(
+            found.loss,
+            [self.model, *([self.ema.module] if self.ema else [])],
+            self.precision.dtype,
+            f"after step {self.updates} (epoch {self.epoch + 1}) of the {whose}",
         )
 
     def _words(self, record: EpochRecord) -> list[str]:
@@ -492,32 +476,14 @@ class Trainer:
 
     def _record(self, found: Evaluation) -> EpochRecord:
         """The epoch's figures, before they are set back to 0."""
-        t, steps, teacher_classes = self.tally, max(self.tally.steps, 1), self.task.teacher_classes
-        names = self.objective.names if self.objective else []
-        classes = found.of_classes(self.task.class_names)
+        task = self.task
         return EpochRecord(
             epoch=self.epoch + 1,
             step=self.updates,
             lr=max(group["lr"] for group in self.optimizer.param_groups),
-            train_loss=t.loss / steps,
-            train_distill_loss=t.distill_loss / steps if self.objective else None,
-            train_task_loss=t.task_loss / steps,
-            train_each_loss={name: value / steps for name, value in zip(names, t.each, strict=True)},
-            val_top1_percent=found.top1,
-            val_top5_percent=found.top5,
-            val_loss_nats=found.loss,
-            val_images=found.images,
-            val_teacher_agreement_percent=(
-                None if teacher_classes is None else same_class_percent(found.classes, teacher_classes)
-            ),
-            train_images_per_s=t.images_per_s,
-            teacher_share_of_step=t.teacher_share,
-            train_seconds=t.seconds,
             bad_images=sum(map(len, self.unreadable.values())),
-            val_balanced_percent=found.balanced,
-            val_class_percent=(
-                {each.name: each.percent for each in classes} if len(classes) <= MOST_CLASSES else {}
-            ),
+            **self.tally.means(self.objective.names if self.objective else None),
+            **figures_of(found, task.class_names, task.teacher_classes),
         )
 
     def check_stop(self) -> None:
@@ -528,16 +494,7 @@ class Trainer:
     # files
 
     def _best_checkpoint(self, best: EpochRecord) -> checkpoints.Checkpoint:
-        metrics = {
-            "top1": best.val_top1_percent,
-            "top5": best.val_top5_percent,
-            "loss": best.val_loss_nats,
-            "balanced": best.val_balanced_percent,
-            "select": self.recipe.select,
-            "epoch": best.epoch,
-            "images": best.val_images,
-            "weights": "ema" if self.ema else "raw",
-        }
+        metrics = best.metrics(self.recipe.select, "ema" if self.ema else "raw")
         return self.checkpoint_of((self.ema.module if self.ema else self.model).state_dict(), metrics)
 
     def save(self) -> None:

@@ -1,19 +1,23 @@
-"""Which part of a training step is NaN or infinite, or has gradients too large for their norm.
+"""The error for a training whose numbers are NaN or infinite: it names the part, and what helps.
 
-In:  logits of a batch and the norm of a step's gradients, on the device; a step's losses, on the host.
-Out: flags that stay on the device until they are taken, so that no step waits for them; a sentence that
-     names the part, and what helps.
-Elsewhere: where losses are added up and the error is raised (distill.training.trainer).
+In:  the losses of a step and which of its parts are finite; or the figures of an epoch.
+Out: GateError.
+Elsewhere: which part is finite (distill.training.numbers.finite), the steps (distill.training.trainer).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from runtime.errors import GateError
+
+from . import finite
+from .pending import Step
 
 DTYPE_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 SMALLEST_SCALE = 2.0**-24
@@ -22,36 +26,62 @@ have taught nothing."""
 LOWER_RATE = "Try a lower --lr, --clip-grad 1, or a longer warm-up"
 
 
-class Flags(NamedTuple):
-    """What of one optimizer step is finite."""
+class Suspect(NamedTuple):
+    """A network whose logits may not be finite."""
 
-    student: bool = True
-    """The student's logits."""
-    teacher: bool = True
-    """The teacher's logits."""
-    gradients: bool = True
-    """The norm of all of them together."""
+    dtype: torch.dtype | None
+    """What it computes in; None for float32."""
+    fits_fp32: Callable[[], bool]
+    """Whether its logits for the images of the step are finite in float32; takes time."""
 
-
-def of_logits(student: Tensor, teacher: Tensor | None) -> Tensor:
-    """(2,) bool on the device: whether student's and teacher's logits (N, K) are finite."""
-    ours = student.detach().isfinite().all()
-    return torch.stack([ours, ours if teacher is None else teacher.isfinite().all()])
+    def is_only_too_narrow(self) -> bool:
+        """Whether float32 would have held its numbers, and its own dtype does not."""
+        return self.dtype is not None and self.fits_fp32()
 
 
-def taken(logits: Sequence[Tensor], norms: Sequence[Tensor], batches_a_step: int) -> list[Flags]:
-    """The flags of whole steps, on the host. logits: `of_logits` of every batch; norms: of every step's
-    gradients, scalars that are not finite where one of them is NaN or infinite, or too large for its square;
-    empty where nobody looks at them.
+def of_step(
+    step: Step, losses: Sequence[str], at: str, student: Suspect, teacher: Suspect | None
+) -> GateError:
+    """The error for a step with a loss or gradients that are not finite.
+
+    losses: names of the distillation losses, in the step's order; at: which step it was.
     """
-    of_steps = torch.stack(list(logits)).view(-1, batches_a_step, 2).all(1).cpu().tolist()
-    gradients = torch.stack(list(norms)).isfinite().cpu().tolist() if norms else [True] * len(of_steps)
-    return [Flags(ours, its, norm) for (ours, its), norm in zip(of_steps, gradients, strict=True)]
+    if math.isfinite(step.loss):
+        return GateError(
+            f"gradients are too large, NaN or infinite {at}; the loss is {step.loss:.4g}. {LOWER_RATE}"
+        )
+    values = {"cross-entropy": step.task_loss} | dict(zip(losses, step.each, strict=True))
+    if not step.finite.teacher and teacher:
+        said = said_of_teacher(teacher.dtype, teacher.is_only_too_narrow())
+    elif not step.finite.student:
+        said = said_of_student(student.dtype, student.is_only_too_narrow())
+    else:
+        said = said_of_losses(values)
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    return GateError(f"loss is {step.loss} {at}, {shown}: {said}")
 
 
-def norm_of(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The norm of all gradients together, which are only read."""
-    return torch.nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+def require_scale(scale: float, at: str) -> None:
+    """Raise GateError where fp16 has left out so many steps that nothing is learned any more.
+
+    scale: what the loss is multiplied by; at: which step it is.
+    """
+    if scale < SMALLEST_SCALE:
+        raise GateError(
+            f"gradients are NaN or infinite in fp16 at every step up to {at}: the loss was scaled down to"
+            f" {scale:.2g}. Give --amp-dtype bf16"
+        )
+
+
+def require_numbers(loss: float, networks: Iterable[nn.Module], dtype: torch.dtype | None, at: str) -> None:
+    """Raise GateError for an epoch whose networks give no numbers.
+
+    loss: of validation, nats per image; dtype: what they compute in, None for float32; at: which epoch of
+    which network it is.
+    """
+    bad = next((name for name in map(finite.first_bad, networks) if name is not None), None)
+    if bad is not None or not math.isfinite(loss):
+        raise GateError(f"validation loss is {loss:.4g} {at}: {said_of_epoch(bad, dtype)}")
 
 
 def bad_losses(losses: Mapping[str, float]) -> list[str]:
@@ -95,26 +125,6 @@ def said_of_student(dtype: torch.dtype | None, finite_in_fp32: bool) -> str:
         f"the student's logits are NaN or infinite in {name} and finite in fp32: its numbers do not fit"
         f" {name}. Give {'--amp-dtype bf16' if name == 'fp16' else '--no-amp'}, or a lower --lr"
     )
-
-
-def are_finite(values: Sequence[Tensor]) -> bool:
-    """Whether all numbers of all tensors are. Waits for the device."""
-    return all(bool(value.isfinite().all()) for value in values)
-
-
-STATISTICS = ("running_mean", "running_var")
-
-
-def first_bad(network: nn.Module) -> str | None:
-    """The name of a weight, or of a running statistic of batch norm, that holds NaN or infinity; None where
-    there is none. Waits for the device.
-    """
-    values: dict[str, Tensor] = dict(network.named_parameters())
-    values |= {name: each for name, each in network.named_buffers() if name.endswith(STATISTICS)}
-    if not values:
-        return None
-    flags = torch.stack([each.detach().isfinite().all() for each in values.values()]).tolist()
-    return next((name for name, is_finite in zip(values, flags, strict=True) if not is_finite), None)
 
 
 def said_of_epoch(bad: str | None, dtype: torch.dtype | None) -> str:
