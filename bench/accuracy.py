@@ -22,6 +22,7 @@ from runtime.images import ImageSet
 from runtime.images.classes import in_order_of, require_readable_classes
 from runtime.images.order import same_name
 from runtime.images.summary import ClassAccuracy, balanced_percent, class_accuracies
+from runtime.intervals import newcombe, wilson
 
 from .subject import Description, require_preprocess
 
@@ -54,6 +55,17 @@ class AccuracyResult:
     def n(self) -> int:
         """Images evaluated."""
         return len(self.labels)
+
+    @property
+    def right(self) -> np.ndarray:
+        """(N,) bool: is the best class the label?"""
+        return ranks(self.logits, self.labels) < 1
+
+    @property
+    def top1_interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of top-1, percent."""
+        low, high = wilson(int(self.right.sum()), self.n)
+        return 100 * low, 100 * high
 
     @property
     def balanced(self) -> float | None:
@@ -154,25 +166,53 @@ class Comparison:
     reference_top1_percent: float
     top1_difference_points: float
     """Of this artifact minus the reference."""
+    difference_low_points: float
+    """Newcombe's 95 % interval for pairs."""
+    difference_high_points: float
+    only_this_right: int
+    """Images."""
+    only_reference_right: int
     agreement_percent: float
     """Images with the same best class."""
+    agreement_low_percent: float
+    """Wilson's 95 % interval."""
+    agreement_high_percent: float
     max_abs_logit_difference: float
     """Largest difference of any logit."""
 
 
 def compare(result: AccuracyResult, reference: AccuracyResult) -> Comparison:
     """How far two results agree. Raises ValueError when they are of different images."""
-    if not np.array_equal(result.indices, reference.indices):
-        raise ValueError("the two results are of different images")
+    gained, lost, below, above = difference(result, reference)
     same = result.logits.argmax(axis=1) == reference.logits.argmax(axis=1)
+    low, high = wilson(int(same.sum()), result.n)
     return Comparison(
         reference_top1_percent=reference.top1,
         top1_difference_points=result.top1 - reference.top1,
+        difference_low_points=below,
+        difference_high_points=above,
+        only_this_right=gained,
+        only_reference_right=lost,
         agreement_percent=100 * float(np.mean(same)),
+        agreement_low_percent=100 * low,
+        agreement_high_percent=100 * high,
         max_abs_logit_difference=float(
             np.max(np.abs(result.logits.astype(np.float64) - reference.logits)),
         ),
     )
+
+
+def difference(this: AccuracyResult, reference: AccuracyResult) -> tuple[int, int, float, float]:
+    """(images that only this one gets right, that only the reference does, low, high); the last two are
+    Newcombe's 95 % interval of the difference of top-1, points. Raises ValueError when they are of different
+    images.
+    """
+    if not np.array_equal(this.indices, reference.indices):
+        raise ValueError("the two results are of different images")
+    right, other = this.right, reference.right
+    gained, lost = int((right & ~other).sum()), int((other & ~right).sum())
+    low, high = newcombe(int((right & other).sum()), gained, lost, this.n)
+    return gained, lost, 100 * low, 100 * high
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,6 +232,7 @@ class AccuracyReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; None where there is no reference."""
         compared = asdict(self.comparison) if self.comparison else {}
+        low, high = self.result.top1_interval
         return {
             **self.subject.to_dict(),
             "data": self.data,
@@ -200,6 +241,8 @@ class AccuracyReport:
             "skipped": len(self.result.skipped),
             "skipped_images": self.result.skipped[:NAMED],
             "top1_percent": self.result.top1,
+            "top1_low_percent": low,
+            "top1_high_percent": high,
             "top5_percent": self.result.top5,
             "balanced_percent": self.result.balanced,
             "loss_nats": self.result.loss,

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from runtime.env.conditions import Warned
+
 from . import stats
 from .calls import BOUNDARIES
-from .conditions import Warned
 from .subject import Description
 
 SETTLE = 2

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from runtime import Predictor
+from runtime.env.conditions import Warned
 
 from . import stats
-from .accuracy import AccuracyResult
-from .conditions import Warned
+from .accuracy import AccuracyResult, difference
 from .subject import Description, label
 
 
@@ -55,6 +55,14 @@ class Row:
     """Engine, provider, device, threads, as the engine reports them."""
     balanced_percent: float | None = None
     """Balanced accuracy: the mean over the classes that have images."""
+    top1_low_percent: float | None = None
+    """Wilson's 95 % interval of top-1."""
+    top1_high_percent: float | None = None
+    delta_teacher_low_points: float | None = None
+    """Newcombe's 95 % interval for pairs, as that of the control."""
+    delta_teacher_high_points: float | None = None
+    delta_control_low_points: float | None = None
+    delta_control_high_points: float | None = None
 
 
 @dataclass(frozen=True)
@@ -112,27 +120,30 @@ def ran_under(subjects: Sequence[Description]) -> dict[str, Any]:
     return found
 
 
-def with_differences(rows: Sequence[Row]) -> list[Row]:
+def with_differences(rows: Sequence[Row], results: Sequence[AccuracyResult] = ()) -> list[Row]:
     """Differences to the teacher (the first row) and to the control (the second, if it is one); None to
-    oneself.
+    oneself. results: of each row, for the intervals of the differences.
     """
-    teacher = rows[0]
-    control = rows[1] if len(rows) > 1 and rows[1].role == "control" else None
+    has_control = len(rows) > 1 and rows[1].role == "control"
+    found = []
+    for place, row in enumerate(rows):
+        row = replace(row, speedup=rows[0].latency_p50_ms / row.latency_p50_ms)
+        for name, other in (("teacher", 0), ("control", 1))[: 1 + has_control]:
+            if place > other:
+                row = replace(row, **_difference(name, rows, place, other, results))
+        found.append(row)
+    return found
 
-    def difference(row: Row, other: Row | None) -> float | None:
-        return (
-            None if other is None or row is teacher or row is other else row.top1_percent - other.top1_percent
-        )
 
-    return [
-        replace(
-            row,
-            delta_teacher_points=difference(row, teacher),
-            delta_control_points=difference(row, control),
-            speedup=teacher.latency_p50_ms / row.latency_p50_ms,
-        )
-        for row in rows
-    ]
+def _difference(
+    name: str, rows: Sequence[Row], this: int, other: int, results: Sequence[AccuracyResult]
+) -> dict[str, Any]:
+    """The fields of `Row` that compare it with the teacher or the control."""
+    found = {f"delta_{name}_points": rows[this].top1_percent - rows[other].top1_percent}
+    if results and np.array_equal(results[this].indices, results[other].indices):  # not with images left out
+        *_, low, high = difference(results[this], results[other])
+        found |= {f"delta_{name}_low_points": low, f"delta_{name}_high_points": high}
+    return found
 
 
 def make_row(
@@ -170,4 +181,6 @@ def make_row(
         skipped=len(result.skipped),
         ran_on=ran_on,
         balanced_percent=result.balanced,
+        top1_low_percent=result.top1_interval[0],
+        top1_high_percent=result.top1_interval[1],
     )

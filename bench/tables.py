@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime import files
+from runtime.env.conditions import Warned
 from runtime.images.summary import balanced_line
 
 from . import report
@@ -24,7 +25,6 @@ from .calls import BOUNDARIES
 from .comparing.paired import Paired
 from .comparing.race import Against, Comparison
 from .comparing.ratios import LEAST_BLOCKS, LEVEL, Ratio
-from .conditions import Warned
 from .latency import LatencyResult
 from .table import Row, Table
 
@@ -84,14 +84,28 @@ def accuracy(found: AccuracyReport) -> Any:
     )
     skipped = f", {len(result.skipped)} unreadable images left out" if result.skipped else ""
     notes = [f"n={result.n} images of {found.data}{skipped}; {found.subject.file}; {found.subject.ran_on}"]
+    low, high = result.top1_interval
+    notes.append(f"top-1 {low:.2f} to {high:.2f} % (95 % interval on {result.n} images)")
     notes.append(balanced_line(result.classes))
     if found.reference and compared:
         made.add_row(f"reference: {other}", report.number(compared.reference_top1_percent), "", "", "", "")
+        below, above = compared.difference_low_points, compared.difference_high_points
         notes.append(
-            f"agreement {compared.agreement_percent:.2f} % (same best class as {found.reference.file}); "
+            f"Δ top-1 {below:+.2f} to {above:+.2f} points (95 % interval for pairs), {told(below, above)}:"
+            f" {compared.only_this_right} images only this one gets right, {compared.only_reference_right}"
+            " only the reference"
+        )
+        notes.append(
+            f"agreement {compared.agreement_percent:.2f} % ({compared.agreement_low_percent:.2f} to"
+            f" {compared.agreement_high_percent:.2f}; same best class as {found.reference.file}); "
             f"largest logit difference {compared.max_abs_logit_difference:.3g}"
         )
     return report.with_notes([made], [*notes, report.machine(found.fingerprint)])
+
+
+def told(low: float, high: float) -> str:
+    """Whether a difference with this interval is one."""
+    return "which is clear" if low > 0 or high < 0 else "which cannot be told from none"
 
 
 def comparison(found: Comparison, names: Sequence[str], judged: Sequence[Paired] | None) -> Any:
@@ -239,9 +253,29 @@ def caption(table: Table) -> list[str]:
             "p50, p99, images/s, speed-up (teacher's median / this one): boundary compute, a preprocessed"
             " batch to logits. e2e: boundary end-to-end, encoded image to the top 5 classes."
         ),
+        *interval_lines(table),
         report.machine(c.fingerprint),
         *warning_lines(c.warnings),
     ]
+
+
+def interval_lines(table: Table) -> list[str]:
+    """The 95 % intervals of each row's accuracy and differences."""
+    lines = []
+    for row, name in zip(table.rows, names(table), strict=True):
+        if row.top1_low_percent is None or row.top1_high_percent is None:
+            continue
+        differences = [
+            f"Δ {other} {low:+.2f} to {high:+.2f}, {told(low, high)}"
+            for other, low, high in (
+                ("teacher", row.delta_teacher_low_points, row.delta_teacher_high_points),
+                ("control", row.delta_control_low_points, row.delta_control_high_points),
+            )
+            if low is not None and high is not None
+        ]
+        top1 = f"top-1 {row.top1_low_percent:.2f} to {row.top1_high_percent:.2f} %"
+        lines.append(f"95 % interval, {name}: {'; '.join([top1, *differences])}")
+    return lines
 
 
 def names(table: Table) -> list[str]:

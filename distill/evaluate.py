@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from runtime.errors import DataError, MissingError, UsageError
 from runtime.images.summary import ClassAccuracy, balanced_percent, class_accuracies
+from runtime.intervals import wilson
 
 from .data import Batch
 from .models.depthwise import network_format
@@ -79,6 +80,12 @@ class EvaluationReport:
         return self.result.top1
 
     @property
+    def top1_interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of top-1, percent."""
+        low, high = wilson(int(self.result.right.sum()), self.result.images)
+        return 100 * low, 100 * high
+
+    @property
     def balanced(self) -> float | None:
         """Balanced accuracy: the mean over the classes that have images, percent."""
         return self.result.balanced
@@ -95,6 +102,8 @@ class EvaluationReport:
             "data": self.data,
             "model": self.model,
             "top1_percent": self.result.top1,
+            "top1_low_percent": self.top1_interval[0],
+            "top1_high_percent": self.top1_interval[1],
             "top5_percent": self.result.top5,
             "balanced_percent": self.balanced,
             "loss_nats": self.result.loss,

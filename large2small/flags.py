@@ -179,6 +179,7 @@ class OnnxFlags(TypedDict, total=False):
     calib_draws: int
     calib_cache: Pathlike
     max_drop: float
+    min_agreement: float | None
     accuracy_size: int
     exclude: Sequence[str]
     depthwise: Literal["auto", "int8", "fp16", "fp32"]
@@ -227,6 +228,7 @@ class TrtFlags(TypedDict, total=False):
     calib_draws: int
     calib_cache: Pathlike
     max_drop: float
+    min_agreement: float | None
     accuracy_size: int
     exclude: Sequence[str]
     depthwise: Literal["auto", "int8", "fp16", "fp32"]

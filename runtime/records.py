@@ -100,9 +100,26 @@ class Speed(Record):
 
     ratio: float | None = None
     """Its time / fp32's time; below 1 it is faster."""
+    low: float | None = None
+    """The ratio's 95 % interval; None in files of earlier versions, as `high`."""
+    high: float | None = None
+    warnings: list[str] | None = None
+    """Reasons not to quote the ratio."""
+    pairs: int | None = None
+    """Calls of each, one after the other."""
     batch: int | None = None
     threads: int | None = None
     engine: str | None = None
+
+    @property
+    def pays(self) -> bool | None:
+        """Is the file faster than fp32? None where nobody can tell: not measured, an interval that holds 1,
+        or a machine that was disturbed.
+        """
+        if not self.ratio or self.warnings:
+            return None
+        low, high = self.low or self.ratio, self.high or self.ratio
+        return None if low < 1 < high else self.ratio < 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +152,8 @@ class Judged(Record):
     worst_class: WorstClass | None = None
     max_drop: float | None = None
     """Points that were allowed."""
+    min_agreement: float | None = None
+    """Percent of agreement that was asked for; None where none was."""
     consistency: dict[str, Any] | None = None
     batch_spread: float | None = None
     repeatability: dict[str, Any] | None = None

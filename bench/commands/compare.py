@@ -21,9 +21,10 @@ from runtime import UsageError, env, files
 from runtime.cli import flags, settings
 from runtime.cli.settings import Flag
 from runtime.cli.terminal import loading, progress_bar
+from runtime.env import conditions
 from runtime.images import ImageSet, open_images
 
-from .. import accuracy, calls, conditions, report, tables
+from .. import accuracy, calls, report, tables
 from ..comparing.isolated import isolated
 from ..comparing.paired import Paired, paired
 from ..comparing.race import Comparison, Contestant, Effort, Here, play

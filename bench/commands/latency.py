@@ -15,9 +15,10 @@ from runtime import env, files
 from runtime.cli import settings
 from runtime.cli.settings import Flag
 from runtime.cli.terminal import loading
+from runtime.env import conditions
 from runtime.images import open_images
 
-from .. import calls, conditions, latency, report, stats, tables
+from .. import calls, latency, report, stats, tables
 from ..subject import RunOptions, describe, open_artifact
 
 SUMMARY = "measure percentiles and throughput of an artifact"

@@ -19,9 +19,10 @@ from runtime import Predictor, UsageError, env, files
 from runtime.cli import settings
 from runtime.cli.settings import Flag
 from runtime.cli.terminal import loading, progress_bar
+from runtime.env import conditions
 from runtime.images import ImageSet, open_images
 
-from .. import accuracy, calls, conditions, latency, report, tables
+from .. import accuracy, calls, latency, report, tables
 from ..subject import RunOptions, describe, open_artifact, require_preprocess
 from ..table import Conditions, Table, make_row, ran_under, with_differences
 
@@ -160,7 +161,7 @@ def measure(options: Options) -> Table:
         warnings=warned,
         fingerprint=env.fingerprint(),
     )
-    return Table(with_differences(rows), under)
+    return Table(with_differences(rows, results), under)
 
 
 def _evaluate(predictor: Predictor, images: ImageSet, options: Options) -> accuracy.AccuracyResult:

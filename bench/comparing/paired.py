@@ -15,9 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.intervals import newcombe, wilson
-
-from ..accuracy import AccuracyResult, ranks
+from ..accuracy import AccuracyResult, difference, ranks
 
 CONFIDENCE_BINS = 15
 
@@ -65,25 +63,23 @@ def paired(
     this: AccuracyResult, reference: AccuracyResult, class_names: list[str] | tuple[str, ...]
 ) -> Paired:
     """Compare two results. Raises ValueError when they are of different images."""
-    if not np.array_equal(this.indices, reference.indices):
-        raise ValueError("the two results are of different images")
-    right, other = (ranks(each.logits, each.labels) < 1 for each in (this, reference))
-    gained, lost = right & ~other, other & ~right
-    low, high = wilson(int(right.sum()), this.n)
-    below, above = newcombe(int((right & other).sum()), int(gained.sum()), int(lost.sum()), this.n)
-    net = np.bincount(this.labels, lost.astype(int) - gained.astype(int), minlength=len(class_names))
+    gained, lost, below, above = difference(this, reference)
+    low, high = this.top1_interval
+    net = np.bincount(
+        this.labels, reference.right.astype(int) - this.right.astype(int), minlength=len(class_names)
+    )
     worst = int(net.argmax())
     return Paired(
         top1_percent=this.top1,
-        top1_low_percent=100 * low,
-        top1_high_percent=100 * high,
+        top1_low_percent=low,
+        top1_high_percent=high,
         reference_top1_percent=reference.top1,
         difference_points=this.top1 - reference.top1,
-        difference_low_points=100 * below,
-        difference_high_points=100 * above,
-        only_this_right=int(gained.sum()),
-        only_reference_right=int(lost.sum()),
-        mcnemar_p=mcnemar(int(gained.sum()), int(lost.sum())),
+        difference_low_points=below,
+        difference_high_points=above,
+        only_this_right=gained,
+        only_reference_right=lost,
+        mcnemar_p=mcnemar(gained, lost),
         agreement_percent=100 * float(np.mean(this.logits.argmax(1) == reference.logits.argmax(1))),
         calibration_error_percent=calibration_error(this.logits, this.labels),
         reference_calibration_error_percent=calibration_error(reference.logits, reference.labels),

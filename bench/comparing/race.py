@@ -4,7 +4,7 @@ In:  contestants, each of which can take a turn of calls: in this process, or in
 Out: a `Comparison`: durations by block, summaries, ratios with intervals, verdicts; `to_dict` is the JSON
 result.
 Elsewhere: intervals (bench.comparing.ratios), processes (bench.comparing.isolated), the machine's state
-(bench.conditions), the flags (bench.commands.compare), the table for a person (bench.tables).
+(runtime.env.conditions), the flags (bench.commands.compare), the table for a person (bench.tables).
 
 A block is two passes over the contestants, the second in reverse order, so that what drifts evenly hits all
 alike; the pass begins with the next contestant each time. The reference is in it twice: what it differs from
@@ -20,8 +20,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from runtime.env.conditions import Warned
+
 from .. import stats
-from ..conditions import Warned
 from ..latency import collector_off, measure
 from ..subject import Description
 from . import ratios

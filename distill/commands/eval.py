@@ -1,7 +1,7 @@
 """`distill eval`: top-1, top-5, balanced accuracy and loss of a checkpoint on labeled images.
 
 In:  a checkpoint, labeled images.
-Out: two lines, or with --json one object that has each class.
+Out: three lines, or with --json one object that has each class.
 Elsewhere: the evaluation itself (distill.evaluate); accuracy of artifacts (bench.accuracy).
 """
 
@@ -79,6 +79,10 @@ def run(options: Options) -> int:
     lines.append(
         f"{found.checkpoint}: {found.model}  top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  "
         f"loss {result.loss:.4f} nats  (n={result.images} {found.split} images of {found.data}{skipped})"
+    )
+    low, high = found.top1_interval
+    lines.append(
+        f"{found.checkpoint}: top-1 {low:.2f} to {high:.2f} % (95 % interval on {result.images} images)"
     )
     lines.append(f"{found.checkpoint}: {balanced_line(found.classes)}")
     print(in_rows("\n".join(lines), sys.stdout))

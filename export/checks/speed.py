@@ -2,29 +2,33 @@
 not pay.
 
 In:  two artifacts of the same network, as paths or as file contents.
-Out: int8 time / fp32 time; below 1 int8 is faster.
-Elsewhere: latency as users are shown it, with percentiles (bench.latency); against other quantizers
-(measurements/int8_speed.py).
+Out: `Speed`: int8 time / fp32 time with its interval, and reasons not to believe it; below 1 int8 is faster.
+Elsewhere: latency as users are shown it, with percentiles (bench.latency); two artifacts against each other
+for as long as it takes (bench.comparing.race); against other quantizers (measurements/int8_speed.py).
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from runtime import Predictor, UsageError, load
+from runtime import Predictor, UsageError, env, load
+from runtime.env import conditions
+from runtime.records import Speed
 
 ROUNDS = 30
 SECONDS = 2.0
-LEAST = 3
-"""Rounds that are timed however long they take: one slow call must not decide."""
+LEAST = 6
+"""Rounds that are timed however long they take: fewer make no 95 % interval."""
 
 
-def ratio(
+def measure(
     fp32: bytes | str | Path,
     int8: bytes | str | Path,
     batch: int = 1,
@@ -32,13 +36,14 @@ def ratio(
     *,
     threads: int | None = None,
     seconds: float = SECONDS,
-) -> float:
-    """Median time of an int8 call over the median of an fp32 call, through `runtime.load` on the CPU.
+) -> Speed:
+    """Time of an int8 call over that of the fp32 call beside it, the median of the rounds, through
+    `runtime.load` on the CPU: a batch in memory to logits.
 
     The two are called in turn, so that both see what else the machine does, on one batch of normal noise: how
     long an engine takes does not depend on the values. After `seconds` no further round begins, but at least
-    three are timed. Raises UsageError when a file does not fix the size of its images, or for a batch or
-    rounds below 1.
+    six are timed. Raises UsageError when a file does not fix the size of its images, or for a batch or rounds
+    below 1.
     """
     if batch < 1 or rounds < 1:
         raise UsageError(f"batch {batch}, rounds {rounds}: expected 1 or more of each")
@@ -48,8 +53,32 @@ def ratio(
             for artifact, name in ((fp32, "fp32.onnx"), (int8, "int8.onnx"))
         ]
         with load(paths[0], threads=threads) as one, load(paths[1], threads=threads) as other:
+            before = conditions.now()
             times = _interleaved((one, other), _noise(one, batch), rounds, seconds)
-    return statistics.median(times[1]) / statistics.median(times[0])
+            warned = conditions.warnings(before, [np.array(each) for each in times])
+    ratios = [after / first for first, after in zip(*times, strict=True)]
+    low, high = median_interval(ratios)
+    return Speed(
+        ratio=statistics.median(ratios),
+        low=low,
+        high=high,
+        warnings=[each.text for each in warned],
+        pairs=len(ratios),
+        batch=batch,
+        threads=threads or env.usable_cores(),
+        engine="onnxruntime",
+    )
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
+    """95 % interval of the median by the sign test: two of the values in order, whatever the distribution.
+    None of fewer than six values.
+    """
+    ordered, n = sorted(values), len(values)
+    tail, left = 0.0, 0
+    while left < n and (tail := tail + math.comb(n, left) / 2**n) <= 0.025:
+        left += 1
+    return (ordered[left - 1], ordered[n - left]) if left else (None, None)
 
 
 def _interleaved(

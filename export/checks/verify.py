@@ -397,6 +397,18 @@ def require_small_drop(found: Accuracy, max_drop: float, precision: str = "int8"
         )
 
 
+def require_agreement(found: Accuracy, min_agreement: float | None, precision: str = "int8") -> None:
+    """Raise GateError when the artifact chooses the fp32 student's class for less than `min_agreement`
+    percent of the images.
+    """
+    if min_agreement is not None and found.agreement < min_agreement:
+        raise GateError(
+            f"{precision} chooses the class of the fp32 student on {found.agreement:.2f} % of"
+            f" {found.images} images; at least {min_agreement:g} asked for, nothing written. Export fp32, or"
+            " ask for less with --min-agreement"
+        )
+
+
 def logits_of(content: bytes, path: Path, batches: Iterable[np.ndarray]) -> np.ndarray:
     """(N, K) logits of the artifact with this content. One artifact is open at a time: threads of two engines
     that wait for work take the cores from each other (measured: twice the time).

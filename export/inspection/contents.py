@@ -170,7 +170,7 @@ def warnings_of(meta: Metadata) -> list[str]:
             f"the plan lost {engine.drop:.2f} points of top-1 against the fp32 student (n={engine.images})"
         )
     speed = lowered.speed if lowered else None
-    if speed and (speed.ratio or 0) >= 1:
+    if speed and speed.pays is False:
         found.append(
             f"{name} took {speed.ratio:.2f} of fp32's time on {speed.engine} where it was made: it does not"
             " pay there"

@@ -70,6 +70,22 @@ class Bar:
     max_drop: float
     """Points of top-1 it may lose against the fp32 student."""
     gate: Gate
+    min_agreement: float = 0.0
+    """Share of images, percent, on which it has to choose the fp32 student's class."""
+
+    def allows(self, found: Accuracy) -> bool:
+        """Is the accuracy within both budgets?"""
+        return found.drop <= self.max_drop and found.agreement >= self.min_agreement
+
+    def missing(self, found: Accuracy) -> tuple[float, float]:
+        """(points of top-1, percent of agreement) that are missing; 0 where a budget holds."""
+        return max(found.drop - self.max_drop, 0.0), max(self.min_agreement - found.agreement, 0.0)
+
+    @property
+    def allowed(self) -> str:
+        """The budgets in words."""
+        agreement = f", at least {self.min_agreement:g} % agreement" if self.min_agreement else ""
+        return f"{self.max_drop:g}{agreement}"
 
 
 @dataclass(frozen=True)
@@ -106,6 +122,7 @@ class Try:
     float_groups: int
     drop_points: float
     int8_macs_percent: float
+    agreement_percent: float
 
 
 @dataclass(frozen=True)
@@ -123,14 +140,17 @@ class Outcome:
     rows: tuple[Row, ...] = ()
     """Worst first; empty when nothing had to be ranked."""
     ranking_images: int = 0
+    min_agreement: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """For the metadata and for sensitivity.json; max_drop_points is null where no budget was set
-        (infinity).
+        """For the metadata and for sensitivity.json; max_drop_points and min_agreement_percent are null where
+        no such budget was set.
         """
         return {
             "max_drop_points": self.max_drop if math.isfinite(self.max_drop) else None,
             "drop_points": self.accuracy.drop,
+            "min_agreement_percent": self.min_agreement or None,
+            "agreement_percent": self.accuracy.agreement,
             "images": self.accuracy.images,
             "int8_macs_percent": self.int8_macs_percent,
             "float_layers": list(self.float_layers),
@@ -232,21 +252,21 @@ def fit(
     budget cannot be met.
     """
     tried, count, rows = {0: bar.first}, 0, []
-    missed = bar.first.drop > bar.max_drop
+    missed = not bar.allows(bar.first)
     if missed or always_rank:
         rows = rank(found, ranking, show)
     if missed:
         count = roll_back(rows, tried, bar, show)
-    return outcome(found, rows, count, tried, bar.max_drop, len(ranking.labels) if rows else 0)
+    return outcome(found, rows, count, tried, bar, len(ranking.labels) if rows else 0)
 
 
 def roll_back(rows: Sequence[Row], tried: dict[int, Accuracy], bar: Bar, show: Show = silent) -> int:
     """How many of the worst groups must be float; each accuracy found on the way is added to `tried` {count:
     accuracy}.
 
-    First 1, 2, 4, ... groups, at last all but one, until the drop is small enough; then halving between the
-    last count that was too few and the first that was enough. At most 2 log2(n) + 1 calls of `gate` for n
-    groups. The drop need not fall with every group: the count returned was measured and holds. Raises
+    First 1, 2, 4, ... groups, at last all but one, until the bar is held; then halving between the last count
+    that was too few and the first that was enough. At most 2 log2(n) + 1 calls of `gate` for n groups. The
+    drop need not fall with every group: the count returned was measured and holds. Raises
     GateError when even one group in int8 is too much.
     """
 
@@ -254,10 +274,10 @@ def roll_back(rows: Sequence[Row], tried: dict[int, Accuracy], bar: Bar, show: S
         tried[count] = bar.gate(int8_layers(rows[count:]))
         show(
             rows,
-            f"budget: {count} of {len(rows)} groups float, drop {tried[count].drop:.2f} points (allowed"
-            f" {bar.max_drop:g})",
+            f"budget: {count} of {len(rows)} groups float, drop {tried[count].drop:.2f} points,"
+            f" {tried[count].agreement:.2f} % agreement (allowed {bar.allowed})",
         )
-        return tried[count].drop <= bar.max_drop
+        return bar.allows(tried[count])
 
     too_few, enough = 0, None
     for count in doubling(len(rows) - 1):
@@ -266,7 +286,7 @@ def roll_back(rows: Sequence[Row], tried: dict[int, Accuracy], bar: Bar, show: S
             break
         too_few = count
     if enough is None:
-        raise GateError(unmet(rows, tried, bar.max_drop))
+        raise GateError(unmet(rows, tried, bar))
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
         if holds(middle):
@@ -286,16 +306,19 @@ def int8_layers(rows: Sequence[Row]) -> frozenset[str]:
     return frozenset(name for row in rows for name in row.group.layers)
 
 
-def unmet(rows: Sequence[Row], tried: dict[int, Accuracy], max_drop: float) -> str:
+def unmet(rows: Sequence[Row], tried: dict[int, Accuracy], bar: Bar) -> str:
     """The line for a budget that no try held: how near it came, what hurts, what to do."""
-    best = min(tried, key=lambda count: (tried[count].drop, count))
+    best = min(tried, key=lambda count: (*bar.missing(tried[count]), tried[count].drop, count))
     found, worst = tried[best], ", ".join(row.group.name for row in rows[:3])
+    same = f", {found.agreement:.2f} % of the answers fp32's" if bar.min_agreement else ""
+    asked = f" and {bar.min_agreement:g} % agreement asked for" if bar.min_agreement else ""
+    flags = "--max-drop" + (" or a lower --min-agreement" if bar.min_agreement else "")
     return (
         f"int8 top-1 is {found.candidate_top1:.2f} % at best, {found.drop:.2f} points below fp32's"
         f" {found.reference_top1:.2f} % on {found.images} images (one image is"
-        f" {100 / found.images:.2g} points), with {best} of {len(rows)} groups of layers float; at most"
-        f" {max_drop:g} allowed, nothing written. Most damage: {worst}. Try another --calib-method, a larger"
-        " --calib-size, distill train --qat, or allow more with --max-drop"
+        f" {100 / found.images:.2g} points){same}, with {best} of {len(rows)} groups of layers float; at"
+        f" most {bar.max_drop:g} allowed{asked}, nothing written. Most damage: {worst}. Try another"
+        f" --calib-method, a larger --calib-size, distill train --qat, or allow more with {flags}"
     )
 
 
@@ -304,7 +327,7 @@ def outcome(
     rows: Sequence[Row],
     count: int,
     tried: dict[int, Accuracy],
-    max_drop: float,
+    bar: Bar,
     ranking_images: int,
 ) -> Outcome:
     """The result with the `count` worst groups float."""
@@ -319,10 +342,13 @@ def outcome(
         tuple(name for row in rows[:count] for name in row.group.layers),
         percent(count),
         tried[count],
-        max_drop,
-        tuple(Try(each, accuracy.drop, percent(each)) for each, accuracy in tried.items()),
+        bar.max_drop,
+        tuple(
+            Try(each, accuracy.drop, percent(each), accuracy.agreement) for each, accuracy in tried.items()
+        ),
         tuple(replace(row, precision="float") if index < count else row for index, row in enumerate(rows)),
         ranking_images,
+        bar.min_agreement,
     )
 
 
@@ -337,7 +363,8 @@ def to_markdown(result: Outcome) -> str:
         (
             f"INT8 keeps {result.int8_macs_percent:.1f} % of the multiply-accumulates; top-1 drop"
             f" {result.accuracy.drop:.2f} points on {result.accuracy.images} images (allowed"
-            f" {result.max_drop:g})."
+            f" {result.max_drop:g}), {result.accuracy.agreement:.2f} % of the answers fp32's"
+            + (f" (at least {result.min_agreement:g})." if result.min_agreement else ".")
         ),
         "",
         f"Damage of each group of layers alone in int8, on {result.ranking_images} labeled images:",
@@ -352,10 +379,11 @@ def to_markdown(result: Outcome) -> str:
         "",
         "Graphs held against the budget:",
         "",
-        "| groups in float | drop, points | MACs in int8, % |",
-        "|---:|---:|---:|",
+        "| groups in float | drop, points | agreement, % | MACs in int8, % |",
+        "|---:|---:|---:|---:|",
         *(
-            f"| {each.float_groups} | {each.drop_points:.2f} | {each.int8_macs_percent:.1f} |"
+            f"| {each.float_groups} | {each.drop_points:.2f} | {each.agreement_percent:.2f} |"
+            f" {each.int8_macs_percent:.1f} |"
             for each in result.history
         ),
     ]

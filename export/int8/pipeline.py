@@ -160,9 +160,10 @@ def _best_method(quantizer: Calibrated, judge: Judge) -> tuple[Calibrated, list[
 def _hold_budget(judge: Judge, layout: Layout, first: Accuracy, options: Int8Options) -> budget.Outcome:
     """What stays int8. Ranges of noise are not held to any budget: they have no accuracy to keep."""
     found = budget.groups(judge.quantizer.model, layout)
-    max_drop = float("inf") if judge.calibration.is_random else options.max_drop
-    bar = budget.Bar(first, max_drop, judge.gate)
-    if not (first.drop > max_drop or options.sensitivity):
+    bar = budget.Bar(first, float("inf"), judge.gate)
+    if not judge.calibration.is_random:
+        bar = replace(bar, max_drop=options.max_drop, min_agreement=options.min_agreement or 0.0)
+    if bar.allows(first) and not options.sensitivity:
         nothing = np.zeros(0)
         return budget.fit(found, bar, budget.Ranking(judge.ranking, nothing, nothing))
     with budget.live() as show:

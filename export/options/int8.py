@@ -46,8 +46,12 @@ class Int8Options:
     max_drop: Annotated[float, Flag("POINTS", common=True, least=0)] = 1.0
     """Largest loss of top-1 against the fp32 student on --data, percentage points. Layers go back to float
     until it holds; if it cannot, nothing is written."""
+    min_agreement: Annotated[float | None, Flag("PERCENT", common=True, least=0, most=100)] = None
+    """Least share of the images of --data on which the file has to choose the fp32 student's class,
+    percent: a second budget, held as --max-drop is."""
     accuracy_size: Annotated[int, Flag("N", least=1)] = 5000
-    """Largest number of labeled images for the check of --max-drop, the same share of each class."""
+    """Largest number of labeled images for the check of --max-drop and --min-agreement, the same share of
+    each class."""
     exclude: Annotated[tuple[str, ...], Flag("PATTERN", common=True)] = ()
     """Layers to leave float: glob patterns on node names, such as 'layer1.*'."""
     depthwise: Literal["auto", "int8", "fp16", "fp32"] = "auto"
@@ -90,6 +94,8 @@ def check_int8(options: Int8Options, fp16: bool) -> None:
         )
 
 
+BUDGETS = ("max_drop", "min_agreement", "accuracy_size")
+"""Settings of the check against the fp32 student, which every precision has."""
 CALIBRATED = (
     "calib_method",
     "percentile",

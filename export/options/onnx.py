@@ -15,7 +15,7 @@ from runtime import files
 from runtime.cli.settings import Flag
 from runtime.errors import UsageError
 
-from .int8 import Int8Options, check_int8, flag
+from .int8 import BUDGETS, Int8Options, check_int8, flag
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,7 @@ def check_onnx(options: OnnxOptions) -> None:
             )
         return
     defaults = {f.name: f.default for f in fields(Int8Options)}
-    shared = (
-        {"max_drop", "accuracy_size", "calib", "calib_size"}
-        if options.fp16
-        else {"max_drop", "accuracy_size"}
-    )
+    shared = set(BUDGETS) | ({"calib", "calib_size"} if options.fp16 else set())
     for name, default in defaults.items():
         if name not in shared and getattr(options, name) != default:
             raise UsageError(f"{flag(name)} is only read with --int8. Add --int8")

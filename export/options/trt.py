@@ -21,7 +21,7 @@ from runtime.errors import ArtifactError, MissingError, UsageError
 
 from ..trt import build
 from ..trt.build import Profile, Settings
-from .int8 import Int8Options
+from .int8 import BUDGETS, Int8Options
 from .onnx import FileOptions, OnnxOptions, check_onnx
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
@@ -119,7 +119,7 @@ def settings_of(options: TrtOptions) -> Settings:
         unread = ["checkpoint_key"] * bool(options.checkpoint_key) + [
             f.name
             for f in fields(Int8Options)
-            if f.name not in ("max_drop", "accuracy_size") and getattr(options, f.name) != f.default
+            if f.name not in BUDGETS and getattr(options, f.name) != f.default
         ]
         if unread:
             raise UsageError(f"--{unread[0].replace('_', '-')} is only read for a checkpoint. Leave it out")

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
-from runtime import env
 from runtime.artifact import Metadata
 from runtime.images import ImageSet
-from runtime.records import Judged, Quantization, Speed
+from runtime.records import Judged, Quantization
 
 from ..checks import samples, speed, verify
 from ..checks.evaluation import Evaluation
@@ -124,7 +123,9 @@ def _lowered(
     report["judged_as"] = None if judged is graph else engine.sentence()
     logits = evaluation.logits(from_torch.write_metadata(judged, meta), f"accuracy of {meta.precision}")
     if not lowered.how.not_for_accuracy:
-        verify.require_small_drop(evaluation.compare(logits), inputs.options.max_drop, meta.precision)
+        compared = evaluation.compare(logits)
+        verify.require_small_drop(compared, inputs.options.max_drop, meta.precision)
+        verify.require_agreement(compared, inputs.options.min_agreement, meta.precision)
     return _Lowered(graph, logits, replace(lowered.how, fp16=report), lowered.outcome)
 
 
@@ -141,15 +142,11 @@ def _checks(
     return replace(
         evaluation.judged(lowered.logits),
         max_drop=inputs.options.max_drop,
+        min_agreement=inputs.options.min_agreement,
         consistency=consistency,
         batch_spread=consistency["batch_spread"],
         repeatability=verify.require_repeatable(content, path, some),
-        speed=Speed(
-            ratio=speed.ratio(fp32.content, content),
-            batch=1,
-            threads=env.usable_cores(),
-            engine="onnxruntime",
-        ),
+        speed=speed.measure(fp32.content, content),
     )
 
 

@@ -122,8 +122,9 @@ def run_on_gpu(unchecked: BuiltPlan, source: Source, plan: Path, options: TrtOpt
             source.evaluation, chosen, meta.preprocess, about="the engine on labeled images"
         )
         images = check.Images((batch for batch, _ in pairs), labels)
+    budgets = check.Budgets(options.max_drop, options.min_agreement or 0.0)
     try:
-        found = check.check(check.Pair(plan, source.onnx, meta), images, options.max_drop)
+        found = check.check(check.Pair(plan, source.onnx, meta), images, budgets)
     except GateError as error:
         stays = options.target if source.place else source.onnx
         raise GateError(f"{error}. {stays} stays") from error

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from runtime import files
 from runtime.artifact import Metadata
+from runtime.intervals import wilson
 from runtime.records import Agreement, Budget, Judged, Quantization, Speed
 
 from ..options.onnx import OnnxOptions
@@ -24,6 +25,8 @@ from .lower import Shipped
 
 LITTLE = 50.0
 """Share of the multiply-accumulates in int8, percent, below which the file gains little over fp16 or fp32."""
+LOW_AGREEMENT = 90.0
+"""Percent of agreement below which a top-1 that held says little about the file."""
 
 
 def show(path: Path, meta: Metadata, found: Judged) -> None:
@@ -56,6 +59,7 @@ def number(value: float | None, digits: int = 2) -> str:
 def sentences(meta: Metadata, found: Judged) -> list[str]:
     """What the table cannot hold."""
     how, lines = meta.quantization or Quantization(), []
+    lines += answers(meta.precision, found)
     lines.append(
         f"{found.right_to_wrong} of {found.images} evaluation images go wrong, {found.wrong_to_right} go"
         f" right: drop {number(found.drop)} points, 95 % interval {number(found.drop_low_points)} to"
@@ -86,17 +90,50 @@ def sentences(meta: Metadata, found: Judged) -> list[str]:
     return [*lines, *pace(meta.precision, found.speed)]
 
 
+def share_interval(percent: float | None, images: int | None) -> tuple[float, float] | None:
+    """95 % interval in percent of a share of so many images; None where it was not measured."""
+    if percent is None or not images:
+        return None
+    low, high = wilson(round(percent * images / 100), images)
+    return 100 * low, 100 * high
+
+
+def answers(precision: str, found: Judged) -> list[str]:
+    """Accuracy and agreement with their intervals; a word where top-1 held and the answers did not."""
+    right, same = (share_interval(each, found.images) for each in (found.candidate_top1, found.agreement))
+    if not right or not same:
+        return []
+    lines = [
+        f"95 % intervals on {found.images} images: top-1 {right[0]:.2f} to {right[1]:.2f} %, agreement"
+        f" {same[0]:.2f} to {same[1]:.2f} %"
+    ]
+    if found.agreement is not None and found.agreement < LOW_AGREEMENT:
+        lines.append(
+            f"agreement is LOW although top-1 held: {precision} answers otherwise than fp32 on"
+            f" {100 - found.agreement:.1f} % of the images, and is right on others. To refuse such a file:"
+            " --min-agreement 95"
+        )
+    return lines
+
+
 def pace(precision: str, speed: Speed | None) -> list[str]:
-    """How fast the file is beside the fp32 file, in one sentence."""
+    """How fast the file is beside the fp32 file, in one sentence; that nobody can tell, where that is so."""
     if speed is None or not speed.ratio:
         return []
-    conditions = f"batch {speed.batch}, {speed.threads} threads, medians of alternating calls"
-    if speed.ratio < 1:
-        return [f"{precision} is {1 / speed.ratio:.2g} x as fast as fp32 on ONNX Runtime here ({conditions})"]
-    return [
-        f"{precision} does NOT pay on ONNX Runtime here: it takes {speed.ratio:.2f} x the time of fp32"
-        f" ({conditions})"
-    ]
+    conditions = (
+        f"95 % interval {number(speed.low)} to {number(speed.high)}; batch {speed.batch} in memory to logits,"
+        f" {speed.threads} threads, {speed.pairs} pairs of alternating calls"
+    )
+    took = f"it takes {speed.ratio:.2f} x the time of fp32 ({conditions})"
+    if speed.pays is None:
+        reasons = "; ".join(speed.warnings or ["the interval holds 1"])
+        return [
+            f"whether {precision} pays on ONNX Runtime here cannot be told: {took}, but {reasons}. Measure"
+            " for longer on a quiet machine: distill bench compare"
+        ]
+    if speed.pays:
+        return [f"{precision} pays on ONNX Runtime here, {1 / speed.ratio:.2g} x as fast as fp32: {took}"]
+    return [f"{precision} does NOT pay on ONNX Runtime here: {took}"]
 
 
 def rolled_back(layers: list[str]) -> str:
@@ -170,7 +207,9 @@ def figures(options: OnnxOptions, shipped: Shipped) -> dict[str, Any]:
             "fp32_onnx_top1_percent": found.fp32_onnx_top1,
             f"{key}_top1_percent": found.candidate_top1,
             "drop_points": found.drop,
+            f"{key}_top1_interval_percent": share_interval(found.candidate_top1, found.images),
             f"{key}_agreement_percent": found.agreement,
+            f"{key}_agreement_interval_percent": share_interval(found.agreement, found.images),
             **{name: getattr(found, name) for name in flips},
             "worst_class": found.worst_class and found.worst_class.to_dict(),
             "speed": found.speed and found.speed.to_dict(),

@@ -63,11 +63,20 @@ class Pair:
     meta: Metadata
 
 
-def check(pair: Pair, images: Images | None, max_drop: float, device: str = "cuda") -> EngineCheck:
+@dataclass(frozen=True)
+class Budgets:
+    """What a plan is held to against the fp32 student; what its ONNX file lost is counted in."""
+
+    max_drop: float
+    """Points of top-1 it may lose."""
+    min_agreement: float = 0.0
+    """Share of images, percent, on which it has to choose the same class."""
+
+
+def check(pair: Pair, images: Images | None, budgets: Budgets, device: str = "cuda") -> EngineCheck:
     """Run plan and ONNX file on the same images and compare.
 
-    images: None for noise, on which no accuracy is measured. max_drop: points of top-1 the plan may lose
-    against the fp32 student; what its ONNX file lost is counted in.
+    images: None for noise, on which no accuracy is measured.
     """
     meta = pair.meta
     with load(pair.plan, device) as engine, reference_of(pair.onnx, meta) as reference:
@@ -85,7 +94,7 @@ def check(pair: Pair, images: Images | None, max_drop: float, device: str = "cud
             noise=images is None,
             consistency=consistency(engine, some, tolerance(meta.precision)),
         )
-    return found if images is None else with_accuracy(found, theirs, ours, images.labels, meta, max_drop)
+    return found if images is None else with_accuracy(found, theirs, ours, images.labels, meta, budgets)
 
 
 @contextlib.contextmanager
@@ -195,20 +204,29 @@ def with_accuracy(
     logits: np.ndarray,
     labels: np.ndarray,
     meta: Metadata,
-    max_drop: float,
+    budgets: Budgets,
 ) -> EngineCheck:
-    """The same with top-1 of engine and ONNX file; GateError when the engine loses more than `max_drop`
-    points against the fp32 student.
+    """The same with top-1 of engine and ONNX file; GateError when the engine loses more against the fp32
+    student than the budgets allow.
     """
     compared = verify.accuracy(reference, logits, labels)
     lowered = meta.verification.lowered
     drop = compared.drop + ((lowered and lowered.drop) or 0.0)
     judged = not (meta.quantization and meta.quantization.not_for_accuracy)
-    if judged and drop > max_drop:  # ranges of noise have no accuracy to keep
+    if judged and drop > budgets.max_drop:  # ranges of noise have no accuracy to keep
         raise GateError(
             f"engine top-1 is {compared.candidate_top1:.2f} %, {compared.drop:.2f} points below its ONNX file"
-            f" and {drop:.2f} below the fp32 student on {compared.images} images; at most {max_drop:g}"
-            " allowed, no plan is written. Allow more with --max-drop"
+            f" and {drop:.2f} below the fp32 student on {compared.images} images; at most"
+            f" {budgets.max_drop:g} allowed, no plan is written. Allow more with --max-drop"
+        )
+    known = lowered.agreement if lowered and lowered.agreement is not None else 100.0
+    agreed = compared.agreement - (100 - known)  # at least: an image may differ in either step
+    if judged and agreed < budgets.min_agreement:
+        raise GateError(
+            f"the engine chooses the class of its ONNX file on {compared.agreement:.2f} % of"
+            f" {compared.images} images, and that file the fp32 student's on {known:.2f} %, so that only"
+            f" {agreed:.2f} % are sure; at least {budgets.min_agreement:g} asked for, no plan is written. Ask"
+            " for less with --min-agreement"
         )
     return replace(
         found,

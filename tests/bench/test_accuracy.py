@@ -170,6 +170,12 @@ def test_the_reference_gives_agreement_and_the_largest_difference(tiny, student,
     assert found["agreement_percent"] == pytest.approx(100 * 8 / 12)  # all but the four red ones
     assert found["reference_top1_percent"] == pytest.approx(100 * 8 / 12)
     assert found["top1_difference_points"] == pytest.approx(100 * 4 / 12)
+    assert (found["only_this_right"], found["only_reference_right"]) == (4, 0)
+    assert 0 < found["difference_low_points"] < 100 / 3 < found["difference_high_points"]
+    assert (found["agreement_low_percent"], found["agreement_high_percent"]) == pytest.approx(
+        (39.06, 86.19), abs=0.005
+    )
+    assert (found["top1_low_percent"], found["top1_high_percent"]) == pytest.approx((75.75, 100), abs=0.005)
     assert found["max_abs_logit_difference"] == pytest.approx(1.0)  # pure green, or pure red: 1 against 0
     assert found["reference"]["role"] == "teacher"
 

@@ -110,6 +110,20 @@ def test_differences_and_speed_ups_by_hand():
     assert [r.speedup for r in rows] == [1.0, 3.0, 6.0]
 
 
+def test_intervals_of_the_rows_are_those_of_the_accuracies_and_pairs(files):
+    made = command.measure(quick(files))
+    control = made.rows[1]  # right on 8 of 12, the teacher on 12
+    assert (control.top1_low_percent, control.top1_high_percent) == pytest.approx((39.06, 86.19), abs=0.005)
+    assert control.delta_teacher_low_points < -100 / 3 < control.delta_teacher_high_points < 0
+    assert made.rows[0].delta_teacher_low_points is None and control.delta_control_low_points is None
+    same = made.rows[2]  # right wherever the teacher is
+    assert same.delta_teacher_low_points < 0 < same.delta_teacher_high_points
+    said = tables.interval_lines(made)
+    assert said[0] == "95 % interval, teacher.onnx: top-1 75.75 to 100.00 %"
+    assert "Δ teacher -60.94 to" in said[1] and "which is clear" in said[1]
+    assert "which cannot be told from none; Δ control" in said[2]
+
+
 def test_without_a_control_its_difference_is_null():
     rows = table.with_differences([row(role="teacher"), row(top1_percent=70.0)])
     assert [r.delta_control_points for r in rows] == [None, None]

@@ -7,6 +7,7 @@ from onnx import numpy_helper
 
 from export.checks import speed
 from runtime.errors import UsageError
+from runtime.records import Speed
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*carries no:UserWarning")
 
@@ -30,13 +31,44 @@ def convolutions(count, size="3, 32, 32"):
 def test_ten_times_the_work_takes_longer_in_either_order(tmp_path):
     few, many = convolutions(2), convolutions(20)
     (tmp_path / "many.onnx").write_bytes(many)
-    assert speed.ratio(few, many, rounds=5, threads=1) > 2
-    assert speed.ratio(tmp_path / "many.onnx", few, batch=2, rounds=5, threads=1) < 0.5
+    found = speed.measure(few, many, rounds=7, threads=1)
+    assert 2 < found.low <= found.ratio <= found.high
+    assert (found.pairs, found.batch, found.threads, found.engine) == (7, 1, 1, "onnxruntime")
+    assert speed.measure(tmp_path / "many.onnx", few, batch=2, rounds=7, threads=1).ratio < 0.5
 
 
-def test_the_ratio_is_of_medians_so_one_slow_call_does_not_count(monkeypatch):
+def test_the_ratio_is_a_median_so_one_slow_call_does_not_count(monkeypatch):
     monkeypatch.setattr(speed, "_interleaved", lambda *_: ([1.0, 1.0, 50.0], [2.0, 2.0, 0.1]))
-    assert speed.ratio(convolutions(1), convolutions(1)) == 2
+    found = speed.measure(convolutions(1), convolutions(1))
+    assert (found.ratio, found.low, found.high) == (2, None, None)
+
+
+def test_what_the_machine_did_meanwhile_is_kept(monkeypatch):
+    monkeypatch.setattr(speed, "_interleaved", lambda *_: ([1.0] * 30, [0.5] * 24 + [2.0] * 6))
+    found = speed.measure(convolutions(1), convolutions(1))
+    assert any("90th percentile is 4.0 times the median" in each for each in found.warnings)
+    assert found.pays is None
+
+
+@pytest.mark.parametrize(("n", "low", "high"), [(5, None, None), (6, 1, 6), (12, 3, 10), (30, 10, 21)])
+def test_the_interval_of_a_median_is_that_of_the_tables(n, low, high):
+    """Order statistics of the sign test at 95 %, as printed in statistical tables."""
+    assert speed.median_interval(range(n, 0, -1)) == (low, high)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "pays"),
+    [
+        ({"ratio": 0.5, "low": 0.4, "high": 0.9, "warnings": []}, True),
+        ({"ratio": 1.5, "low": 1.1, "high": 2.0, "warnings": []}, False),
+        ({"ratio": 0.9, "low": 0.7, "high": 1.1, "warnings": []}, None),
+        ({"ratio": 0.1, "low": 0.1, "high": 0.2, "warnings": ["busy"]}, None),
+        ({"ratio": 1.3}, False),
+        ({}, None),
+    ],
+)
+def test_a_file_pays_only_where_its_interval_and_the_machine_say_so(recorded, pays):
+    assert Speed(**recorded).pays is pays
 
 
 class Silent:
@@ -47,11 +79,11 @@ class Silent:
 def test_no_round_begins_after_the_time_is_up():
     assert [
         len(each) for each in speed._interleaved((Silent(), Silent()), np.zeros(1), rounds=1000, seconds=0.0)
-    ] == [3, 3]
+    ] == [6, 6]
 
 
 def test_a_file_of_open_size_or_a_batch_of_nothing_is_an_error():
     with pytest.raises(UsageError, match="Expected C, H, W fixed"):
-        speed.ratio(convolutions(1, "3, h, w"), convolutions(1), rounds=1)
+        speed.measure(convolutions(1, "3, h, w"), convolutions(1), rounds=1)
     with pytest.raises(UsageError, match="batch 0, rounds 1: expected 1 or more"):
-        speed.ratio(b"", b"", batch=0, rounds=1)
+        speed.measure(b"", b"", batch=0, rounds=1)

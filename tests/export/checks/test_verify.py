@@ -113,6 +113,17 @@ def test_a_drop_above_the_budget_fails_and_says_what_to_try():
         verify.require_small_drop(found, 49.9, "fp16")
 
 
+def test_too_low_an_agreement_fails_whatever_top1_is():
+    found = verify.accuracy(np.eye(2)[[0, 0, 1, 1]], np.eye(2)[[1, 0, 0, 1]], np.array([0, 0, 0, 0]))
+    assert (found.drop, found.agreement) == (0, 50)
+    verify.require_agreement(found, 50.0)
+    verify.require_agreement(found, None)
+    with pytest.raises(
+        GateError, match=r"fp16 .* 50\.00 % of 4 images; at least 50\.1 asked for.*min-agreement"
+    ):
+        verify.require_agreement(found, 50.1, "fp16")
+
+
 def test_metadata_that_does_not_read_back_fails(tmp_path):
     verify.require_opens(artifact(MEAN), META, tmp_path)
     with pytest.raises(GateError, match="does not read back"):

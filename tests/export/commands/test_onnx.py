@@ -141,6 +141,7 @@ def test_fp32_and_int8_of_one_student(student_file, tmp_path, temporary, capsys)
             "float_groups": 0,
             "drop_points": checks.drop,
             "int8_macs_percent": how.budget.int8_macs_percent,
+            "agreement_percent": checks.agreement,
         }
     ]
 
@@ -151,6 +152,10 @@ def test_a_drop_above_the_budget_exits_1_and_leaves_no_file(
     out = tmp_path / "out" / "student.onnx"
     assert export(student_file, *INT8, *RUINED, "--max-drop", 1, "--output", out) == 1
     assert "at most 1 allowed, nothing written" in capsys.readouterr().err.splitlines()[-1]
+    assert not out.parent.exists() and not list(temporary.iterdir())
+    budgets = ("--max-drop", 100, "--min-agreement", 100)
+    assert export(student_file, *INT8, *RUINED, *budgets, "--output", out) == 1
+    assert "and 100 % agreement asked for, nothing written" in capsys.readouterr().err.splitlines()[-1]
     assert not out.parent.exists() and not list(temporary.iterdir())
 
 

@@ -181,6 +181,32 @@ def fitted(lost, max_drop, **options):
     return result, gate.calls, evaluated
 
 
+def changed(flipped, images=200):
+    """int8 chooses another class on `flipped` images, half of them to the better: top-1 stays at 50 %."""
+    labels = np.tile([0, 1], images // 2)
+    fp32 = np.eye(2)[np.zeros(images, int)]
+    return verify.accuracy(fp32, np.eye(2)[(np.arange(images) < flipped).astype(int)], labels)
+
+
+def test_a_low_agreement_rolls_back_although_top1_held():
+    rows = rows_of([1 / (i + 1) for i in range(6)])
+    flipped, tried = {0: 90, 1: 60, 2: 30, 3: 4, 4: 2, 5: 0}, []
+
+    def gate(layers):
+        tried.append(len(rows) - len(layers))
+        return changed(flipped[tried[-1]])
+
+    bar = budget.Bar(changed(90), 1.0, gate, min_agreement=98.0)
+    assert bar.first.drop == 0 and bar.first.agreement == 55
+    assert budget.roll_back(rows, {0: bar.first}, bar) == 3 and tried == [1, 2, 4, 3]
+    with pytest.raises(
+        GateError,
+        match=r"50\.00 % at best.*, 99\.00 % of the answers fp32's, with 1 of 2.*at most 1 allowed and 99\.5 %"
+        r" agreement asked for, nothing written.*or a lower --min-agreement",
+    ):
+        budget.roll_back(rows[:2], {0: changed(4)}, budget.Bar(changed(4), 1.0, lambda _: changed(2), 99.5))
+
+
 @pytest.mark.parametrize("groups", [2, 3, 7, 16, 33])
 def test_as_few_groups_as_possible_go_to_float_in_a_bounded_number_of_tries(groups):
     for needed in range(1, groups):
@@ -209,7 +235,7 @@ def test_a_first_graph_within_the_budget_is_kept_without_ranking():
     result, calls, evaluated = fitted([1, 9, 9], 0.5)  # 0.5 points of 0.5 allowed
     assert calls == evaluated == [] and result.rows == () and result.float_layers == ()
     assert result.int8_layers == {"g0", "g1", "g2"} and result.int8_macs_percent == pytest.approx(100)
-    assert result.history == (budget.Try(0, 0.5, pytest.approx(100)),)
+    assert result.history == (budget.Try(0, 0.5, pytest.approx(100), 99.5),)
 
 
 def test_ranking_can_be_asked_for_all_the_same():

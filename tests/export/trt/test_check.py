@@ -131,15 +131,25 @@ def test_budget_counts_what_the_onnx_file_lost_already():
     reference = network(IMAGES)
     labels, engine = reference.argmax(1), reference.copy()
     engine[:3] = -engine[:3]  # 3 of 300 go wrong: 1 point
-    meta = Metadata(precision="int8", verification=Verification(lowered=Judged(drop=0.3)))
-    found = check.with_accuracy(EngineCheck(), reference, engine, labels, meta, 1.4)
+    meta = Metadata(precision="int8", verification=Verification(lowered=Judged(drop=0.3, agreement=99.5)))
+    found = check.with_accuracy(EngineCheck(), reference, engine, labels, meta, check.Budgets(1.4, 98.0))
     assert found.top1 == pytest.approx(99) and found.onnx_top1 == 100 and found.drop == pytest.approx(1.3)
     assert found.right_to_wrong == 3 and found.wrong_to_right == 0
     with pytest.raises(
         GateError,
         match=r"top-1 is 99\.00 %, 1\.00 points below its ONNX file and 1\.30 below the fp32 student",
     ):
-        check.with_accuracy(EngineCheck(), reference, engine, labels, meta, 1.2)
+        check.with_accuracy(EngineCheck(), reference, engine, labels, meta, check.Budgets(1.2))
+
+
+def test_agreement_with_the_student_is_what_both_steps_leave_for_sure():
+    reference = network(IMAGES)
+    labels, engine = reference.argmax(1), reference.copy()
+    engine[:3] = -engine[:3]  # another class on 3 of 300
+    meta = Metadata(precision="int8", verification=Verification(lowered=Judged(agreement=99.5)))
+    check.with_accuracy(EngineCheck(), reference, engine, labels, meta, check.Budgets(5.0, 98.5))
+    with pytest.raises(GateError, match=r"ONNX file on 99\.00 % .* 99\.50 %, so that only 98\.50 % are sure"):
+        check.with_accuracy(EngineCheck(), reference, engine, labels, meta, check.Budgets(5.0, 98.6))
 
 
 def test_ranges_of_noise_are_measured_and_held_to_nothing():
@@ -149,7 +159,12 @@ def test_ranges_of_noise_are_measured_and_held_to_nothing():
         verification=Verification(lowered=Judged(drop=60.0)),
         quantization=Quantization(not_for_accuracy=True),
     )
-    assert check.with_accuracy(EngineCheck(), reference, reference, reference.argmax(1), meta, 1.0).drop == 60
+    assert (
+        check.with_accuracy(
+            EngineCheck(), reference, reference, reference.argmax(1), meta, check.Budgets(1.0)
+        ).drop
+        == 60
+    )
 
 
 def test_whole_check_opens_both_files(monkeypatch):
@@ -157,10 +172,10 @@ def test_whole_check_opens_both_files(monkeypatch):
     monkeypatch.setattr(check, "load", lambda path, *device: opened.append((path, *device)) or engine_of())
     meta, labels = Metadata(precision="fp32"), network(IMAGES).argmax(1)
     pair = check.Pair("a.plan", "a.onnx", meta)
-    found = check.check(pair, check.Images([IMAGES[:100], IMAGES[100:]], labels), 0.0)
+    found = check.check(pair, check.Images([IMAGES[:100], IMAGES[100:]], labels), check.Budgets(0.0))
     assert opened == [("a.plan", "cuda"), ("a.onnx",)]
     assert found.top1 == 100 and found.images == 300 and not found.noise
-    without = check.check(pair, None, 0.0)
+    without = check.check(pair, None, check.Budgets(0.0))
     assert without.noise and without.top1 is None and without.images == check.NOISE
 
 

@@ -9,9 +9,9 @@ import time
 import numpy as np
 import pytest
 
-from bench import conditions
-from bench.conditions import Moment
 from runtime import env
+from runtime.env import conditions
+from runtime.env.conditions import Moment
 
 
 def kinds(found):

@@ -2,7 +2,8 @@
 
 In:  the moment before and after a measurement; its durations.
 Out: `Warned`, one for each reason, with the figure and the threshold that it crossed.
-Elsewhere: what the machine is (runtime.env), the measurements (bench.latency, bench.comparing.race).
+Elsewhere: what the machine is (runtime.env), the measurements (bench.latency, bench.comparing.race,
+export.checks.speed).
 
 Nothing is left out of a result because of a warning; whoever reads it is told.
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime import env
+from .. import env
 
 MOST_SPREAD = 1.5
 """Ratio of the 90th percentile to the median: about 1.1 on a quiet machine."""
