@@ -118,9 +118,7 @@ def test_too_low_an_agreement_fails_whatever_top1_is():
     assert (found.drop, found.agreement) == (0, 50)
     verify.require_agreement(found, 50.0)
     verify.require_agreement(found, None)
-    with pytest.raises(
-        GateError, match=r"fp16 .* 50\.00 % of 4 images; at least 50\.1 asked for.*min-agreement"
-    ):
+    with pytest.raises(GateError, match=r"fp16 .* 50\.00 % of 4 images; at least 50\.1 asked.*min-agreement"):
         verify.require_agreement(found, 50.1, "fp16")
 
 

@@ -28,11 +28,11 @@ def test_a_low_agreement_is_said_although_top1_held():
     [
         (
             Speed(ratio=0.5, low=0.45, high=0.6, **QUIET),
-            "int8 pays on ONNX Runtime here, 2 x as fast as fp32",
+            "int8 pays on ONNX Runtime here, 2 x as fast",
         ),
         (
             Speed(ratio=1.5, low=1.2, high=1.6, **QUIET),
-            "int8 does NOT pay on ONNX Runtime here: it takes 1.50 x",
+            "int8 does NOT pay on ONNX Runtime here: it takes",
         ),
         (Speed(ratio=0.9, low=0.8, high=1.1, **QUIET), "cannot be told: it takes 0.90 x the time of fp32"),
         (
