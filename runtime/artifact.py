@@ -37,6 +37,9 @@ SEAL_KEY = "large2small.seal"
 DIGITS = 64
 """Hex digits of a SHA-256."""
 
+MOST_SIDECAR = 2**26
+"""Bytes of what is beside a plan; of a large network's layers it says something each."""
+
 BLOCK = 1 << 20
 """Bytes hashed at a time."""
 
@@ -93,6 +96,13 @@ class Metadata:
         return [name for name in ("preprocess", "class_names") if getattr(self, name) is None]
 
 
+PLAIN: dict[str, Any] = {
+    **{"model": str, "role": str, "precision": str, "class_names": list[str], "parameters": int, "macs": int},
+    **{"training": dict[str, Any], "lineage": dict[str, Any], "versions": dict[str, str]},
+}
+"""What the entries are that have no reader of their own."""
+
+
 def read_map(entries: Mapping[str, str], name: str) -> Metadata:
     """Metadata from the stored entries; an artifact of another origin has none and gives
     `Metadata(precision="unknown")`.
@@ -102,20 +112,20 @@ def read_map(entries: Mapping[str, str], name: str) -> Metadata:
     if KEY not in entries:
         return Metadata(precision="unknown")
     try:
-        values = json.loads(entries[KEY])
+        values = files.from_json(entries[KEY], KEY)
         found = values["schema"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ArtifactError, KeyError, TypeError) as error:
         raise ArtifactError(
             f"{name}: its large2small metadata is damaged ({error}). Export it again"
         ) from error
-    if found not in (1, SCHEMA):
+    if isinstance(found, bool) or found not in (1, SCHEMA):
         raise ArtifactError(
-            f"{name}: metadata schema {found}; this runtime reads {SCHEMA}. "
+            f"{name}: metadata schema {files.short(str(found))}; this runtime reads {SCHEMA}. "
             "Install the large2small that wrote it, or export it again"
         )
     if found == 1:
         values = _of_schema_1(values)
-    from .records import EngineRecord, Quantization, Verification
+    from .records import EngineRecord, Quantization, Verification, require_recorded, typed
 
     readers: dict[str, Callable[[Any], Any]] = {
         "preprocess": lambda value: _preprocess(value, name),
@@ -124,8 +134,10 @@ def read_map(entries: Mapping[str, str], name: str) -> Metadata:
         "engine": lambda value: EngineRecord.from_dict(value, f"{name}: engine"),
     }
     read: dict[str, Any] = {key: reader(values[key]) for key, reader in readers.items() if values.get(key)}
-    plain = {each.name for each in fields(Metadata)} - set(readers) - {"schema"}
-    return Metadata(**read, **{key: value for key, value in values.items() if key in plain})
+    known = {key: kind for key, kind in PLAIN.items() if values.get(key) is not None}
+    read |= {key: typed(values[key], kind, f"{name}: {key}") for key, kind in known.items()}
+    require_recorded(read, name)
+    return Metadata(**read)
 
 
 def _preprocess(values: Any, name: str) -> Preprocess:
@@ -147,7 +159,8 @@ def _of_schema_1(values: Mapping[str, Any]) -> dict[str, Any]:
     images held_out and the number of selection images held_back.
     """
     top1 = {"fp32_top1": "reference_top1", "int8_top1": "candidate_top1", "class": "class_name"}
-    checks = dict(values.get("verification") or {})
+    given = values.get("verification")
+    checks = dict(given) if isinstance(given, Mapping) else {}
     lowered = next((checks.pop(key) for key in ("int8", "fp16") if key in checks), None)
     if isinstance(lowered, Mapping):
         checks["lowered"] = _renamed(lowered, top1)
@@ -187,15 +200,15 @@ def read_sidecar(plan: str | Path) -> Metadata:
     """
     path = sidecar_of(plan)
     try:
-        content = path.read_bytes()
+        content = files.read_small(path, MOST_SIDECAR)
     except FileNotFoundError:
         raise ArtifactError(
             f"{plan}: {path.name} is not beside it, which says what the plan is, how images are preprocessed"
             " and what was checked. Copy both files, or build again: distill export trt CKPT"
         ) from None
     try:
-        entries = json.loads(content)[KEY]
-    except (ValueError, KeyError, TypeError) as error:
+        entries = files.from_json(content, path.name)[KEY]
+    except (ArtifactError, KeyError, TypeError) as error:
         raise ArtifactError(
             f"{path}: not metadata of a plan ({type(error).__name__}: {error}). Copy it again from its "
             "source, or build the plan again: distill export trt CKPT"
@@ -302,7 +315,7 @@ def check_file(path: str | Path) -> bool:
     """`check_seal` of a file, without holding it in memory."""
     if not Path(path).stat().st_size:  # nothing cannot be mapped
         return False
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with files.open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return check_seal(content, str(path))
 
 

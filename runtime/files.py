@@ -12,17 +12,42 @@ import errno
 import json
 import math
 import os
+import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from .errors import MissingError, UsageError
+from .errors import ArtifactError, MissingError, UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nobody can remove a file that is open
+    fcntl = None  # type: ignore[assignment]  # a module elsewhere
 
 TEMPORARY_MARK = ".tmp-"
+OWNER = r"\d+(-[0-9a-f]{12})?(-old)?"
+"""What temporary names end with: the process, and what nobody can foresee, which older versions left out."""
 BEST = "best.pth"
 """The checkpoint in the folder of a run."""
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Of a disk, of what a user may take of it, of one file."""
+NOT_WRITABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOENT),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EXDEV, errno.EBUSY, errno.ETXTBSY, errno.EINVAL),
+)
+MOST_OF_A_NAME = 200
+"""Bytes of a file's name that its temporary name begins with; a name has 255 at most."""
+MOST_SMALL = 2**24
+"""Bytes of a file that only says something: settings, what is beside a plan."""
+DEEPEST = 64
+"""Lists and objects inside one another, in JSON that is read."""
+MOST_NUMBER = 2**63
+"""What whole numbers in it are below."""
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+"""Of Linux, in <fcntl.h> and <linux/fs.h>."""
+SCRATCH = "large2small"
+"""What folders for intermediate files are called."""
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -31,7 +56,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     A crash at any moment leaves either the old file or the new one. Raises MissingError when the disk is
     full.
     """
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    with replacing(path) as file:
         file.write(content)
 
 
@@ -56,19 +81,30 @@ def _finite(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; on success it becomes `path`, on any failure it
-    is removed.
+def replacing(path: str | Path) -> Iterator[IO[bytes]]:
+    """Yield a file to write in the same folder; on success it becomes `path`, on any failure it is removed.
+
+    What was there keeps its mode. One's own link is followed, another user's is replaced. What processes that
+    have ended left behind is removed first.
     """
     path = Path(path)
-    temporary = temporary_beside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb+") as file:
+        target = _through_own_link(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _require_replaceable(target)
+        remove_leftovers(target.parent, target.name)
+        temporary, file = _created(target)
+    except OSError as error:
+        raise explained(error, path) from error
+    try:
+        with file:
+            yield file
+            file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+            if os.name == "nt":  # where an open file cannot be renamed
+                file.close()
+            os.replace(temporary, target)
+        _sync_folder(target.parent)
     except OSError as error:
         raise explained(error, path) from error
     finally:
@@ -76,9 +112,165 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def _created(target: Path) -> tuple[Path, IO[bytes]]:
+    """A new file beside `target` with its mode, open, and locked until it is closed."""
+    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    while True:
+        temporary = temporary_beside(target)
+        file = os.fdopen(os.open(temporary, flags, 0o666 if mode is None else 0o600), "w+b")
+        if mode is not None:
+            os.chmod(file.fileno() if os.chmod in os.supports_fd else temporary, mode)
+        if _keep(file.fileno()):
+            return temporary, file
+        file.close()
+
+
+@contextlib.contextmanager
+def scratch_folder(place: Path | None = None) -> Iterator[Path]:
+    """An empty folder that only this user can read and that is gone afterwards: in `place`, or where the
+    system keeps temporary files. What processes that have ended left there is removed first.
+
+    Raises MissingError where there is no such place.
+    """
+    import tempfile  # here, so that `import runtime` does not pay for it
+
+    try:
+        parent = Path(tempfile.gettempdir()) if place is None else place
+    except OSError as error:
+        raise MissingError(
+            "no folder for temporary files can be written. Set TMPDIR to one, or free space"
+        ) from error
+    remove_leftovers(parent, SCRATCH)
+    with temporary_folder(parent / SCRATCH, 0o700) as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def temporary_folder(beside: Path, mode: int = 0o777) -> Iterator[Path]:
+    """A new folder beside a path, locked, and gone afterwards unless it has another name by then."""
+    try:
+        folder, handle = _created_folder(beside, mode)
+    except OSError as error:
+        raise explained(error, beside.parent) from error
+    try:
+        yield folder
+    finally:
+        import shutil  # here, so that `import runtime` does not pay for it
+
+        shutil.rmtree(folder, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def _created_folder(beside: Path, mode: int) -> tuple[Path, int | None]:
+    while True:
+        folder = temporary_beside(beside)
+        folder.mkdir(mode)
+        if fcntl is None:
+            return folder, None
+        with contextlib.suppress(FileNotFoundError):  # removed before it was locked
+            handle = os.open(folder, os.O_RDONLY)
+            if _keep(handle):
+                return folder, handle
+            os.close(handle)
+
+
+def put_in_place(folder: Path, target: Path) -> None:
+    """Give `folder` the name `target`. A folder that has it is exchanged with it, in one step where the
+    system can do that, and has the name `folder` afterwards. Raises OSError.
+    """
+    if not target.exists():
+        os.rename(folder, target)
+    elif not _exchanged(folder, target):
+        aside = folder.with_name(f"{folder.name}-old")
+        os.rename(target, aside)  # the target's name is free for a moment
+        try:
+            os.rename(folder, target)
+        except OSError:
+            os.rename(aside, target)
+            raise
+        os.rename(aside, folder)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Whether the system has exchanged two names (Linux, on most disks)."""
+    import ctypes
+
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    done = rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), ctypes.c_uint(RENAME_EXCHANGE))
+    return bool(done == 0)
+
+
 def temporary_beside(path: Path) -> Path:
-    """A name in the same folder that `remove_leftovers` knows."""
-    return path.with_name(f".{path.name}{TEMPORARY_MARK}{os.getpid()}")
+    """A name in the same folder that nobody can foresee and `remove_leftovers` knows."""
+    return path.with_name(f"{_prefix(path.name)}{os.getpid()}-{os.urandom(6).hex()}")
+
+
+def _prefix(name: str) -> str:
+    """What temporary names of `name` begin with; together they are no longer than a name may be."""
+    return f".{os.fsencode(name)[:MOST_OF_A_NAME].decode(errors='ignore')}{TEMPORARY_MARK}"
+
+
+def _keep(handle: int) -> bool:
+    """Lock what was just made, so that `remove_leftovers` of another process leaves it alone; False when it
+    has removed it already. The lock ends with this process, however it ends.
+    """
+    if fcntl is None:
+        return True
+    with contextlib.suppress(OSError):  # a disk without locks: nobody else gets one either
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    return os.fstat(handle).st_nlink > 0
+
+
+@contextlib.contextmanager
+def only_one(folder: Path, what: str) -> Iterator[None]:
+    """Nobody else may do `what` in `folder` meanwhile: UsageError where another process is at it.
+
+    The lock is on the folder itself: nothing is written, and nothing stays of a process that has ended.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"{folder}: another process {what} there. Wait for it, or choose another --output"
+            ) from None
+        except OSError:  # a disk without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+def _through_own_link(path: Path) -> Path:
+    """What a link of this user's leads to; `path` itself otherwise, as another's link in a shared folder
+    could lead anywhere.
+    """
+    try:
+        is_own = stat.S_ISLNK(path.lstat().st_mode) and path.lstat().st_uid == _user()
+    except OSError:  # nothing there, or what the caller's next step says
+        return path
+    return Path(os.path.realpath(path)) if is_own else path
+
+
+def _user() -> int:
+    return os.geteuid() if hasattr(os, "geteuid") else 0
+
+
+def _require_replaceable(target: Path) -> None:
+    """Raise OSError for what is there and is not a file: a folder, or a device, which would be lost."""
+    if target.exists() and not target.is_file():
+        code = errno.EISDIR if target.is_dir() else errno.EEXIST
+        reason = os.strerror(code) if target.is_dir() else "it is not a regular file"
+        raise OSError(code, reason, str(target))
 
 
 def require_writable(path: str | Path) -> None:
@@ -87,8 +279,10 @@ def require_writable(path: str | Path) -> None:
     """
     path = Path(path)
     try:
-        probe = temporary_beside(existing(path.parent) / path.name)
-        probe.touch()
+        target = _through_own_link(path)
+        _require_replaceable(target)
+        probe, file = _created(existing(target.parent) / target.name)
+        file.close()
         probe.unlink()
     except OSError as error:
         raise explained(error, path) from error
@@ -104,15 +298,7 @@ def explained(error: OSError, path: Path) -> Exception:
         return MissingError(
             f"{path}: no space left to write it ({error.strerror}). Free space or choose another --output"
         )
-    if error.errno in (
-        errno.EACCES,
-        errno.EPERM,
-        errno.EROFS,
-        errno.ENOTDIR,
-        errno.EEXIST,
-        errno.EISDIR,
-        errno.ENOENT,
-    ):
+    if error.errno in NOT_WRITABLE:
         return UsageError(f"{path}: cannot be written ({error.strerror}). Choose another --output")
     return error
 
@@ -145,12 +331,109 @@ def no_artifact(path: str | Path) -> UsageError:
     return UsageError(f"{path}: {'is not a regular file' if path.exists() else 'no such file'}")
 
 
-def remove_leftovers(folder: Path) -> list[Path]:
-    """Delete temporary files that a killed process left in `folder`; returns what was deleted."""
-    leftovers = sorted(folder.glob(f".*{TEMPORARY_MARK}*"))
-    for leftover in leftovers:
-        leftover.unlink(missing_ok=True)
-    return leftovers
+def remove_leftovers(folder: Path, name: str = "") -> list[Path]:
+    """Delete what processes that have ended left in `folder` under temporary names (of the file `name` only);
+    returns what was deleted. What a living process holds, and what is another user's, stays.
+    """
+    pattern = re.compile(rf"{re.escape(_prefix(name)) if name else r'[.].+[.]tmp-'}{OWNER}")
+    try:
+        names = sorted(each for each in os.listdir(folder) if pattern.fullmatch(each))
+    except OSError:  # not there or not ours: there is nothing to remove
+        return []
+    return [folder / each for each in names if _removed(folder / each)]
+
+
+def _removed(leftover: Path) -> bool:
+    try:
+        handle = os.open(leftover, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError:  # gone by now, a link, or a folder on Windows
+        return False
+    try:
+        found = os.fstat(handle)
+        if hasattr(os, "geteuid") and found.st_uid != os.geteuid():
+            return False
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if stat.S_ISDIR(found.st_mode):
+            import shutil
+
+            shutil.rmtree(leftover)
+        elif stat.S_ISREG(found.st_mode):
+            leftover.unlink()
+        return not leftover.exists()
+    except OSError:  # held by a living process
+        return False
+    finally:
+        os.close(handle)
+
+
+def open_regular(path: str | Path) -> IO[bytes]:
+    """A file, open to be read: never a pipe or a device, which would be read without end.
+
+    Raises FileNotFoundError where there is none, UsageError for what is not a regular file or cannot be
+    opened.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UsageError(f"{short(path)}: cannot be opened ({error.strerror})") from error
+    except ValueError as error:  # a null byte, or letters that no name has
+        raise UsageError(f"{short(path)}: is not the name of a file") from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UsageError(f"{short(path)}: is not a regular file. Expected a file that can be read to its end")
+    return open(handle, "rb")
+
+
+def read_small(path: str | Path, most: int = MOST_SMALL) -> bytes:
+    """The content of a file that is at most `most` bytes. Raises as `open_regular` does, ArtifactError for a
+    larger one.
+    """
+    with open_regular(path) as file:
+        content = file.read(min(os.fstat(file.fileno()).st_size, most) + 1)
+    if len(content) > most:
+        raise ArtifactError(f"{path}: larger than {most:,} bytes, which such a file never is. Give another")
+    return content
+
+
+def read_text(path: str | Path, most: int = MOST_SMALL) -> str:
+    """`read_small` as UTF-8 text. Raises ArtifactError for bytes that are none."""
+    try:
+        return read_small(path, most).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"{path}: is not text in UTF-8 ({error})") from error
+
+
+def from_json(text: str | bytes, name: str) -> Any:
+    """The value that JSON stands for; NaN and Infinity, which Python alone writes, are None.
+
+    name is used in messages. Raises ArtifactError for what is not JSON, is nested more than DEEPEST, or holds
+    a number that no float or 64 bits hold.
+    """
+    try:
+        value = json.loads(text, parse_constant=lambda _: None)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{name}: is not JSON ({' '.join(str(error).split())[:160]})") from error
+    waiting: list[tuple[Any, tuple[Any, ...]]] = [(value, ())]
+    while waiting:
+        each, place = waiting.pop()
+        too_large = isinstance(each, int) and not -MOST_NUMBER <= each < MOST_NUMBER
+        if too_large or (isinstance(each, float) and math.isinf(each)):
+            where = ".".join(map(str, place))
+            raise ArtifactError(f"{name}: {where} is a number that is too large ({short(str(each))})")
+        if len(place) > DEEPEST:
+            raise ArtifactError(f"{name}: {place[0]} holds lists and objects more than {DEEPEST} deep")
+        pairs = each.items() if isinstance(each, dict) else enumerate(each) if isinstance(each, list) else ()
+        waiting += [(inside, (*place, key)) for key, inside in pairs]
+    return value
+
+
+def short(text: str | Path) -> str:
+    """A name or value for a message: its beginning and end where it is long."""
+    text = os.fsdecode(text)
+    return text if len(text) <= 200 else f"{text[:120]}...{text[-60:]}"
 
 
 def sha256(path: str | Path) -> str:
@@ -158,7 +441,7 @@ def sha256(path: str | Path) -> str:
     import hashlib  # here, so that `import runtime` does not pay for it
 
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -60,7 +60,7 @@ class Preprocess:
             if isinstance(values, (str, Mapping)) or not isinstance(values, Iterable):
                 raise UsageError(f"{name} {values!r}: expected three numbers")
             object.__setattr__(self, name, tuple(values))
-            if not all(isinstance(value, kind) for value in getattr(self, name)):
+            if not all(isinstance(v, kind) and not isinstance(v, bool) for v in getattr(self, name)):
                 raise UsageError(f"{name} {values!r}: expected three numbers")
         if (
             len(self.input_size) != 3

@@ -10,13 +10,13 @@ Elsewhere: what opens specs (runtime.images, distill.data), what names mean (dis
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from functools import lru_cache
 from pathlib import Path
 
-from .errors import UsageError
+from . import files
+from .errors import Large2SmallError, UsageError
 
 SYSTEM_FOLDERS = ("/proc", "/sys", "/dev")
 """Their files are not data: reading them may never end, or tell what this machine is doing."""
@@ -118,8 +118,8 @@ def _place_of_run(folder: Path) -> str:
 def _place_in(path: Path, version: tuple[int, int, int]) -> str:
     """What this version of a header.json says: read once, while every row of a list asks."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
+        values = files.from_json(files.read_small(path), path.name)
+    except Large2SmallError:
         return ""
     place = values.get("run") if isinstance(values, dict) else None
     return place if isinstance(place, str) and os.path.isabs(place) else ""

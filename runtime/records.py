@@ -38,7 +38,7 @@ class Record:
             raise ArtifactError(f"{where}: expected a JSON object, found {_shown(values)}. Export it again")
         kinds = _kinds(cls)
         known = {
-            name: _typed(value, kinds[name], f"{where}.{name}")
+            name: typed(value, kinds[name], f"{where}.{name}")
             for name, value in values.items()
             if name in kinds
         }
@@ -291,31 +291,61 @@ class EngineRecord(Record):
     build_peak_mib: float | None = None
 
 
+FILE = dict[str, Any]
+RECORDED: dict[str, Any] = {
+    "training.metrics": dict[str, Any],
+    **{f"lineage.{name}": FILE for name in ("onnx", "checkpoint", "student", "teacher", "fp32_onnx")},
+    **{
+        f"lineage.{name}.{entry}": str
+        for name in ("onnx", "checkpoint", "student", "teacher", "fp32_onnx")
+        for entry in ("file", "sha256")
+    },
+    **{"lineage.data": dict[str, Any], "lineage.versions": dict[str, str], "lineage.recipe": dict[str, Any]},
+    **{f"lineage.data.{split}_{entry}": str for split in ("train", "val") for entry in ("spec", "sha256")},
+    **{f"lineage.data.{split}_images": int for split in ("train", "val")},
+    **{"lineage.data.evaluation": dict[str, Any], "lineage.data.evaluation.spec": str},
+    **{"lineage.data.evaluation.sha256": str, "lineage.data.evaluation.judged_on": dict[str, Any]},
+    "lineage.data.evaluation.judged_on.sha256": str,
+    **{f"lineage.data.evaluation.judged_on.{entry}": int for entry in ("images", "seed")},
+}
+"""What the entries of free form are that are read again; null is any of them."""
+
+
+def require_recorded(values: Mapping[str, Any], where: str) -> None:
+    """Raise ArtifactError for entries named in RECORDED that hold something else. where: the file's name."""
+    for entry, kind in RECORDED.items():
+        found: Any = values
+        for name in entry.split("."):
+            found = found.get(name) if isinstance(found, Mapping) else None
+        if found is not None:
+            typed(found, kind, f"{where}: {entry}")
+
+
 def _kinds(record: type) -> dict[str, Any]:
     """Entry -> declared type."""
     hints = typing.get_type_hints(record)
     return {each.name: hints[each.name] for each in fields(record) if each.name != "more"}
 
 
-def _typed(value: Any, kind: Any, where: str) -> Any:
-    """`value` as its field declares it. Raises ArtifactError naming the entry."""
+def typed(value: Any, kind: Any, where: str) -> Any:
+    """`value` as `kind` declares it. where: the words for it. Raises ArtifactError naming the entry."""
     options = [each for each in typing.get_args(kind) if each is not types.NoneType]
     if typing.get_origin(kind) in (Union, types.UnionType):
-        return None if value is None else _typed(value, options[0], where)
+        return None if value is None else typed(value, options[0], where)
     if is_dataclass(kind) and isinstance(kind, type) and issubclass(kind, Record):
         return kind.from_dict(value, where)
     origin = typing.get_origin(kind)
     if origin is list and isinstance(value, list):
-        return [_typed(each, options[0], f"{where}[{place}]") for place, each in enumerate(value)]
+        return [typed(each, options[0], f"{where}[{place}]") for place, each in enumerate(value)]
     if origin is dict and isinstance(value, Mapping):
-        return {str(name): _typed(each, options[1], f"{where}.{name}") for name, each in value.items()}
+        return {str(name): typed(each, options[1], f"{where}.{name}") for name, each in value.items()}
     if kind is Any:
         return value
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    words: dict[Any, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     expected = words.get(kind, {list: "a list", dict: "a JSON object"}.get(origin or kind, str(kind)))
     raise ArtifactError(
         f"{where}: expected {expected}, found {_shown(value)}. Its metadata is damaged: export it again"

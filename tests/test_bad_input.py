@@ -545,11 +545,17 @@ def test_a_run_stopped_by_an_unreadable_image_goes_on_with_the_flag(place, capsy
     assert main(["train", "--resume", str(place.root / "run"), "--skip-bad-images"]) == 0
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk that is always full")
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs /proc")
 @pytest.mark.parametrize("name", ["args.yaml", "last.pth", "best.pth", "summary.csv", "result.json"])
-def test_a_full_disk_is_named_whatever_is_being_written(name, place, capsys):
-    (place.root / "run").mkdir()
-    (place.root / "run" / f".{name}.tmp-{os.getpid()}").symlink_to("/dev/full")
+def test_a_full_disk_is_named_whatever_is_being_written(name, place, capsys, monkeypatch):
+    real = os.fsync
+
+    def fsync(handle):
+        if f"/run/.{name}.tmp-" in os.readlink(f"/proc/self/fd/{handle}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
     argv = ["train", "--data", place.images(), *STUDENT, "--teacher", "none", "--output", place.root / "run"]
     fails(capsys, argv, 3, f"run/{name}: no space left", "--output")
     assert not (place.root / "run" / name).exists()

@@ -10,7 +10,6 @@ which are never followed to a hub or a folder (runtime.recorded).
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ import timm
 import torch
 from timm.models import PretrainedCfg
 
+from runtime import files
 from runtime.errors import ArtifactError, MissingError, UsageError
 from runtime.recorded import REMOTE
 
@@ -235,16 +235,7 @@ def _described(name: str, place: str, path: Path) -> Network:
     """The network of a config.json; nothing in it is opened or run: it may name an architecture, that one's
     own arguments, preprocessing and classes.
     """
-    if path.stat().st_size > MOST_CONFIG:
-        raise ArtifactError(
-            f"{name}: its config.json has {path.stat().st_size:,} bytes; timm's have some thousand"
-        )
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(
-            f"{name}: its config.json is not JSON ({' '.join(str(error).split())[:100]})"
-        ) from error
+    values = files.from_json(files.read_small(path, MOST_CONFIG), f"{name}: its config.json")
     if not isinstance(values, dict) or not isinstance(values.get("architecture"), str):
         raise ArtifactError(f"{name}: its config.json names no architecture, so it is not a network of timm")
     inner = values.get("pretrained_cfg", values)  # older files have all in one

@@ -7,11 +7,11 @@ Elsewhere: the settings and their ranges (distill.recipe.groups), the flags (run
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields, replace
 from importlib import resources
-from pathlib import Path
 from typing import Any, TypeVar
 
 from runtime import files
@@ -67,9 +67,9 @@ def text_of(name_or_file: str) -> str:
     if name_or_file in named():
         shipped = resources.files("distill.recipe").joinpath(f"{name_or_file}.yaml")
         return shipped.read_text(encoding="utf-8")
-    if Path(name_or_file).is_file():
-        return Path(name_or_file).read_text(encoding="utf-8")
-    if Path(name_or_file).is_dir():
+    if os.path.isfile(name_or_file):
+        return files.read_text(name_or_file)
+    if os.path.isdir(name_or_file):
         raise UsageError(f"{name_or_file}: is a folder. Expected a YAML file, or one of {', '.join(named())}")
     raise UsageError(
         f"no recipe {name_or_file!r}{nearest(name_or_file, set(named()))} "

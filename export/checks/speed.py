@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import math
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from runtime import Predictor, UsageError, env, load
+from runtime import Predictor, UsageError, env, files, load
 from runtime.env import conditions
 from runtime.records import Speed
 
@@ -47,10 +46,9 @@ def measure(
     """
     if batch < 1 or rounds < 1:
         raise UsageError(f"batch {batch}, rounds {rounds}: expected 1 or more of each")
-    with tempfile.TemporaryDirectory(prefix="large2small-") as folder:
+    with files.scratch_folder() as folder:
         paths = [
-            _as_file(artifact, Path(folder) / name)
-            for artifact, name in ((fp32, "fp32.onnx"), (int8, "int8.onnx"))
+            _as_file(artifact, folder / name) for artifact, name in ((fp32, "fp32.onnx"), (int8, "int8.onnx"))
         ]
         with load(paths[0], threads=threads) as one, load(paths[1], threads=threads) as other:
             before = conditions.now()

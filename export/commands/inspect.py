@@ -57,6 +57,8 @@ class Options:
     """Labeled images of validation and evaluation: DIR, npz:FILE, digits."""
     calib: Annotated[str | None, Flag("DATA")] = None
     """Training images, some of which were used for calibration."""
+    follow: bool = False
+    """Look for what the file was made from at the paths that it names, also outside of its folder."""
     json: bool = False
     """Print the result as one JSON object and nothing else."""
 
@@ -105,7 +107,13 @@ def _report(options: Options, seal: str | None) -> int:
         else:
             values = contents.inspect_checkpoint(path, seal, options.checkpoint_key)
     given = lineage.Given(
-        options.checkpoint, options.teacher, options.student, options.fp32, options.data, options.calib
+        options.checkpoint,
+        options.teacher,
+        options.student,
+        options.fp32,
+        options.data,
+        options.calib,
+        options.follow,
     )
     about = values["metadata"]
     with loading("hashing what it was made from"):

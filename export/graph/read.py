@@ -19,6 +19,7 @@ from runtime.backends.onnx_file import require_inside
 from runtime.backends.signature import Port
 from runtime.backends.signature import require_classifier as require_ports
 from runtime.errors import ArtifactError
+from runtime.files import open_regular
 
 AGAIN = "Copy it again from its source, or export again: distill export onnx CKPT"
 
@@ -30,7 +31,8 @@ def read_onnx(path: Path, *, check: bool = True) -> ModelProto:
     graph, or names another file for weights of its own.
     """
     try:
-        content = path.read_bytes()
+        with open_regular(path) as file:
+            content = file.read()
     except OSError as error:
         raise ArtifactError(
             f"{path}: cannot be read ({error.strerror or error}). Expected a .onnx file"

@@ -39,6 +39,8 @@ class Given:
     """Labeled images of validation and evaluation."""
     calib: str | None = None
     """Training images, of which some calibrated."""
+    follow: bool = False
+    """Also look where the file says, outside of its folder."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ def _files(lineage: Mapping[str, Any], file: Path, given: Given) -> Iterator[Anc
         name = str(entry.get("file") or "")
         wanted = getattr(given, what, None)  # a plan's ONNX file is only looked for beside it
         places = [wanted] if wanted else [file.parent / PurePath(name).name, Path(name)] if name else []
+        if not wanted and not given.follow:
+            places = [place for place in places if _is_beside(place, file.parent)]
         yield _hashed(what, name, str(entry["sha256"]), places, bool(wanted))
 
 
@@ -132,7 +136,7 @@ def _data(
 ) -> Iterator[Ancestor]:
     data = lineage.get("data") or {}
     evaluation, used = data.get("evaluation") or {}, quantization.get("images")
-    opened = _Opened(file.parent)
+    opened = _Opened(file.parent, given.follow)
     yield from _one_of(
         opened.compare("validation images", data.get("val_spec"), data.get("val_sha256"), "val", given.data),
         opened.compare(
@@ -165,18 +169,26 @@ def _one_of(*found: Ancestor | None) -> Iterator[Ancestor]:
         yield ancestor
 
 
+def _is_beside(place: Path, folder: Path) -> bool:
+    """Whether a path that a file names is in `folder`, links followed."""
+    try:
+        return place.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # too long, a null byte, a link to itself
+        return False
+
+
 class _Opened:
     """Data sets opened and hashed once, however often they are asked for."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, follow: bool) -> None:
+        self.folder, self.follow = folder, follow
         self.sets: dict[tuple[str, str], tuple[ImageSet, str] | None] = {}
 
     def find(
         self, spec: Any, split: str, named: str | None
     ) -> tuple[str | None, tuple[ImageSet, str] | None]:
         """Where the data set is, and the set with its fingerprint; None when it is not at hand."""
-        place = named or _at_hand(spec, self.folder)
+        place = named or _at_hand(spec, self.folder, self.follow)
         if place and (place, split) not in self.sets:
             self.sets[place, split] = _open(place, split, bool(named))
         return place, self.sets[place, split] if place else None
@@ -202,9 +214,9 @@ class _Opened:
         )
 
 
-def _at_hand(spec: Any, folder: Path) -> str | None:
-    """A recorded spec that can be opened here: digits, or a path that is there, absolute or beside
-    the file.
+def _at_hand(spec: Any, folder: Path, follow: bool) -> str | None:
+    """A recorded spec that can be opened here: digits, or a path in the folder of the file; with `follow`
+    also one elsewhere.
     """
     if not isinstance(spec, str) or not spec:
         return None
@@ -213,7 +225,8 @@ def _at_hand(spec: Any, folder: Path) -> str | None:
     spec = found_again(spec, folder)
     kind = next((each for each in ("npz:", "csv:") if spec.startswith(each)), "")
     path = spec[len(kind) :]
-    place = next((place for place in (folder / path, Path(path)) if is_plain(place)), None)
+    places = [place for place in (folder / path, Path(path)) if follow or _is_beside(place, folder)]
+    place = next((place for place in places if is_plain(place)), None)
     return local_data(f"{kind}{place}", str(folder), "--data") if place else None
 
 

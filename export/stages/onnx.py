@@ -8,9 +8,6 @@ about it (export.stages.report).
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 from runtime import files
 from runtime.cli.terminal import loading
 
@@ -27,8 +24,8 @@ from .lower import Shipped, lower_precision
 def export(options: OnnxOptions) -> Shipped:
     """Export and verify checked options; nothing is written yet. Raises GateError when a check fails."""
     about = loading(f"exporting {options.checkpoint.name}")
-    with tempfile.TemporaryDirectory(prefix="large2small-") as scratch, about:
-        inputs = open_inputs(options, Path(scratch))
+    with files.scratch_folder() as scratch, about:
+        inputs = open_inputs(options, scratch)
         fp32 = export_fp32(inputs)
         shipped = lower_precision(fp32, inputs)
         verify.require_opens(shipped.content, shipped.meta, inputs.scratch)

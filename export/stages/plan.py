@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import tempfile
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -43,12 +42,12 @@ def export(options: TrtOptions, settings: Settings) -> BuiltPlan:
     options = from_its_onnx(options) if options.rebuild else options
     folder = files.existing(options.target.parent)
     about = loading(f"building {options.target.name}")
-    with tempfile.TemporaryDirectory(prefix="large2small-", dir=folder) as scratch, about:
-        source = open_source(options, Path(scratch))
+    with files.scratch_folder(folder) as scratch, about:
+        source = open_source(options, scratch)
         is_missing_beside(options, source)  # says now, before the long build, what writing would say
         finished = process.build(source.onnx, settings, options.timing_cache)
         unchecked = BuiltPlan(finished.plan, plan_metadata(source, settings, finished))
-        built = run_on_gpu(unchecked, source, Path(scratch) / options.target.name, options)
+        built = run_on_gpu(unchecked, source, scratch / options.target.name, options)
         write(options, source, built)
     return built
 

@@ -241,19 +241,12 @@ def versions(target: Path) -> list[int]:
 @contextlib.contextmanager
 def _staged(target: Path) -> Iterator[Path]:
     """An empty folder that takes the target's name on success, and is gone after any failure."""
-    folder = files.temporary_beside(target)
-    aside = folder.with_name(f"{folder.name}-old")
     try:
-        folder.mkdir(parents=True)
-        yield folder
-        if target.exists():
-            os.rename(target, aside)  # a folder cannot be replaced in one step: its name is free for a moment
-        try:
-            os.rename(folder, target)
-        except OSError:
-            if aside.exists():
-                os.rename(aside, target)
-            raise
+        target.parent.mkdir(parents=True, exist_ok=True)
+        files.remove_leftovers(target.parent, target.name)
+        with files.temporary_folder(target) as folder:
+            yield folder
+            files.put_in_place(folder, target)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise MissingError(
@@ -262,9 +255,6 @@ def _staged(target: Path) -> Iterator[Path]:
         raise UsageError(
             f"{target}: cannot be written ({error.strerror or error}). Choose another --repository"
         ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _link(source: str, destination: str) -> None:

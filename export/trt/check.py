@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime import Predictor, load
+from runtime import Predictor, files, load
 from runtime.artifact import Metadata
 from runtime.errors import GateError
 from runtime.records import EngineCheck
@@ -109,10 +108,8 @@ def reference_of(path: Path, meta: Metadata) -> Iterator[Predictor]:
     from ..graph import from_torch  # here, because it imports torch
 
     with (
-        tempfile.TemporaryDirectory(prefix="large2small-") as folder,
-        verify.opened(
-            from_torch.write_metadata(half.judged(model), meta), Path(folder) / path.name
-        ) as predictor,
+        files.scratch_folder() as folder,
+        verify.opened(from_torch.write_metadata(half.judged(model), meta), folder / path.name) as predictor,
     ):
         yield predictor
 

@@ -14,7 +14,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,15 +50,15 @@ def build(onnx: Path, settings: Settings, timing_cache: str = "none") -> Finishe
     Raises what the child raised (ArtifactError, MissingError, UsageError), MissingError when it was killed or
     crashed, KeyboardInterrupt when the user stopped it.
     """
-    with tempfile.TemporaryDirectory(prefix="large2small-") as folder:
-        target = Path(folder) / "plan"
+    with files.scratch_folder() as folder:
+        target = folder / "plan"
         task = {
             "onnx": str(onnx),
             "target": str(target),
             "settings": asdict(settings),
             "timing_cache": timing_cache,
         }
-        with open(Path(folder) / "stderr", "w+b") as noise, _child(noise) as process, _display() as display:
+        with open(folder / "stderr", "w+b") as noise, _child(noise) as process, _display() as display:
             about = _follow(process, task, display, noise)
         return Finished(target.read_bytes(), about)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import ArtifactError
+from ..files import open_regular
 
 METADATA_PROPS = 14
 """Field of ModelProto, whose entries have the key in field 1 and the value in field 2 (onnx.proto of the ONNX
@@ -68,7 +69,7 @@ def metadata_props(path: str | Path) -> dict[str, str]:
             f"{path}: empty. Copy it again from its source, or export again: distill export onnx CKPT"
         )
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             entries = [content[start:end] for field, start, end in _parts(content) if field == METADATA_PROPS]
         pairs = [
             {field: entry[start:end].decode() for field, start, end in _parts(entry)} for entry in entries
@@ -84,7 +85,7 @@ def last_operator(path: str | Path) -> str:
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return _last_operator(content)
     except (ValueError, IndexError) as error:
         raise _not_onnx(str(path), error) from error
@@ -125,7 +126,7 @@ def require_whole(path: str | Path) -> None:
     path = Path(path)
     if not path.stat().st_size:
         return  # nothing cannot be mapped, and is not a network to any engine
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         require_inside(content, str(path))
 
 

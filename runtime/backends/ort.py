@@ -96,8 +96,8 @@ class OrtBackend:
         return out
 
     def metadata_map(self) -> Mapping[str, str]:
-        """The file's `metadata_props`."""
-        return dict(self.session.get_modelmeta().custom_metadata_map)
+        """The file's `metadata_props`, by our own reader: ONNX Runtime's raises at text that is not UTF-8."""
+        return metadata_props(self.path)
 
     def close(self) -> None:
         """Nothing to do: the session goes with its last reference, after the calls that still run."""

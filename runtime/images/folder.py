@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
+from ..files import open_regular
 from .decode import open_rgb, require_file, stored_orientation
 from .order import natural_key, ordered_classes
 from .scan import EXTENSIONS, is_system, scan
@@ -44,7 +45,8 @@ class FileSet(ImageSet):
 
     def item_bytes(self, index: int) -> bytes:
         require_file(self.files[index])
-        return self.files[index].read_bytes()
+        with open_regular(self.files[index]) as file:
+            return file.read()
 
     def orientation(self, index: int) -> int:
         return stored_orientation(self.files[index])

@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl, urlencode
 import numpy as np
 
 from ..errors import DataError
+from ..files import open_regular, read_small
 from ..recorded import found_again, joined, parts_of
 from .folder import SPLIT_FOLDERS, FileSet, has_class_folders
 from .npz import open_npz
@@ -38,6 +39,8 @@ FIRST_ROWS = 20
 """Rows whose images are looked for, to know which folder a list's paths start from."""
 MOST_OF_A_LIST = 2**16
 """Characters of a file that are read to see whether it is a list."""
+MOST_OF_LISTS = 2**30
+"""Bytes of a list."""
 IN_NPZ = re.compile(r"npz:(.+)\[(\d+)\]")
 
 
@@ -116,8 +119,9 @@ def _has_columns(path: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-            return any(len(row) > 1 for row in _cells(file.read(MOST_OF_A_LIST).strip().partition("\n")[0]))
+        with open_regular(path) as file:
+            begin = file.read(MOST_OF_A_LIST).decode("utf-8-sig", errors="surrogateescape")
+            return any(len(row) > 1 for row in _cells(begin.strip().partition("\n")[0]))
     except (OSError, csv.Error):
         return False
 
@@ -212,7 +216,7 @@ def read(spec: str, most: int | None = None) -> list[Row]:
     if not path.is_file():
         raise DataError(f"{path}: no such list. Expected a text file with path,label in each row")
     try:
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        text = read_small(path, MOST_OF_LISTS).decode("utf-8-sig", errors="surrogateescape")
         cells = [(n, row) for n, row in enumerate(_cells(text), 1) if any(cell.strip() for cell in row)]
     except csv.Error as error:
         raise DataError(f"{path}: not a list of images ({error}). Expected path,label in each row") from error

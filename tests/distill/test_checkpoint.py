@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import io
 import os
 import pickle
@@ -342,13 +343,15 @@ def test_a_file_that_is_not_there_is_usage(tmp_path):
             checkpoints.load_any(path)
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk that is always full")
-def test_a_full_disk_is_named_and_leaves_the_old_file(mine, tmp_path):
+def test_a_full_disk_is_named_and_leaves_the_old_file(mine, tmp_path, monkeypatch):
     file = tmp_path / "last.pth"
     checkpoints.save(mine, file)
     before = file.read_bytes()
-    temporary = tmp_path / f".last.pth.tmp-{os.getpid()}"
-    temporary.symlink_to("/dev/full")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(MissingError, match="no space left"):
         checkpoints.save(mine, file)
     assert file.read_bytes() == before

@@ -5,20 +5,22 @@ import hashlib
 import json
 import math
 import os
+import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from runtime import MissingError, UsageError, files
+from runtime import ArtifactError, MissingError, UsageError, files
 
 WRITE_AND_DIE = """
 import os, signal, sys
 from runtime import files
 with files.replacing(sys.argv[1]) as temporary:
-    temporary.write_bytes(b"new" * 1000)
+    temporary.write(b"new" * 1000)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -47,7 +49,7 @@ def test_an_error_in_the_middle_leaves_the_old_file_and_no_leftover(tmp_path):
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
     with pytest.raises(ZeroDivisionError), files.replacing(path) as temporary:
-        temporary.write_bytes(b"new")
+        temporary.write(b"new")
         raise ZeroDivisionError
     assert (path.read_bytes(), os.listdir(tmp_path)) == (b"old", ["a.bin"])
 
@@ -69,10 +71,12 @@ def test_a_full_disk_is_said_and_the_old_file_stays(tmp_path, monkeypatch, code)
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full")
 def test_a_really_full_device_is_said_too(tmp_path):
-    with pytest.raises(MissingError, match="no space left"), files.replacing(tmp_path / "a.bin") as temporary:
-        temporary.write_bytes(b"")
-        with open("/dev/full", "wb", buffering=0) as file:
-            file.write(b"x")
+    with (
+        pytest.raises(MissingError, match="no space left"),
+        files.replacing(tmp_path / "a.bin"),
+        open("/dev/full", "wb", buffering=0) as file,
+    ):
+        file.write(b"x")
     assert os.listdir(tmp_path) == []
 
 
@@ -151,3 +155,173 @@ def test_what_is_there_instead_of_a_file_is_said(tmp_path):
     assert said["no_artifact", "empty"] == "is a folder. Expected an .onnx or .plan file"
     assert said["no_artifact", "run"].startswith("is the folder of a run. Export its network: distill export")
     assert said["no_artifact", "null"] == said["no_checkpoint", "null"] == "is not a regular file"
+
+
+def test_a_link_of_the_temporary_name_is_not_written_through(tmp_path, monkeypatch):
+    (tmp_path / "victim").write_bytes(b"precious")
+    names = iter([".a.tmp-1-000000000000", ".a.tmp-1-000000000001"])
+    monkeypatch.setattr(files, "temporary_beside", lambda path: path.with_name(next(names)))
+    (tmp_path / ".a.tmp-1-000000000000").symlink_to(tmp_path / "victim")
+    with pytest.raises(UsageError, match="cannot be written"):
+        files.write_bytes(tmp_path / "a", b"new")
+    assert (tmp_path / "victim").read_bytes() == b"precious"
+    assert not (tmp_path / "a").exists()
+
+
+def test_temporary_names_cannot_be_foreseen_and_are_never_too_long(tmp_path):
+    assert files.temporary_beside(tmp_path / "a") != files.temporary_beside(tmp_path / "a")
+    name = "é" * 127 + "x"  # 255 bytes
+    files.write_bytes(tmp_path / name, b"long")
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_two_threads_write_one_file(tmp_path):
+    failures = []
+
+    def write(content):
+        for _ in range(60):
+            try:
+                files.write_bytes(tmp_path / "a", content)
+            except Exception as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(letter * 999,)) for letter in (b"a", b"b")]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert failures == []
+    assert (tmp_path / "a").read_bytes() in (b"a" * 999, b"b" * 999)
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes and links")
+def test_a_mode_stays_and_ones_own_link_is_followed(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    path.chmod(0o600)
+    (tmp_path / "link").symlink_to("a")
+    files.write_bytes(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink() and path.read_bytes() == b"new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(os.name == "nt", reason="users")
+def test_a_link_of_somebody_else_is_replaced(tmp_path, monkeypatch):
+    (tmp_path / "victim").write_bytes(b"precious")
+    (tmp_path / "link").symlink_to("victim")
+    monkeypatch.setattr(files, "_user", lambda: os.geteuid() + 1)
+    files.write_bytes(tmp_path / "link", b"new")
+    assert (tmp_path / "victim").read_bytes() == b"precious"
+    assert not (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/null"), reason="devices")
+def test_a_device_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "replace", lambda *_: pytest.fail("replaced"))
+    for write in (files.require_writable, lambda path: files.write_bytes(path, b"")):
+        with pytest.raises(UsageError, match="not a regular file"):
+            write("/dev/null")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="flock")
+def test_leftovers_of_living_processes_links_and_other_names_stay(tmp_path):
+    kept = [".b.tmp-dir", ".tmp-1", "a.tmp-1-0123456789ab"]
+    for name in (*kept, ".a.tmp-1", ".a.tmp-99-0123456789ab"):
+        (tmp_path / name).mkdir() if name.endswith("dir") else (tmp_path / name).touch()
+    (tmp_path / ".a.tmp-7-0123456789ab").mkdir()
+    (tmp_path / ".c.tmp-1").symlink_to("a.tmp-1-0123456789ab")
+    with files.replacing(tmp_path / "d") as living:
+        living.write(b"x")
+        found = {path.name for path in files.remove_leftovers(tmp_path)}
+        assert found == {".a.tmp-1", ".a.tmp-99-0123456789ab", ".a.tmp-7-0123456789ab"}
+    assert sorted(os.listdir(tmp_path)) == sorted([*kept, ".c.tmp-1", "d"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="flock")
+def test_a_write_removes_what_a_killed_one_of_the_same_file_left(tmp_path):
+    (tmp_path / ".a.tmp-99-0123456789ab").touch()
+    (tmp_path / ".b.tmp-99-0123456789ab").touch()
+    files.write_bytes(tmp_path / "a", b"new")
+    assert sorted(os.listdir(tmp_path)) == [".b.tmp-99-0123456789ab", "a"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="flock")
+def test_a_scratch_folder_is_private_and_clears_what_was_left(tmp_path):
+    (tmp_path / ".large2small.tmp-99-0123456789ab").mkdir()
+    with files.scratch_folder(tmp_path) as one, files.scratch_folder(tmp_path) as two:
+        assert stat.S_IMODE(one.stat().st_mode) == 0o700
+        assert sorted(os.listdir(tmp_path)) == sorted([one.name, two.name])
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_folder_takes_the_place_of_another(tmp_path, monkeypatch, exchange):
+    if not exchange:
+        monkeypatch.setattr(files, "_exchanged", lambda *_: False)
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    files.put_in_place(tmp_path / "new", tmp_path / "old")
+    assert os.listdir(tmp_path / "old") == ["new"] and os.listdir(tmp_path / "new") == ["old"]
+    assert len(os.listdir(tmp_path)) == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="flock")
+def test_a_folder_is_held_by_one_process_while_it_lives(tmp_path):
+    with (
+        files.only_one(tmp_path, "is training"),
+        pytest.raises(UsageError, match="another process is training there"),
+        files.only_one(tmp_path, "is training"),
+    ):
+        pass
+    with files.only_one(tmp_path, "is training"):
+        assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes and devices")
+def test_only_regular_files_of_bounded_size_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("pipe", "zero", "loop", ".", "n" * 300, "a\0b"):
+        with pytest.raises(UsageError):
+            files.read_small(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        files.read_small(tmp_path / "gone")
+    (tmp_path / "large").write_bytes(b"12345")
+    assert files.read_small(tmp_path / "large", 5) == b"12345"
+    with pytest.raises(ArtifactError, match="larger than 4 bytes"):
+        files.read_small(tmp_path / "large", 4)
+    (tmp_path / "latin").write_bytes(b"caf\xe9")
+    with pytest.raises(ArtifactError, match="not text in UTF-8"):
+        files.read_text(tmp_path / "latin")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[" * 100_000,
+        "[" * 66 + "]" * 66,
+        '{"a": 1e999}',
+        '{"a": 9223372036854775808}',
+        b"\xff",
+        "9" * 5000,
+    ],
+)
+def test_json_that_no_file_of_ours_has_is_refused(text):
+    with pytest.raises(ArtifactError, match=r"x\.json: "):
+        files.from_json(text, "x.json")
+
+
+def test_the_place_of_a_number_that_is_too_large_is_named():
+    with pytest.raises(ArtifactError, match=r"x: a\.b\.1 is a number that is too large \(inf\)"):
+        files.from_json('{"a": {"b": [0, 1e999]}}', "x")
+
+
+def test_json_is_read_as_it_was_written():
+    value = {"a": [1.5, -(2**63), 2**63 - 1, None, True, "é"], "b": {}}
+    assert files.from_json(files.json_text(value), "x") == value
+    assert files.from_json('{"a": NaN, "b": [-Infinity]}', "x") == {"a": None, "b": [None]}

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -292,7 +291,7 @@ def read_header(folder: Path) -> Header:
     if path.stat().st_size > LARGEST_HEADER:
         raise ArtifactError(f"{path}: is too large to be a header of labels")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = files.from_json(files.read_small(path, LARGEST_HEADER), str(path))
         if values.pop("schema") != SCHEMA:
             raise ArtifactError(
                 f"{path}: made by another version (its schema is not {SCHEMA}). Make it again"

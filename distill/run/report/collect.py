@@ -9,7 +9,6 @@ Elsewhere: predictions on the validation images (distill.run.report.predictions)
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 from runtime import files
 from runtime.cli.terminal import printable
-from runtime.errors import UsageError
+from runtime.errors import ArtifactError, UsageError
 from runtime.recorded import is_plain
 
 from ... import checkpoint as checkpoints
@@ -152,8 +151,8 @@ def _at(values: Any, path: Sequence[str]) -> Any:
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return files.from_json(text, "")
+    except ArtifactError:
         return None
 
 
@@ -165,7 +164,7 @@ def _bytes(path: Path) -> bytes:
     """The content of a regular file; empty where there is none or it is far too large."""
     if not path.is_file() or not is_plain(path) or path.stat().st_size > LARGEST_TEXT:
         return b""
-    return path.read_bytes()
+    return files.read_small(path, LARGEST_TEXT)
 
 
 def _fields(folder: Path, measured: Any) -> list[Field]:

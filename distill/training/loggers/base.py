@@ -8,7 +8,6 @@ Elsewhere: the loggers (the files beside this one), who calls them (distill.trai
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from runtime import files
+from runtime.errors import Large2SmallError
 from runtime.recorded import LOGGER_IDS
 
 UNITS = re.compile("_(percent|nats|loss)$")
@@ -98,7 +98,7 @@ def keep_id(folder: Path, logger: str, run_id: str) -> None:
 
 def _ids(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / LOGGER_IDS).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = files.from_json(files.read_small(folder / LOGGER_IDS), LOGGER_IDS)
+    except (OSError, Large2SmallError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -59,7 +59,7 @@ class Header(NamedTuple):
 
 def read_header(path: str | Path) -> Header:
     """Raises ArtifactError for a file that is empty, too short or not a plan."""
-    with open(path, "rb") as file:
+    with files.open_regular(path) as file:
         head = file.read(VERSION_AT.stop)
     if not head:
         raise ArtifactError(f"{path}: empty. {_again(path)}")

@@ -151,7 +151,7 @@ def test_a_strange_config_is_refused_in_one_line(case, mine):
         (b"[" * 100_000, "is not JSON"),
         (b"[]", "names no architecture"),
         (b'{"architecture": "test_resnet", "pretrained_cfg": 3}', "a pretrained_cfg that is not an object"),
-        (b" " * 2**21, "its config.json has 2,097,152 bytes"),
+        (b" " * 2**21, "config.json: larger than 1,048,576 bytes"),
     ],
 )
 def test_a_config_that_is_not_one_is_refused(content, words, tmp_path):

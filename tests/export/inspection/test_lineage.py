@@ -60,7 +60,7 @@ def test_one_changed_byte_in_an_ancestor_is_found(family, check, tmp_path, name,
     }
 
 
-def test_a_file_of_that_name_in_the_working_folder_does_not_contradict(
+def test_a_file_elsewhere_is_only_looked_at_where_it_is_asked_for(
     family, check, tmp_path, tmp_path_factory, monkeypatch
 ):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
@@ -68,10 +68,20 @@ def test_a_file_of_that_name_in_the_working_folder_does_not_contradict(
     (elsewhere / "best.pth").write_bytes(b"another training")
     assert status(check(family))["checkpoint"] == MATCHES  # what is beside the artifact
     (tmp_path / "best.pth").unlink()
-    found = next(ancestor for ancestor in check(family) if ancestor.what == "checkpoint")
-    assert found.status == ABSENT and found.note == "best.pth in the working folder is another one"
     (elsewhere / "best.pth").write_bytes(b"best.pth")
-    assert status(check(family))["checkpoint"] == MATCHES
+    assert status(check(family))["checkpoint"] == ABSENT
+    assert status(check(family, follow=True))["checkpoint"] == MATCHES
+    (elsewhere / "best.pth").write_bytes(b"another training")
+    found = next(ancestor for ancestor in check(family, follow=True) if ancestor.what == "checkpoint")
+    assert found.status == ABSENT and found.note == "best.pth in the working folder is another one"
+
+
+def test_a_link_beside_the_file_does_not_lead_elsewhere(family, check, tmp_path, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (tmp_path / "best.pth").rename(elsewhere / "best.pth")
+    (tmp_path / "best.pth").symlink_to(elsewhere / "best.pth")
+    assert status(check(family))["checkpoint"] == ABSENT
+    assert status(check(family, follow=True))["checkpoint"] == MATCHES
 
 
 def test_ancestors_that_are_gone_are_not_at_hand(family, check, tmp_path):

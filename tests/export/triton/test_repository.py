@@ -291,6 +291,7 @@ def test_a_failure_leaves_the_old_folder_as_it_was(artifact, monkeypatch):
 def test_a_rename_that_fails_puts_the_old_folder_back(artifact, monkeypatch):
     artifact()
     rename, calls = os.rename, []
+    monkeypatch.setattr(repository.files, "_exchanged", lambda *_: False)
 
     def second_fails(source, target):
         calls.append(target)
@@ -298,7 +299,7 @@ def test_a_rename_that_fails_puts_the_old_folder_back(artifact, monkeypatch):
             raise PermissionError(13, "Permission denied")
         rename(source, target)
 
-    monkeypatch.setattr(repository.os, "rename", second_fails)
+    monkeypatch.setattr(os, "rename", second_fails)
     with pytest.raises(UsageError, match="cannot be written"):
         artifact(overwrite=True)
     assert len(tree(artifact.target.parent)) == 5 and len(calls) == 3
