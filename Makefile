@@ -25,13 +25,13 @@ demo: setup ## run the whole pipeline on handwritten digits and print the table 
 	$(BIN)/distill demo --output demo-run --overwrite
 
 test: setup $(if $(T),,lint) ## lint, then run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(T)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --max-worker-restart 0 $(T)
 
 quick: setup ## run the tests that are not marked slow
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow' $(T)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --max-worker-restart 0 -m 'not slow' $(T)
 
 test-oldest: .venv-oldest/.installed ## run the quick tests with the lowest versions that pyproject.toml allows, in .venv-oldest
-	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n $(JOBS) --dist loadfile -m 'not slow' $(T)
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n $(JOBS) --dist loadfile --max-worker-restart 0 -m 'not slow' $(T)
 
 .venv-oldest/.installed: pyproject.toml tests/helpers/lowest_versions.py
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 12) and "the lowest versions have wheels for Python 3.10 and 3.11; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.10 test-oldest")'

@@ -17,7 +17,7 @@ import numpy as np
 from ..artifact import Metadata, check_file
 from ..errors import ArtifactError, MissingError, UsageError
 from ..files import no_artifact
-from . import Engine, Library, Settings, known_batch_sizes, metadata_of, signature
+from . import Engine, Library, Settings, known_batch_sizes, metadata_of, signal_stack, signature
 from .onnx_file import metadata_props, require_whole
 from .ort import require_out
 
@@ -52,12 +52,13 @@ class OpenVinoBackend:
         self._metadata = metadata_props(self.path)
         require_whole(self.path)
         self.version: str = openvino.get_version().split("-")[0]
-        core = openvino.Core()
-        plugin = _plugin(device, core.available_devices)
-        model = _read(core, self.path)
-        self.input_shape = _input_shape(model, self.path)
-        self.batch_sizes = known_batch_sizes(self.input_shape)
-        self._compiled = _compile(core, model, plugin, _settings(threads, hint), self.path)
+        with signal_stack.kept():
+            core = openvino.Core()
+            plugin = _plugin(device, core.available_devices)
+            model = _read(core, self.path)
+            self.input_shape = _input_shape(model, self.path)
+            self.batch_sizes = known_batch_sizes(self.input_shape)
+            self._compiled = _compile(core, model, plugin, _settings(threads, hint), self.path)
         self.threads: int | None = (
             self._compiled.get_property("INFERENCE_NUM_THREADS") if plugin == "CPU" else None
         )
@@ -100,6 +101,12 @@ def open_file(path: Path, settings: Settings) -> tuple[OpenVinoBackend, Metadata
     return backend, metadata_of(backend.metadata_map(), path)
 
 
+def _devices(openvino: Any) -> list[str]:
+    with signal_stack.kept():
+        found: list[str] = openvino.Core().available_devices
+        return found
+
+
 ENGINE = Engine(
     name="openvino",
     title="OpenVINO",
@@ -112,7 +119,7 @@ ENGINE = Engine(
             "openvino",
             "OpenVINO",
             'pip install "large2small[openvino]"',
-            details=lambda module: module.Core().available_devices,
+            details=_devices,
         ),
     ),
 )

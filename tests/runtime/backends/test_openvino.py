@@ -1,5 +1,7 @@
 """OpenVINO: the same answers as ONNX Runtime, int8 in integer kernels, many threads, and what is refused."""
 
+import multiprocessing
+import os
 import subprocess
 import sys
 import threading
@@ -320,3 +322,44 @@ def test_without_the_package_the_extra_is_named(student):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 'pip install "large2small[openvino]"' in done.stdout
+
+
+SIGNAL_AFTERWARDS = """
+import gc, os, signal, sys, threading
+signal.signal(signal.SIGUSR1, lambda *_: print("handled", flush=True))
+from runtime.backends.openvino import OpenVinoBackend
+networks = [OpenVinoBackend(sys.argv[1], threads=1) for _ in range(int(sys.argv[2]))]
+{how}
+gc.collect()
+os.kill(os.getpid(), signal.SIGUSR1)
+print("alive")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGUSR1")
+@pytest.mark.parametrize(
+    "count, how",
+    [
+        (2, "while networks: del networks[0]"),
+        (1, "other = threading.Thread(target=networks.clear); other.start(); other.join()"),
+    ],
+    ids=["in the order they came", "in another thread"],
+)
+def test_a_signal_is_handled_after_networks_have_gone(tmp_path, count, how):
+    path = convnet(tmp_path / "net.onnx", quantized=False)
+    words = [sys.executable, "-c", SIGNAL_AFTERWARDS.format(how=how), str(path), str(count)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (0, ["handled", "alive"]), done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_has_an_openvino_of_its_own(tmp_path):
+    path = convnet(tmp_path / "net.onnx", quantized=False)
+    expected = OpenVinoBackend(path, threads=1).run(batch())
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        found = pool.apply_async(answer_of, (path,)).get(timeout=60)
+    np.testing.assert_array_equal(found, expected)
+
+
+def answer_of(path):
+    return OpenVinoBackend(path, threads=1).run(batch())
