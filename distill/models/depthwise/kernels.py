@@ -10,8 +10,8 @@ A map has a short and a long side of the kernel. Along the short side the kernel
 the long side a tap is the matrix T[i, j] = w[tap, i - j + L // 2], so that `y[row] += x[row + tap - K // 2]
 @ T`: a product that tensor cores do. "Rows" is the axis of the short side, whichever of H and W that is.
 
-Strides and the length of the long side come divided by a power of two, their unit (`A_...`), and are
-multiplied again here: so the compiler sees what they are divisible by, which vector loads depend on.
+Strides and the sides of the map come divided by a power of two, their unit (`A_...`), and are multiplied
+again here: so the compiler sees what they are divisible by, which vector loads and stores depend on.
 
 Zeros of T that lie outside the kernel would turn an infinite input into NaN where the convolution does not
 even look. A tile whose sum is not finite is therefore computed again, value by value.
@@ -180,6 +180,7 @@ def one(
     A_PLANE: tl.constexpr,
     A_ROW: tl.constexpr,
     A_LONG: tl.constexpr,
+    A_SIDE: tl.constexpr,
     A_SIZE: tl.constexpr,
 ):
     """One kernel: a program computes BR rows and B places along the long side, of P images of one channel."""
@@ -187,6 +188,11 @@ def one(
     x_c = x_c * A_PLANE
     x_row = x_row * A_ROW
     x_long = x_long * A_LONG
+    y_n = y_n * A_PLANE
+    y_c = y_c * A_PLANE
+    y_row = y_row * A_ROW
+    y_long = y_long * A_LONG
+    R = R * A_SIDE
     S = S * A_SIZE
     program = tl.program_id(0)
     c = (program % C).to(tl.int64)
@@ -289,16 +295,22 @@ def two(
     PRECISION: tl.constexpr,
     EMULATE: tl.constexpr,
     A_PLANE: tl.constexpr,
-    A_H: tl.constexpr,
-    A_W: tl.constexpr,
-    A_WIDTH: tl.constexpr,
+    A_ROW: tl.constexpr,
+    A_LONG: tl.constexpr,
+    A_SIDE: tl.constexpr,
+    A_SIZE: tl.constexpr,
 ):
     """The sum of two kernels in one pass: a tall one (products along H) and a wide one (products along W)."""
     x_n = x_n * A_PLANE
     x_c = x_c * A_PLANE
-    x_h = x_h * A_H
-    x_w = x_w * A_W
-    W = W * A_WIDTH
+    x_h = x_h * A_ROW
+    x_w = x_w * A_LONG
+    y_n = y_n * A_PLANE
+    y_c = y_c * A_PLANE
+    y_h = y_h * A_ROW
+    y_w = y_w * A_LONG
+    H = H * A_SIDE
+    W = W * A_SIZE
     program = tl.program_id(0)
     c = (program % C).to(tl.int64)
     rest = program // C
@@ -446,6 +458,7 @@ def weight_sums(
     A_PLANE: tl.constexpr,
     A_ROW: tl.constexpr,
     A_LONG: tl.constexpr,
+    A_SIDE: tl.constexpr,
     A_SIZE: tl.constexpr,
 ):
     """The kernel's gradient, of one tap and channel: sums along the diagonals of x^T @ g over a part of the
@@ -460,6 +473,7 @@ def weight_sums(
     g_c = g_c * A_PLANE
     g_row = g_row * A_ROW
     g_long = g_long * A_LONG
+    R = R * A_SIDE
     S = S * A_SIZE
     program = tl.program_id(0)
     tap = program % K

@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -140,8 +141,7 @@ def _one(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, flip: bool) 
     rows, long = row_side(rows_size), long_side(long_size, taps.shape[2])
     form = None if flip else _banded(weight, taps, long, x.dtype)
     per_program = images(rows.block, x.element_size())
-    x_row, x_long = _turned(x.stride()[2:], tall)
-    plane, row, far = _units(x.stride()[:2], (x_row,), (x_long,))
+    passed = _passed(tall, x, y)
     grid = (c * long.blocks * rows.blocks * -(-n // per_program),)
     kernels.one[grid](
         x,
@@ -151,15 +151,11 @@ def _one(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, flip: bool) 
         y,
         n,
         c,
-        rows.size,
-        long.size // unit(long.size),
+        *passed.size,
         *taps.shape[1:],
-        *(stride // plane for stride in x.stride()[:2]),
-        x_row // row,
-        x_long // far,
+        *passed.strides[0],
         *taps.stride(),
-        *y.stride()[:2],
-        *_turned(y.stride()[2:], tall),
+        *passed.strides[1],
         P=per_program,
         BR=rows.block,
         B=long.block,
@@ -168,13 +164,8 @@ def _one(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, flip: bool) 
         FORM=form is not None,
         BIAS=bias is not None,
         FLIP=flip,
-        A_PLANE=plane,
-        A_ROW=row,
-        A_LONG=far,
-        A_SIZE=unit(long.size),
         num_warps=WARPS_ONE,
-        num_stages=STAGES[x.element_size()],
-        **_common(x),
+        **passed.settings,
     )
 
 
@@ -190,7 +181,7 @@ def _two(x: Tensor, tall: Tensor, wide: Tensor, bias: Tensor | None, y: Tensor, 
     has_forms = both is not None and None not in both
     tall_form, wide_form = both if both is not None and has_forms else (down, across)
     per_program = images(max(high.block, broad.block), x.element_size())
-    plane, *units = _units(x.stride()[:2], x.stride()[2:3], x.stride()[3:])
+    passed = _passed(False, x, y)
     grid = (c * high.blocks * broad.blocks * -(-n // per_program),)
     kernels.two[grid](
         x,
@@ -202,15 +193,13 @@ def _two(x: Tensor, tall: Tensor, wide: Tensor, bias: Tensor | None, y: Tensor, 
         y,
         n,
         c,
-        h,
-        w // unit(w),
+        *passed.size,
         *down.shape[1:],
         *across.shape[1:],
-        *(stride // plane for stride in x.stride()[:2]),
-        *(stride // each for stride, each in zip(x.stride()[2:], units, strict=True)),
+        *passed.strides[0],
         *down.stride(),
         *across.stride(),
-        *y.stride(),
+        *passed.strides[1],
         P=per_program,
         BH=high.block,
         BW=broad.block,
@@ -221,13 +210,8 @@ def _two(x: Tensor, tall: Tensor, wide: Tensor, bias: Tensor | None, y: Tensor, 
         FORM=has_forms,
         BIAS=bias is not None,
         FLIP=flip,
-        A_PLANE=plane,
-        A_H=units[0],
-        A_W=units[1],
-        A_WIDTH=unit(w),
         num_warps=WARPS_TWO,
-        num_stages=STAGES[x.element_size()],
-        **_common(x),
+        **passed.settings,
     )
 
 
@@ -247,36 +231,25 @@ def _weight_sums(
     parts = min(groups, max(1, -(-PROGRAMS // programs)))
     shape = (parts, long.blocks, 2 * reach + 1, c, taps, 2 * long.block)
     sums = torch.empty(shape, dtype=torch.float32, device=x.device)
-    (x_row, x_long), (g_row, g_long) = (_turned(t.stride()[2:], tall) for t in (x, grad))
-    plane, row, far = _units((*x.stride()[:2], *grad.stride()[:2]), (x_row, g_row), (x_long, g_long))
+    passed = _passed(tall, x, grad)
     kernels.weight_sums[(parts * programs,)](
         x,
         grad,
         sums,
         n,
         c,
-        rows.size,
-        long.size // unit(long.size),
+        *passed.size,
         taps,
-        *(stride // plane for stride in x.stride()[:2]),
-        x_row // row,
-        x_long // far,
-        *(stride // plane for stride in grad.stride()[:2]),
-        g_row // row,
-        g_long // far,
+        *passed.strides[0],
+        *passed.strides[1],
         -(-groups // parts),
         P=per_program,
         BR=rows.block,
         B=long.block,
         BLOCKS=long.blocks,
         REACH=reach,
-        A_PLANE=plane,
-        A_ROW=row,
-        A_LONG=far,
-        A_SIZE=unit(long.size),
         num_warps=WARPS_ONE,
-        num_stages=STAGES[x.element_size()],
-        **_common(x, grad),
+        **passed.settings,
     )
     return _diagonals(sums.sum((0, 1)), length)
 
@@ -292,12 +265,42 @@ def _diagonals(sums: Tensor, length: int) -> Tensor:
     return line[..., middle - length // 2 : middle + length // 2 + 1]
 
 
-def _common(*maps: Tensor) -> dict[str, Any]:
-    return {
-        "FAR": any(_reaches_far(t) for t in maps),
-        "PRECISION": "tf32" if _tf32_is_allowed(maps[0]) else "ieee",
-        "EMULATE": maps[0].device.type == "cpu",
-    }
+@dataclass(frozen=True)
+class _Passed:
+    """The maps of a launch as every kernel takes them."""
+
+    strides: tuple[tuple[int, ...], ...]
+    """Of each map: from image to image, channel, row, and along the long side; in units."""
+    size: tuple[int, int]
+    """Rows of a map, and places of the long side; in units."""
+    settings: dict[str, Any]
+    """The units, and how it is computed."""
+
+
+def _passed(tall: bool, *maps: Tensor) -> _Passed:
+    """Strides and sizes are divided by the powers of two that the kernels multiply them by again."""
+    strides = [(*t.stride()[:2], *_turned(t.stride()[2:], tall)) for t in maps]
+    plane, row, long = _units(
+        [step for each in strides for step in each[:2]],
+        [each[2] for each in strides],
+        [each[3] for each in strides],
+    )
+    rows, places = _turned(_size(maps[0]), tall)
+    return _Passed(
+        tuple((n // plane, c // plane, r // row, s // long) for n, c, r, s in strides),
+        (rows // unit(rows), places // unit(places)),
+        {
+            "A_PLANE": plane,
+            "A_ROW": row,
+            "A_LONG": long,
+            "A_SIDE": unit(rows),
+            "A_SIZE": unit(places),
+            "FAR": any(_reaches_far(t) for t in maps),
+            "PRECISION": "tf32" if _tf32_is_allowed(maps[0]) else "ieee",
+            "EMULATE": maps[0].device.type == "cpu",
+            "num_stages": STAGES[maps[0].element_size()],
+        },
+    )
 
 
 def _reaches_far(t: Tensor) -> bool:
