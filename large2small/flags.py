@@ -52,6 +52,8 @@ class TrainFlags(TypedDict, total=False):
     teacher_fit_epochs: int
     teacher_fit_lr: float
     teacher_dtype: Literal["auto", "fp32", "fp16", "bf16"]
+    teacher_graph: bool
+    teacher_stream: bool
     kd_loss: str
     kd_temperature: float | None
     kd_gamma: float | None

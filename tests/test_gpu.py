@@ -37,10 +37,11 @@ def striped(tmp_path_factory) -> str:
 
 
 BF16, FP16, COMPILE = ["--amp", "--amp-dtype", "bf16"], ["--amp", "--amp-dtype", "fp16"], ["--compile"]
+GRAPH = ["--teacher-graph", "--teacher-stream"]
 
 
 @needs_torch
-@pytest.mark.parametrize("flags", [BF16, FP16, COMPILE], ids=" ".join)
+@pytest.mark.parametrize("flags", [BF16, FP16, COMPILE, GRAPH], ids=" ".join)
 def test_teacher_and_student_train_on_the_gpu(striped, tmp_path, flags):
     common = [
         "--data",

@@ -137,6 +137,11 @@ class Networks(Group):
     teacher_dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """Precision the teacher computes in; auto: bf16 on a GPU of compute capability 8.0 or newer, elsewhere
     the student's --amp-dtype with --amp, else fp32."""
+    teacher_graph: bool = False
+    """Record the teacher's forward pass as a CUDA graph and replay it, which spares the processor its many
+    launches; only on CUDA."""
+    teacher_stream: bool = False
+    """Compute the teacher's forward pass on a CUDA stream of its own, beside the student's; only on CUDA."""
 
     def check(self) -> None:
         """Refuse a teacher's file beside `teacher none`."""

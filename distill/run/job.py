@@ -408,6 +408,8 @@ def teacher_accuracy(
     logits are NaN.
     """
     say(f"teacher: in {teacher.origin.dtype}, {teacher.layout}, {teacher.origin.merged}")
+    if device.type != "cuda" and (options.teacher_graph or options.teacher_stream):
+        say(f"teacher: --teacher-graph and --teacher-stream change nothing on {device}; they are for CUDA")
     accuracy = _evaluated(teacher, val, options, device, teacher.dtype)
     if not math.isfinite(accuracy.loss):
         dtype = teacher.dtype

@@ -75,9 +75,7 @@ def rehearse(task: Task) -> None:
     Raises MissingError where memory runs out, UsageError where a part cannot take so many images.
     """
     recipe, device = task.recipe, task.device
-    teacher = copy.copy(task.teacher)  # with taps of its own; compiled, it would not look for others later
-    if teacher:
-        teacher.forward, teacher.taps = teacher.model, None
+    teacher = task.teacher.plain() if task.teacher else None  # compiled, it would not look for other taps
     plain = replace(recipe, compile=False, sparsity=0.0, tensorboard=False, workers=0)
     with own_random_state(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:

@@ -235,10 +235,12 @@ class Trainer:
         """
         teacher_out = stored
         if self.teacher:
-            with self._watch:
+            with self.teacher.side.beside(images), self._watch:
                 teacher_out = self.teacher(images)
         with self.precision.autocast():
             student_out = self.objective.student(images) if self.objective else Outputs(self.forward(images))
+        if self.teacher and teacher_out:
+            self.teacher.side.join(teacher_out.logits, *teacher_out.features)
         are_finite = finite.of_logits(student_out.logits, teacher_out.logits if teacher_out else None)
         task_loss = self.task_loss(student_out.logits.float(), labels)
         if self.objective is None or teacher_out is None:
@@ -345,6 +347,8 @@ class Trainer:
             TrainingDisplay(role, epochs, self.steps_per_epoch, self.updates) as display,
         ):
             self.display, self.log.say = display, display.say
+            if self.teacher and self.teacher.recorded:
+                self.teacher.recorded.say = display.say
             try:
                 if self.sparse and not self.sparse.masks:
                     self._start_sparse(self.sparse)

@@ -12,7 +12,8 @@ channels of 14 x 14).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import contextlib
+from collections.abc import Callable, Hashable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,9 @@ SIZES_KEPT = 4
 """Forms of one weight that are kept at the same time: for maps of so many sizes and types."""
 
 _kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
-"""Weight -> {(version, place, kind): form}. An entry goes when its weight does."""
+"""Weight -> {(version, place, kind): (form, the weight it is of)}. An entry goes when its weight does."""
+_held: list[Tensor] | None = None
+"""Forms that were used within `held`."""
 
 
 def banded(kernel: Tensor, side: Side, dtype: torch.dtype) -> Tensor:
@@ -51,26 +54,46 @@ def full(weight: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
 
 def kept(weight: Tensor, kind: Hashable, make: Callable[[], Tensor]) -> Tensor | None:
     """The form of this kind of a frozen parameter, from the cache or made now; None for a weight that is
-    trained, that is not a parameter (a passing copy), or whose first use is while a CUDA graph is recorded.
+    trained, that is not a parameter (a passing copy), or that a CUDA graph reads (but see `held`).
 
     A weight that was changed in place, moved or replaced has another version or place, so its form is made
-    anew.
+    anew. Writing through `weight.data` leaves the version as it was: torch's autograd does not see it either.
     """
-    if not isinstance(weight, nn.Parameter) or weight.requires_grad or weight.is_inference():
+    if not isinstance(weight, nn.Parameter) or weight.is_inference():
         return None
+    if weight.requires_grad:
+        _kept.pop(weight, None)  # fused optimizers change a weight without a new version
+        return None
+    is_recorded = weight.is_cuda and torch.cuda.is_current_stream_capturing()
+    if is_recorded and _held is None:
+        return None  # its replays read the weight, which may have changed by then
     key = (weight._version, weight.data_ptr(), weight.device, kind)
-    forms: dict[tuple[Hashable, ...], Tensor] = _kept.setdefault(weight, {})
-    if key in forms:
-        return forms[key]
-    if weight.is_cuda and torch.cuda.is_current_stream_capturing():
-        return None  # memory of a graph is overwritten by its next replay
-    for old in [each for each in forms if each[:3] != key[:3]]:
-        del forms[old]
-    while len(forms) >= SIZES_KEPT:
-        del forms[next(iter(forms))]
-    with torch.inference_mode(False), torch.no_grad():
-        forms[key] = make()
-    return forms[key]
+    found: dict[tuple[Hashable, ...], tuple[Tensor, Tensor]] = _kept.setdefault(weight, {})
+    if key not in found:
+        if is_recorded:
+            return None  # memory of a graph is overwritten by its next replay
+        for old in [each for each in found if each[:3] != key[:3]]:
+            del found[old]
+        while len(found) >= SIZES_KEPT:
+            del found[next(iter(found))]
+        with torch.inference_mode(False), torch.no_grad():
+            found[key] = make(), weight.detach()  # no other weight comes to this place while it is in the key
+    if _held is not None:
+        _held.append(found[key][0])
+    return found[key][0]
+
+
+@contextlib.contextmanager
+def held() -> Iterator[list[Tensor]]:
+    """Within it a CUDA graph that is recorded reads the forms that were made before. Keep the list of them as
+    long as the graph, and leave the weights as they are: a replay does not see that they have changed.
+    """
+    global _held
+    before, _held = _held, []
+    try:
+        yield _held
+    finally:
+        _held = before
 
 
 def _picked(values: Tensor, index: Tensor) -> Tensor:

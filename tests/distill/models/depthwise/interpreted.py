@@ -131,9 +131,9 @@ def test_frozen_weights_give_the_same_from_the_cached_form(number):
     expected = operators.convolution(x, weight, None, bias, False)
     assert torch.equal(operators.convolution(x, frozen, None, bias, False), expected)
     assert [key[3][0] for key in forms._kept[frozen]] == ["banded"]
-    form = next(iter(forms._kept[frozen].values()))
+    form = next(iter(forms._kept[frozen].values()))[0]
     assert torch.equal(operators.convolution(x, frozen, None, bias, False), expected)
-    assert next(iter(forms._kept[frozen].values())) is form
+    assert next(iter(forms._kept[frozen].values()))[0] is form
 
 
 def test_a_compiled_frozen_layer_uses_its_cached_form():

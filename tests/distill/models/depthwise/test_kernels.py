@@ -119,10 +119,10 @@ def test_it_compiles_for_sizes_and_strides_that_triton_treats_apart():
 
 
 @pytest.mark.slow
-def test_what_is_contiguous_is_loaded_as_vectors():
+def test_what_is_contiguous_is_loaded_and_stored_as_vectors():
     """A row of 56 bfloat16 is 7 times 16 bytes, which the compiler knows from the units of the strides."""
     from compiled_kernels import build
 
     call = next(call for call in launches(torch.bfloat16) if call[2].get("FORM") and call[2]["A_ROW"] == 8)
-    vectors = re.compile(r"cp\.async\.cg\.shared\.global .*, 0x10")
-    assert vectors.search(build(call, 90, EMULATE=False).asm["ptx"])
+    code = build(call, 90, EMULATE=False).asm["ptx"]
+    assert re.search(r"cp\.async\.cg\.shared\.global .*, 0x10", code) and "st.global.v4.b32" in code

@@ -8,6 +8,7 @@ import gc
 import importlib.util
 import re
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -293,14 +294,43 @@ def kept(weight):
     return forms.kept(weight, "test", lambda: weight.detach().sum(0))
 
 
-def test_a_form_is_made_once_and_goes_with_its_weight():
-    weight = torch.nn.Parameter(torch.ones(2, 3), requires_grad=False)
+def test_a_form_is_made_once_and_goes_with_its_module():
+    layer = DepthwiseConv2d(2, 9).requires_grad_(False)
     before = len(forms._kept)
-    form = kept(weight)
-    assert kept(weight) is form and len(forms._kept) == before + 1
-    del weight
+    form = weakref.ref(kept(layer.weight))
+    assert kept(layer.weight) is form() and len(forms._kept) == before + 1
+    del layer
     gc.collect()
-    assert len(forms._kept) == before
+    assert form() is None and len(forms._kept) == before
+
+
+def loaded(weight):
+    layer = torch.nn.Linear(3, 2, bias=False)
+    layer.weight = weight
+    layer.load_state_dict({"weight": torch.full((2, 3), 2.0)})
+
+
+def averaged(weight):
+    torch._foreach_lerp_([weight.detach()], [torch.full((2, 3), 3.0)], 0.5)
+
+
+def trained_a_step(weight):
+    weight.requires_grad_()
+    assert kept(weight) is None  # forward
+    weight.grad = -torch.ones(2, 3)
+    torch.optim.SGD([weight], lr=1.0, fused=True).step()
+    weight.requires_grad_(False)
+
+
+def multiplied_in_inference_mode(weight):
+    with torch.inference_mode():
+        weight.mul_(2)
+
+
+def replaced_twice(weight):
+    """The second time by a tensor that may come to the place where the first one was."""
+    weight.data = torch.zeros(2, 3)
+    weight.data = torch.full((2, 3), 2.0)
 
 
 @pytest.mark.parametrize(
@@ -309,19 +339,58 @@ def test_a_form_is_made_once_and_goes_with_its_weight():
         lambda weight: weight.mul_(2),
         lambda weight: weight.copy_(torch.full((2, 3), 2.0)),
         lambda weight: setattr(weight, "data", torch.full((2, 3), 2.0)),
+        loaded,
+        averaged,
+        trained_a_step,
+        multiplied_in_inference_mode,
+        replaced_twice,
     ],
-    ids=["multiplied", "loaded", "replaced"],
+    ids=lambda change: change.__name__,
 )
 def test_a_changed_weight_has_a_new_form(change):
     weight = torch.nn.Parameter(torch.ones(2, 3), requires_grad=False)
     assert kept(weight).tolist() == [2, 2, 2]
-    change(weight)
+    with torch.no_grad():
+        change(weight)
     assert kept(weight).tolist() == [4, 4, 4] and len(forms._kept[weight]) == 1
+
+
+def test_an_averaged_network_computes_with_its_present_weights():
+    """As timm averages weights, and frozen."""
+    from timm.utils import ModelEmaV3
+
+    layer = DepthwiseConv2d(2, 9)
+    average = ModelEmaV3(layer, decay=0.5)
+    average.requires_grad_(False)
+    first = kept(average.module.weight)
+    with torch.no_grad():
+        layer.weight.add_(1)
+    average.update(layer)
+    assert torch.allclose(kept(average.module.weight), first + 0.5 * len(layer.weight))
 
 
 def test_trained_weights_and_passing_tensors_have_no_form():
     assert kept(torch.nn.Parameter(torch.ones(2, 3))) is None
     assert kept(torch.ones(2, 3)) is None
+
+
+class OnCuda(torch.nn.Parameter):
+    """A weight that says that it is on CUDA."""
+
+    is_cuda = True
+
+
+def test_a_recorded_graph_reads_forms_only_where_it_holds_them(monkeypatch):
+    """Its replays would read a form that is old, or freed."""
+    weight = OnCuda(torch.ones(2, 3), requires_grad=False)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    form = kept(weight)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert kept(weight) is None
+    with forms.held() as held:
+        assert kept(weight) is form
+        assert forms.kept(weight, "new", lambda: pytest.fail("made in the memory of a graph")) is None
+    assert held == [form] and kept(weight) is None
 
 
 def test_a_copied_module_and_its_weights_on_disk_are_without_forms(tmp_path):

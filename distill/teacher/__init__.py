@@ -3,7 +3,8 @@
 In:  the student's batch, normalized for the student.
 Out: teacher logits (N, K) float32 and feature maps, computed in eval mode, in the teacher's own precision, on
      its own preprocessing.
-Elsewhere: where its weights come from (distill.checkpoint), what is made of its logits (distill.losses).
+Elsewhere: where its weights come from (distill.checkpoint), what is made of its logits (distill.losses),
+CUDA graphs and streams (on_cuda.py).
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ from runtime.artifact import require_same_classes
 from runtime.errors import ArtifactError, GateError, UsageError
 from runtime.preprocess import Preprocess
 
-from . import checkpoint as checkpoints
-from . import models
-from .checkpoint import Checkpoint
-from .losses.base import Outputs
-from .losses.feature.taps import Taps
-from .models import classifier, names
-from .models.depthwise import network_format
-from .models.merge import reparameterize, require_equal
-from .recipe import Recipe, key_values
+from .. import checkpoint as checkpoints
+from .. import models
+from ..checkpoint import Checkpoint
+from ..losses.base import Outputs
+from ..losses.feature.taps import Taps
+from ..models import classifier, names
+from ..models.depthwise import network_format
+from ..models.merge import reparameterize, require_equal
+from ..recipe import Recipe, key_values
+from .on_cuda import Recorded, SideStream
 
 BF16_CAPABILITY = (8, 0)
 """Compute capability of the first GPUs with tensor cores for bfloat16."""
@@ -87,7 +89,12 @@ class Teacher:
         channels_last: bool = True,
         compile: bool = False,
         origin: Origin | None = None,
+        graph: bool = False,
+        stream: bool = False,
     ) -> None:
+        """graph: record the forward pass as a CUDA graph; stream: compute `beside` the student. Both change
+        nothing where the device is not CUDA.
+        """
         self.model = model.to(device).eval().requires_grad_(False)
         self.memory_format = network_format(model, device, channels_last)
         """Channels-last, if asked for, unless another is faster for this network on this device."""
@@ -103,6 +110,8 @@ class Teacher:
             None if preprocess.input_size == student_preprocess.input_size else preprocess.input_size[1:]
         )
         self.scale, self.shift = renormalization(student_preprocess, preprocess, device)
+        self.side = SideStream(device, stream)
+        self.recorded = Recorded() if graph and device.type == "cuda" else None
 
     @property
     def layout(self) -> str:
@@ -112,6 +121,7 @@ class Teacher:
     def tap(self) -> Taps:
         """Give feature maps too from now on, of stages that the result is told to use."""
         self.untap()
+        self.recorded = Recorded() if self.recorded else None
         self.taps = Taps(self.model, self.preprocess.input_size, self.forward)
         return self.taps
 
@@ -119,10 +129,21 @@ class Teacher:
         """Give logits alone."""
         if self.taps:
             self.taps.close()
+            self.recorded = Recorded() if self.recorded else None
         self.taps = None
+
+    def plain(self) -> Teacher:
+        """The same network without taps, compiler, graph and stream, to try something with."""
+        plain = copy.copy(self)
+        plain.forward, plain.taps = self.model, None
+        plain.recorded, plain.side = None, SideStream(self.device, False)
+        return plain
 
     @torch.inference_mode()
     def _outputs(self, images: Tensor) -> Outputs:
+        return self.recorded(self._computed, images) if self.recorded else self._computed(images)
+
+    def _computed(self, images: Tensor) -> Outputs:
         if self.scale is not None and self.shift is not None:
             images = torch.addcmul(self.shift, images, self.scale)
         if self.size is not None:
@@ -135,8 +156,8 @@ class Teacher:
     @torch.inference_mode()
     def in_fp32(self, images: Tensor) -> Tensor:
         """Its logits in float32, whatever its precision: to see whether this is what they are NaN by."""
-        plain = copy.copy(self)
-        plain.dtype, plain.taps, plain.forward = None, None, self.model
+        plain = self.plain()
+        plain.dtype = None
         return plain._outputs(images).logits
 
     def __call__(self, images: Tensor) -> Outputs:
@@ -295,6 +316,8 @@ def ready(source: Source, recipe: Recipe, student_preprocess: Preprocess, device
         recipe.channels_last,
         recipe.compile,
         replace(source.origin, merged=merged, dtype=dtype, preprocess=source.preprocess.to_dict()),
+        recipe.teacher_graph,
+        recipe.teacher_stream,
     )
 
 
