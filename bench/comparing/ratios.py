@@ -68,29 +68,20 @@ def verdict(ratio: Ratio, floor: Ratio = SAME) -> Verdict:
 
 def of_medians(this: np.ndarray, reference: np.ndarray, seed: int = 0) -> Ratio | None:
     """Median duration of this one over the reference's, each (blocks, calls); None of too few blocks."""
-    return _bootstrap(*_without_drift(this, reference), lambda calls: np.median(calls, axis=-1), seed)
+    return _bootstrap(*_without_drift(this, reference), _medians, seed)
 
 
 def of_p99(this: np.ndarray, reference: np.ndarray, seed: int = 0) -> Ratio | None:
     """The same of the 99th percentiles; None as well where too few calls lie above them."""
     if min(this.size, reference.size) < 100 * RARE_CALLS:
         return None
-    return _bootstrap(
-        *_without_drift(this, reference),
-        lambda calls: np.quantile(calls, 0.99, axis=-1, method="higher"),
-        seed,
-    )
+    return _bootstrap(*_without_drift(this, reference), _p99s, seed)
 
 
 def of_throughputs(this: np.ndarray, reference: np.ndarray, seed: int = 0) -> Ratio | None:
     """Images per second of this one over the reference's, at the same batch; None of too few blocks."""
     calls = reference.shape[1] / this.shape[1]
-    slowness = _bootstrap(
-        this.sum(axis=1, keepdims=True) * calls,
-        reference.sum(axis=1, keepdims=True),
-        lambda totals: totals.sum(axis=-1),
-        seed,
-    )
+    slowness = _bootstrap(this * calls, reference, _totals, seed)
     return slowness and Ratio(1 / slowness.value, 1 / slowness.high, 1 / slowness.low)
 
 
@@ -101,28 +92,51 @@ def _without_drift(this: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray,
 
 
 def _bootstrap(
-    this: np.ndarray, reference: np.ndarray, measure: Callable[[np.ndarray], np.ndarray], seed: int
+    this: np.ndarray,
+    reference: np.ndarray,
+    measure: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    seed: int,
 ) -> Ratio | None:
-    """measure: (..., calls) -> (...). The blocks are drawn alike from both."""
+    """measure: durations (blocks, calls) and how often each block counts, (resamples, blocks) ->
+    (resamples,). The blocks are drawn alike from both.
+    """
     blocks = len(this)
     if blocks < LEAST_BLOCKS:
         return None
-    drawn = np.random.default_rng(seed).integers(0, blocks, (RESAMPLES, blocks))
+    drawn = np.random.default_rng(seed).multinomial(blocks, np.full(blocks, 1 / blocks), RESAMPLES)
+    once = np.ones((1, blocks), drawn.dtype)
     logs = np.concatenate(
-        [
-            np.log(measure(_pooled(this[some])) / measure(_pooled(reference[some])))
-            for some in np.array_split(drawn, 10)
-        ]
+        [np.log(measure(this, some) / measure(reference, some)) for some in np.array_split(drawn, 10)]
     )
-    value = float(measure(this.reshape(1, -1))[0] / measure(reference.reshape(1, -1))[0])
+    value = float(measure(this, once)[0] / measure(reference, once)[0])
     error = float(np.std(logs)) * math.sqrt(blocks / (blocks - 1))
     reach = math.exp(t_quantile(blocks - 1) * error)
     return Ratio(value, value / reach, value * reach)
 
 
-def _pooled(drawn: np.ndarray) -> np.ndarray:
-    """(resamples, blocks, calls) -> (resamples, all calls)."""
-    return drawn.reshape(len(drawn), -1)
+def _medians(durations: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    lower, upper = _ranked(durations, counts, (durations.size - 1) // 2, durations.size // 2)
+    return (lower + upper) / 2
+
+
+def _p99s(durations: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Of the calls, the first that 99 % of the others do not exceed."""
+    return _ranked(durations, counts, math.ceil(0.99 * (durations.size - 1)))[0]
+
+
+def _totals(durations: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    totals: np.ndarray = counts @ durations.sum(axis=1)
+    return totals
+
+
+def _ranked(durations: np.ndarray, counts: np.ndarray, *ranks: int) -> list[np.ndarray]:
+    """For each rank, 0 is the least, the duration of that rank in each resample, (resamples,): all are
+    sorted once, and a resample only counts some of them more often than others.
+    """
+    order = np.argsort(durations, axis=None)
+    below = np.cumsum(counts.astype(np.int32)[:, order // durations.shape[1]], axis=1, dtype=np.int32)
+    least = durations.ravel()[order]
+    return [least[(below <= rank).sum(axis=1)] for rank in ranks]
 
 
 def t_quantile(freedom: int, level: float = LEVEL) -> float:

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,10 +86,11 @@ def test_a_race_that_is_far_too_slow_is_given_up_without_an_interval():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", compare_coverage.KINDS)
-def test_on_simulated_machines_it_is_right_as_often_as_it_says(kind):
+def test_on_simulated_machines_it_is_right_as_often_as_it_says(kind, monkeypatch):
     """100 runs; the bounds are three standard deviations of the binomial distribution below the shares that
     1,000 runs must reach (92 to 98, 93 and 90 %).
     """
+    monkeypatch.setattr(race, "collector_off", nullcontext)  # collecting costs more than a simulated race
     found = compare_coverage.coverage(kind, 100, 0.05)
     assert 84 <= found["covered_percent"] <= 100
     assert found["cannot_tell_alike_percent"] >= 86

@@ -36,6 +36,20 @@ def test_a_drift_common_to_both_changes_nothing():
     assert (drifting.value, drifting.low, drifting.high) == pytest.approx((calm.value, calm.low, calm.high))
 
 
+@pytest.mark.parametrize("calls", [4, 5])
+def test_a_resample_is_measured_as_if_its_blocks_had_been_copied(calls):
+    durations = blocks(30, calls, seed=7)
+    drawn = np.random.default_rng(8).integers(0, 30, (50, 30))
+    counts = np.array([np.bincount(one, minlength=30) for one in drawn])
+    copied = durations[drawn].reshape(50, -1)
+    for measure, expected in (
+        (ratios._medians, np.median(copied, axis=1)),
+        (ratios._p99s, np.quantile(copied, 0.99, axis=1, method="higher")),
+        (ratios._totals, copied.sum(axis=1)),
+    ):
+        np.testing.assert_allclose(measure(durations, counts), expected, rtol=1e-12)
+
+
 def test_calls_of_one_block_count_as_one_when_they_are_alike():
     """Ten copies of one call say no more than one."""
     this, reference = blocks(calls=1, seed=5), blocks(calls=1, seed=6)

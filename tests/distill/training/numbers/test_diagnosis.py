@@ -75,7 +75,5 @@ def test_an_epoch_is_refused_for_its_loss_or_a_weight_or_a_running_statistic():
     diagnosis.require_numbers(1.0, [whole, whole], None, "after step 5")
     with pytest.raises(GateError, match="after step 5: its weight running_var is NaN"):
         diagnosis.require_numbers(1.0, [whole, broken], None, "after step 5")
-    with pytest.raises(
-        GateError, match=r"loss is nan after step 5: its weights .*may not fit bf16"
-    ):
+    with pytest.raises(GateError, match=r"loss is nan after step 5: its weights .*may not fit bf16"):
         diagnosis.require_numbers(NAN, [whole], torch.bfloat16, "after step 5")
