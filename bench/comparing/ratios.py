@@ -116,7 +116,8 @@ def _bootstrap(
 
 def _medians(durations: np.ndarray, counts: np.ndarray) -> np.ndarray:
     lower, upper = _ranked(durations, counts, (durations.size - 1) // 2, durations.size // 2)
-    return (lower + upper) / 2
+    medians: np.ndarray = (lower + upper) / 2
+    return medians
 
 
 def _p99s(durations: np.ndarray, counts: np.ndarray) -> np.ndarray:
