@@ -112,7 +112,7 @@ def with_notes(tables: Sequence[Any], notes: Sequence[str]) -> Any:
 
 
 def require_place(results_file: Path | None, overwrite: bool) -> None:
-    """Raise UsageError where --results-file cannot be written: now, and not after the measurement."""
+    """Raise UsageError where the result cannot be saved: now, and not after the measurement."""
     if results_file:
         files.refuse_existing(results_file, overwrite)
         files.require_writable(results_file)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import runtime
-from runtime import ArtifactError, Predictor, Preprocess, UsageError, env
+from runtime import ArtifactError, Predictor, Preprocess, UsageError, env, files
 from runtime.backends import Engine, Settings, registry
 from runtime.cli.settings import Flag
 from runtime.cli.terminal import loading
@@ -114,6 +114,11 @@ class Description:
     cuda_graph: bool | None
     unknown: list[str]
     """Which of preprocess and class_names the file does not carry."""
+    sha256: str
+    """Of the file, as its size and what it says of parameters and multiply-accumulates."""
+    file_bytes: int
+    parameters: int | None
+    macs: int | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -166,6 +171,10 @@ def describe(predictor: Predictor, on: RunOptions) -> Description:
         contexts=on.contexts or Settings.contexts if "contexts" in reads else None,
         cuda_graph=on.cuda_graph if "cuda_graph" in reads else None,
         unknown=predictor.unknown,
+        sha256=files.sha256(predictor.path),
+        file_bytes=predictor.path.stat().st_size,
+        parameters=metadata.parameters,
+        macs=metadata.macs,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime import Predictor
+from runtime import Predictor, files
 from runtime.env.conditions import Warned
 
 from . import stats
@@ -31,27 +31,27 @@ class Row:
     artifact: str
     """Role and precision."""
     file: str
-    role: str | None
-    precision: str | None
-    model: str | None
-    top1_percent: float
-    delta_teacher_points: float | None
-    delta_control_points: float | None
-    parameters: int | None
-    macs: int | None
-    file_bytes: int
-    latency_p50_ms: float
+    role: str | None = None
+    precision: str | None = None
+    model: str | None = None
+    top1_percent: float | None = None
+    delta_teacher_points: float | None = None
+    delta_control_points: float | None = None
+    parameters: int | None = None
+    macs: int | None = None
+    file_bytes: int | None = None
+    latency_p50_ms: float | None = None
     """Boundary compute, like p99 and images/s."""
-    latency_p99_ms: float
-    throughput_images_per_s: float
-    end_to_end_p50_ms: float
-    speedup: float
+    latency_p99_ms: float | None = None
+    throughput_images_per_s: float | None = None
+    end_to_end_p50_ms: float | None = None
+    speedup: float | None = None
     """Teacher's median / this median, boundary compute, from interleaved calls."""
-    top5_percent: float
-    loss_nats: float
-    images: int
-    skipped: int
-    ran_on: str
+    top5_percent: float | None = None
+    loss_nats: float | None = None
+    images: int | None = None
+    skipped: int | None = None
+    ran_on: str = ""
     """Engine, provider, device, threads, as the engine reports them."""
     balanced_percent: float | None = None
     """Balanced accuracy: the mean over the classes that have images."""
@@ -63,6 +63,11 @@ class Row:
     delta_teacher_high_points: float | None = None
     delta_control_low_points: float | None = None
     delta_control_high_points: float | None = None
+    sha256: str | None = None
+    batch: int | None = None
+    """Images per timed call."""
+    group: int | None = None
+    """Which of several machines measured it, from 1; None in a table of one."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +106,20 @@ ENGINE_KEYS = ("engine", "backend", "provider", "device", "threads", "hint", "co
 
 
 @dataclass(frozen=True)
+class Origins:
+    """The same of rows that were read from files."""
+
+    lines: list[str]
+    """Machines and commands, for a person."""
+    warnings: list[Warned]
+
+
+@dataclass(frozen=True)
 class Table:
     """The rows, and the conditions they were measured under."""
 
     rows: list[Row]
-    conditions: Conditions
+    conditions: Conditions | Origins
 
 
 def ran_under(subjects: Sequence[Description]) -> dict[str, Any]:
@@ -127,7 +141,7 @@ def with_differences(rows: Sequence[Row], results: Sequence[AccuracyResult] = ()
     has_control = len(rows) > 1 and rows[1].role == "control"
     found = []
     for place, row in enumerate(rows):
-        row = replace(row, speedup=rows[0].latency_p50_ms / row.latency_p50_ms)
+        row = replace(row, speedup=speedup(rows[0], row))
         for name, other in (("teacher", 0), ("control", 1))[: 1 + has_control]:
             if place > other:
                 row = replace(row, **_difference(name, rows, place, other, results))
@@ -139,11 +153,27 @@ def _difference(
     name: str, rows: Sequence[Row], this: int, other: int, results: Sequence[AccuracyResult]
 ) -> dict[str, Any]:
     """The fields of `Row` that compare it with the teacher or the control."""
-    found = {f"delta_{name}_points": rows[this].top1_percent - rows[other].top1_percent}
+    found = {f"delta_{name}_points": points(rows[this], rows[other])}
     if results and np.array_equal(results[this].indices, results[other].indices):  # not with images left out
         *_, low, high = difference(results[this], results[other])
         found |= {f"delta_{name}_low_points": low, f"delta_{name}_high_points": high}
     return found
+
+
+def speedup(reference: Row, row: Row) -> float | None:
+    """The reference's median over the row's; None where one was not measured."""
+    return (
+        reference.latency_p50_ms / row.latency_p50_ms
+        if reference.latency_p50_ms and row.latency_p50_ms
+        else None
+    )
+
+
+def points(row: Row, other: Row) -> float | None:
+    """Top-1 of the row minus the other's; None where one was not measured."""
+    if row.top1_percent is None or other.top1_percent is None:
+        return None
+    return row.top1_percent - other.top1_percent
 
 
 def make_row(
@@ -181,6 +211,8 @@ def make_row(
         skipped=len(result.skipped),
         ran_on=ran_on,
         balanced_percent=result.balanced,
+        sha256=files.sha256(predictor.path),
+        batch=batch,
         top1_low_percent=result.top1_interval[0],
         top1_high_percent=result.top1_interval[1],
     )

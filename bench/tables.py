@@ -26,7 +26,7 @@ from .comparing.paired import Paired
 from .comparing.race import Against, Comparison
 from .comparing.ratios import LEAST_BLOCKS, LEVEL, Ratio
 from .latency import LatencyResult
-from .table import Row, Table
+from .table import Origins, Row, Table
 
 
 def latency(result: LatencyResult) -> Any:
@@ -225,7 +225,7 @@ SPEED = (
     Column("p50\nms", lambda row: report.significant(row.latency_p50_ms)),
     Column("p99\nms", lambda row: report.significant(row.latency_p99_ms)),
     Column("images\n/s", lambda row: report.rate(row.throughput_images_per_s)),
-    Column("speed\n-up", lambda row: f"{report.number(row.speedup)}x"),
+    Column("speed\n-up", lambda row: f"{report.number(row.speedup)}x" if row.speedup else report.UNKNOWN),
     Column("e2e p50\nms", lambda row: report.significant(row.end_to_end_p50_ms)),
 )
 COLUMNS = (*QUALITY, *SPEED)
@@ -234,6 +234,8 @@ COLUMNS = (*QUALITY, *SPEED)
 def caption(table: Table) -> list[str]:
     """The conditions in words, one line each."""
     c = table.conditions
+    if isinstance(c, Origins):
+        return [*c.lines, *interval_lines(table), *warning_lines(c.warnings)]
     skipped = f" ({c.skipped} unreadable ones left out)" if c.skipped else ""
     engines: dict[str, list[str]] = {}
     for row, name in zip(table.rows, names(table), strict=True):
@@ -278,6 +280,11 @@ def interval_lines(table: Table) -> list[str]:
     return lines
 
 
+def mark(row: Row) -> str:
+    """The number of the row's machine, in a table of several."""
+    return f" [{row.group}]" if row.group else ""
+
+
 def names(table: Table) -> list[str]:
     """What each row's file is called: its name, or so much of its path that no two are alike."""
     return report.short_names([row.file for row in table.rows])
@@ -294,7 +301,7 @@ def trade_off(table: Table, width: int = report.PIPE_WIDTH) -> Any:
     for title, columns in parts:
         made.append(report.table(title, left=["artifact"], right=[column.heading for column in columns]))
         for row, name in zip(table.rows, names(table), strict=True):
-            about = report.plain_text(f"{row.artifact}\n{name}")
+            about = report.plain_text(f"{row.artifact}{mark(row)}\n{name}")
             made[-1].add_row(about, *(column.shown(row) for column in columns))
     return report.with_notes(made, caption(table))
 
@@ -312,7 +319,7 @@ def to_markdown(table: Table) -> str:
         ["---", *("---:" for _ in COLUMNS)],
     ]
     for row, name in zip(table.rows, names(table), strict=True):
-        lines.append([f"{row.artifact} (`{name}`)", *(column.shown(row) for column in COLUMNS)])
+        lines.append([f"{row.artifact} (`{name}`){mark(row)}", *(column.shown(row) for column in COLUMNS)])
     text = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
     return "\n".join(text) + "\n\n" + "\n".join(f"{line}  " for line in caption(table)) + "\n"
 

@@ -292,3 +292,5 @@ class AccuracyFlags(TypedDict, total=False):
     limit: int | None
     skip_bad_images: bool
     workers: int | None
+    save: Pathlike | None
+    overwrite: bool

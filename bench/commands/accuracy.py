@@ -20,6 +20,7 @@ from runtime.errors import UsageError
 from runtime.images import ImageSet, open_images
 
 from .. import accuracy, report, tables
+from ..results import saved
 from ..subject import Description, RunOptions, describe, open_artifact
 
 SUMMARY = "measure accuracy, balanced accuracy and agreement of an artifact on labeled images"
@@ -50,6 +51,10 @@ class Options(RunOptions):
     """Leave out and count images that cannot be read, instead of stopping at the first."""
     workers: Annotated[int | None, Flag("N", aliases=("-j",), least=1)] = None
     """Threads that decode images, 1 or more; by default all usable cores."""
+    save: Annotated[Path | None, Flag("FILE", common=True)] = None
+    """File to write the result to, as JSON with the answer to every image; bench table and gate read it."""
+    overwrite: bool = False
+    """Replace an existing file of --save."""
     csv: bool = False
     """Print one line for each class (name, images, right, percent) as CSV and nothing else."""
     json: bool = False
@@ -64,19 +69,36 @@ class Options(RunOptions):
 
 def run(options: Options) -> None:
     """Measure top-1, top-5 and agreement of an artifact on labeled images, and print the result."""
-    found = do(options)
+    report.require_place(options.save, options.overwrite)
+    found = measure(options)
+    if not options.json and not options.csv:  # shown first: not lost when it cannot be written
+        report.console().print(tables.accuracy(found))
+    keep(options, found)
     if options.json:
         report.print_json(found.to_dict())
     elif options.csv:
         print(tables.classes_csv(found), end="")
-    else:
-        report.console().print(tables.accuracy(found))
 
 
 def do(options: Options) -> accuracy.AccuracyReport:
     """The accuracy of the artifact, and of the reference where one is given. Raises as
     `bench.accuracy.evaluate` does.
     """
+    report.require_place(options.save, options.overwrite)
+    found = measure(options)
+    keep(options, found)
+    return found
+
+
+def keep(options: Options, found: accuracy.AccuracyReport) -> None:
+    """Write the file of --save, with the answer to every image."""
+    if options.save:
+        kept = found.to_dict() | {"answers": saved.answers(found.result)}
+        saved.write(options.save, "accuracy", saved.command_line("bench accuracy", options), kept)
+
+
+def measure(options: Options) -> accuracy.AccuracyReport:
+    """The same, with nothing written."""
     with loading(f"looking for the images of {options.data}"):
         images = open_images(options.data, options.split)
     subject, result = _evaluate(options.engine, images, options)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from runtime import UsageError, env, files
+from runtime import UsageError, env
 from runtime.cli import flags, settings
 from runtime.cli.settings import Flag
 from runtime.cli.terminal import loading, progress_bar
@@ -28,6 +28,7 @@ from .. import accuracy, calls, report, tables
 from ..comparing.isolated import isolated
 from ..comparing.paired import Paired, paired
 from ..comparing.race import Comparison, Contestant, Effort, Here, play
+from ..results import saved
 from ..subject import RunOptions, describe, open_artifact
 
 SUMMARY = "say which artifact is faster, with intervals, or that nobody can tell"
@@ -76,7 +77,7 @@ class Options(RunOptions):
     """Side of the input, or HEIGHTxWIDTH, for files that take any image size."""
     seed: int = 0
     """Seed for synthetic input and for choosing images."""
-    results_file: Annotated[Path | None, Flag("FILE", common=True)] = None
+    results_file: Annotated[Path | None, Flag("FILE", aliases=("--save",), common=True)] = None
     """File to write the result to, as JSON with every single duration."""
     json: Annotated[bool, Flag(common=True)] = False
     """Print the result as one JSON object and nothing else."""
@@ -171,7 +172,7 @@ def run(options: Options) -> None:
         report.console().print(tables.comparison(found.speed, found.names, found.accuracy))
     if options.results_file:
         kept = found.to_dict() | {"samples_ms": found.speed.samples_ms()}
-        files.write_text(options.results_file, report.to_json(kept))
+        saved.write(options.results_file, "compare", saved.command_line("bench compare", options), kept)
     if options.json:
         report.print_json(found.to_dict())
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from runtime import env, files
+from runtime import env
 from runtime.cli import settings
 from runtime.cli.settings import Flag
 from runtime.cli.terminal import loading
@@ -19,6 +19,7 @@ from runtime.env import conditions
 from runtime.images import open_images
 
 from .. import calls, latency, report, stats, tables
+from ..results import saved
 from ..subject import RunOptions, describe, open_artifact
 
 SUMMARY = "measure percentiles and throughput of an artifact"
@@ -58,8 +59,8 @@ class Options(RunOptions):
     """Side of the input, or HEIGHTxWIDTH, for a file that takes any image size."""
     seed: int = 0
     """Seed for synthetic input and for choosing images."""
-    results_file: Annotated[Path | None, Flag("FILE", common=True)] = None
-    """File to write the report to, as JSON with every single duration."""
+    results_file: Annotated[Path | None, Flag("FILE", aliases=("--save",), common=True)] = None
+    """File to write the result to, as JSON with every single duration; bench table and gate read it."""
     json: Annotated[bool, Flag(common=True)] = False
     """Print the result as one JSON object and nothing else."""
     overwrite: bool = False
@@ -101,7 +102,8 @@ def keep(options: Options, result: latency.LatencyResult) -> None:
     """Write --results-file, with every single duration."""
     if options.results_file:
         kept = result.to_dict() | {"samples_ms": result.samples_ms()}
-        files.write_text(options.results_file, report.to_json(kept))
+        command = saved.command_line("bench latency", options)
+        saved.write(options.results_file, "latency", command, kept)
 
 
 def measure(options: Options) -> latency.LatencyResult:

@@ -1,6 +1,6 @@
 """`distill bench table`: teacher, control and students in one table of accuracy against latency.
 
-In:  `Options`: artifacts and the labeled images they are judged on.
+In:  `Options`: artifacts and the labeled images they are judged on; or results that were saved.
 Out: the table on stdout, with --json as one JSON object; with --output as Markdown, CSV and JSON.
 Elsewhere: rows and conditions (bench.table), how they are shown (bench.tables).
 
@@ -11,9 +11,9 @@ not moments.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from runtime import Predictor, UsageError, env, files
 from runtime.cli import settings
@@ -22,7 +22,9 @@ from runtime.cli.terminal import loading, progress_bar
 from runtime.env import conditions
 from runtime.images import ImageSet, open_images
 
-from .. import accuracy, calls, latency, report, tables
+from .. import accuracy, calls, latency, report, stats, tables
+from ..results import saved
+from ..results.gathered import gather
 from ..subject import RunOptions, describe, open_artifact, require_preprocess
 from ..table import Conditions, Table, make_row, ran_under, with_differences
 
@@ -30,7 +32,8 @@ SUMMARY = "tabulate accuracy, size and latency against the teacher"
 DESCRIPTION = """examples:
   {prog} --data photos --teacher teacher.onnx student.onnx student_int8.onnx
   {prog} --data photos --teacher teacher.onnx --control control.onnx --output results student.onnx
-  {prog} --data photos --teacher teacher.plan student.plan student.int8.plan"""
+  {prog} --data photos --teacher teacher.plan student.plan student.int8.plan
+  {prog} monday.json tuesday.json --mixed"""
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,12 @@ class Options(RunOptions):
     """Table: what is compared, and how."""
 
     students: Annotated[tuple[Path, ...], Flag("FILE", positional=True)]
-    """Artifacts to compare with the teacher, one or more .onnx or .plan files."""
-    data: Annotated[str, Flag("DATA", common=True)]
-    """Labeled images: DIR, npz:FILE or digits."""
-    teacher: Annotated[Path, Flag("FILE", common=True)]
-    """Artifact that everything is compared with."""
+    """Artifacts to compare with the teacher, one or more .onnx or .plan files; or results of bench latency,
+    accuracy and table that --save wrote, .json files, which are put together and not measured again."""
+    data: Annotated[str | None, Flag("DATA", common=True)] = None
+    """Labeled images: DIR, npz:FILE or digits; has to be given to measure."""
+    teacher: Annotated[Path | None, Flag("FILE", common=True)] = None
+    """Artifact that everything is compared with; has to be given to measure."""
     control: Annotated[Path | None, Flag("FILE", common=True)] = None
     """Artifact of the student trained for the same budget without the teacher."""
     split: Literal["train", "val"] = "val"
@@ -61,28 +65,55 @@ class Options(RunOptions):
     """Seed for choosing the timed images."""
     output: Annotated[Path | None, Flag("PREFIX", aliases=("-o",), common=True)] = None
     """Start of the names of the files to write: PREFIX.md, PREFIX.csv and PREFIX.json."""
+    save: Annotated[Path | None, Flag("FILE", common=True)] = None
+    """File to write the result to, as JSON with every single duration."""
+    mixed: bool = False
+    """Put results of different machines or engines into one table, each row marked with its own."""
     json: Annotated[bool, Flag(common=True)] = False
     """Print the table as one JSON object and nothing else."""
     overwrite: Annotated[bool, Flag(common=True)] = False
-    """Replace existing files of --output."""
+    """Replace existing files of --output and --save."""
 
     def __post_init__(self) -> None:
         settings.check(self)
         if not self.students:
             raise UsageError("no student given. Add one or more .onnx or .plan files after the flags")
+        self._require_one_kind()
         if self.output and self.output.name in ("", ".."):
             raise UsageError(f"--output {self.output}: expected PREFIX, the start of the files' names")
-        self.require_read([path for _, path in self.artifacts])
+        if not self.from_files:
+            self.require_read([path for _, path in self.artifacts])
         paths = [path.resolve() for _, path in self.artifacts]
         twice = next((path for path in paths if paths.count(path) > 1), None)
         if twice:
             raise UsageError(f"{twice}: given twice. Name each artifact once")
 
+    def _require_one_kind(self) -> None:
+        """Raise UsageError where saved results and artifacts are mixed, or where one lacks what it needs."""
+        results = [path for path in self.students if path.suffix == ".json"]
+        if not results:
+            if self.data is None or self.teacher is None:
+                missing = "--data photos" if self.data is None else "--teacher teacher.onnx"
+                raise UsageError(f"to measure, labeled images and a teacher are needed. Add {missing}")
+            if self.mixed:
+                raise UsageError("--mixed is for saved results, .json files. Leave it out")
+        elif len(results) < len(self.students) or self.data or self.teacher or self.control or self.save:
+            raise UsageError(
+                f"{results[0]}: a saved result, which is shown and not measured. Give .json files alone,"
+                " without --data, --teacher, --control and --save"
+            )
+
+    @property
+    def from_files(self) -> bool:
+        """Are saved results shown?"""
+        return self.teacher is None
+
     @property
     def artifacts(self) -> list[tuple[str | None, Path]]:
         """(role, path) in the order of the rows; a student's role is None: the file says it."""
         control = [("control", self.control)] if self.control else []
-        return [("teacher", self.teacher), *control, *((None, path) for path in self.students)]
+        teacher = [("teacher", self.teacher)] if self.teacher else []
+        return [*teacher, *control, *((None, path) for path in self.students)]
 
     @property
     def outputs(self) -> list[Path]:
@@ -99,18 +130,35 @@ def run(options: Options) -> None:
     for path in options.outputs:
         files.refuse_existing(path, options.overwrite)
         files.require_writable(path)
-    made = measure(options)
+    report.require_place(options.save, options.overwrite)
+    made, samples = shown(options)
     if not options.json:  # shown first: what was measured is not lost when it cannot be written
         console = report.console()
         console.print(tables.trade_off(made, console.width))
     if options.output:
         tables.write(made, options.outputs)
+    if options.save:
+        kept = asdict(made) | {"samples_ms": samples}
+        saved.write(options.save, "table", saved.command_line("bench table", options), kept)
     if options.json:  # last: stdout is one object, this one or that of an error
         print(tables.to_json(made), end="")
 
 
+def shown(options: Options) -> tuple[Table, dict[str, Any]]:
+    """The table, measured now or put together from files; and every duration that was measured, ms."""
+    if options.from_files:
+        return gather([saved.read(path) for path in options.students], options.mixed), {}
+    return with_samples(options)
+
+
 def measure(options: Options) -> Table:
+    """The table alone."""
+    return shown(options)[0]
+
+
+def with_samples(options: Options) -> tuple[Table, dict[str, Any]]:
     """Measure everything. Raises what opening, reading and evaluating raise; see bench.accuracy.evaluate."""
+    assert options.data is not None
     with loading(f"looking for the images of {options.data}"):
         images = open_images(options.data, options.split)
     with ExitStack() as open_files:
@@ -149,8 +197,8 @@ def measure(options: Options) -> Table:
     under = Conditions(
         data=images.name,
         split=options.split,
-        images=rows[0].images,
-        skipped=rows[0].skipped,
+        images=results[0].n,
+        skipped=len(results[0].skipped),
         batch=options.batch,
         iterations=options.iterations,
         warmup=options.warmup,
@@ -161,7 +209,11 @@ def measure(options: Options) -> Table:
         warnings=warned,
         fingerprint=env.fingerprint(),
     )
-    return Table(with_differences(rows, results), under)
+    durations = {
+        str(path): {name: (taken[str(i)] / stats.NS_PER_MS).tolist() for name, taken in samples.items()}
+        for i, (_, path) in enumerate(options.artifacts)
+    }
+    return Table(with_differences(rows, results), under), durations
 
 
 def _evaluate(predictor: Predictor, images: ImageSet, options: Options) -> accuracy.AccuracyResult:

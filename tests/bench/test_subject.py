@@ -278,6 +278,7 @@ def test_a_table_of_plans_and_onnx_files_says_which_ran_where(plan, student, pho
 
 
 def test_a_description_names_the_engine_in_use(tmp_path):
+    (tmp_path / "student.plan").write_bytes(b"plan")
     predictor = Predictor(PlanBackend(tmp_path / "student.plan"), Metadata())
     about = subject.describe(predictor, RunOptions())
     assert about.contexts == 1 and about.cuda_graph is False

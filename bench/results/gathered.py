@@ -1,0 +1,190 @@
+"""Saved results as one table: rows that were measured on different days, and whether they may stand together.
+
+In:  results that `bench latency`, `bench accuracy` and `bench table` saved.
+Out: a `Table`; UsageError where machines, engines, images or batch differ and nobody allowed that.
+Elsewhere: the files (bench.results.saved), rows (bench.table), how it is shown (bench.tables).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from runtime import ArtifactError, UsageError, env
+from runtime.env.conditions import Warned
+
+from ..table import Origins, Row, Table, points, speedup
+from .saved import Saved
+
+MACHINE = ("cpu", "cores", "system", "gpu")
+OF_LATENCY = ("latency_p50_ms", "latency_p99_ms", "throughput_images_per_s")
+OF_ACCURACY = (
+    "top1_percent",
+    "top1_low_percent",
+    "top1_high_percent",
+    "top5_percent",
+    "loss_nats",
+    "balanced_percent",
+)
+OF_FILE = ("file", "role", "precision", "model", "parameters", "macs", "file_bytes", "sha256")
+KINDS = ("latency", "accuracy", "table")
+KINDS_OF = {
+    name: next(kind for kind in (float, int, str) if kind.__name__ in str(hint))
+    for name, hint in Row.__annotations__.items()
+}
+"""Field of a row -> type of its value, where there is one."""
+
+
+def gather(results: Sequence[Saved], mixed: bool) -> Table:
+    """One table of all. mixed: allow rows that were not measured alike, and mark them.
+
+    Raises UsageError for results that cannot stand in one table, ArtifactError for a damaged file.
+    """
+    found = [part for saved in results for part in _parts(saved)]
+    groups = list(dict.fromkeys(alike for _, alike, _ in found))
+    if len(groups) > 1 and not mixed:
+        raise UsageError(
+            f"{results[0].path} and the others were not measured alike: {_difference(groups)}. Measure them"
+            " again together, or add --mixed to mark the rows"
+        )
+    _require_one("images", [str(each) for saved in results if (each := _images(saved))])
+    _require_one("batch", [f"batch {row.batch}" for row, *_ in found if row.batch])
+    rows: dict[tuple[str, int], Row] = {}
+    for row, alike, _ in found:
+        key = row.sha256 or row.file, groups.index(alike)
+        rows[key] = _joined(rows[key], row) if key in rows else row
+    marked = [replace(row, group=group + 1 if len(groups) > 1 else None) for (_, group), row in rows.items()]
+    ordered = sorted(marked, key=lambda row: {"teacher": 0, "control": 1}.get(row.role or "", 2))
+    warned = list(dict.fromkeys(each for *_, some in found for each in some))
+    return Table(_compared(ordered), Origins(_origins(results, groups), warned))
+
+
+Alike = tuple[tuple[str, str], ...]
+"""What rows of one table have in common: (what, value)."""
+
+
+def _parts(saved: Saved) -> list[tuple[Row, Alike, list[Warned]]]:
+    if saved.kind not in KINDS:
+        raise UsageError(
+            f"{saved.path}: a result of bench {saved.kind}. Expected one of bench {', '.join(KINDS)}"
+        )
+    about = saved.need("conditions", dict) if saved.kind == "table" else saved.values
+    warned = [
+        Warned(str(each.get("kind")), str(each.get("text")))
+        for each in about.get("warnings") or []
+        if isinstance(each, Mapping)
+    ]
+    if saved.kind == "table":
+        return [
+            (_row_of(saved, each), _alike(saved, about, each), warned) for each in saved.need("rows", list)
+        ]
+    return [(_row(saved), _alike(saved, about, saved.values), warned)]
+
+
+def _images(saved: Saved) -> tuple[Any, ...] | None:
+    """What accuracies were measured on: name, split, number."""
+    if saved.kind == "latency":
+        return None
+    about = saved.need("conditions", dict) if saved.kind == "table" else saved.values
+    return about.get("data"), about.get("split"), about.get("images" if saved.kind == "table" else "n")
+
+
+def _require_one(what: str, found: Sequence[str]) -> None:
+    """Raise UsageError where results are of different images or batches: no mark makes them comparable."""
+    if len(different := list(dict.fromkeys(found))) > 1:
+        raise UsageError(
+            f"results of different {what}: {different[0]} and {different[1]}. Measure them alike, or make two"
+            " tables"
+        )
+
+
+def _alike(saved: Saved, about: Mapping[str, Any], row: Mapping[str, Any]) -> Alike:
+    machine = saved.need("fingerprint", dict, about)
+    engine = row.get("engine") or str(row.get("ran_on")).split(",")[0]
+    found = {name: machine.get(name) for name in MACHINE} | {"engine": engine}
+    packages = machine.get("packages")
+    if isinstance(packages, Mapping):
+        found |= {name: packages[name] for name in env.ENGINE_PACKAGES if name in packages}
+    return tuple((name, str(value)) for name, value in found.items())
+
+
+def _difference(groups: Sequence[Alike]) -> str:
+    """The first thing that differs, in words."""
+    known = [dict(each) for each in groups]
+    name = next(key for key in known[0] | known[1] if known[0].get(key) != known[1].get(key))
+    return f"{name} {known[0].get(name)} against {known[1].get(name)}"
+
+
+def _row(saved: Saved) -> Row:
+    """Of `bench latency` or `bench accuracy`."""
+    values = saved.values
+    known = {name: values.get(name) for name in OF_FILE}
+    known |= {"artifact": values.get("name"), "ran_on": _ran_on(values)}
+    if saved.kind == "accuracy":
+        known |= {name: values.get(name) for name in OF_ACCURACY}
+        return _checked(saved, known | {"images": values.get("n"), "skipped": values.get("skipped")})
+    compute, whole = values.get("compute"), values.get("end_to_end")
+    if isinstance(compute, Mapping):
+        known |= {name: compute.get(name) for name in OF_LATENCY} | {"batch": values.get("batch")}
+    if isinstance(whole, Mapping):
+        known |= {"end_to_end_p50_ms": whole.get("latency_p50_ms")}
+    return _checked(saved, known)
+
+
+def _ran_on(values: Mapping[str, Any]) -> str:
+    threads = values.get("threads")
+    words = [values.get("engine"), values.get("provider"), f"device {values.get('device')}"]
+    return ", ".join(str(word) for word in [*words, f"{threads} threads" if threads else None] if word)
+
+
+def _row_of(saved: Saved, values: Any) -> Row:
+    """A row of `bench table`."""
+    if not isinstance(values, Mapping):
+        raise ArtifactError(f"{saved.path}: rows: expected objects. Measure again with --save")
+    return _checked(saved, {name: value for name, value in values.items() if name in KINDS_OF})
+
+
+def _checked(saved: Saved, values: Mapping[str, Any]) -> Row:
+    """The row, every value of its field's type. Raises ArtifactError."""
+    for name in ("artifact", "file"):
+        saved.need(name, str, values)
+    for name, value in values.items():
+        if value is not None:
+            saved.need(name, KINDS_OF[name], values)
+    return Row(**values)
+
+
+def _joined(one: Row, other: Row) -> Row:
+    """What either of two rows about one file knows; the later result where both do."""
+    known = {each.name: getattr(other, each.name) for each in fields(Row)}
+    return replace(one, **{name: value for name, value in known.items() if value is not None})
+
+
+def _compared(rows: Sequence[Row]) -> list[Row]:
+    """Differences to teacher and control by accuracies, speed-ups where one machine measured both."""
+    teacher = next((row for row in rows if row.role == "teacher"), None)
+    control = next((row for row in rows if row.role == "control"), None)
+    found = []
+    for row in rows:
+        if teacher:
+            row = replace(row, speedup=speedup(teacher, row) if row.group == teacher.group else None)
+            row = replace(row, delta_teacher_points=None if row.role == "teacher" else points(row, teacher))
+        if control and row.role not in ("teacher", "control"):
+            row = replace(row, delta_control_points=points(row, control))
+        found.append(row)
+    return found
+
+
+def _origins(results: Sequence[Saved], groups: Sequence[Alike]) -> list[str]:
+    """What is said below the table: where each group was measured, and the commands."""
+    lines = []
+    for place, group in enumerate(groups):
+        known = ", ".join(f"{name} {value}" for name, value in group if value != "None")
+        lines.append(f"[{place + 1}] measured on {known}" if len(groups) > 1 else f"measured on {known}")
+    if sum(saved.kind != "accuracy" for saved in results) > 1:
+        lines.append(
+            "times of different files were not measured in turn: distill bench compare tells whether a"
+            " difference between them is one"
+        )
+    return [*lines, *(f"{saved.path.name}: {saved.made}, {saved.command}" for saved in results)]
