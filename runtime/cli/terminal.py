@@ -109,8 +109,9 @@ def loading(what: str, still: bool = False) -> Iterator[None]:
 def hidden() -> Iterator[None]:
     """No line of `loading`, while something else is shown that is written anew."""
     with _lines.on_top(None):
-        _lines.erase()
-        _lines.put_back()
+        with _lines.lock:
+            _lines.erase()
+            _lines.put_back()
         yield
 
 
@@ -131,6 +132,8 @@ class _Lines:
         """Something was printed, without the end of its line."""
         self.replaced: dict[str, TextIO] = {}
         """stdout and stderr as they were."""
+        self.lock = threading.RLock()
+        """A line is drawn by its own thread, and erased by the one that prints or is done."""
 
     @contextlib.contextmanager
     def on_top(self, line: _Line | None) -> Iterator[None]:
@@ -138,15 +141,19 @@ class _Lines:
         try:
             yield
         finally:
-            self.stack.remove(line)
-            self.erase()
-            if not self.stack:
-                self.put_back()
+            with self.lock:
+                self.stack.remove(line)
+                self.erase()
+                if not self.stack:
+                    self.put_back()
 
     def draw(self, line: _Line) -> None:
         """Show it where its turn is, and keep it below what is printed from now on."""
-        if self.stack[-1:] != [line] or self.is_inside_line:
-            return
+        with self.lock:
+            if self.stack[-1:] == [line] and not self.is_inside_line:
+                self._draw(line)
+
+    def _draw(self, line: _Line) -> None:
         for name in ("stdout", "stderr"):
             stream: TextIO = getattr(sys, name)
             if not isinstance(stream, _Above) and stream.isatty():
@@ -173,8 +180,14 @@ class _Lines:
         self.replaced.clear()
         self.is_inside_line = False
 
+    def in_a_forked_process(self) -> None:
+        """The thread that may have held the lock is not there."""
+        self.lock = threading.RLock()
+
 
 _lines = _Lines()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_lines.in_a_forked_process)
 
 
 class _Above:
@@ -184,9 +197,10 @@ class _Above:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        _lines.erase()
-        _lines.is_inside_line = not text.endswith("\n") if text else _lines.is_inside_line
-        return self._stream.write(text)
+        with _lines.lock:
+            _lines.erase()
+            _lines.is_inside_line = not text.endswith("\n") if text else _lines.is_inside_line
+            return self._stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

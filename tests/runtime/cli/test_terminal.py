@@ -1,11 +1,15 @@
 """A bar or a line with a terminal, a line without one; rich stays unloaded until a bar is shown."""
 
 import contextlib
+import faulthandler
 import io
+import os
 import re
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from rich.console import Console
@@ -88,6 +92,42 @@ def test_what_takes_long_is_named_with_its_seconds_and_disappears(screen):
     with screen.shown(), loading("reading"):
         wait_until(lambda: screen.seen == ["reading ... 0 s"])
     assert screen.seen == []
+
+
+@pytest.mark.parametrize("ends", ["is done", "prints"])
+def test_a_line_that_is_drawn_at_the_same_moment_disappears(screen, monkeypatch, ends):
+    is_drawing, words = threading.Event(), terminals._Line.words
+
+    def slow(line):
+        is_drawing.set()
+        time.sleep(0.1)  # what was found before has changed by now, unless both take turns
+        return words(line)
+
+    monkeypatch.setattr(terminals._Line, "words", slow)
+    with screen.shown(), loading("reading"):
+        assert is_drawing.wait(10)
+        if ends == "prints":
+            print("one")
+            assert screen.getvalue().endswith("\r\x1b[Kone\n")
+    time.sleep(0.15)
+    assert screen.seen == (["one"] if ends == "prints" else [])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_that_is_forked_while_a_line_is_drawn_can_print(screen):
+    with terminals._lines.lock:
+        with ThreadPoolExecutor(1) as pool:  # a thread that does not hold the lock, as that of a data loader
+            child = pool.submit(forked_writer, screen).result()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def forked_writer(screen):
+    child = os.fork()
+    if not child:
+        faulthandler.dump_traceback_later(20, exit=True)
+        terminals._Above(screen).write("printed")
+        os._exit(0)
+    return child
 
 
 def test_what_is_printed_meanwhile_stays_above(screen):
