@@ -22,6 +22,7 @@ from runtime.images.summary import balanced_line
 from . import report
 from .accuracy import AccuracyReport
 from .calls import BOUNDARIES
+from .comparing.gate import Verdict
 from .comparing.paired import Paired
 from .comparing.race import Against, Comparison
 from .comparing.ratios import LEAST_BLOCKS, LEVEL, Ratio
@@ -152,6 +153,14 @@ def _comparison_notes(found: Comparison, names: Sequence[str]) -> list[str]:
         f"input: {found.fed[0]}",
         report.machine(found.fingerprint),
     ]
+
+
+def gated(found: Verdict, engines: Sequence[str], warned: Sequence[Warned]) -> Any:
+    """A row for each limit, what it ran on below."""
+    made = report.table(found.file, left=["limit", "holds", "measured"], right=[])
+    for check in found.checks:
+        made.add_row(check.name, "yes" if check.passed else "NO", report.plain_text(check.text))
+    return report.with_notes([made], [*engines, *warning_lines(warned)])
 
 
 def warning_lines(warned: Sequence[Warned]) -> list[str]:

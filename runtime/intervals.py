@@ -1,13 +1,14 @@
 """How sure one can be of an accuracy, or of a difference of two, that was measured on so many images.
 
-In:  counts of images.
-Out: 95 % intervals of shares, 0 to 1, and of differences of shares, -1 to 1.
+In:  counts of images; or values, such as durations.
+Out: 95 % intervals of shares, 0 to 1, of differences of shares, -1 to 1, and of medians.
 Elsewhere: the sentences that are made of them (distill.run.interval, bench.comparing.paired).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 Z = 1.959963984540054
 """Two-sided 95 % of a normal distribution."""
@@ -33,6 +34,17 @@ def newcombe(both: int, only_first: int, only_second: int, n: int) -> tuple[floa
     below = _third_side(p1 - low1, high2 - p2, phi)
     above = _third_side(high1 - p1, p2 - low2, phi)
     return p1 - p2 - below, p1 - p2 + above
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
+    """Interval of the median by the sign test: two of the values in order, whatever the distribution. None of
+    fewer than six values.
+    """
+    ordered, n = sorted(values), len(values)
+    tail, left = 0.0, 0
+    while left < n and (tail := tail + math.comb(n, left) / 2**n) <= 0.025:
+        left += 1
+    return (ordered[left - 1], ordered[n - left]) if left else (None, None)
 
 
 def _third_side(one: float, other: float, cosine: float) -> float:

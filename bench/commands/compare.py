@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,9 +26,10 @@ from runtime.images import ImageSet, open_images
 from .. import accuracy, calls, report, tables
 from ..comparing.isolated import isolated
 from ..comparing.paired import Paired, paired
-from ..comparing.race import Comparison, Contestant, Effort, Here, play
+from ..comparing.race import Comparison, Contestant, Effort, play
+from ..measuring.setup import Setup, opened
 from ..results import saved
-from ..subject import RunOptions, describe, open_artifact
+from ..subject import RunOptions, open_artifact
 
 SUMMARY = "say which artifact is faster, with intervals, or that nobody can tell"
 DESCRIPTION = """The first artifact is the reference. It is opened a second time, and what it differs from
@@ -224,20 +224,17 @@ def _race(subjects: list[Subject], options: Options) -> Comparison:
 
 def _ready(subject: Subject, options: Options) -> AbstractContextManager[Contestant]:
     """The contestant, in this process or in one of its own."""
-    return isolated(opened, subject, options) if options.isolated else opened(subject, options)
-
-
-@contextmanager
-def opened(subject: Subject, options: Options) -> Iterator[Here]:
-    """The artifact, ready to be timed in this process."""
-    images = open_images(options.data, options.split) if options.data else None
-    size = calls.parse_size(options.img_size) if options.img_size else None
-    boundary = options.boundary.replace("-", "_")
-    with open_artifact(subject.path, subject.on) as predictor:
-        made = calls.make_calls(predictor, options.batch, size=size, images=images, seed=options.seed)
-        if boundary not in made.functions:
-            raise UsageError(f"{subject.path}: --boundary {options.boundary}: {made.not_measured[boundary]}")
-        yield Here(describe(predictor, subject.on), made.inputs[boundary], made.functions[boundary])
+    setup = Setup(
+        subject.path,
+        subject.on,
+        options.batch,
+        options.boundary,
+        options.img_size,
+        options.data,
+        options.split,
+        options.seed,
+    )
+    return isolated(opened, setup) if options.isolated else opened(setup)
 
 
 def _judge(subjects: list[Subject], images: ImageSet, options: Options) -> list[Paired]:

@@ -9,16 +9,15 @@ for as long as it takes (bench.comparing.race); against other quantizers (measur
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from runtime import Predictor, UsageError, env, files, load
 from runtime.env import conditions
+from runtime.intervals import median_interval
 from runtime.records import Speed
 
 ROUNDS = 30
@@ -66,17 +65,6 @@ def measure(
         threads=threads or env.usable_cores(),
         engine="onnxruntime",
     )
-
-
-def median_interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
-    """95 % interval of the median by the sign test: two of the values in order, whatever the distribution.
-    None of fewer than six values.
-    """
-    ordered, n = sorted(values), len(values)
-    tail, left = 0.0, 0
-    while left < n and (tail := tail + math.comb(n, left) / 2**n) <= 0.025:
-        left += 1
-    return (ordered[left - 1], ordered[n - left]) if left else (None, None)
 
 
 def _interleaved(

@@ -45,6 +45,7 @@ COMMANDS = {
     "bench accuracy": "bench.commands.accuracy",
     "bench table": "bench.commands.table",
     "bench compare": "bench.commands.compare",
+    "bench gate": "bench.commands.gate",
     "demo": "distill.commands.demo",
 }
 """What is typed after `distill` -> the module that does it, a `Command`. In the order of the overview."""
@@ -74,6 +75,7 @@ EXAMPLES = {
         "bench accuracy --engine student.int8.onnx --data photos --reference student.onnx",
         "bench table --data photos --teacher teacher.onnx student.onnx student.int8.onnx",
         "bench compare student.onnx student.int8.onnx",
+        "bench gate new.onnx --baseline old.onnx --data photos --max-drop 0.5 --junit gate.xml",
     ),
 }
 """Group -> lines to copy, without the word `distill`."""

@@ -24,11 +24,11 @@ def test_help_lists_every_subcommand_with_examples(capsys):
     assert cli.main(["--help"]) == 0
     out = capsys.readouterr().out
     assert "distill bench latency --engine student.onnx" in out
-    for name in ("latency", "accuracy", "table", "compare"):
+    for name in ("latency", "accuracy", "table", "compare", "gate"):
         assert f"\n  {name} " in out
 
 
-@pytest.mark.parametrize("name", ["latency", "accuracy", "table", "compare"])
+@pytest.mark.parametrize("name", ["latency", "accuracy", "table", "compare", "gate"])
 def test_help_of_a_subcommand_has_examples_and_flags(name, capsys):
     assert cli.main([name, "--help"]) == 0
     out = capsys.readouterr().out
@@ -41,7 +41,7 @@ def test_an_unknown_subcommand_suggests_the_nearest(capsys):
     assert cli.main(["latncy"]) == 2
     assert (
         capsys.readouterr().err == "error: no command 'latncy'; did you mean latency? "
-        "Commands: latency, accuracy, table, compare. See distill bench --help\n"
+        "Commands: latency, accuracy, table, compare, gate. See distill bench --help\n"
     )
 
 

@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from runtime.intervals import Z, newcombe, wilson
+from runtime.intervals import Z, median_interval, newcombe, wilson
 
 
 def test_the_quantile_is_that_of_the_normal_distribution():
@@ -31,3 +31,9 @@ def test_exchanging_the_two_turns_the_interval_around():
 def test_the_same_answers_cannot_tell(both):
     low, high = newcombe(both, 0, 0, 50)
     assert low < 0 < high
+
+
+@pytest.mark.parametrize(("n", "low", "high"), [(5, None, None), (6, 1, 6), (12, 3, 10), (30, 10, 21)])
+def test_the_interval_of_a_median_is_that_of_the_tables(n, low, high):
+    """Order statistics of the sign test at 95 %, as printed in statistical tables."""
+    assert median_interval(range(n, 0, -1)) == (low, high)

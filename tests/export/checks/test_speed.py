@@ -50,12 +50,6 @@ def test_what_the_machine_did_meanwhile_is_kept(monkeypatch):
     assert found.pays is None
 
 
-@pytest.mark.parametrize(("n", "low", "high"), [(5, None, None), (6, 1, 6), (12, 3, 10), (30, 10, 21)])
-def test_the_interval_of_a_median_is_that_of_the_tables(n, low, high):
-    """Order statistics of the sign test at 95 %, as printed in statistical tables."""
-    assert speed.median_interval(range(n, 0, -1)) == (low, high)
-
-
 @pytest.mark.parametrize(
     ("recorded", "pays"),
     [

@@ -1,0 +1,1 @@
+"""Artifacts in new processes: how soon they answer, what memory they take, how they run on other versions."""
