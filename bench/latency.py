@@ -12,7 +12,7 @@ import contextlib
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,10 @@ class LatencyResult:
     """Reasons not to quote these times."""
     fingerprint: dict[str, Any]
     """Of the machine, as runtime.env gives it."""
+    more: dict[str, Any] = field(default_factory=dict)
+    """What else was measured, plain JSON values: memory, energy, cold_start, concurrent, layers."""
+    notes: list[str] = field(default_factory=list)
+    """The same in words, a line each."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; None for a boundary that was not measured."""
@@ -68,6 +72,7 @@ class LatencyResult:
             "seed": self.seed,
             **{name: boundaries.get(name) for name in BOUNDARIES},
             "not_measured": self.not_measured,
+            **self.more,
             "warnings": [each.to_dict() for each in self.warned],
             "fingerprint": self.fingerprint,
         }

@@ -59,7 +59,7 @@ def _latency_conditions(result: LatencyResult) -> list[str]:
             lines.append(f"{_boundary(name)}: not measured: {result.not_measured[name]}")
     if result.subject.unknown:
         lines.append(f"the file carries no {' and no '.join(result.subject.unknown)}")
-    return [*lines, report.machine(result.fingerprint), *warning_lines(result.warned)]
+    return [*lines, *result.notes, report.machine(result.fingerprint), *warning_lines(result.warned)]
 
 
 def _boundary(name: str) -> str:

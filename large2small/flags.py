@@ -268,6 +268,8 @@ class LatencyFlags(TypedDict, total=False):
     duration: float | None
     percentiles: str
     boundary: Literal["compute", "end-to-end", "both"]
+    cold_start: int
+    concurrency: int
     data: Pathlike | None
     split: Literal["train", "val"]
     img_size: str | None

@@ -7,9 +7,12 @@ Elsewhere: the clock (bench.latency), what is called (bench.calls), the table fo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
+
+import numpy as np
 
 from runtime import env
 from runtime.cli import settings
@@ -19,6 +22,9 @@ from runtime.env import conditions
 from runtime.images import open_images
 
 from .. import calls, latency, report, stats, tables
+from ..measuring import clients, energy, worker
+from ..measuring.cold import ColdStart, cold_start
+from ..measuring.setup import Setup
 from ..results import saved
 from ..subject import RunOptions, describe, open_artifact
 
@@ -51,6 +57,10 @@ class Options(RunOptions):
     boundary: Annotated[Literal["compute", "end-to-end", "both"], Flag(common=True)] = "both"
     """Part that is timed: compute, a preprocessed batch in memory to logits; end-to-end, encoded images to
     the top-5 classes."""
+    cold_start: Annotated[int, Flag("N", least=0, common=True)] = 0
+    """Number of new processes to time from their start to the first answer, with their memory; 0: none."""
+    concurrency: Annotated[int, Flag("N", least=1, most=1024, common=True)] = 1
+    """Clients that call at once, each again as soon as it has its answer, measured after one alone."""
     data: Annotated[str | None, Flag("DATA", common=True)] = None
     """Real images to feed (DIR, npz:FILE, digits); without it synthetic ones are made."""
     split: Literal["train", "val"] = "val"
@@ -112,26 +122,23 @@ def measure(options: Options) -> latency.LatencyResult:
         images = open_images(options.data, options.split) if options.data else None
     size = calls.parse_size(options.img_size) if options.img_size else None
     percents = stats.parse_percentiles(options.percentiles)
+    resident = worker.memory_bytes()
     with open_artifact(options.engine, options) as predictor:
         made = calls.make_calls(predictor, options.batch, size=size, images=images, seed=options.seed)
         before = conditions.now()
-        with loading(f"timing {options.engine.name}", still=True):
-            samples = {
-                name: latency.measure(
-                    made.functions[name],
-                    warmup=options.warmup,
-                    iterations=options.iterations,
-                    duration=options.duration,
-                )
-                for name in options.boundaries
-                if name in made.functions
-            }
+        counters = energy.counters(conditions.gpus_of([predictor.device]))
+        with loading(f"timing {options.engine.name}", still=True), energy.Meter(counters) as meter:
+            samples = _samples(options, made)
         subject = describe(predictor, options)
         warned = conditions.warnings(
             before,
             [taken for name, taken in samples.items() if name in calls.ALIKE],
             [subject.device],
         )
+        counted = meter.energy(options.batch * sum(len(taken) + options.warmup for taken in samples.values()))
+        memory = _memory(resident)
+        crowd = _crowd(options, made, samples)
+    cold = _cold(options)
     return latency.LatencyResult(
         subject,
         options.batch,
@@ -148,4 +155,56 @@ def measure(options: Options) -> latency.LatencyResult:
         },
         warned=warned,
         fingerprint=env.fingerprint(),
+        more={
+            "memory": memory,
+            "energy": counted.to_dict(),
+            "concurrent": crowd and crowd.to_dict(),
+            "cold_start": cold and cold.to_dict(),
+        },
+        notes=[each.line for each in (counted, crowd, cold) if each and each.line],
     )
+
+
+def _samples(options: Options, made: calls.Calls) -> dict[str, np.ndarray]:
+    """The durations of each boundary asked for, one call after the other."""
+    return {
+        name: latency.measure(
+            made.functions[name],
+            warmup=options.warmup,
+            iterations=options.iterations,
+            duration=options.duration,
+        )
+        for name in options.boundaries
+        if name in made.functions
+    }
+
+
+def _memory(before: int | None) -> dict[str, int | None]:
+    """Of this process with the artifact open, bytes; before: what it took without."""
+    now = worker.memory_bytes()
+    return {
+        "resident_bytes": now,
+        "growth_bytes": now - before if now and before else None,
+        "peak_bytes": worker.peak_bytes(),
+        "gpu_bytes": env.gpu_memory().get(os.getpid()),
+    }
+
+
+def _crowd(options: Options, made: calls.Calls, samples: dict[str, np.ndarray]) -> clients.Concurrent | None:
+    """Several clients at the first boundary that was measured, for about as long as one alone."""
+    if options.concurrency == 1 or not samples:
+        return None
+    name, alone = next(iter(samples.items()))
+    seconds = options.duration or float(alone.sum()) / stats.NS_PER_S
+    with loading(f"{options.concurrency} clients at once", still=True):
+        median = stats.percentile(alone, 50)
+        return clients.together(made.functions[name], options.concurrency, seconds, options.batch, median)
+
+
+def _cold(options: Options) -> ColdStart | None:
+    if not options.cold_start:
+        return None
+    on = RunOptions(**{each.name: getattr(options, each.name) for each in fields(RunOptions)})
+    setup = Setup(options.engine, on, options.batch, "compute", options.img_size, seed=options.seed)
+    with loading(f"starting {options.engine.name} anew"):
+        return cold_start(setup, options.cold_start)

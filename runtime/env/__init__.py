@@ -164,6 +164,17 @@ def gpu_processes() -> list[int]:
     return [int(word) for word in text.split() if word.isdecimal()]
 
 
+def gpu_memory() -> dict[int, int]:
+    """Process number -> bytes of GPU memory it holds, as nvidia-smi says; empty where it does not."""
+    text = (
+        _output("nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits") or ""
+    )
+    found: dict[int, int] = {}
+    for pid, mebibytes in re.findall(r"^\s*(\d+)\s*,\s*(\d+)\s*$", text, re.MULTILINE):
+        found[int(pid)] = found.get(int(pid), 0) + int(mebibytes) * 2**20
+    return found
+
+
 def jetson() -> dict[str, str | None] | None:
     """Board, L4T release and power mode of a Jetson; None on other machines."""
     release = _read(RELEASE)

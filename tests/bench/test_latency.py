@@ -262,7 +262,7 @@ def test_a_results_file_that_cannot_be_written_is_named_before_measuring(
 
 def test_what_was_measured_is_shown_though_the_disk_is_full_then(student, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
-        command.files, "write_text", lambda *_: (_ for _ in ()).throw(MissingError("no space left"))
+        command.saved.files, "write_text", lambda *_: (_ for _ in ()).throw(MissingError("no space left"))
     )
     argv = [
         "latency",

@@ -178,3 +178,11 @@ def test_a_jetson_says_its_board_release_and_power_mode(tmp_path, monkeypatch, a
 def test_another_machine_is_not_a_jetson(tmp_path, monkeypatch):
     monkeypatch.setattr(env, "RELEASE", tmp_path / "none")
     assert env.jetson() is None
+
+
+def test_gpu_memory_is_added_up_by_process(monkeypatch):
+    said = "12, 300\n7, 100\n12, 24\n9, [N/A]"
+    monkeypatch.setattr(env, "_output", lambda *words: said if "used_memory" in words[1] else None)
+    assert env.gpu_memory() == {12: 324 * 2**20, 7: 100 * 2**20}
+    monkeypatch.setattr(env, "_output", lambda *_: None)
+    assert env.gpu_memory() == {}
