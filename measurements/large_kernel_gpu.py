@@ -5,16 +5,17 @@
     TRITON_INTERPRET=1 python measurements/large_kernel_gpu.py --device cpu     (a rehearsal, without times)
 
 Writes NAME.json, and the same as a table in NAME.md, after every step; without --json both go to stdout at
-the end. A step that fails is recorded as failed, the others run, and the exit code is 1. Within a group every
-contender runs once a round, in alternating order, timed by CUDA events; printed are medians. Before an output
-is checked against float64, on fresh random data, the memory that it will be written to is filled with NaN.
+the end. A row or a step that fails is recorded as failed, the others run, and the exit code is 1. Within a
+group every contender runs once a round, in alternating order, timed by CUDA events; printed are medians.
+Before an output is checked against float64, on fresh random data, the memory that it will be written to is
+filled with NaN.
 Baseline: cuDNN by torch.nn.functional.conv2d in the better of the two memory formats, timed in the same run.
 
 Steps: layers (forward, frozen weights, batch 64), backward (forward, and gradients of maps and weights),
 accuracy (logits of slak_tiny against float64), networks (forward, merged, batch 128), training (a step of
 slak_tiny itself), distillation (slak_tiny teaches resnet18; the trainer against a loop written by hand),
 compiled (networks and distillation again with torch.compile: ours and cuDNN's, whose ratio is "times faster",
-and cuDNN's not compiled, against which is judged). bf16 everywhere. A step that does not begin within
+and cuDNN's not compiled, against which is judged). bf16 everywhere. A row that does not begin within
 --minutes is recorded as not run. --device cpu does the same on tiny sizes, to see that it runs; its times
 would mean nothing, and are neither printed nor written.
 """
@@ -28,8 +29,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ from runtime.images import ArraySet
 
 BF16 = torch.bfloat16
 PLAIN, LAST = torch.contiguous_format, torch.channels_last
-FAILED = "failed:"
+FAILED, NOT_RUN = "failed:", "not run: out of time"
 EAGER = {"cudnn": "cudnn_eager", "cudnn_last": "cudnn_last_eager"}
 """Contenders of cuDNN, and beside compiled ones the same that are not compiled."""
 CALL_MS = 2.0
@@ -100,6 +101,8 @@ class Scale:
     layer_batch: int
     network_batch: int
     img_size: int
+    end: float = float("inf")
+    """No row begins after this time of `time.monotonic`, seconds."""
 
     @property
     def is_real(self) -> bool:
@@ -126,9 +129,15 @@ def main(words: list[str] | None = None) -> None:
     if not options.json:
         print(json_text(found, indent=1))
         print(to_markdown(found))
-    failed = [name for name in options.only if str(found[name]).startswith(FAILED)]
+    failed = [f"{name} {why}" for name in options.only for why in failures(found[name])]
     if failed:
-        sys.exit(f"error: {', '.join(f'{name} {found[name]}' for name in failed)}")
+        sys.exit(f"error: {', '.join(failed)}")
+
+
+def failures(rows: list[dict[str, Any]] | str) -> list[str]:
+    """Why the step, or each row of it that failed, did."""
+    states = [rows] if isinstance(rows, str) else [row.get("state", "") for row in rows]
+    return [state for state in states if state.startswith(FAILED)]
 
 
 def write(path: Path, found: dict[str, Any]) -> None:
@@ -143,7 +152,7 @@ def measured(
     """What every step found, with the conditions and the verdicts. keep: is given what is found so far, after
     every step.
     """
-    end = time.monotonic() + 60 * minutes
+    scale = replace(scale, end=time.monotonic() + 60 * minutes)
     found: dict[str, Any] = {
         "measured": scale.is_real,
         "note": "" if scale.is_real else "A rehearsal on a CPU: nothing was measured on a GPU.",
@@ -155,7 +164,7 @@ def measured(
     torch.manual_seed(0)
     for name in only:
         began = time.monotonic()
-        found[name] = step(name, scale) if began < end else "not run: out of time"
+        found[name] = step(name, scale) if began < scale.end else NOT_RUN
         if scale.is_real:
             found.setdefault("seconds", {})[name] = round(time.monotonic() - began, 1)
         if keep:
@@ -169,11 +178,25 @@ def step(name: str, scale: Scale) -> list[dict[str, Any]] | str:
     """
     try:
         release(scale)
-        rows = STEPS[name](scale)
+        rows = list(STEPS[name](scale))
     except Exception as error:  # of GPUs, compilers and their memory, each with an exception of its own
-        traceback.print_exc()
-        return f"{FAILED} {' '.join(f'{type(error).__name__}: {error}'.split())[:300]}"
+        return failed_by(error)
     return rows if scale.is_real else [without_times(row) for row in rows]
+
+
+def failed_by(error: Exception) -> str:
+    traceback.print_exc()
+    return f"{FAILED} {' '.join(f'{type(error).__name__}: {error}'.split())[:300]}"
+
+
+def attempt(what: dict[str, str], scale: Scale, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The row; or `what` it is of, with its state: that it was out of time, or why it failed."""
+    if time.monotonic() > scale.end:
+        return what | {"state": NOT_RUN}
+    try:
+        return make()
+    except Exception as error:  # as in `step`
+        return what | {"state": failed_by(error)}
 
 
 def release(scale: Scale) -> None:
@@ -186,7 +209,8 @@ def release(scale: Scale) -> None:
 
 def without_times(row: dict[str, Any]) -> dict[str, Any]:
     """The row of a rehearsal: what ran, and its errors, which are true on any machine."""
-    return {key: value for key, value in row.items() if key in ("layer", "network", "layout", "errors")}
+    kept = ("layer", "network", "layout", "errors", "state")
+    return {key: value for key, value in row.items() if key in kept}
 
 
 # timing
@@ -260,11 +284,16 @@ def relative_error(
     return ((call(x).double() - expected).norm() / expected.norm()).item()
 
 
-def layers(scale: Scale) -> list[dict[str, Any]]:
+def layers(scale: Scale) -> Iterator[dict[str, Any]]:
     """Forward, weights frozen."""
     rate = copy_bytes_per_ms(scale)
-    rows = [forward_row(sized(layer, scale), scale, rate) for layer in LAYERS]
-    return [*rows, strips_row(sized(STRIPS, scale), scale, rate)]
+    for make, layer in (*((forward_row, each) for each in LAYERS), (strips_row, STRIPS)):
+        layer = sized(layer, scale)
+        yield attempt({"layer": words_of(layer)}, scale, partial(make, layer, scale, rate))
+
+
+def words_of(layer: Layer) -> str:
+    return f"{layer.channels} x {layer.side} x {layer.side}, {layer.kernel[0]} x {layer.kernel[1]}"
 
 
 def forward_row(layer: Layer, scale: Scale, rate: float) -> dict[str, Any]:
@@ -301,7 +330,7 @@ def forward_row(layer: Layer, scale: Scale, rate: float) -> dict[str, Any]:
 def row_of(layer: Layer, times: dict[str, float], wanted: float, more: dict[str, Any]) -> dict[str, Any]:
     best = min(times["cudnn"], times["cudnn_last"])
     return {
-        "layer": f"{layer.channels} x {layer.side} x {layer.side}, {layer.kernel[0]} x {layer.kernel[1]}",
+        "layer": words_of(layer),
         "us": {name: 1e3 * value for name, value in times.items()},
         "times_faster": best / times["ours"],
         "wanted": wanted,
@@ -354,31 +383,33 @@ def frozen(layer: Layer, scale: Scale) -> nn.Parameter:
     return nn.Parameter(values.to(BF16), requires_grad=False)
 
 
-def backward(scale: Scale) -> list[dict[str, Any]]:
+def backward(scale: Scale) -> Iterator[dict[str, Any]]:
     """Forward, and the gradients of the maps and of the weight."""
-    rows = []
     for layer in (sized(each, scale) for each in LAYERS):
-        shape = (scale.layer_batch, layer.channels, layer.side, layer.side)
-        plain = torch.randn(shape, device=scale.device, dtype=BF16)
-        weight = nn.Parameter(frozen(layer, scale).detach().clone())
+        yield attempt({"layer": words_of(layer)}, scale, partial(backward_row, layer, scale))
 
-        def by(algorithm: depthwise.Algorithm, given: Tensor, weight=weight) -> Callable[[], Any]:
-            maps, grad = given.detach().clone().requires_grad_(), torch.randn_like(given)
 
-            def call() -> Any:
-                y = depthwise.depthwise_conv2d(maps, weight, None, algorithm)
-                return torch.autograd.grad(y, (maps, weight), grad)
+def backward_row(layer: Layer, scale: Scale) -> dict[str, Any]:
+    shape = (scale.layer_batch, layer.channels, layer.side, layer.side)
+    plain = torch.randn(shape, device=scale.device, dtype=BF16)
+    weight = nn.Parameter(frozen(layer, scale).detach().clone())
 
-            return call
+    def by(algorithm: depthwise.Algorithm, given: Tensor) -> Callable[[], Any]:
+        maps, grad = given.detach().clone().requires_grad_(), torch.randn_like(given)
 
-        contenders = {
-            "cudnn": by("conv2d", plain),
-            "cudnn_last": by("conv2d", plain.contiguous(memory_format=LAST)),
-            "ours": by(ours(scale), plain),
-        }
-        errors = {"errors": gradient_errors(layer, scale)}
-        rows.append(row_of(layer, interleaved(contenders, scale), layer.both, errors))
-    return rows
+        def call() -> Any:
+            y = depthwise.depthwise_conv2d(maps, weight, None, algorithm)
+            return torch.autograd.grad(y, (maps, weight), grad)
+
+        return call
+
+    contenders = {
+        "cudnn": by("conv2d", plain),
+        "cudnn_last": by("conv2d", plain.contiguous(memory_format=LAST)),
+        "ours": by(ours(scale), plain),
+    }
+    errors = {"errors": gradient_errors(layer, scale)}
+    return row_of(layer, interleaved(contenders, scale), layer.both, errors)
 
 
 def gradient_errors(layer: Layer, scale: Scale) -> dict[str, list[float]]:
@@ -450,9 +481,10 @@ def accuracy(scale: Scale) -> list[dict[str, Any]]:
     return [{"network": "slak_tiny", "errors": errors, "wanted": "ours is not above cudnn"}]
 
 
-def networks(scale: Scale) -> list[dict[str, Any]]:
+def networks(scale: Scale) -> Iterator[dict[str, Any]]:
     """Forward, merged, in bf16: images a second."""
-    return [network_row(name, scale, wanted[0], False) for name, wanted in chosen(scale)]
+    for name, wanted in chosen(scale):
+        yield attempt({"network": name}, scale, partial(network_row, name, scale, wanted[0], False))
 
 
 def chosen(scale: Scale) -> list[tuple[str, tuple[float, float]]]:
@@ -536,6 +568,12 @@ def distillation_row(scale: Scale, wanted: float, is_compiled: bool) -> dict[str
             place = Path(folder) / name
             place.mkdir()
             contenders[name] = forced_to(algorithm, trained(scale, place, with_compile))
+        if not is_compiled:
+            for name in ("graph", "stream"):
+                place = Path(folder) / name
+                place.mkdir()
+                call = trained(scale, place, False, **{name: True})
+                contenders[f"ours_{name}"] = forced_to(ours(scale), call)
         contenders["by_hand"] = forced_to(ours(scale), written_by_hand(scale, is_compiled))
         contenders["no_teacher"] = trained(scale, Path(folder), is_compiled, has_teacher=False)
         times = interleaved(contenders, scale)
@@ -560,8 +598,10 @@ def student_of(scale: Scale) -> tuple[str, int]:
     return ("resnet18", 1000) if scale.is_real else ("resnet20", 10)
 
 
-def trained(scale: Scale, folder: Path, is_compiled: bool, has_teacher: bool = True) -> Callable[[], object]:
-    """A step of the trainer, on images that are in the device's memory."""
+def trained(
+    scale: Scale, folder: Path, is_compiled: bool, has_teacher: bool = True, **on_cuda: bool
+) -> Callable[[], object]:
+    """A step of the trainer, on images that are in the device's memory. on_cuda: graph, stream (Teacher)."""
     name, classes = student_of(scale)
     pixels = np.zeros((scale.network_batch, scale.img_size, scale.img_size, 3), np.uint8)
     labels = np.arange(scale.network_batch) % classes
@@ -581,7 +621,9 @@ def trained(scale: Scale, folder: Path, is_compiled: bool, has_teacher: bool = T
     )
     spec = models.preprocess_of(name, scale.img_size)
     net = network("slak_tiny", scale)
-    teacher = Teacher(net, spec, spec, scale.device, "bf16", compile=recipe.compile) if has_teacher else None
+    teacher = None
+    if has_teacher:
+        teacher = Teacher(net, spec, spec, scale.device, "bf16", compile=recipe.compile, **on_cuda)
     trainer = Trainer(
         Task("student" if teacher else "plain", recipe, folder, images, images, spec, scale.device, teacher)
     )
@@ -616,16 +658,22 @@ def written_by_hand(scale: Scale, is_compiled: bool) -> Callable[[], object]:
     return lambda: step(x, y)
 
 
-def compiled_ones(scale: Scale) -> list[dict[str, Any]]:
-    """Networks and distillation with torch.compile, ours and cuDNN's, beside cuDNN's as they are."""
-    rows = []
-    for name, wanted in chosen(scale):
-        rows.append(network_row(name, scale, wanted[1], True))
+def compiled_ones(scale: Scale) -> Iterator[dict[str, Any]]:
+    """Networks and distillation with torch.compile, ours and cuDNN's, beside cuDNN's as they are; what is
+    about slak_tiny first, because compiling may take more time than there is.
+    """
+    rows = [
+        (f"{name}, compiled", partial(network_row, name, scale, wanted[1], True))
+        for name, wanted in chosen(scale)
+    ]
+    taught = partial(distillation_row, scale, DISTILLATION_COMPILED, True)
+    rows.insert(1, ("slak_tiny teaches resnet18, compiled", taught))
+    for name, make in rows:
+        yield attempt({"network": name}, scale, make)
         release(scale)  # else the next networks reach torch's limit, beyond which nothing is compiled
-    return [*rows, distillation_row(scale, DISTILLATION_COMPILED, True)]
 
 
-STEPS: dict[str, Callable[[Scale], list[dict[str, Any]]]] = {
+STEPS: dict[str, Callable[[Scale], Iterable[dict[str, Any]]]] = {
     "layers": layers,
     "backward": backward,
     "accuracy": accuracy,
@@ -641,6 +689,8 @@ STEPS: dict[str, Callable[[Scale], list[dict[str, Any]]]] = {
 
 def is_met(row: dict[str, Any]) -> bool:
     """Whether the row is what was asked for."""
+    if "state" in row:
+        return False
     if "floor_wanted" in row:
         return row["times_floor"] <= row["floor_wanted"]
     if "overhead_wanted" in row and row["overhead_percent"] > row["overhead_wanted"]:
@@ -668,6 +718,8 @@ def to_markdown(found: dict[str, Any]) -> str:
 def cells(row: dict[str, Any], is_measured: bool) -> list[str]:
     """What, cuDNN's figure, ours, the ratio, the ratio that is wanted, whether it is met."""
     what = row.get("layer") or row["network"]
+    if "state" in row:
+        return [what, row["state"], "", "", "", ""]
     if not is_measured:
         return [what, "", "", "", "", "ran"]
     faster, wanted = f"{row.get('times_faster', 0):.1f}", str(row.get("wanted"))

@@ -271,6 +271,25 @@ def test_what_does_not_begin_in_time_is_recorded(of_a_gpu, monkeypatch):
     assert f'"--minutes", type=float, default={minutes},' in Path(of_a_gpu.__file__).read_text()
 
 
+def test_rows_that_fail_or_are_out_of_time_do_not_take_the_others_with_them(of_a_gpu, monkeypatch, capsys):
+    """The ninth layer does not fit, and the time is over after it; of the network nothing began."""
+
+    def row(layer, scale, rate):
+        if layer.kernel == (7, 7):
+            monkeypatch.setattr(of_a_gpu.time, "monotonic", lambda: float("inf"))
+            raise torch.OutOfMemoryError("out of memory")
+        return {"layer": of_a_gpu.words_of(layer), "errors": {}}
+
+    monkeypatch.setattr(of_a_gpu, "forward_row", row)
+    monkeypatch.setattr(of_a_gpu, "copy_bytes_per_ms", lambda scale: 1.0)
+    with pytest.raises(SystemExit, match=r"^error: layers failed: OutOfMemoryError: out of memory$"):
+        of_a_gpu.main(["--device", "cpu", "--only", "layers", "networks"])
+    found = json.loads(capsys.readouterr().out.split("\n# ")[0])
+    states = [each.get("state") for each in found["layers"]]
+    assert states == [None] * 8 + ["failed: OutOfMemoryError: out of memory", "not run: out of time"]
+    assert found["networks"] == "not run: out of time"
+
+
 def test_compiled_networks_are_compared_with_compiled_ones(of_a_gpu, monkeypatch):
     compiled, timed = [], {}
 
@@ -308,7 +327,7 @@ def test_compiled_networks_are_compared_with_compiled_ones(of_a_gpu, monkeypatch
 def test_a_compiled_distillation_is_compared_with_a_compiled_one(of_a_gpu, monkeypatch):
     calls = []
 
-    def trained(scale, folder, is_compiled, has_teacher=True):
+    def trained(scale, folder, is_compiled, has_teacher=True, **on_cuda):
         return lambda: calls.append((is_compiled, has_teacher, depthwise._forced))
 
     def interleaved(contenders, scale):
@@ -393,6 +412,22 @@ def test_large_kernel_layers_are_timed_and_compute_the_same():
     rows = [line.split("│")[1:-1] for line in out.splitlines() if "fwd" in line]
     assert len(rows) == 26  # 13 layers, forward and with backward
     assert all(float(row[10]) < 1e-4 for row in rows if row[3].strip() == "fwd")
+
+
+def test_passes_over_the_maps_of_branches_are_those_counted_by_hand(monkeypatch, capsys):
+    """RepLKNet: 2 convolutions of 2, 2 norms of 3 and a sum of 3 are 13; backward 2 x (5 + 2 + 2) + 3 = 21.
+    A pass of SLaK-T's first stage is 49.8 MB, 15 us at 3,350 GB/s; the products are 187 GFLOP.
+    """
+    monkeypatch.syspath_prepend(ROOT / "measurements")
+    import branch_passes
+
+    monkeypatch.setattr(sys, "argv", ["branch_passes.py"])
+    branch_passes.main()
+    rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    figures = [[int(cell) for cell in row[2:]] for row in rows]
+    assert figures[0] == [21, 33, 54, 802, 189]
+    assert figures[3] == [13, 21, 34, 505, 126]
+    assert figures[1][:3] == [13, 27, 40] and figures[4][:3] == [9, 19, 28]  # as TorchInductor counts
 
 
 @slow

@@ -139,6 +139,8 @@ def _choice(x: Tensor, weight: Tensor, algorithm: Algorithm) -> Choice:
     if device not in ("cpu", "cuda") or (device == "cpu" and torch.compiler.is_compiling()):
         return Choice("conv2d")
     is_frozen = isinstance(weight, nn.Parameter) and not weight.requires_grad
+    if torch.are_deterministic_algorithms_enabled():
+        is_frozen = False  # torch refuses cuBLAS then, which multiplies by the full matrix
     kernels = device == "cuda" and launch.is_available(device, x.device.index)
     return rule.choose(Case(device, _computed_in(x), (x.shape[2], x.shape[3]), kernel, kernels, is_frozen))
 

@@ -117,6 +117,22 @@ def test_two_strips_are_one_call_of_the_operator_when_compiled():
     assert sum("depthwise_conv2d" in name for name in calls) == 2
 
 
+def test_trained_in_parallel_it_has_the_same_gradients(tmp_path):
+    block, x = Block(), torch.randn(2, 4, 10, 12)
+    expected = torch.autograd.grad(block(x).square().sum(), list(block.parameters()))
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        parallel = torch.nn.parallel.DistributedDataParallel(block)
+        with parallel.no_sync():
+            parallel(x).square().sum().backward()
+        parallel.zero_grad()
+        parallel(x).square().sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    for parameter, other in zip(block.parameters(), expected, strict=True):
+        assert torch.allclose(parameter.grad, other, atol=1e-5)
+
+
 def test_inference_mode_and_checkpointing_give_the_same():
     block, x = Block(), torch.randn(2, 4, 10, 12, requires_grad=True)
     y = block(x)
@@ -240,6 +256,18 @@ def test_on_cuda_the_rule_is_followed_and_the_format_is_kept(
             y = layer(x)
     assert seen.calls == [expected]
     assert y.shape == x.shape and y.dtype == dtype and y.is_contiguous(memory_format=given)
+
+
+@needs_triton
+def test_where_torch_is_to_be_deterministic_it_does_not_use_cublas(fake_cuda):
+    torch.use_deterministic_algorithms(True)
+    try:
+        with fake_cuda(), Seen() as seen:
+            weight = torch.nn.Parameter(torch.empty(4, 1, 27, 27, dtype=torch.bfloat16), requires_grad=False)
+            depthwise.depthwise_conv2d(torch.empty(2, 4, 14, 14, dtype=torch.bfloat16), weight)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert seen.calls == [("depthwise_conv2d", "plain", False)]
 
 
 @needs_triton
