@@ -3,14 +3,17 @@ summed: how often a map is read or written, by arithmetic.
 
     python measurements/branch_passes.py [--gb-per-s 3350] [--tflops 989] [--count]
 
-A pass is one map of the block's size read or written once. "Separate": one operator after the other. "With
-torch.compile": norms, their statistics and the sums are fused, the convolutions are not. "One operator": an
-operator that reads x once for all branches, makes the statistics while it writes them, and adds the gradients
-of x in one accumulator; it does not exist. The time is the shortest that these passes can take at the rate of
-the memory, for the first stage of SLaK-T at batch 64 in bf16; beside it that of the products with Toeplitz
-matrices at the rate of the tensor cores, which all ways have alike. The default rates are those of the data
-sheet of an H100 SXM. Nothing is measured. --count compiles small blocks for this CPU (a minute; it needs a
-C++ compiler) and prints beside the second way what TorchInductor itself counts.
+A pass is one map of the block's size read or written once. "Separate": one operator after the other. "Strips
+together": the two strips of SLaK read x once, and add their gradients of x in one accumulator, as they do on
+CUDA. "Compiled": norms, their statistics and the sums are fused by torch.compile, the convolutions are not.
+"One operator": would read x once for all branches, make the statistics while it writes them, and add all
+gradients of x in one accumulator; it does not exist.
+
+The time is the shortest that these passes can take at the rate of the memory, for the first stage of SLaK-T
+at batch 64 in bf16; beside it that of the products with Toeplitz matrices at the rate of the tensor cores,
+which all ways have alike. The default rates are those of the data sheet of an H100 SXM. Nothing is measured.
+--count compiles small blocks for this CPU (a minute; it needs a C++ compiler) and prints what TorchInductor
+itself counts for the compiled ones.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch._inductor.graph import GraphLowering
 
+from distill.models import depthwise
 from distill.models.depthwise import DepthwiseConv2d
 
 NETWORKS = {"SLaK (3)": 3, "RepLKNet (2)": 2}
@@ -53,7 +57,7 @@ def separate(branches: int) -> Passes:
     return Passes(branches * (2 + 3) + sums, branches * (5 + 2 + 2) + sums)
 
 
-def with_compile(branches: int) -> Passes:
+def compiled(branches: int) -> Passes:
     """Forward: a convolution 2 and its statistics 1; all maps and the sum. Backward: gradient and all maps
     for the statistics, the same and every branch's gradient; gradients of x and of the weight 2 each; all
     gradients of x and their sum.
@@ -70,7 +74,20 @@ def in_one_operator(branches: int) -> Passes:
     return Passes(2 * (branches + 1), norms + 2 * (branches + 1))
 
 
-WAYS = {"separate": separate, "with torch.compile": with_compile, "one operator": in_one_operator}
+def strips_together(passes: Passes, is_compiled: bool) -> Passes:
+    """Two strips of these branches in one operator: x is read once less; one gradient of x less is written
+    and read again, and not compiled a sum of two less.
+    """
+    return Passes(passes.forward - 1, passes.backward - (2 if is_compiled else 4))
+
+
+def ways(branches: int) -> dict[str, Passes]:
+    """All ways of a block of so many branches, of which three have two strips."""
+    found = {"separate": separate(branches), "compiled": compiled(branches)}
+    if branches == 3:
+        found["strips together"] = strips_together(found["separate"], False)
+        found["strips together, compiled"] = strips_together(found["compiled"], True)
+    return found | {"one operator": in_one_operator(branches)}
 
 
 def microseconds_of_pass(gb_per_s: float) -> float:
@@ -94,9 +111,10 @@ def main() -> None:
     options = parser.parse_args()
     table = Table("network (branches)", "way", "forward", "backward", "both", "memory us", "products us")
     for name, branches in NETWORKS.items():
-        for way, passes_of in WAYS.items():
-            passes = passes_of(branches)
-            counted = counted_by_inductor(branches) if options.count and way == "with torch.compile" else None
+        for way, passes in ways(branches).items():
+            counted = None
+            if options.count and way.endswith("compiled"):
+                counted = counted_by_inductor(branches, way.startswith("strips"))
             table.add_row(
                 name,
                 way,
@@ -110,22 +128,27 @@ def main() -> None:
 
 
 class Branches(nn.Module):
-    """Parallel kernels, each with batch norm, summed."""
+    """Parallel kernels, each with batch norm, summed. together: the first two in one operator."""
 
-    def __init__(self, branches: int) -> None:
+    def __init__(self, branches: int, together: bool) -> None:
         super().__init__()
+        self.together = together
         kernels = [(9, 3), (3, 9), (5, 3)][:branches]
         self.convs = nn.ModuleList(DepthwiseConv2d(8, k, False, "toeplitz") for k in kernels)
         self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in kernels)
 
     def forward(self, x: Tensor) -> Tensor:
-        first, *more = (norm(conv(x)) for conv, norm in zip(self.convs, self.norms, strict=True))
+        maps = [conv(x) for conv in self.convs[2 if self.together else 0 :]]
+        if self.together:
+            weights = [conv.weight for conv in self.convs[:2]]
+            maps = [*depthwise.depthwise_conv2d_branches(x, *weights, algorithm="toeplitz"), *maps]
+        first, *more = (norm(each) for norm, each in zip(self.norms, maps, strict=True))
         for each in more:
             first = first + each
         return first
 
 
-def counted_by_inductor(branches: int) -> Passes:
+def counted_by_inductor(branches: int, together: bool) -> Passes:
     """What TorchInductor reads and writes for a small block, rounded to maps: weights are little beside
     them.
     """
@@ -143,7 +166,7 @@ def counted_by_inductor(branches: int) -> Passes:
         mock.patch.object(GraphLowering, "codegen", counting),
         torch._inductor.config.patch(force_disable_caches=True),
     ):
-        torch.compile(Branches(branches))(x).backward(torch.ones_like(x))
+        torch.compile(Branches(branches, together))(x).backward(torch.ones_like(x))
     forward, backward = (round(count / x.nbytes) for count in counts)
     return Passes(forward, backward)
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from runtime.errors import UsageError
 
-from .depthwise import DepthwiseConv2d, depthwise_conv2d_pair, joins
+from .depthwise import DepthwiseConv2d, depthwise_conv2d_branches, depthwise_conv2d_pair, joins
 from .merge import assign
 from .replknet import LargeKernel, add_at_center, convolution, depthwise_bn, kernel_and_bias, named
 from .staged import DownsampledNet, Stage, classifier, drop_path_rates, init_truncated_normal, per_stage
@@ -56,8 +56,12 @@ class DecomposedKernel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tall, wide = convolution(self.LoRA1), convolution(self.LoRA2)
-        if len(self.LoRA1) == len(self.LoRA2) == 1 and joins(x, tall, wide):
+        layers = len(self.LoRA1), len(self.LoRA2)
+        if layers == (1, 1) and joins(x, tall, wide):
             y = depthwise_conv2d_pair(x, tall.weight, wide.weight, tall.bias)
+        elif layers == (2, 2) and joins(x, tall, wide):
+            down, across = depthwise_conv2d_branches(x, tall.weight, wide.weight)
+            y = self.LoRA1[1](down) + self.LoRA2[1](across)
         else:
             y = self.LoRA1(x) + self.LoRA2(x)
         return y if self.small_conv is None else y + self.small_conv(x)

@@ -26,6 +26,7 @@ __all__ = [
     "Algorithm",
     "DepthwiseConv2d",
     "depthwise_conv2d",
+    "depthwise_conv2d_branches",
     "depthwise_conv2d_pair",
     "forced",
     "joins",
@@ -107,8 +108,26 @@ def depthwise_conv2d_pair(
     return depthwise_conv2d(x, weight, bias, algorithm) + depthwise_conv2d(x, other, None, algorithm)
 
 
+def depthwise_conv2d_branches(
+    x: Tensor, weight: Tensor, other: Tensor, algorithm: Algorithm = "auto"
+) -> tuple[Tensor, Tensor]:
+    """(depthwise_conv2d(x, weight), depthwise_conv2d(x, other)). Where a tall and a wide kernel are products
+    with Toeplitz matrices, in one pass over x, and the gradients of x are added in one accumulator: for
+    branches that are trained, each with a batch norm behind it.
+    """
+    if _join(x, weight, other, algorithm):
+        choice = _choice(x, weight, algorithm)
+        given = format_of(x)
+        y, z = operators.branches(_formatted(x.to(_computed_in(x)), choice), weight, other)
+        if choice.memory_format is None:
+            return y, z
+        return y.contiguous(memory_format=given), z.contiguous(memory_format=given)
+    return depthwise_conv2d(x, weight, None, algorithm), depthwise_conv2d(x, other, None, algorithm)
+
+
 def joins(x: object, layer: nn.Conv2d, other: nn.Conv2d) -> bool:
-    """Whether `depthwise_conv2d_pair` computes two layers in one pass over x, and no hook watches either.
+    """Whether `depthwise_conv2d_pair` and `_branches` compute two layers in one pass over x, and no hook
+    watches either.
 
     False for the symbols of torch.fx, whose graph then holds the two layers.
     """

@@ -253,12 +253,14 @@ def one(
 @triton.jit
 def two(
     x,
+    x_tall,  # what the tall kernel reads: x, or maps of the same strides
     tall,
     wide,
     tall_form,
     wide_form,
     bias,
     y,
+    y_tall,  # what the tall kernel gives, where APART
     N,
     C,
     H,
@@ -290,6 +292,7 @@ def two(
     WIDE_REACH: tl.constexpr,
     FORM: tl.constexpr,
     BIAS: tl.constexpr,
+    APART: tl.constexpr,
     FLIP: tl.constexpr,
     FAR: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -300,7 +303,9 @@ def two(
     A_SIDE: tl.constexpr,
     A_SIZE: tl.constexpr,
 ):
-    """The sum of two kernels in one pass: a tall one (products along H) and a wide one (products along W)."""
+    """Two kernels in one pass: a tall one (products along H) and a wide one (products along W); their sum, or
+    APART.
+    """
     x_n = x_n * A_PLANE
     x_c = x_c * A_PLANE
     x_h = x_h * A_ROW
@@ -353,7 +358,7 @@ def two(
     turned = tl.arange(0, P * BW)
     n_turned = n0 + turned // BW
     across = _row_products(
-        x + (n_turned.to(tl.int64) * x_n + c * x_c)[:, None],
+        x_tall + (n_turned.to(tl.int64) * x_n + c * x_c)[:, None],
         n_turned < N,
         w0 + turned % BW,
         w0,
@@ -379,13 +384,15 @@ def two(
         PRECISION,
         EMULATE,
     )
-    acc += tl.reshape(tl.permute(tl.reshape(across, (P, BW, BH)), (0, 2, 1)), (P * BH, BW))
+    down = tl.reshape(tl.permute(tl.reshape(across, (P, BW, BH)), (0, 2, 1)), (P * BH, BW))
     shift = 0.0
     if BIAS:
         shift = tl.load(bias + c).to(tl.float32)
     outputs = y + (n.to(tl.int64) * y_n + c * y_c + h.to(tl.int64) * y_h)[:, None]
+    tall_outputs = y_tall + (n.to(tl.int64) * y_n + c * y_c + h.to(tl.int64) * y_h)[:, None]
+    tall_maps = x_tall + (n.to(tl.int64) * x_n + c * x_c)[:, None]
     real = inside & (h < H)
-    if _any_not_finite(acc):
+    if _any_not_finite(acc + down):
         across_map, down_map = wide + c * wide_c, tall + c * tall_c
         for chunk in range(0, BW, CHUNK):
             j = w0 + chunk + tl.arange(0, CHUNK)
@@ -406,8 +413,8 @@ def two(
                 P * BH,
                 FLIP,
             )
-            part += _value_by_value(
-                maps,
+            tall_part = _value_by_value(
+                tall_maps,
                 inside,
                 h,
                 j,
@@ -423,9 +430,16 @@ def two(
                 P * BH,
                 FLIP,
             )
-            _store(part + shift, outputs, real, j, W, y_w)
+            if APART:
+                _store(part, outputs, real, j, W, y_w)
+                _store(tall_part, tall_outputs, real, j, W, y_w)
+            else:
+                _store(part + tall_part + shift, outputs, real, j, W, y_w)
+    elif APART:
+        _store(acc, outputs, real, w0 + tl.arange(0, BW), W, y_w)
+        _store(down, tall_outputs, real, w0 + tl.arange(0, BW), W, y_w)
     else:
-        _store(acc + shift, outputs, real, w0 + tl.arange(0, BW), W, y_w)
+        _store(acc + down + shift, outputs, real, w0 + tl.arange(0, BW), W, y_w)
 
 
 @triton.jit

@@ -89,10 +89,8 @@ def convolve(
     """y = x * weight (+ x * other) (+ bias), each padded to keep the map's size. flip: both kernels turned by
     180 degrees, which gives the gradient of x from that of y.
     """
-    if other is not None and _is_tall(weight) == _is_tall(other):
-        raise ValueError(
-            f"kernels {tuple(weight.shape[2:])} and {tuple(other.shape[2:])}: expected a tall and a wide one"
-        )
+    if other is not None:
+        _require_crossed(weight, other)
     if not y.numel():
         return y
     bias = None if bias is None else bias.contiguous()  # the kernels read it without a stride
@@ -100,8 +98,53 @@ def convolve(
         if other is None:
             _one(x, weight, bias, y, flip)
         else:
-            _two(x, *((weight, other) if _is_tall(weight) else (other, weight)), bias, y, flip)
+            _two(_Crossed.of(x, x, weight, other), bias, y, None, flip)
     return y
+
+
+def branches(x: Tensor, weight: Tensor, other: Tensor, ys: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """ys, of one memory format: x * weight and x * other, which are a tall and a wide kernel, in one pass."""
+    _require_crossed(weight, other)
+    if x.numel():
+        tall, wide = ys if _is_tall(weight) else ys[::-1]
+        with _device_of(x):
+            _two(_Crossed.of(x, x, weight, other), None, wide, tall, False)
+    return ys
+
+
+def branches_input_gradient(
+    grad: Tensor, other_grad: Tensor, weight: Tensor, other: Tensor, found: Tensor
+) -> Tensor:
+    """found: the gradient of x from those of `branches`, which are of the same strides."""
+    _require_crossed(weight, other)
+    if found.numel():
+        with _device_of(grad):
+            _two(_Crossed.of(grad, other_grad, weight, other), None, found, None, True)
+    return found
+
+
+def _require_crossed(weight: Tensor, other: Tensor) -> None:
+    if _is_tall(weight) == _is_tall(other):
+        raise ValueError(
+            f"kernels {tuple(weight.shape[2:])} and {tuple(other.shape[2:])}: expected a tall and a wide one"
+        )
+
+
+@dataclass(frozen=True)
+class _Crossed:
+    """A tall and a wide kernel, and the maps that each reads."""
+
+    x_tall: Tensor
+    x_wide: Tensor
+    tall: Tensor
+    wide: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, other_x: Tensor, weight: Tensor, other: Tensor) -> _Crossed:
+        """weight reads x, other the other."""
+        if _is_tall(weight):
+            return cls(x, other_x, weight, other)
+        return cls(other_x, x, other, weight)
 
 
 def matrix(x: Tensor, form: Tensor, bias: Tensor | None, y: Tensor) -> Tensor:
@@ -169,9 +212,11 @@ def _one(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, flip: bool) 
     )
 
 
-def _two(x: Tensor, tall: Tensor, wide: Tensor, bias: Tensor | None, y: Tensor, flip: bool) -> None:
+def _two(pair: _Crossed, bias: Tensor | None, y: Tensor, y_tall: Tensor | None, flip: bool) -> None:
+    """y: the sum; with y_tall what the wide kernel gives alone."""
     from . import kernels
 
+    x, tall, wide = pair.x_wide, pair.tall, pair.wide
     n, c, h, w = x.shape
     down, across = _kernel(x, tall).transpose(1, 2), _kernel(x, wide)  # (C, K, L) each
     high, broad = long_side(h, down.shape[2]), long_side(w, across.shape[2])
@@ -185,12 +230,14 @@ def _two(x: Tensor, tall: Tensor, wide: Tensor, bias: Tensor | None, y: Tensor, 
     grid = (c * high.blocks * broad.blocks * -(-n // per_program),)
     kernels.two[grid](
         x,
+        pair.x_tall,
         down,
         across,
         tall_form,
         wide_form,
         down if bias is None else bias,
         y,
+        y if y_tall is None else y_tall,
         n,
         c,
         *passed.size,
@@ -209,6 +256,7 @@ def _two(x: Tensor, tall: Tensor, wide: Tensor, bias: Tensor | None, y: Tensor, 
         WIDE_REACH=broad.reach(across.shape[2]),
         FORM=has_forms,
         BIAS=bias is not None,
+        APART=y_tall is not None,
         FLIP=flip,
         num_warps=WARPS_TWO,
         **passed.settings,

@@ -67,6 +67,26 @@ def weight_gradient(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
     ).to(weight.dtype, copy=True, memory_format=torch.contiguous_format)
 
 
+@torch.library.custom_op("large2small::depthwise_conv2d_branches", mutates_args=())
+def branches(x: Tensor, weight: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """x * weight and x * other, a tall and a wide kernel, in one pass over x."""
+    if launch.runs(x):
+        return launch.branches(x, weight, other, (_like(x), _like(x)))
+    ys = _torchs(x, weight, None), _torchs(x, other, None)
+    return ys[0].contiguous(memory_format=format_of(x)), ys[1].contiguous(memory_format=format_of(x))
+
+
+@torch.library.custom_op("large2small::depthwise_conv2d_branches_input_gradient", mutates_args=())
+def branches_input_gradient(grad: Tensor, other_grad: Tensor, weight: Tensor, other: Tensor) -> Tensor:
+    """The gradient of x from both of `branches`, in one accumulator."""
+    found = _like(grad)
+    if launch.runs(grad):
+        if grad.stride() != other_grad.stride():
+            grad, other_grad = (t.contiguous(memory_format=format_of(found)) for t in (grad, other_grad))
+        return launch.branches_input_gradient(grad, other_grad, weight, other, found)
+    return found.copy_(_torchs(grad, weight.flip(2, 3), None) + _torchs(other_grad, other.flip(2, 3), None))
+
+
 @convolution.register_fake
 def _(x: Tensor, weight: Tensor, other: Maybe, bias: Maybe, full: bool) -> Tensor:
     return _like(x)
@@ -80,6 +100,16 @@ def _(grad: Tensor, weight: Tensor, other: Maybe) -> Tensor:
 @weight_gradient.register_fake
 def _(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
     return torch.empty_like(weight, memory_format=torch.contiguous_format)
+
+
+@branches.register_fake
+def _(x: Tensor, weight: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    return _like(x), _like(x)
+
+
+@branches_input_gradient.register_fake
+def _(grad: Tensor, other_grad: Tensor, weight: Tensor, other: Tensor) -> Tensor:
+    return _like(grad)
 
 
 def _keep_convolution(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -129,9 +159,38 @@ def _of_weight_gradient(ctx: Any, second: Tensor) -> tuple[Maybe, ...]:
     )
 
 
+def _keep_branches(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _of_branches(ctx: Any, grad: Tensor, other_grad: Tensor) -> tuple[Maybe, ...]:
+    x, weight, other = ctx.saved_tensors
+    needs, kind = ctx.needs_input_grad, format_of(x)
+    grad, other_grad = (t.contiguous(memory_format=kind) for t in (grad, other_grad))
+    return (
+        branches_input_gradient(grad, other_grad, weight, other) if needs[0] else None,
+        weight_gradient(x, grad, weight) if needs[1] else None,
+        weight_gradient(x, other_grad, other) if needs[2] else None,
+    )
+
+
+def _of_branches_input_gradient(ctx: Any, second: Tensor) -> tuple[Maybe, ...]:
+    grad, other_grad, weight, other = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    firsts = branches(second, weight, other) if needs[0] or needs[1] else (None, None)
+    return (
+        firsts[0] if needs[0] else None,
+        firsts[1] if needs[1] else None,
+        weight_gradient(second, grad, weight) if needs[2] else None,
+        weight_gradient(second, other_grad, other) if needs[3] else None,
+    )
+
+
 convolution.register_autograd(_of_convolution, setup_context=_keep_convolution)
 input_gradient.register_autograd(_of_input_gradient, setup_context=_keep_input_gradient)
 weight_gradient.register_autograd(_of_weight_gradient, setup_context=_keep_weight_gradient)
+branches.register_autograd(_of_branches, setup_context=_keep_branches)
+branches_input_gradient.register_autograd(_of_branches_input_gradient, setup_context=_keep_branches)
 
 
 def _torchs(x: Tensor, weight: Tensor, bias: Maybe) -> Tensor:

@@ -177,6 +177,24 @@ def test_two_kernels_in_one_pass_are_their_sum(size, tall, wide, layout, dtype, 
         require_close(found, expected[index], scale[index], dtype)
 
 
+@pytest.mark.parametrize(("size", "tall", "wide", "layout", "dtype"), PAIRS)
+def test_two_kernels_apart_are_each_of_them_and_their_gradients_one(size, tall, wide, layout, dtype):
+    generator = torch.Generator().manual_seed(0)
+    x, *grads = (laid_out(torch.randn(2, 2, *size, generator=generator).to(dtype), layout) for _ in range(3))
+    weights = [torch.randn(2, 1, *k, generator=generator).to(dtype).requires_grad_() for k in (wide, tall)]
+    x.requires_grad_()
+    ys = operators.branches(x, *weights)
+    found = torch.autograd.grad(ys, [x, *weights], grads)
+    plain, none = [w.detach() for w in weights], torch.zeros(2)
+    expected, scale = (
+        [f(x, [w], none, g) for w, g in zip(plain, grads, strict=True)] for f in (reference, magnitudes)
+    )
+    for index in range(2):
+        require_close(ys[index].detach(), expected[index][0], scale[index][0], dtype)
+        require_close(found[1 + index], expected[index][2], scale[index][2], dtype)
+    require_close(found[0], expected[0][1] + expected[1][1], scale[0][1] + scale[1][1], dtype)
+
+
 @pytest.mark.parametrize("size", [(14, 14), (2, 6), (7, 7)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 def test_one_matrix_for_the_whole_map_gives_the_same(size, dtype):
@@ -232,6 +250,16 @@ def test_what_is_not_finite_in_two_kernels_reaches_both_windows():
     assert torch.equal(y.isfinite(), expected.isfinite()) and not y.isnan().any()
     assert (~y.isfinite()).sum() == 27 + 27 - 9
     assert torch.allclose(y[y.isfinite()], expected[y.isfinite()], atol=1e-5)
+
+
+def test_what_is_not_finite_in_one_of_two_branches_does_not_reach_the_other():
+    x = torch.randn(1, 1, 20, 20)
+    x[0, 0, 10, 10] = math.inf
+    tall, wide = torch.rand(1, 1, 9, 3) + 0.1, torch.rand(1, 1, 3, 9) + 0.1
+    for y, w in zip(operators.branches(x, tall, wide), (tall, wide), strict=True):
+        expected = F.conv2d(x, w, padding=(w.shape[2] // 2, w.shape[3] // 2))
+        assert torch.equal(y.isfinite(), expected.isfinite()) and (~y.isfinite()).sum() == 27
+        assert torch.allclose(y[y.isfinite()], expected[y.isfinite()], atol=1e-5)
 
 
 def test_what_is_not_finite_in_the_output_gradient_reaches_what_it_is_multiplied_with():

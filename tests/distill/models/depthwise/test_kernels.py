@@ -55,7 +55,7 @@ def test_the_kernels_compute_the_convolution_and_its_gradients():
 
 
 def test_some_cases_of_the_same():
-    some = "nothing_ or two_kernels_reaches or in_parts or frozen_weights_give or bias_"
+    some = "nothing_ or two_kernels_reaches or two_branches or in_parts or frozen_weights_give or bias_"
     assert interpreted("-k", some) > 20
 
 
@@ -75,6 +75,8 @@ def launches(dtype):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("one", "two", "weight_sums"):
             patch.setattr(kernels, name, Recorder(getattr(kernels, name), calls))
+        launch.branches(x, tall, wide, (torch.empty_like(x), torch.empty_like(x)))
+        launch.branches_input_gradient(x, x, tall, wide, torch.empty_like(x))
         for weights in ((tall, None), (wide, None), (tall, wide)):
             launch.convolve(x, *weights, None, torch.empty_like(x), flip=True)
             launch.weight_gradient(x, x, weights[0].shape[2:])

@@ -43,6 +43,24 @@ def test_torch_is_content_with_the_operators(pair):
     torch.library.opcheck(operators.weight_gradient, (x, last, a))
 
 
+def test_torch_is_content_with_the_operators_of_branches():
+    x, a, b, _ = leaves(True)
+    last = x.detach().contiguous(memory_format=torch.channels_last)
+    torch.library.opcheck(operators.branches, (x, a, b))
+    torch.library.opcheck(operators.branches_input_gradient, (last, x, a, b))
+
+
+def test_gradients_of_branches_agree_with_finite_differences():
+    x, a, b, _ = leaves(True, torch.float64)
+    assert torch.autograd.gradcheck(operators.branches, (x, a, b))
+    assert torch.autograd.gradgradcheck(operators.branches, (x, a, b))
+    grad, other_grad, _, _ = (each.detach() for each in operators.branches(x, a, b) * 2)
+    (found,) = torch.autograd.grad(operators.branches(x, a, b), x, (grad, other_grad))
+    tall = torch.autograd.grad(F.conv2d(x, a, padding=(2, 1), groups=2), x, grad)[0]
+    wide = torch.autograd.grad(F.conv2d(x, b, padding=(1, 2), groups=2), x, other_grad)[0]
+    assert torch.allclose(found, tall + wide)
+
+
 @pytest.mark.parametrize("pair", [False, True], ids=["one", "two"])
 def test_gradients_of_both_orders_agree_with_finite_differences(pair):
     x, a, b, bias = leaves(pair, torch.float64)
@@ -183,6 +201,26 @@ def test_merged_strips_are_computed_in_one_pass(monkeypatch):
         assert torch.allclose(block(x), expected, atol=1e-6) and len(calls) == 3  # both layers are seen
         handle.remove()
     assert torch.fx.symbolic_trace(block) is not None and len(calls) == 3
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_strips_that_are_trained_are_computed_in_one_pass(monkeypatch, training):
+    """Also backward: one gradient of x for both, instead of two and their sum."""
+    torch.manual_seed(0)
+    block, x = slak.DecomposedKernel(4, 9, 3).train(training), torch.randn(2, 4, 10, 10, requires_grad=True)
+    leaves = [x, *block.parameters()]
+    expected = block(x)
+    gradients = torch.autograd.grad(expected.square().sum(), leaves)
+    calls = []
+    for name in ("branches", "branches_input_gradient", "convolution", "input_gradient"):
+        real = getattr(operators, name)
+        monkeypatch.setattr(operators, name, lambda *a, n=name, f=real: calls.append(n) or f(*a))
+    with depthwise.forced("toeplitz"):
+        y = block(x)
+        found = torch.autograd.grad(y.square().sum(), leaves)
+    assert sorted(calls) == ["branches", "branches_input_gradient", "convolution", "input_gradient"]
+    for one, other in zip((y, *found), (expected, *gradients), strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
 
 
 def test_bare_strips_beside_a_small_kernel_are_computed_in_one_pass(monkeypatch):
