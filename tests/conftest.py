@@ -9,3 +9,15 @@ def cache_home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="module")
+def exports_once():
+    """Within a module that asks for it, each network is exported to ONNX once."""
+    from exports_once import remembering
+
+    from export.graph import from_torch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(from_torch, "to_onnx", remembering(from_torch.to_onnx))
+        yield

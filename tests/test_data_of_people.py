@@ -20,6 +20,8 @@ from PIL import Image
 
 from runtime.cli import front_door
 
+pytestmark = pytest.mark.usefixtures("exports_once")
+
 TRAIN = [
     "train",
     "--student",

@@ -17,7 +17,10 @@ from PIL import Image
 from runtime.cli import front_door
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.timeout(1800)  # the first test that needs them waits for seven commands
+pytestmark = [
+    pytest.mark.usefixtures("exports_once"),
+    pytest.mark.timeout(1800),
+]  # the first test that needs them waits for seven commands
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
@@ -90,7 +93,7 @@ def workshop(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def toured(workshop) -> Path:
+def toured(workshop, exports_once) -> Path:
     """The same folder after the README's seven commands, exactly as printed, the first and the last in a
     process of their own; teacher.pth is the teacher.
     """

@@ -21,6 +21,8 @@ from export.commands import train_qat
 from runtime import Preprocess, UsageError
 from runtime.images import open_images
 
+pytestmark = pytest.mark.usefixtures("exports_once")
+
 HEIGHT, WIDTH = 32, 64
 SIZE = ["--input-size", str(HEIGHT), str(WIDTH)]
 NETWORKS = {

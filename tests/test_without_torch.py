@@ -73,7 +73,7 @@ def blocked(extra: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def edge(tmp_path_factory) -> Path:
+def edge(tmp_path_factory, exports_once) -> Path:
     """A folder with photos/ (train, val; three classes) and a student: its run, fp32 and int8 files."""
     folder = tmp_path_factory.mktemp("edge")
     generator = np.random.default_rng(0)

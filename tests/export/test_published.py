@@ -19,6 +19,7 @@ SHARED = outside.path("data")
 WEIGHTS = SHARED / "weights" / "resnet20-12fca82f.th"
 
 pytestmark = [
+    pytest.mark.usefixtures("exports_once"),
     pytest.mark.slow,
     outside.needs("data", "weights", WEIGHTS.name),
     outside.needs("data", "cifar10"),

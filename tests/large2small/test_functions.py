@@ -10,6 +10,8 @@ import large2small
 import runtime
 from runtime import errors
 
+pytestmark = pytest.mark.usefixtures("exports_once")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -30,7 +32,7 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def artifact(run):
+def artifact(run, exports_once):
     return large2small.export_onnx(run.checkpoint, verify_size=32, quiet=True)
 
 

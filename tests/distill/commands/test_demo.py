@@ -75,6 +75,7 @@ def test_the_extras_it_names_bring_what_it_needs():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("exports_once")
 def test_the_pipeline_ends_in_a_table_with_teacher_control_student_and_int8(tmp_path, capsys):
     out = tmp_path / "demo"
     assert (

@@ -19,11 +19,13 @@ from export import __main__ as cli
 from export.checks import samples
 from export.fp16 import cast, engine
 from export.graph import from_torch
+from export.int8 import images as calibration_images
 from export.options.onnx import OnnxOptions
 from export.stages import report
 from export.stages.inputs import open_sources, placement_of
 from runtime.images import open_images
 
+pytestmark = pytest.mark.usefixtures("exports_once")
 INT8 = (
     "--int8",
     "--calib-size",
@@ -159,7 +161,10 @@ def test_a_drop_above_the_budget_exits_1_and_leaves_no_file(
     assert not out.parent.exists() and not list(temporary.iterdir())
 
 
-def test_layers_go_back_to_float_until_the_budget_holds(student_file, tmp_path, exported, capsys):
+def test_layers_go_back_to_float_until_the_budget_holds(
+    student_file, tmp_path, exported, capsys, monkeypatch
+):
+    monkeypatch.setattr(calibration_images, "SELECTION_SIZE", 96)  # nineteen layers are each ranked on them
     out = tmp_path / "student.onnx"
     assert export(student_file, *INT8, "--percentile", 90, "--max-drop", 1, "--output", out, "--json") == 0
     printed, notes = capsys.readouterr()

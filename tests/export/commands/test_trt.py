@@ -30,6 +30,7 @@ from runtime.backends.tensorrt.plan import preflight
 from runtime.errors import ArtifactError, MissingError
 from runtime.records import FileHash, Quantization
 
+pytestmark = pytest.mark.usefixtures("exports_once")
 rtx = pytest.mark.skipif(
     find_spec("tensorrt_rtx_bindings") is None, reason="TensorRT for RTX is not installed"
 )

@@ -22,6 +22,7 @@ from export.qat import trained
 from runtime.errors import ArtifactError, Interrupted, UsageError
 from runtime.preprocess import Preprocess
 
+pytestmark = pytest.mark.usefixtures("exports_once")
 SIZE = (3, 16, 16)
 NAMES = ["ant", "bee", "cat", "dog"]
 FAST = [
@@ -55,7 +56,7 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
+def workspace(tmp_path_factory, exports_once):
     """A folder with set/ (32 and 32 images with a stripe whose place is the class), runs/student/ and
     teacher.pth.
     """
