@@ -295,12 +295,10 @@ def main() -> None:
     parser.add_argument("--skip-layers", action="store_true", help="only the network")
     options = parser.parse_args()
     console = Console(width=150)
-    peak = peak_gflops()
-    console.print(
-        f"fp32 matrix product: {peak:.0f} GFLOP/s on {torch.get_num_threads()} threads, torch"
-        f" {torch.__version__}, {fingerprint()['cpu']}"
-    )
+    console.print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {fingerprint()['cpu']}")
     if not options.skip_layers:
+        peak = peak_gflops()
+        console.print(f"fp32 matrix product: {peak:.0f} GFLOP/s")
         console.print(layers_table(options.batch, options.rounds, peak, options.rule, options.channels))
     if not options.skip_network:
         console.print(network_table(options.batch, options.rounds, options.img_size))

@@ -18,6 +18,8 @@ from distill.checkpoint import Checkpoint
 from runtime import files
 from runtime.preprocess import Preprocess
 
+pytestmark = pytest.mark.usefixtures("without_report")
+
 STUDENT = ["--student", "resnet20", *TINY]
 PROGRESS = (
     *("plain: ", "student: ", "control: ", "teacher: "),

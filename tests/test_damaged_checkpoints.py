@@ -21,6 +21,8 @@ from runtime.cli.front_door import main
 from runtime.errors import ArtifactError
 from runtime.preprocess import Preprocess
 
+pytestmark = pytest.mark.usefixtures("without_report")
+
 CLASSES = ["ant", "bee", "cat", "dog"]
 
 

@@ -22,6 +22,8 @@ from runtime.images import EXTENSIONS, FolderSet
 from runtime.images.decode import FORMATS, open_rgb
 from runtime.preprocess import Preprocess
 
+pytestmark = pytest.mark.usefixtures("without_report")
+
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
 
 

@@ -30,6 +30,8 @@ from runtime.cli.front_door import main
 from runtime.errors import UsageError
 from runtime.preprocess import Preprocess
 
+pytestmark = pytest.mark.usefixtures("without_report")
+
 CLASSES = ["ant", "bee", "cat", "dog"]
 STARTS = (
     "subprocess.Popen",

@@ -10,7 +10,7 @@ import large2small
 import runtime
 from runtime import errors
 
-pytestmark = pytest.mark.usefixtures("exports_once")
+pytestmark = pytest.mark.usefixtures("exports_once", "without_report")
 
 
 @pytest.fixture(scope="module")

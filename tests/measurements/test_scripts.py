@@ -48,14 +48,16 @@ def run(script, *words, codes=(0,)):
 
 def run_inside(script, *words, codes=(0,)):
     """The same in this process, which has imported torch already: for what is not measured."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
+    out, err, code, threads = io.StringIO(), io.StringIO(), 0, torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", [str(ROOT / script), *map(str, words)])
         patch.syspath_prepend((ROOT / script).parent)
+        patch.setenv("COLUMNS", "150")
         try:
             runpy.run_path(str(ROOT / script), run_name="__main__")
         except SystemExit as ended:
             code = ended.code or 0
+    torch.set_num_threads(threads)
     assert code in codes, err.getvalue() + out.getvalue()
     return SimpleNamespace(stdout=out.getvalue(), stderr=err.getvalue())
 
@@ -188,7 +190,7 @@ def test_calibration_on_too_few_images_is_refused():
 @slow
 def test_int8_is_timed_against_onnx_runtimes_own():
     words = ("--models", "resnet20", "--rounds", 3, "--seconds", 1, "--json")
-    found = json.loads(run("measurements/int8_speed.py", *words).stdout)["models"]["resnet20"]
+    found = json.loads(run_inside("measurements/int8_speed.py", *words).stdout)["models"]["resnet20"]
     assert found["rounds"] == 3
     assert {"fp32", "ours cpu", "ours tensorrt", "ORT u8s8", "ORT s8s8"} <= set(found["contenders"])
     assert found["contenders"]["fp32"]["ratio_to_fp32"] == 1
@@ -198,7 +200,7 @@ def test_int8_is_timed_against_onnx_runtimes_own():
 @slow
 def test_int8_accuracy_is_counted_beside_onnx_runtimes_own(striped, weights):
     words = ("--methods", "minmax", "--placements", "cpu", "--calib-size", 16, "--images", 16, "--json")
-    done = run(
+    done = run_inside(
         "measurements/int8_accuracy.py", *words, "--on", striped, weights, weights.with_name("none.pth")
     )
     found = json.loads(done.stdout)
@@ -217,11 +219,12 @@ def test_int8_accuracy_is_counted_beside_onnx_runtimes_own(striped, weights):
 
 
 @slow
-def test_large_kernels_are_timed_and_compute_the_same():
-    out = run(
-        "measurements/large_kernel.py", "--batch", 1, "--rounds", 1, "--img-size", 32, "--skip-layers"
-    ).stdout
-    assert "slak_tiny, 32 pixels, batch 1, fp32" in out
+def test_large_kernels_are_timed_and_compute_the_same(monkeypatch):
+    small, build = {"dims": [16, 16, 32, 32], "depths": [1, 1, 1, 1]}, models.build
+    monkeypatch.setattr(models, "build", lambda name, classes: build(name, classes, small))
+    words = ("--batch", 1, "--rounds", 1, "--img-size", 64, "--skip-layers")
+    out = run_inside("measurements/large_kernel.py", *words).stdout
+    assert "slak_tiny, 64 pixels, batch 1, fp32" in out
     errors = [float(cell) for cell in re.findall(r"(\de[+-]\d+) │$", out, flags=re.MULTILINE)]
     assert len(errors) == 4 and max(errors) < 1e-3
 
@@ -419,14 +422,14 @@ def test_simulated_comparisons_are_shares_of_the_runs():
     assert (found["runs"], list(found["machines"])) == (2, ["drifting"])
     shares = [value for name, value in found["machines"]["drifting"].items() if name.endswith("_percent")]
     assert len(shares) == 4 and set(shares) <= {0, 50, 100}
-    table = run("measurements/compare_coverage.py", "--runs", 1, "--kinds", "drifting").stdout
+    table = run_inside("measurements/compare_coverage.py", "--runs", 1, "--kinds", "drifting").stdout
     assert "1 runs, a true difference of 5 %" in table and "drifting" in table
 
 
 @slow
 def test_large_kernel_layers_are_timed_and_compute_the_same():
     words = ("--batch", 1, "--rounds", 1, "--channels", 8, "--skip-network")
-    out = run("measurements/large_kernel.py", *words).stdout
+    out = run_inside("measurements/large_kernel.py", *words).stdout
     rows = [line.split("│")[1:-1] for line in out.splitlines() if "fwd" in line]
     assert len(rows) == 26  # 13 layers, forward and with backward
     assert all(float(row[10]) < 1e-4 for row in rows if row[3].strip() == "fwd")
@@ -455,7 +458,7 @@ def test_passes_over_the_maps_of_branches_are_those_counted_by_hand(monkeypatch,
 def test_plans_are_built_where_a_builder_is():
     pytest.importorskip("tensorrt_rtx_bindings")
     words = ("--models", "resnet20", "--precisions", "int8", "--flavor", "rtx", "--json")
-    rows = json.loads(run("measurements/engines.py", *words).stdout)["engines"]
+    rows = json.loads(run_inside("measurements/engines.py", *words).stdout)["engines"]
     assert [(row["precision"], row["batch"]) for row in rows] == [("int8", "static"), ("int8", "dynamic")]
     assert all(row["error"] is None and row["seconds"] > 0 and row["plan_mb"] > 0 for row in rows)
 

@@ -15,6 +15,8 @@ from runtime.errors import DataError, MissingError
 from runtime.images import FolderSet
 from runtime.preprocess import Preprocess
 
+pytestmark = pytest.mark.usefixtures("without_report")
+
 CPU = torch.device("cpu")
 SPEC = Preprocess((3, 16, 16), "bilinear", 1.0)
 SMALL = ("--student", "resnet20", "--student-args", "width=0.25", "--img-size", "16", "--epochs", "1")

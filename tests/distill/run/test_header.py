@@ -13,6 +13,8 @@ from distill.run import header
 from distill.training.parts import warmup_of
 from runtime.images import ArraySet
 
+pytestmark = pytest.mark.usefixtures("without_report")
+
 
 def train(data, output, *more):
     words = ["train", "--data", str(data), "--output", str(output), "--student", "resnet20"]

@@ -24,6 +24,8 @@ from distill.teacher import Origin
 from runtime.errors import ArtifactError, DataError, UsageError
 from runtime.images import open_images
 
+pytestmark = pytest.mark.usefixtures("without_report")
+
 TINY = [
     "--student",
     "resnet20",
@@ -54,14 +56,23 @@ def run(npz, tmp_path, capsys):
     return call
 
 
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A place for the folder of the teacher, which is trained once."""
+    return tmp_path_factory.mktemp("taught") / "teacher"
+
+
 @pytest.fixture
-def teacher_file(run, tmp_path):
+def teacher_file(run, tmp_path, taught):
     """A trained teacher's best.pth."""
-    assert run("--teacher", "none", "--seed", "5", output="teacher")[0] == 0
+    if not taught.exists():
+        assert run("--teacher", "none", "--seed", "5", output="teacher")[0] == 0
+        shutil.copytree(tmp_path / "teacher", taught)
+    shutil.copytree(taught, tmp_path / "teacher", dirs_exist_ok=True)
     return str(tmp_path / "teacher" / "best.pth")
 
 
-def test_a_run_folder_holds_all_there_is_to_know(run, tmp_path):
+def test_a_run_folder_holds_all_there_is_to_know(run, tmp_path, with_report):
     code, out, _ = run("--teacher", "none", "--tensorboard")
     folder = tmp_path / "run"
     names = {path.name for path in folder.iterdir()}
@@ -146,7 +157,7 @@ def test_json_of_a_failure_is_one_object_too(run):
     assert code == 2
 
 
-def test_a_report_shows_the_run_unless_it_is_not_wanted(run, teacher_file, tmp_path):
+def test_a_report_shows_the_run_unless_it_is_not_wanted(run, teacher_file, tmp_path, with_report):
     _, _, err = run("--teacher-ckpt", teacher_file, "--control", output="shown")
     page = (tmp_path / "shown" / "report.html").read_text()
     assert f"report: {tmp_path / 'shown' / 'report.html'}\n" in err
@@ -554,7 +565,7 @@ def test_one_of_several_processes_is_refused(run, monkeypatch):
     assert code == 2 and "WORLD_SIZE=2" in err and "without torchrun" in err
 
 
-def test_the_result_says_what_chose_the_epoch_and_when_it_ended(run, teacher_file, tmp_path):
+def test_the_result_says_what_chose_the_epoch_and_when_it_ended(run, teacher_file, tmp_path, with_report):
     words = (
         "--teacher-ckpt",
         teacher_file,

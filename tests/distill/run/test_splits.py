@@ -11,6 +11,8 @@ from runtime import DataError, UsageError
 from runtime.cli import front_door
 from runtime.images import ArraySet, open_images, split
 
+pytestmark = pytest.mark.usefixtures("without_report")
+
 TRAIN = ["train", "--student", "resnet20", "--student-args", "width=0.25", "--teacher", "none"]
 TRAIN += ["--img-size", "16", "--batch", "8", "--epochs", "1", "--warmup-epochs", "0", "--device", "cpu"]
 

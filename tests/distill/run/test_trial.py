@@ -15,6 +15,8 @@ from distill.run.trial import require_teaches, require_trains
 from distill.training.trainer import Trainer
 from runtime.errors import ArtifactError, UsageError
 
+pytestmark = pytest.mark.usefixtures("without_report")
+
 
 def test_a_network_that_fits_is_left_as_it_was():
     network = models.build("resnet20", 3, {"width": 0.25})

@@ -7,13 +7,14 @@ import subprocess
 import sys
 from importlib.util import find_spec
 
+import families
 import numpy as np
 import onnx
 import pytest
 from rtx_script import PARSE
 
 from export.fp16 import cast
-from export.graph import from_torch, rewrite
+from export.graph import rewrite
 from export.int8 import quantize
 from export.int8.calibrate import calibrate
 
@@ -56,7 +57,7 @@ def build(made, folder):
 @pytest.fixture(params=["resnet20", "repvgg", "convnext"])
 def network(request):
     if request.param == "repvgg":
-        return from_torch.to_onnx(from_torch.merge(request.getfixturevalue("repvgg")), (3, 64, 64))
+        return families.graph("repvgg")
     return request.getfixturevalue({"resnet20": "student_onnx", "convnext": "convnext_onnx"}[request.param])
 
 

@@ -4,6 +4,7 @@ networks.
 
 from collections import Counter
 
+import families
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -678,12 +679,8 @@ def test_cpu_placement_runs_everything_between_image_and_logits_on_integers(stud
     }
 
 
-def test_reparameterized_network_obeys_the_parser(repvgg):
-    from export.graph import from_torch
-
-    made, quantized = quantized_network(
-        from_torch.to_onnx(from_torch.merge(repvgg), (3, 64, 64)), (3, 64, 64), "tensorrt"
-    )
+def test_reparameterized_network_obeys_the_parser():
+    made, quantized = quantized_network(families.graph("repvgg"), (3, 64, 64), "tensorrt")
     assert broken_rules(quantized, "tensorrt") == []
     assert len(made.layers) == 22
 

@@ -22,7 +22,7 @@ from export.qat import trained
 from runtime.errors import ArtifactError, Interrupted, UsageError
 from runtime.preprocess import Preprocess
 
-pytestmark = pytest.mark.usefixtures("exports_once")
+pytestmark = pytest.mark.usefixtures("exports_once", "without_report")
 SIZE = (3, 16, 16)
 NAMES = ["ant", "bee", "cat", "dog"]
 FAST = [
