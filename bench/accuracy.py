@@ -73,6 +73,28 @@ class AccuracyResult:
         return balanced_percent(each.percent for each in self.classes)
 
 
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a network said to each image, to be compared with what another says; each (N,)."""
+
+    indices: np.ndarray
+    """Position of the image in the set."""
+    labels: np.ndarray
+    classes: np.ndarray
+    """The best one."""
+    right: np.ndarray
+    """bool."""
+
+    @classmethod
+    def of(cls, result: AccuracyResult) -> Answers:
+        """Those of a result."""
+        return cls(result.indices, result.labels, result.logits.argmax(1), result.right)
+
+    def same_images(self, other: Answers) -> bool:
+        """Were both asked about the same images, with the same labels?"""
+        return np.array_equal(self.indices, other.indices) and np.array_equal(self.labels, other.labels)
+
+
 def evaluate(
     predictor: Predictor,
     images: ImageSet,

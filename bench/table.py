@@ -66,6 +66,9 @@ class Row:
     sha256: str | None = None
     batch: int | None = None
     """Images per timed call."""
+    latency_low_ms: float | None = None
+    """95 % interval of the median."""
+    latency_high_ms: float | None = None
     group: int | None = None
     """Which of several machines measured it, from 1; None in a table of one."""
 
@@ -187,6 +190,7 @@ def make_row(
     """The row of one artifact, without its differences to others. samples: boundary -> durations (n,), ns."""
     metadata = predictor.metadata
     timing = stats.summarize(samples["compute"], batch, (50, 99))
+    between = stats.interval_of_median(samples["compute"])
     role = role or metadata.role or "student"
     return Row(
         artifact=label(predictor, role),
@@ -213,6 +217,8 @@ def make_row(
         balanced_percent=result.balanced,
         sha256=files.sha256(predictor.path),
         batch=batch,
+        latency_low_ms=between[0],
+        latency_high_ms=between[1],
         top1_low_percent=result.top1_interval[0],
         top1_high_percent=result.top1_interval[1],
     )

@@ -221,6 +221,11 @@ class Column:
     heading: str
     shown: Callable[[Row], str]
 
+    @property
+    def one_line(self) -> str:
+        """The heading without its line breaks."""
+        return self.heading.replace("\n/", "/").replace("\n-", "-").replace("\n", " ")
+
 
 QUALITY = (
     Column("top-1\n%", lambda row: report.number(row.top1_percent)),
@@ -320,10 +325,7 @@ def to_markdown(table: Table) -> str:
     lines = [
         [
             "artifact",
-            *(
-                column.heading.replace("\n/", "/").replace("\n-", "-").replace("\n", " ")
-                for column in COLUMNS
-            ),
+            *(column.one_line for column in COLUMNS),
         ],
         ["---", *("---:" for _ in COLUMNS)],
     ]

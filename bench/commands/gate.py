@@ -28,13 +28,14 @@ from runtime.errors import GateError
 from runtime.images import open_images
 
 from .. import accuracy, report, tables
+from ..accuracy import Answers
 from ..comparing import gate
 from ..comparing.race import Contestant, Effort, against, play
 from ..comparing.ratios import LEAST_BLOCKS, Ratio
 from ..measuring.elsewhere import elsewhere
 from ..measuring.setup import Setup, opened
 from ..results import saved
-from ..results.saved import Answers, Saved
+from ..results.saved import Saved
 from ..subject import RunOptions, open_artifact
 
 SUMMARY = "hold an artifact to limits, and to what it was before"
@@ -320,7 +321,7 @@ def _accuracy_checks(options: Options, kept: Saved | None) -> list[gate.Check]:
             raise UsageError(f"{options.before}: holds no answers. Give what bench accuracy --save wrote")
         return []
     this = _answers(options, options.engine, None)
-    before = Answers.read(kept) if kept else _answers(options, options.before, options.python)
+    before = saved.read_answers(kept) if kept else _answers(options, options.before, options.python)
     if not this.same_images(before):
         raise UsageError(
             f"{options.before}: its answers are to other images than those of {options.data} with this"

@@ -15,14 +15,11 @@ from xml.etree import ElementTree
 import numpy as np
 
 from runtime.cli.terminal import printable
-from runtime.intervals import median_interval, newcombe, wilson
+from runtime.intervals import newcombe, wilson
 
 from .. import stats
-from ..results.saved import Answers
+from ..accuracy import Answers
 from .ratios import Ratio
-
-PIECES = 20
-"""Blocks that durations are cut into: neighboring calls are alike, medians of blocks are less so."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +56,10 @@ class Verdict:
 def latency(samples_ns: np.ndarray, limit_ms: float) -> Check:
     """The median of the durations (n,) in ns against a limit."""
     p50 = stats.percentile(samples_ns, 50) / stats.NS_PER_MS
-    low, high = interval_of_median(samples_ns)
+    low, high = stats.interval_of_median(samples_ns)
     between = f" (95 % interval {low:.4g} to {high:.4g})" if low is not None else ""
     text = f"median latency {p50:.4g} ms{between}, at most {limit_ms:g} allowed, n={len(samples_ns)}"
     return Check("latency", p50, limit_ms, "ms", p50 <= limit_ms, text)
-
-
-def interval_of_median(samples_ns: np.ndarray) -> tuple[float, float] | tuple[None, None]:
-    """95 % interval in ms, from the medians of 20 blocks of the durations in their order."""
-    pieces = [piece for piece in np.array_split(samples_ns, PIECES) if len(piece)]
-    return median_interval([float(np.median(piece)) / stats.NS_PER_MS for piece in pieces])
 
 
 def memory(peak_bytes: int, limit_bytes: float) -> Check:
@@ -122,8 +113,8 @@ def slowdown(ratio: Ratio, limit_percent: float, floor: Ratio | None = None) -> 
 
 def ratio_of_runs(this_ns: np.ndarray, before_ns: np.ndarray) -> Ratio | None:
     """The ratio of two medians that were measured at different times, its interval as wide as both allow."""
-    low, high = interval_of_median(this_ns)
-    least, most = interval_of_median(before_ns)
+    low, high = stats.interval_of_median(this_ns)
+    least, most = stats.interval_of_median(before_ns)
     if low is None or high is None or least is None or most is None:
         return None
     return Ratio(float(np.median(this_ns) / np.median(before_ns)), low / most, high / least)

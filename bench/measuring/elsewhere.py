@@ -29,7 +29,7 @@ import numpy as np
 from runtime import errors, files
 from runtime.errors import MissingError
 
-from ..results.saved import Answers
+from ..accuracy import Answers
 from ..subject import Description
 from .setup import Setup
 

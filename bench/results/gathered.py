@@ -11,11 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
+
 from runtime import ArtifactError, UsageError, env
 from runtime.env.conditions import Warned
 
+from .. import stats
 from ..table import Origins, Row, Table, points, speedup
-from .saved import Saved
+from .saved import AGAIN, Saved
 
 MACHINE = ("cpu", "cores", "system", "gpu")
 OF_LATENCY = ("latency_p50_ms", "latency_p99_ms", "throughput_images_per_s")
@@ -127,9 +130,21 @@ def _row(saved: Saved) -> Row:
     compute, whole = values.get("compute"), values.get("end_to_end")
     if isinstance(compute, Mapping):
         known |= {name: compute.get(name) for name in OF_LATENCY} | {"batch": values.get("batch")}
+        low, high = stats.interval_of_median(np.array(_durations(saved), float) * stats.NS_PER_MS)
+        known |= {"latency_low_ms": low, "latency_high_ms": high}
     if isinstance(whole, Mapping):
         known |= {"end_to_end_p50_ms": whole.get("latency_p50_ms")}
     return _checked(saved, known)
+
+
+def _durations(saved: Saved) -> list[float]:
+    """Of the boundary compute, ms; empty where the file keeps none."""
+    samples = saved.values.get("samples_ms")
+    found = samples.get("compute") if isinstance(samples, Mapping) else None
+    known = found if isinstance(found, list) else []
+    if not all(type(each) in (int, float) and 0 < each < 1e9 for each in known):
+        raise ArtifactError(f"{saved.path}: samples_ms: expected durations. {AGAIN}")
+    return known
 
 
 def _ran_on(values: Mapping[str, Any]) -> str:
@@ -176,12 +191,23 @@ def _compared(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
-def _origins(results: Sequence[Saved], groups: Sequence[Alike]) -> list[str]:
-    """What is said below the table: where each group was measured, and the commands."""
+def machines(results: Sequence[Saved]) -> list[str]:
+    """Where results were measured, a line for each machine and engine."""
+    groups = list(dict.fromkeys(alike for saved in results for _, alike, _ in _parts(saved)))
+    return _machines(groups)
+
+
+def _machines(groups: Sequence[Alike]) -> list[str]:
     lines = []
     for place, group in enumerate(groups):
         known = ", ".join(f"{name} {value}" for name, value in group if value != "None")
         lines.append(f"[{place + 1}] measured on {known}" if len(groups) > 1 else f"measured on {known}")
+    return lines
+
+
+def _origins(results: Sequence[Saved], groups: Sequence[Alike]) -> list[str]:
+    """What is said below the table: where each group was measured, and the commands."""
+    lines = _machines(groups)
     if sum(saved.kind != "accuracy" for saved in results) > 1:
         lines.append(
             "times of different files were not measured in turn: distill bench compare tells whether a"

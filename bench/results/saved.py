@@ -22,7 +22,7 @@ from runtime import ArtifactError, files
 from runtime.cli.settings import Setting, settings_of
 from runtime.recorded import is_plain
 
-from ..accuracy import AccuracyResult
+from ..accuracy import AccuracyResult, Answers
 
 FORMAT = 1
 KINDS = ("latency", "accuracy", "compare", "table", "gate")
@@ -116,33 +116,14 @@ def answers(result: AccuracyResult) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, eq=False)
-class Answers:
-    """The same, read again; each (N,)."""
-
-    indices: np.ndarray
-    labels: np.ndarray
-    classes: np.ndarray
-    right: np.ndarray
-
-    @classmethod
-    def of(cls, result: AccuracyResult) -> Answers:
-        """Those of a result of this process."""
-        return cls(result.indices, result.labels, result.logits.argmax(1), result.right)
-
-    @classmethod
-    def read(cls, saved: Saved) -> Answers:
-        """Those of a file. Raises ArtifactError where it holds none."""
-        found = saved.need("answers", dict)
-        names = ("indices", "labels", "classes", "right")
-        indices, labels, classes, right = (_whole_numbers(saved, name, found) for name in names)
-        if len({len(each) for each in (indices, labels, classes, right)}) != 1 or not len(indices):
-            raise ArtifactError(f"{saved.path}: answers of different lengths, or none. {AGAIN}")
-        return cls(indices, labels, classes, right > 0)
-
-    def same_images(self, other: Answers) -> bool:
-        """Were both asked about the same images, with the same labels?"""
-        return np.array_equal(self.indices, other.indices) and np.array_equal(self.labels, other.labels)
+def read_answers(saved: Saved) -> Answers:
+    """The same, read again. Raises ArtifactError where the file holds none."""
+    found = saved.need("answers", dict)
+    names = ("indices", "labels", "classes", "right")
+    indices, labels, classes, right = (_whole_numbers(saved, name, found) for name in names)
+    if len({len(each) for each in (indices, labels, classes, right)}) != 1 or not len(indices):
+        raise ArtifactError(f"{saved.path}: answers of different lengths, or none. {AGAIN}")
+    return Answers(indices, labels, classes, right > 0)
 
 
 def _whole_numbers(saved: Saved, name: str, within: Mapping[str, Any]) -> np.ndarray:

@@ -46,6 +46,7 @@ COMMANDS = {
     "bench table": "bench.commands.table",
     "bench compare": "bench.commands.compare",
     "bench gate": "bench.commands.gate",
+    "bench report": "bench.commands.report",
     "demo": "distill.commands.demo",
 }
 """What is typed after `distill` -> the module that does it, a `Command`. In the order of the overview."""

@@ -24,7 +24,7 @@ def test_help_lists_every_subcommand_with_examples(capsys):
     assert cli.main(["--help"]) == 0
     out = capsys.readouterr().out
     assert "distill bench latency --engine student.onnx" in out
-    for name in ("latency", "accuracy", "table", "compare", "gate"):
+    for name in ("latency", "accuracy", "table", "compare", "gate", "report"):
         assert f"\n  {name} " in out
 
 
@@ -41,7 +41,7 @@ def test_an_unknown_subcommand_suggests_the_nearest(capsys):
     assert cli.main(["latncy"]) == 2
     assert (
         capsys.readouterr().err == "error: no command 'latncy'; did you mean latency? "
-        "Commands: latency, accuracy, table, compare, gate. See distill bench --help\n"
+        "Commands: latency, accuracy, table, compare, gate, report. See distill bench --help\n"
     )
 
 

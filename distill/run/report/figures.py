@@ -2,49 +2,26 @@
 
 In:  epochs, confusion counts, class names.
 Out: SVG elements as text, to be put into HTML as they are: names in them are escaped.
-Elsewhere: where the values come from (distill.run.report.collect, distill.run.report.predictions), the page
-(distill.run.report.page).
+Elsewhere: how a drawing becomes SVG (runtime.cli.page.drawing), where the values come from
+(distill.run.report.collect, distill.run.report.predictions), the page (distill.run.report.page).
 """
 
 from __future__ import annotations
 
-import io
-import logging
-import re
-import warnings
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from runtime.cli.page.drawing import COLORS, PAGE_COLOR, cut, drawing
+
 from .collect import Epoch
 
-COLORS = ("#3b82f6", "#ea7317", "#16a34a", "#a855f7", "#ef4444", "#0d9488", "#ca8a04", "#db2777")
-"""Of lines and cells, in their order: readable on white and on black."""
-PAGE_COLOR = "#010203"
-"""Stands for the page's own text color until the drawing is finished."""
-STYLE: Any = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # a class may be called $x$
-    "font.size": 9.0,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "text.color": PAGE_COLOR,
-    "axes.edgecolor": PAGE_COLOR,
-    "axes.labelcolor": PAGE_COLOR,
-    "xtick.color": PAGE_COLOR,
-    "ytick.color": PAGE_COLOR,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-}
 DOTS_UP_TO = 20
 """Epochs of which each gets a dot."""
 COUNTS_UP_TO, NAMES_UP_TO = 12, 40
 """Classes with a number in every cell of the confusion matrix, and with their names at its sides."""
-LONGEST_NAME = 24
 STRONGEST = 0.7
 """Opacity of a full cell: numbers in the page's text color stay readable on it, on white and on black."""
 
@@ -71,7 +48,7 @@ def loss(curves: Sequence[Curve]) -> str:
         axes.set_ylim(bottom=0)
         _finish(axes, "cross-entropy, nats", len(curves))
 
-    return _drawing(draw, (4.6, 3.1), "cross-entropy by epoch")
+    return drawing(draw, (4.6, 3.1), "cross-entropy by epoch")
 
 
 def top1(curves: Sequence[Curve], teachers: Sequence[tuple[str, float]] = ()) -> str:
@@ -81,10 +58,10 @@ def top1(curves: Sequence[Curve], teachers: Sequence[tuple[str, float]] = ()) ->
         for curve in curves:
             _line(axes, curve, [each.top1_percent for each in curve.epochs])
         for label, percent in teachers:
-            axes.axhline(percent, color=PAGE_COLOR, linestyle=":", linewidth=1, label=_cut(label))
+            axes.axhline(percent, color=PAGE_COLOR, linestyle=":", linewidth=1, label=cut(label))
         _finish(axes, "top-1, percent", len(curves) + len(teachers))
 
-    return _drawing(draw, (4.6, 3.1), "top-1 on the validation images by epoch")
+    return drawing(draw, (4.6, 3.1), "top-1 on the validation images by epoch")
 
 
 def confusion(counts: np.ndarray, names: Sequence[str]) -> str:
@@ -103,14 +80,14 @@ def confusion(counts: np.ndarray, names: Sequence[str]) -> str:
         for spine in axes.spines.values():
             spine.set_visible(True)
         if classes <= NAMES_UP_TO:
-            short = [_cut(name, 14) for name in names]
+            short = [cut(name, 14) for name in names]
             axes.set_xticks(range(classes), short, rotation=90)
             axes.set_yticks(range(classes), short)
         if classes <= COUNTS_UP_TO:
             for row, column in zip(*np.nonzero(counts), strict=True):
                 axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=8)
 
-    return _drawing(draw, (side, side), f"confusion matrix of {classes} classes")
+    return drawing(draw, (side, side), f"confusion matrix of {classes} classes")
 
 
 def class_accuracy(percents: Sequence[float | None], names: Sequence[str]) -> str:
@@ -120,7 +97,7 @@ def class_accuracy(percents: Sequence[float | None], names: Sequence[str]) -> st
     def bars(axes: Any) -> None:
         places = range(len(known))
         axes.barh(places, [percent for percent, _ in known], color=COLORS[0], height=0.7)
-        axes.set_yticks(places, [_cut(name) for _, name in known])
+        axes.set_yticks(places, [cut(name) for _, name in known])
         axes.set_ylim(len(known) - 0.5, -0.5)  # the first one on top
         axes.set_xlim(0, 100)
         axes.set_xlabel("right, percent")
@@ -134,8 +111,8 @@ def class_accuracy(percents: Sequence[float | None], names: Sequence[str]) -> st
         axes.set_ylabel("right, percent")
 
     if len(known) <= NAMES_UP_TO:
-        return _drawing(bars, (4.6, 0.7 + max(0.24 * len(known), 0.8)), "percent right of each class")
-    return _drawing(ordered, (4.6, 3.1), "percent right of all classes, the least accurate first")
+        return drawing(bars, (4.6, 0.7 + max(0.24 * len(known), 0.8)), "percent right of each class")
+    return drawing(ordered, (4.6, 3.1), "percent right of all classes, the least accurate first")
 
 
 def _line(axes: Any, curve: Curve, values: Sequence[float | None]) -> None:
@@ -148,7 +125,7 @@ def _line(axes: Any, curve: Curve, values: Sequence[float | None]) -> None:
         marker=dot,
         markersize=3.5,
         color=curve.color,
-        label=_cut(curve.label),
+        label=cut(curve.label),
     )
 
 
@@ -179,41 +156,3 @@ def _shaded(strength: np.ndarray) -> np.ndarray:
     shaded[..., :3] = color
     shaded[..., 3] = np.round(255 * STRONGEST * strength)
     return shaded
-
-
-def _cut(name: str, longest: int = LONGEST_NAME) -> str:
-    return name if len(name) <= longest else f"{name[: longest - 1]}…"
-
-
-def _drawing(draw: Any, size: tuple[float, float], label: str) -> str:
-    """What `draw` puts on its axes, as an SVG element. size: (width, height) in inches; label: what it shows,
-    for who does not see it.
-    """
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it says that it lists its fonts
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    with warnings.catch_warnings(), matplotlib.rc_context(STYLE):
-        warnings.simplefilter("ignore")  # letters that its own font lacks are drawn by the browser's
-        figure = Figure(figsize=size, layout="constrained")
-        canvas = FigureCanvasSVG(figure)
-        draw(figure.add_subplot())
-        content = io.StringIO()
-        canvas.print_svg(content, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    return _inline(content.getvalue()).replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-
-
-def _inline(svg: str) -> str:
-    """The element alone, in the page's color and font, with ids that are in no other drawing of the page."""
-    mark = f"f{zlib.crc32(svg.encode()):08x}-"
-    svg = svg[svg.index("<svg") :].strip().replace(PAGE_COLOR, "currentColor")
-    for what in (
-        r"<metadata>.*?</metadata>",
-        r"<defs>\s*<style.*?</style>\s*</defs>",  # would be the style of the whole page
-        r'(?<=<g) id="[^"]*"',
-        r' xmlns(:\w+)?="[^"]*"',
-        r"font-family: [^;]*; ",
-    ):
-        svg = re.sub(what, "", svg, flags=re.DOTALL)
-    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{mark}", svg)

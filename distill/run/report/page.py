@@ -8,16 +8,16 @@ Elsewhere: reading runs (distill.run.report.collect), predictions (distill.run.r
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from runtime import env, files
+from runtime.cli.page.drawing import COLORS
+from runtime.cli.page.html import render, require_installed
 from runtime.cli.terminal import loading, printable, say
 from runtime.errors import Large2SmallError, MissingError
 from runtime.images import ImageSet
@@ -28,9 +28,8 @@ from ...data.sets import StreamSet
 from ...training.selection import NAMES
 from . import figures, gallery, predictions
 from .collect import Run, read_run
-from .figures import COLORS, Curve
+from .figures import Curve
 
-INSTALL = 'pip install "large2small[report]"'
 MOST_CONFUSED = 12
 """Pairs of classes that are listed."""
 
@@ -106,33 +105,18 @@ def write(
     files.write_text(output, html(sections))
 
 
-def require_installed() -> None:
-    """Raise MissingError with the command that installs what a report needs."""
-    missing = [name for name in ("matplotlib", "jinja2") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingError(f"a report needs {' and '.join(missing)}. Install it: {INSTALL}")
-
-
 def html(sections: Sequence[Section]) -> str:
     """The page."""
-    import jinja2
-    from markupsafe import Markup
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["svg"] = Markup  # drawings, in which names are escaped already
-    environment.globals["png"] = gallery.png
-    source = resources.files("distill.run.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     together = ("", "") if len(sections) < 2 else _together(sections)
-    return environment.from_string(source).render(
-        sections=sections,
-        title=", ".join(each.name for each in sections),
-        loss=together[0],
-        top1=together[1],
-        machine=_machine(),
-        command=_command(sections),
-    )
+    values = {
+        "sections": sections,
+        "title": ", ".join(each.name for each in sections),
+        "loss": together[0],
+        "top1": together[1],
+        "machine": _machine(),
+        "command": _command(sections),
+    }
+    return render("distill.run.report", "page.html.j2", values, {"png": gallery.png})
 
 
 def section(

@@ -5,9 +5,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from bench import stats
+from bench.accuracy import Answers
 from bench.comparing import gate
 from bench.comparing.ratios import Ratio
-from bench.results.saved import Answers
 
 
 def answers(classes, labels):
@@ -23,7 +24,7 @@ def calls(milliseconds, n=200, spread=0.02, seed=0):
 def test_a_median_is_held_to_its_limit_and_tells_its_interval():
     fast, slow = gate.latency(calls(4.0), 5.0), gate.latency(calls(6.0), 5.0)
     assert fast.passed and not slow.passed
-    low, high = gate.interval_of_median(calls(4.0))
+    low, high = stats.interval_of_median(calls(4.0))
     assert low < 4.0 < high and high - low < 0.1
     assert "at most 5 allowed, n=200" in slow.text and "95 % interval" in slow.text
 
@@ -31,7 +32,7 @@ def test_a_median_is_held_to_its_limit_and_tells_its_interval():
 def test_neighboring_calls_that_are_alike_do_not_narrow_the_interval():
     rng = np.random.default_rng(1)
     phases = np.repeat(np.exp(rng.normal(0, 0.1, 20)), 50)  # 20 phases of 50 calls each
-    low, high = gate.interval_of_median(1e6 * phases * np.exp(rng.normal(0, 0.001, 1000)))
+    low, high = stats.interval_of_median(1e6 * phases * np.exp(rng.normal(0, 0.001, 1000)))
     assert high / low > 1.05
 
 

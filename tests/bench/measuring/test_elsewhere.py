@@ -8,10 +8,10 @@ import pytest
 
 import bench
 from bench import accuracy
+from bench.accuracy import Answers
 from bench.measuring import elsewhere as module
 from bench.measuring.elsewhere import elsewhere
 from bench.measuring.setup import Setup, opened
-from bench.results.saved import Answers
 from bench.subject import RunOptions, open_artifact
 from runtime import ArtifactError, DataError, MissingError, UsageError
 from runtime.images import open_images

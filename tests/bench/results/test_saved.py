@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bench import __main__ as cli
+from bench.accuracy import Answers
 from bench.commands import latency
 from bench.results import saved
 from runtime import ArtifactError
@@ -24,7 +25,7 @@ def answered(student, photos, tmp_path):
 
 def test_an_accuracy_keeps_every_answer_and_the_command(answered, student, photos, capsys):
     found = saved.read(answered)
-    answers = saved.Answers.read(found)
+    answers = saved.read_answers(found)
     assert found.kind == "accuracy" and found.values["top1_percent"] == 100
     assert answers.indices.tolist() == list(range(12)) and answers.right.all()
     assert answers.classes.tolist() == answers.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
@@ -77,11 +78,11 @@ def test_answers_that_are_none_are_refused(tmp_path, answers):
     path = tmp_path / "x.json"
     path.write_text(json.dumps(GOOD | {"answers": answers}))
     with pytest.raises(ArtifactError, match="Measure again with --save"):
-        saved.Answers.read(saved.read(path))
+        saved.read_answers(saved.read(path))
 
 
 def test_other_images_are_told_apart(answered):
-    one = saved.Answers.read(saved.read(answered))
-    other = saved.Answers(one.indices + 1, one.labels, one.classes, one.right)
+    one = saved.read_answers(saved.read(answered))
+    other = Answers(one.indices + 1, one.labels, one.classes, one.right)
     assert one.same_images(one) and not one.same_images(other)
-    assert not one.same_images(saved.Answers(one.indices, np.roll(one.labels, 1), one.classes, one.right))
+    assert not one.same_images(Answers(one.indices, np.roll(one.labels, 1), one.classes, one.right))
