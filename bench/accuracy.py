@@ -129,7 +129,7 @@ def evaluate(
             kept += [int(i) for i, p in zip(some, pixels, strict=True) if p is not None]
             if good:
                 logits.append(predictor.logits_in_batches(preprocess.normalize(np.stack(good)), at_once))
-                _require_usable(logits[-1], predictor, images, kept[-len(good) :])
+                require_usable(logits[-1], predictor, images, kept[-len(good) :])
             if progress:
                 progress(len(kept) + len(skipped))
     if not logits:
@@ -284,7 +284,7 @@ def _pixels(preprocess: Preprocess, images: ImageSet, index: int, skip_bad: bool
         raise
 
 
-def _require_usable(scores: np.ndarray, predictor: Predictor, images: ImageSet, indices: list[int]) -> None:
+def require_usable(scores: np.ndarray, predictor: Predictor, images: ImageSet, indices: list[int]) -> None:
     """Raise ArtifactError for another number of classes and for nan, which would rank first
     without a word.
     """

@@ -25,7 +25,7 @@ from runtime.recorded import is_plain
 from ..accuracy import AccuracyResult, Answers
 
 FORMAT = 1
-KINDS = ("latency", "accuracy", "compare", "table", "gate")
+KINDS = ("latency", "accuracy", "compare", "table", "gate", "robustness")
 AGAIN, EXPECTED = "Measure again with --save", "Expected what distill bench --save wrote"
 LARGEST = 2**28
 """Bytes of a file that is read; ten million durations are below."""

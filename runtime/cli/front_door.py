@@ -47,6 +47,7 @@ COMMANDS = {
     "bench compare": "bench.commands.compare",
     "bench gate": "bench.commands.gate",
     "bench report": "bench.commands.report",
+    "bench robustness": "bench.commands.robustness",
     "demo": "distill.commands.demo",
 }
 """What is typed after `distill` -> the module that does it, a `Command`. In the order of the overview."""

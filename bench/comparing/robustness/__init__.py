@@ -1,0 +1,1 @@
+"""How answers change with the image: corruptions, occlusion, shuffled patches, shifts and crops."""
