@@ -49,6 +49,8 @@ class Calls:
     """Boundary -> what the call is fed, in words."""
     not_measured: dict[str, str] = field(default_factory=dict)
     """Boundary -> why it cannot be timed."""
+    batch: np.ndarray | None = None
+    """(N, C, H, W) float32, what the calls of compute are fed."""
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -122,7 +124,7 @@ def make_calls(
         words = f"synthetic, normal distribution, seed {seed}"
     calls.functions["compute"] = lambda: predictor.logits(x)
     calls.inputs["compute"] = f"{words}, {'x'.join(map(str, x.shape))} float32"
-    return calls
+    return replace(calls, batch=x)
 
 
 def _image_groups(

@@ -270,6 +270,7 @@ class LatencyFlags(TypedDict, total=False):
     boundary: Literal["compute", "end-to-end", "both"]
     cold_start: int
     concurrency: int
+    layers: bool
     data: Pathlike | None
     split: Literal["train", "val"]
     img_size: str | None

@@ -24,6 +24,7 @@ from runtime.images import open_images
 from .. import calls, latency, report, stats, tables
 from ..measuring import clients, energy, worker
 from ..measuring.cold import ColdStart, cold_start
+from ..measuring.layers import profile
 from ..measuring.setup import Setup
 from ..results import saved
 from ..subject import RunOptions, describe, open_artifact
@@ -61,6 +62,9 @@ class Options(RunOptions):
     """Number of new processes to time from their start to the first answer, with their memory; 0: none."""
     concurrency: Annotated[int, Flag("N", least=1, most=1024, common=True)] = 1
     """Clients that call at once, each again as soon as it has its answer, measured after one alone."""
+    layers: Annotated[bool, Flag(common=True)] = False
+    """Tell where the time goes: by kind of layer and kernel size, from the profile of ONNX Runtime or
+    OpenVINO, in calls of their own."""
     data: Annotated[str | None, Flag("DATA", common=True)] = None
     """Real images to feed (DIR, npz:FILE, digits); without it synthetic ones are made."""
     split: Literal["train", "val"] = "val"
@@ -138,6 +142,7 @@ def measure(options: Options) -> latency.LatencyResult:
         counted = meter.energy(options.batch * sum(len(taken) + options.warmup for taken in samples.values()))
         memory = _memory(resident)
         crowd = _crowd(options, made, samples)
+        groups = profile(predictor, options, made.batch) if options.layers and made.batch is not None else []
     cold = _cold(options)
     return latency.LatencyResult(
         subject,
@@ -160,8 +165,9 @@ def measure(options: Options) -> latency.LatencyResult:
             "energy": counted.to_dict(),
             "concurrent": crowd and crowd.to_dict(),
             "cold_start": cold and cold.to_dict(),
+            "layers": [group.to_dict() for group in groups],
         },
-        notes=[each.line for each in (counted, crowd, cold) if each and each.line],
+        notes=[each.line for each in (*groups, counted, crowd, cold) if each and each.line],
     )
 
 

@@ -70,12 +70,12 @@ def metadata_props(path: str | Path) -> dict[str, str]:
         )
     try:
         with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            entries = [content[start:end] for field, start, end in _parts(content) if field == METADATA_PROPS]
+            entries = [content[start:end] for field, start, end in parts(content) if field == METADATA_PROPS]
         pairs = [
-            {field: entry[start:end].decode() for field, start, end in _parts(entry)} for entry in entries
+            {field: entry[start:end].decode() for field, start, end in parts(entry)} for entry in entries
         ]
     except (ValueError, IndexError) as error:
-        raise _not_onnx(str(path), error) from error
+        raise not_onnx(str(path), error) from error
     return {pair.get(1, ""): pair.get(2, "") for pair in pairs}
 
 
@@ -88,18 +88,20 @@ def last_operator(path: str | Path) -> str:
         with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return _last_operator(content)
     except (ValueError, IndexError) as error:
-        raise _not_onnx(str(path), error) from error
+        raise not_onnx(str(path), error) from error
 
 
 def _last_operator(content: mmap.mmap) -> str:
-    graph = next((part for part in _parts(content) if part[0] == GRAPH), (GRAPH, 0, 0))
-    parts = list(_parts(content, *graph[1:]))
+    graph = next((part for part in parts(content) if part[0] == GRAPH), (GRAPH, 0, 0))
+    inside = list(parts(content, *graph[1:]))
     outputs = [
-        _texts(content, *place).get(VALUE_NAME, [""]) for field, *place in parts if field == GRAPH_OUTPUT
+        texts(content, *place).get(VALUE_NAME, [""]) for field, *place in inside if field == GRAPH_OUTPUT
     ]
     wanted = outputs[0][0] if outputs else ""
-    for place in [place for field, *place in parts if field == GRAPH_NODE][::-1]:  # in the order of computing
-        node = _texts(content, *place)
+    for place in [place for field, *place in inside if field == GRAPH_NODE][
+        ::-1
+    ]:  # in the order of computing
+        node = texts(content, *place)
         if wanted in node.get(NODE_OUTPUT, []):
             operator = node.get(NODE_OPERATOR, [""])[0]
             if operator not in PASSING:
@@ -108,10 +110,10 @@ def _last_operator(content: mmap.mmap) -> str:
     return ""
 
 
-def _texts(content: mmap.mmap, start: int, end: int) -> dict[int, list[str]]:
+def texts(content: mmap.mmap, start: int, end: int) -> dict[int, list[str]]:
     """The fields 1 to 4 of a message as text, which is what names are."""
     found: dict[int, list[str]] = {}
-    for field, first, last in _parts(content, start, end):
+    for field, first, last in parts(content, start, end):
         if field <= NODE_OPERATOR:
             found.setdefault(field, []).append(content[first:last].decode(errors="replace"))
     return found
@@ -135,7 +137,7 @@ def require_inside(content: bytes | mmap.mmap, name: str) -> None:
     try:
         outside = next((tensor for tensor, is_outside in _tensors(content) if is_outside), None)
     except (ValueError, IndexError) as error:
-        raise _not_onnx(name, error) from error
+        raise not_onnx(name, error) from error
     if outside is not None:
         raise ArtifactError(
             f"{name}: weights such as {outside} are in another file, which no seal covers and which is easily"
@@ -144,7 +146,7 @@ def require_inside(content: bytes | mmap.mmap, name: str) -> None:
         )
 
 
-def _not_onnx(name: str, error: Exception) -> ArtifactError:
+def not_onnx(name: str, error: Exception) -> ArtifactError:
     return ArtifactError(
         f"{name}: not an ONNX file, or cut short ({error}). Copy it again from its source, or export again:"
         " distill export onnx CKPT"
@@ -160,42 +162,42 @@ def _tensors(content: bytes | mmap.mmap) -> Iterator[tuple[str, bool]]:
             inner = MESSAGES[message]
             waiting += [
                 (inner[field], first, last)
-                for field, first, last in _parts(content, start, end)
+                for field, first, last in parts(content, start, end)
                 if field in inner
             ]
             continue
         name, is_outside = b"", False
-        for field, kind, first, last in _fields(content, start, end):
+        for field, kind, first, last in fields(content, start, end):
             if kind == BYTES and field == TENSOR_NAME:
                 name = content[first:last]
             is_outside |= kind == BYTES and field == EXTERNAL_DATA
-            is_outside |= kind == VARINT and field == DATA_LOCATION and _varint(content, first)[0] != 0
+            is_outside |= kind == VARINT and field == DATA_LOCATION and varint(content, first)[0] != 0
         yield name.decode(errors="replace"), is_outside
 
 
-def _parts(
+def parts(
     content: bytes | mmap.mmap, start: int = 0, end: int | None = None
 ) -> Iterator[tuple[int, int, int]]:
     """(field, start, end) of every field that holds bytes. Raises ValueError or IndexError where there is no
     message.
     """
-    for field, kind, first, last in _fields(content, start, len(content) if end is None else end):
+    for field, kind, first, last in fields(content, start, len(content) if end is None else end):
         if kind == BYTES:
             yield field, first, last
 
 
-def _fields(content: bytes | mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+def fields(content: bytes | mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """(field, wire type, start, end) of every field of the message between `start` and `end`."""
     place = start
     while place < end:
-        tag, place = _varint(content, place)
+        tag, place = varint(content, place)
         field, kind, first = tag >> 3, tag & 7, place
         if kind == VARINT:
-            _, place = _varint(content, place)
+            _, place = varint(content, place)
         elif kind in (FIXED64, FIXED32):
             place += 8 if kind == FIXED64 else 4
         elif kind == BYTES:
-            size, first = _varint(content, place)
+            size, first = varint(content, place)
             place = first + size
         else:
             raise ValueError(f"byte {place} begins no field")
@@ -204,7 +206,7 @@ def _fields(content: bytes | mmap.mmap, start: int, end: int) -> Iterator[tuple[
         yield field, kind, first, place
 
 
-def _varint(content: bytes | mmap.mmap, place: int) -> tuple[int, int]:
+def varint(content: bytes | mmap.mmap, place: int) -> tuple[int, int]:
     """The number that begins at `place`, seven bits to a byte and the lowest first, and the place
     behind it.
     """

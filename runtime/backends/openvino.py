@@ -32,7 +32,13 @@ class OpenVinoBackend:
     engine = "openvino"
 
     def __init__(
-        self, path: str | Path, device: str = "cpu", threads: int | None = None, *, hint: str = "latency"
+        self,
+        path: str | Path,
+        device: str = "cpu",
+        threads: int | None = None,
+        *,
+        hint: str = "latency",
+        profile: bool = False,
     ) -> None:
         """device: cpu, gpu, gpu:INDEX or npu. threads: of the CPU. hint: latency (one call uses all threads)
         or throughput (many calls at once share them).
@@ -58,7 +64,7 @@ class OpenVinoBackend:
             model = _read(core, self.path)
             self.input_shape = _input_shape(model, self.path)
             self.batch_sizes = known_batch_sizes(self.input_shape)
-            self._compiled = _compile(core, model, plugin, _settings(threads, hint), self.path)
+            self._compiled = _compile(core, model, plugin, _settings(threads, hint, profile), self.path)
         self.threads: int | None = (
             self._compiled.get_property("INFERENCE_NUM_THREADS") if plugin == "CPU" else None
         )
@@ -79,6 +85,18 @@ class OpenVinoBackend:
             require_out(out, logits.shape)
             out[...] = logits
             return out
+        finally:
+            self._requests.put(request)
+
+    def last_profile(self) -> list[tuple[str, str, float]]:
+        """(name, operator, seconds) of each layer in the last call, of a backend opened with profile=True."""
+        request = self._requests.get_nowait()
+        try:
+            return [
+                (each.node_name, each.node_type, each.real_time.total_seconds())
+                for each in request.profiling_info
+                if each.real_time.total_seconds() > 0
+            ]
         finally:
             self._requests.put(request)
 
@@ -155,10 +173,12 @@ def _plugin(device: str, available: list[str]) -> str:
     return name
 
 
-def _settings(threads: int | None, hint: str) -> dict[str, Any]:
+def _settings(threads: int | None, hint: str, profile: bool = False) -> dict[str, Any]:
     # f32: the plugin would compute fp32 layers in bf16 where the CPU has it, which is not the network that
     # was verified. Int8 layers are int8 all the same, as they are in the graph.
     settings: dict[str, Any] = {"PERFORMANCE_HINT": hint.upper(), "INFERENCE_PRECISION_HINT": "f32"}
+    if profile:
+        settings["PERF_COUNT"] = True
     return settings if threads is None else settings | {"INFERENCE_NUM_THREADS": threads}
 
 
