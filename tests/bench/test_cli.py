@@ -41,7 +41,7 @@ def test_an_unknown_subcommand_suggests_the_nearest(capsys):
     assert cli.main(["latncy"]) == 2
     assert (
         capsys.readouterr().err == "error: no command 'latncy'; did you mean latency? "
-        "Commands: latency, accuracy, table, compare, gate, report. See distill bench --help\n"
+        "Commands: latency, accuracy, table, compare, gate, report, robustness. See distill bench --help\n"
     )
 
 
