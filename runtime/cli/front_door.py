@@ -30,6 +30,7 @@ COMMANDS = {
     "eval": "distill.commands.eval",
     "erf": "distill.commands.erf",
     "label": "distill.commands.label",
+    "attack": "distill.commands.attack",
     "export onnx": "export.commands.onnx",
     "export trt": "export.commands.trt",
     "export triton": "export.commands.triton",
