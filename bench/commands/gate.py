@@ -137,10 +137,7 @@ class Options(RunOptions):
     def setup(self, path: Path) -> Setup:
         """How an artifact is called."""
         on = RunOptions(**{each.name: getattr(self, each.name) for each in fields(RunOptions)})
-        data = self.data and str(Path(self.data).absolute()) if ":" not in str(self.data) else self.data
-        if data and not Path(data).exists():
-            data = self.data
-        return Setup(path.absolute(), on, self.batch, "compute", self.img_size, data, self.split, self.seed)
+        return Setup(path, on, self.batch, "compute", self.img_size, self.data, self.split, self.seed)
 
 
 def parse_time(text: str | None) -> float | None:

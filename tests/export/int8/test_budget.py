@@ -277,7 +277,9 @@ def test_json_and_markdown_hold_the_table_worst_first():
     read = json.loads(budget.to_json(result))
     assert [group["layers"] for group in read["groups"]] == [["g0"], ["g1"], ["g2"], ["g3"]]
     assert [group["precision"] for group in read["groups"]] == ["float", "float", "int8", "int8"]
-    assert read["history"][0] == {"float_groups": 0, "drop_points": 4.5, "int8_macs_percent": 100}
+    first = {"float_groups": 0, "drop_points": 4.5, "int8_macs_percent": 100, "agreement_percent": 95.5}
+    assert read["history"][0] == first
+    assert (read["agreement_percent"], read["min_agreement_percent"]) == (99.5, None)
     assert (read["int8_macs_percent"], read["drop_points"], read["max_drop_points"]) == (50, 0.5, 0.5)
     table = [
         [cell.strip() for cell in line.strip("|").split("|")]
@@ -298,10 +300,8 @@ def test_without_a_terminal_each_step_is_a_line_on_stderr(capsys):
     with budget.live() as show:
         fitted([9, 1], 0.5, show=show)
     shown = capsys.readouterr()
-    assert (
-        shown.out == ""
-        and shown.err.splitlines()[-1] == "budget: 1 of 2 groups float, drop 0.50 points (allowed 0.5)"
-    )
+    last = "budget: 1 of 2 groups float, drop 0.50 points, 99.50 % agreement (allowed 0.5)"
+    assert shown.out == "" and shown.err.splitlines()[-1] == last
     assert len(shown.err.splitlines()) == 3
 
 
