@@ -43,6 +43,7 @@ for line in sys.stdin:
 exit code."""
 
 TINY = [
+    "--no-report",  # which would take longer than the training, and most of the kills
     "--teacher",
     "none",
     "--student",
@@ -160,8 +161,7 @@ def assert_same_result(folder, whole):
 
 
 def test_ten_kills_at_random_moments_change_nothing(workspace, start, whole):
-    # without the report, which would take longer than the training, and most of the kills
-    flags = ["--data", f"npz:{workspace / 'set'}", *TINY, "--no-report"]
+    flags = ["--data", f"npz:{workspace / 'set'}", *TINY]
     dice, kills, done = random.Random(0), 0, []
     for number in range(20):  # another run when one ends before the tenth kill
         folder = workspace / f"killed{number}"

@@ -3,21 +3,34 @@
 import inspect
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import large2small
 import runtime
 from runtime import errors
+from runtime.images import open_images
 
 pytestmark = pytest.mark.usefixtures("exports_once", "without_report")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A narrow student trained for an epoch beside its control, on the digits."""
+def digits(tmp_path_factory):
+    """npz:FOLDER of some of the digits."""
+    folder = tmp_path_factory.mktemp("digits")
+    for split, count in (("train", 256), ("val", 100)):
+        images = open_images("digits", split)
+        x, y, names = images.x[:count], images.labels[:count], np.array(images.class_names)
+        np.savez(folder / f"{split}.npz", x=x, y=y, class_names=names)
+    return f"npz:{folder}"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, digits):
+    """A narrow student trained for an epoch beside its control, on some of the digits."""
     folder = tmp_path_factory.mktemp("run")
-    shared = {"student_args": {"width": 0.25}, "data": "digits", "img_size": 32, "batch": 64, "epochs": 1}
+    shared = {"student_args": {"width": 0.25}, "data": digits, "img_size": 32, "batch": 32, "epochs": 1}
     teacher = large2small.train(
         teacher="none", student="resnet20", output=folder / "teacher", quiet=True, **shared
     )
@@ -94,14 +107,14 @@ def test_a_run_is_a_path_wherever_a_checkpoint_or_a_run_is_expected(run, tmp_pat
     assert large2small.evaluate(run, quiet=True).top1 == pytest.approx(run.top1)
 
 
-def test_the_accuracy_of_the_file_is_that_of_the_run(artifact, run):
-    found = large2small.bench_accuracy(artifact, "digits", quiet=True)
+def test_the_accuracy_of_the_file_is_that_of_the_run(artifact, run, digits):
+    found = large2small.bench_accuracy(artifact, digits, quiet=True)
     assert found.result.top1 == pytest.approx(run.top1)  # of the same validation images
 
 
 def test_a_checkpoint_is_evaluated_on_the_images_it_was_validated_with(run):
     found = large2small.evaluate(run.checkpoint, quiet=True)
-    assert found.top1 == pytest.approx(run.top1) and found.to_dict()["images"] == run.best.images == 445
+    assert found.top1 == pytest.approx(run.top1) and found.to_dict()["images"] == run.best.images == 100
 
 
 def test_images_on_the_disk_are_classified_and_one_that_cannot_be_read_is_named(artifact, tmp_path):

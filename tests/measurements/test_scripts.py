@@ -234,7 +234,7 @@ def test_large_kernels_on_a_gpu_are_rehearsed_under_the_interpreter(tmp_path, mo
     pytest.importorskip("triton", reason="Triton is not installed: it comes with torch on Linux alone")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     path = tmp_path / "rehearsal.json"
-    run("measurements/large_kernel_gpu.py", "--device", "cpu", "--json", path)
+    run("measurements/large_kernel_gpu.py", "--device", "cpu", "--minutes", 60, "--json", path)
     found = json.loads(path.read_text())
     assert found["measured"] is False and found["gpu"] is None
     steps = ("layers", "backward", "accuracy", "networks", "training", "distillation", "compiled")

@@ -43,6 +43,7 @@ INT8 = (
     "--percentile",
     "99.99",
 )
+SELECTION_SIZE = calibration_images.SELECTION_SIZE
 RUINED = ("--percentile", "51", "--exclude", "conv1", "layer1.1.*", "layer1.2.*", "layer2.*", "layer3.*")
 """Two layers in int8 with ranges that cut half of all values: either loses more than sixty points."""
 
@@ -70,6 +71,12 @@ def exported(student_onnx, monkeypatch):
         return model
 
     monkeypatch.setattr(from_torch, "to_onnx", to_onnx)
+
+
+@pytest.fixture(autouse=True)
+def few_selection_images(monkeypatch):
+    """Each layer that may go back to float is ranked on them."""
+    monkeypatch.setattr(calibration_images, "SELECTION_SIZE", 96)
 
 
 @pytest.fixture
@@ -161,10 +168,7 @@ def test_a_drop_above_the_budget_exits_1_and_leaves_no_file(
     assert not out.parent.exists() and not list(temporary.iterdir())
 
 
-def test_layers_go_back_to_float_until_the_budget_holds(
-    student_file, tmp_path, exported, capsys, monkeypatch
-):
-    monkeypatch.setattr(calibration_images, "SELECTION_SIZE", 96)  # nineteen layers are each ranked on them
+def test_layers_go_back_to_float_until_the_budget_holds(student_file, tmp_path, exported, capsys):
     out = tmp_path / "student.onnx"
     assert export(student_file, *INT8, "--percentile", 90, "--max-drop", 1, "--output", out, "--json") == 0
     printed, notes = capsys.readouterr()
@@ -188,8 +192,9 @@ def test_layers_go_back_to_float_until_the_budget_holds(
 
 
 def test_the_default_placement_is_for_cpus_and_auto_says_what_it_tried(
-    student_file, tmp_path, exported, capsys
+    student_file, tmp_path, exported, capsys, monkeypatch
 ):
+    monkeypatch.setattr(calibration_images, "SELECTION_SIZE", SELECTION_SIZE)
     small = (
         "--int8",
         "--calib-size",
