@@ -1,5 +1,6 @@
 """export.graph.from_torch: from a torch network to an fp32 ONNX graph."""
 
+import exports_once
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -149,6 +150,21 @@ def test_parameters_and_macs_of_resnet20_equal_the_published_and_the_counted():
 def test_export_is_the_same_bytes_every_time(tiny_onnx):
     again = from_torch.to_onnx(from_torch.merge(Tiny()), (3, 4, 4))
     assert again.SerializeToString(deterministic=True) == tiny_onnx.SerializeToString(deterministic=True)
+
+
+def test_what_tests_remember_is_told_apart_by_weights_size_and_opset(tiny_onnx):
+    asked = []
+
+    def export(merged, size, opset):
+        asked.append((merged, size, opset))
+        return tiny_onnx
+
+    one, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    wanted = [(one, (3, 4, 4), 19), (other, (3, 4, 4), 19), (one, (3, 4, 8), 19), (one, (3, 4, 4), 20)]
+    for _ in range(2):
+        for each in wanted:
+            assert exports_once.remembering(export)(*each) == tiny_onnx
+    assert asked == wanted
 
 
 def test_metadata_reads_back_and_replaces_what_was_there(tiny_onnx):
