@@ -35,6 +35,9 @@ from .rule import Algorithm
 NARROW = 13
 """Up to this width of a kernel oneDNN has vector code for contiguous maps as well as for channels-last
 ones."""
+HANGS_UP_TO = 16
+"""oneDNN does not return from some depthwise convolutions of 2 to so many channels in bfloat16,
+channels-last, with kernels wider than NARROW, on processors with AVX512-BF16: these are in float32."""
 FORWARD_TAPS_PER_POINT, WEIGHT_TAPS_PER_POINT = 360, 160
 """Multiply-adds of the direct way that take as long as one point of the padded map by FFT, for the output and
 for the kernel's gradient. From `measurements/large_kernel.py --rule` on one core with AVX-512: about 30
@@ -93,13 +96,7 @@ def _correlate(x: Tensor, weight: Tensor, bias: Tensor | None, algorithm: Algori
         algorithm = "fft" if prefers_fft(size, kernel, FORWARD_TAPS_PER_POINT) else "direct"
     if algorithm == "direct":
         narrow = kernel[1] <= NARROW and x.is_contiguous()
-        y = F.conv2d(
-            x if narrow else x.contiguous(memory_format=torch.channels_last),
-            weight,
-            bias,
-            padding=(kernel[0] // 2, kernel[1] // 2),
-            groups=len(weight),
-        )
+        y = _direct(x if narrow else x.contiguous(memory_format=torch.channels_last), weight, bias, kernel)
         return y.contiguous(memory_format=format_of(x))
     points = _points(size, kernel)
     y = torch.empty_like(x, memory_format=format_of(x))
@@ -128,9 +125,7 @@ def _grad_weight(x: Tensor, grad: Tensor, weight: Tensor, algorithm: Algorithm) 
             t.to(held).permute(2, 3, 0, 1).contiguous().view(1, *size, n * c).permute(0, 3, 1, 2)
             for t in (x, grad)
         )
-        inner = F.conv2d(
-            maps, kernels.transpose(0, 1), padding=(kernel[0] // 2, kernel[1] // 2), groups=n * c
-        )
+        inner = _direct(maps, kernels.transpose(0, 1), None, kernel)
         inner = inner.view(n, c, *kernel).sum(0, dtype=wide)
     else:
         points = _points(size, kernel)
@@ -142,6 +137,14 @@ def _grad_weight(x: Tensor, grad: Tensor, weight: Tensor, algorithm: Algorithm) 
     return F.pad(inner.unsqueeze(1), (columns, columns, rows, rows)).to(
         weight.dtype
     )  # what never touches the map has none
+
+
+def _direct(x: Tensor, weight: Tensor, bias: Tensor | None, kernel: tuple[int, int]) -> Tensor:
+    """torch's own convolution, padded for a kernel of this size; see HANGS_UP_TO."""
+    padding, channels, given = (kernel[0] // 2, kernel[1] // 2), len(weight), x.dtype
+    if given == torch.bfloat16 and channels <= HANGS_UP_TO and weight.shape[3] > NARROW:
+        x, weight, bias = x.float(), weight.float(), None if bias is None else bias.float()
+    return F.conv2d(x, weight, bias, padding=padding, groups=channels).to(given)
 
 
 def _spectrum(x: Tensor, points: tuple[int, int]) -> Tensor:

@@ -195,3 +195,26 @@ def test_the_same_input_gives_the_same_bits():
     x, weight, bias, grad = problem(4, (20, 20), (21, 21))
     runs = [torch.autograd.grad(depthwise_conv2d(x, weight, bias), (x, weight, bias), grad) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "images", "expected"),
+    [
+        (4, (31, 31), 2, [torch.float32, torch.float32]),  # never came back with AVX512-BF16
+        (16, (3, 15), 1, [torch.float32, torch.float32]),
+        (17, (3, 15), 1, [torch.bfloat16, torch.bfloat16]),
+        (9, (3, 15), 2, [torch.float32, torch.bfloat16]),  # 18 maps for the gradient of the kernel
+        (4, (13, 13), 1, [torch.bfloat16, torch.float32]),  # the output's gradient is a kernel of 40
+    ],
+)
+def test_few_channels_in_bfloat16_are_not_given_to_what_does_not_return(
+    channels, kernel, images, expected, monkeypatch
+):
+    types = []
+    real = F.conv2d
+    monkeypatch.setattr(cpu.F, "conv2d", lambda x, *a, **k: types.append(x.dtype) or real(x, *a, **k))
+    x = torch.randn(images, channels, 40, 40).bfloat16()
+    weight = torch.randn(channels, 1, *kernel).bfloat16().requires_grad_()
+    y = depthwise_conv2d(x, weight, None, "direct")
+    y.float().sum().backward()
+    assert types == expected and y.dtype == weight.grad.dtype == torch.bfloat16
