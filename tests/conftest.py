@@ -2,6 +2,7 @@
 not what is tested.
 """
 
+import gc
 import os
 from collections import Counter
 
@@ -18,6 +19,14 @@ def pytest_collection_modifyitems(items):
     """The files with the most slow tests first, so that at the end no worker waits for one of them."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_collection_finish():
+    """What was imported by now stays: no collection of garbage looks at it again. With torch and all tests in
+    memory one takes half a second otherwise, and each measurement begins with one.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
