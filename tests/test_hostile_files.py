@@ -136,6 +136,7 @@ SPECS = [
 READERS = {
     "eval": ["eval", "hostile.pth", "--num-classes", "4"],
     "erf": ["erf", "hostile.pth", "--num-classes", "4", "--output", "out"],
+    "attack": ["attack", "hostile.pth", "--output", "x.npz"],
     "export onnx": ["export", "onnx", "hostile.pth", "--output", "x.onnx"],
     "export onnx --int8": ["export", "onnx", "--int8", "hostile.pth", "--data", "npz:set"],
     "parity": ["parity", "hostile.pth", "other.onnx"],

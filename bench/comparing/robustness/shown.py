@@ -94,7 +94,7 @@ def _corruptions(names: Sequence[str], found: Sequence[Robustness]) -> Any:
         each = [one.corruptions[name] for one in found]
         made.add_row(
             name.replace("_", " "),
-            *(f"{report.number(c.mean_error_percent)} ({report.number(c.ce_percent, 1)})" for c in each),
+            *(f"{report.number(c.mean_error_percent, 1)} ({report.number(c.ce_percent, 0)})" for c in each),
         )
     return made
 

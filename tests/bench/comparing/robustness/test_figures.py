@@ -93,6 +93,13 @@ def test_consistency_counts_the_same_class_and_not_the_right_one():
     assert list(found.steady) == ["shifts"]
 
 
+def test_another_wrong_class_is_not_steady():
+    classes = np.zeros((len(VIEWS), 4), int)
+    classes[0], classes[-1] = [1, 1, 0, 0], [2, 1, 0, 1]  # of label 0: wrong twice, and 2 of 4 stay
+    answered = Answers(VIEWS, classes, np.zeros(4, int))
+    assert robustness(answered, answered, ASKED).steady["shifts"].mean == 50
+
+
 def test_the_bootstrap_has_the_spread_of_the_mean():
     values = (np.arange(400) % 4 == 0).astype(float)[None]  # 25 %, standard error sqrt(.25 * .75 / 400)
     drawn = resampled(values, seed=0)
