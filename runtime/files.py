@@ -46,6 +46,8 @@ MOST_NUMBER = 2**63
 """What whole numbers in it are below."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 """Of Linux, in <fcntl.h> and <linux/fs.h>."""
+QUERY_LIMITED, NO_SUCH_PROCESS = 0x1000, 87
+"""Of Windows, in <winnt.h> and <winerror.h>: the least right on a process, the error where there is none."""
 SCRATCH = "large2small"
 """What folders for intermediate files are called."""
 
@@ -119,10 +121,15 @@ def _created(target: Path) -> tuple[Path, IO[bytes]]:
     while True:
         temporary = temporary_beside(target)
         file = os.fdopen(os.open(temporary, flags, 0o666 if mode is None else 0o600), "w+b")
-        if mode is not None:
-            os.chmod(file.fileno() if os.chmod in os.supports_fd else temporary, mode)
-        if _keep(file.fileno()):
-            return temporary, file
+        try:
+            if mode is not None:
+                os.chmod(file.fileno() if os.chmod in os.supports_fd else temporary, mode)
+            if _keep(file.fileno()):
+                return temporary, file
+        except BaseException:  # a disk without modes, for one
+            file.close()
+            temporary.unlink(missing_ok=True)
+            raise
         file.close()
 
 
@@ -169,11 +176,16 @@ def _created_folder(beside: Path, mode: int) -> tuple[Path, int | None]:
         folder.mkdir(mode)
         if fcntl is None:
             return folder, None
-        with contextlib.suppress(FileNotFoundError):  # removed before it was locked
+        try:
             handle = os.open(folder, os.O_RDONLY)
-            if _keep(handle):
-                return folder, handle
-            os.close(handle)
+        except FileNotFoundError:  # removed before it was locked
+            continue
+        except OSError:
+            folder.rmdir()
+            raise
+        if _keep(handle):
+            return folder, handle
+        os.close(handle)
 
 
 def put_in_place(folder: Path, target: Path) -> None:
@@ -241,7 +253,7 @@ def only_one(folder: Path, what: str) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(
-                f"{folder}: another process {what} there. Wait for it, or choose another --output"
+                f"{folder}: another process {what} there. Wait for it, or choose another folder"
             ) from None
         except OSError:  # a disk without locks
             pass
@@ -296,10 +308,10 @@ def existing(folder: Path) -> Path:
 def explained(error: OSError, path: Path) -> Exception:
     if error.errno in NO_SPACE:
         return MissingError(
-            f"{path}: no space left to write it ({error.strerror}). Free space or choose another --output"
+            f"{path}: no space left to write it ({error.strerror}). Free space or choose another place"
         )
     if error.errno in NOT_WRITABLE:
-        return UsageError(f"{path}: cannot be written ({error.strerror}). Choose another --output")
+        return UsageError(f"{path}: cannot be written ({error.strerror}). Choose another name")
     return error
 
 
@@ -344,27 +356,56 @@ def remove_leftovers(folder: Path, name: str = "") -> list[Path]:
 
 
 def _removed(leftover: Path) -> bool:
+    if fcntl is None:
+        return _removed_without_locks(leftover)
     try:
         handle = os.open(leftover, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-    except OSError:  # gone by now, a link, or a folder on Windows
+    except OSError:  # gone by now, or a link
         return False
     try:
         found = os.fstat(handle)
         if hasattr(os, "geteuid") and found.st_uid != os.geteuid():
             return False
-        if fcntl is not None:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if stat.S_ISDIR(found.st_mode):
-            import shutil
-
-            shutil.rmtree(leftover)
-        elif stat.S_ISREG(found.st_mode):
-            leftover.unlink()
-        return not leftover.exists()
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return _deleted(leftover, found.st_mode)
     except OSError:  # held by a living process
         return False
     finally:
         os.close(handle)
+
+
+def _removed_without_locks(leftover: Path) -> bool:
+    """The same on Windows, where nothing that is open can be deleted and no folder can be opened: the name
+    tells whose it is.
+    """
+    owner = leftover.name.rpartition(TEMPORARY_MARK)[2].partition("-")[0]
+    try:
+        return not _lives(int(owner)) and _deleted(leftover, leftover.lstat().st_mode)
+    except OSError:  # gone by now, or open after all
+        return False
+
+
+def _lives(process: int) -> bool:
+    """Whether Windows has a process of this number, which may have ended since."""
+    import ctypes
+
+    kernel = ctypes.WinDLL("kernel32", use_last_error=True)  # type: ignore[attr-defined]  # on Windows
+    kernel.OpenProcess.restype = ctypes.c_void_p
+    handle = kernel.OpenProcess(QUERY_LIMITED, False, process)
+    if not handle:
+        return bool(ctypes.get_last_error() != NO_SUCH_PROCESS)  # type: ignore[attr-defined]  # too
+    kernel.CloseHandle(ctypes.c_void_p(handle))
+    return True
+
+
+def _deleted(leftover: Path, mode: int) -> bool:
+    if stat.S_ISDIR(mode):
+        import shutil
+
+        shutil.rmtree(leftover)
+    elif stat.S_ISREG(mode):
+        leftover.unlink()
+    return not leftover.exists()
 
 
 def open_regular(path: str | Path) -> IO[bytes]:
@@ -450,4 +491,4 @@ def sha256(path: str | Path) -> str:
 def refuse_existing(path: str | Path, overwrite: bool) -> None:
     """Raise UsageError when `path` exists and `overwrite` is False."""
     if Path(path).exists() and not overwrite:
-        raise UsageError(f"{path} exists already. Add --overwrite to replace it, or choose another --output")
+        raise UsageError(f"{path} exists already. Add --overwrite to replace it, or choose another name")

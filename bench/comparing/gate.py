@@ -79,8 +79,8 @@ def drop(this: Answers, before: Answers, limit_points: float) -> Check:
     low, high = newcombe(int((this.right & before.right).sum()), lost, gained, n)
     points = 100 * (lost - gained) / n
     text = (
-        f"top-1 drop {points:.2f} points (95 % interval {100 * low:+.2f} to {100 * high:+.2f}; {lost} images"
-        f" go wrong, {gained} right, n={n}), at most {limit_points:g} allowed"
+        f"top-1 drop {points:.2f} points (95 % interval {100 * low:+.2f} to {100 * high:+.2f}; {lost} of {n}"
+        f" images become wrong, {gained} right), at most {limit_points:g} allowed"
     )
     return Check("drop", points, limit_points, "points", points <= limit_points, text)
 

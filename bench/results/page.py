@@ -85,7 +85,7 @@ def write(results: Sequence[Saved], output: Path, mixed: bool) -> list[Path]:
 
 
 def page_of(results: Sequence[Saved], mixed: bool) -> Page:
-    """Everything that these results say. Raises UsageError where they cannot stand together."""
+    """Everything that these results say. Raises UsageError where they cannot be in one table."""
     rows = [saved for saved in results if saved.kind in gathered.KINDS]
     table = gathered.gather(rows, mixed) if rows else None
     names = [printable(name) for name in tables.names(table)] if table else []

@@ -42,7 +42,7 @@ class Term:
 
 def terms_of(recipe: Recipe) -> list[Term]:
     """The losses that a recipe names, by `losses` or by `kd_loss` and `feature_loss`. Raises UsageError for
-    one that is none.
+    a name that no loss has.
     """
     if recipe.losses:
         return [_parse(text) for text in recipe.losses]

@@ -60,7 +60,7 @@ def as_ours(error: Exception) -> Large2SmallError | None:
             f'this command needs {error.name}. Install it: pip install "large2small[{extra}]"'
         )
     if isinstance(error, OSError) and error.errno in files.NO_SPACE:  # raised outside of runtime.files
-        return MissingError(f"no space left on the disk ({error}). Free space or choose another --output")
+        return MissingError(f"no space left on the disk ({error}). Free space or choose another place")
     if isinstance(error, OSError) and error.errno in NOT_TO_BE_OPENED and error.filename is not None:
         return UsageError(f"{_short(os.fsdecode(error.filename))}: cannot be opened ({error.strerror})")
     if type(error).__name__ == "OutOfMemoryError":  # torch's; torch itself is not imported here

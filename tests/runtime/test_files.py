@@ -1,5 +1,6 @@
 """Files are written whole or not at all: crashes, full disks, folders that cannot be written."""
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -236,6 +237,118 @@ def test_leftovers_of_living_processes_links_and_other_names_stay(tmp_path):
         found = {path.name for path in files.remove_leftovers(tmp_path)}
         assert found == {".a.tmp-1", ".a.tmp-99-0123456789ab", ".a.tmp-7-0123456789ab"}
     assert sorted(os.listdir(tmp_path)) == sorted([*kept, ".c.tmp-1", "d"])
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    """Windows as far as leftovers go: no locks, no folder that can be opened, nothing open that can be
+    deleted; the process 99 has ended.
+    """
+    real_open, real_close, real_unlink, held = os.open, os.close, Path.unlink, {}
+
+    def opened(path, *args, **named):
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        handle = real_open(path, *args, **named)
+        held[handle] = os.fspath(path)
+        return handle
+
+    def closed(handle):
+        held.pop(handle, None)
+        real_close(handle)
+
+    def unlinked(path, *args, **named):
+        if os.fspath(path) in held.values():
+            raise PermissionError(errno.EACCES, "The process cannot access the file", str(path))
+        real_unlink(path, *args, **named)
+
+    monkeypatch.setattr(files, "fcntl", None)
+    monkeypatch.setattr(files, "_lives", lambda process: process != 99)
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(os, "close", closed)
+    monkeypatch.setattr(Path, "unlink", unlinked)
+    monkeypatch.setattr("shutil.rmtree", lambda folder: os.rmdir(folder))  # the real one opens folders here
+    return opened
+
+
+def test_windows_removes_leftovers_of_processes_that_have_ended(tmp_path, windows):
+    for number in (7, 99):
+        (tmp_path / f".a.tmp-{number}-0123456789ab").touch()
+        (tmp_path / f".b.tmp-{number}-0123456789ab").mkdir()
+    (tmp_path / ".c.tmp-99-0123456789ab").symlink_to(".a.tmp-7-0123456789ab")
+    (tmp_path / ".d.tmp-99-0123456789ab").touch()
+    windows(tmp_path / ".d.tmp-99-0123456789ab", os.O_RDONLY)
+    found = files.remove_leftovers(tmp_path)
+    assert [path.name for path in found] == [".a.tmp-99-0123456789ab", ".b.tmp-99-0123456789ab"]
+    assert sorted(os.listdir(tmp_path)) == [
+        ".a.tmp-7-0123456789ab",
+        ".b.tmp-7-0123456789ab",
+        ".c.tmp-99-0123456789ab",
+        ".d.tmp-99-0123456789ab",
+    ]
+
+
+@pytest.mark.parametrize(("handle", "error", "lives"), [(None, 87, False), (None, 5, True), (8, 0, True)])
+def test_windows_is_asked_for_a_process_with_the_least_right(monkeypatch, handle, error, lives):
+    """87: there is no such process; 5: it is another user's."""
+    asked, closed = [], []
+
+    class Kernel:
+        class OpenProcess:
+            def __new__(cls, *words):
+                asked.append(words)
+                return handle
+
+        class CloseHandle:
+            def __new__(cls, given):
+                closed.append(given.value)
+
+    monkeypatch.setattr(ctypes, "WinDLL", lambda name, use_last_error: Kernel, raising=False)
+    monkeypatch.setattr(ctypes, "get_last_error", lambda: error, raising=False)
+    assert files._lives(99) is lives
+    assert asked == [(0x1000, False, 99)] and closed == ([8] if handle else [])
+
+
+def test_a_disk_without_modes_leaves_no_file_and_no_handle(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"old")
+    opened, real_fdopen = [], os.fdopen
+
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    def kept(*args):
+        opened.append(real_fdopen(*args))
+        return opened[-1]
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    monkeypatch.setattr(os, "supports_fd", {refuse})
+    monkeypatch.setattr(os, "fdopen", kept)
+    for write in (files.require_writable, lambda path: files.write_bytes(path, b"new")):
+        with pytest.raises(UsageError, match="cannot be written"):
+            write(tmp_path / "a")
+    assert [file.closed for file in opened] == [True, True]
+    assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"old"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders that can be opened")
+def test_a_folder_that_cannot_be_held_is_not_left_behind(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OSError, match="Too many"), files.temporary_folder(tmp_path / "a"):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_cannot_be_written_names_no_flag_that_the_command_may_lack(tmp_path):
+    (tmp_path / "a").mkdir()
+    for call in (files.require_writable, lambda path: files.refuse_existing(path, False)):
+        with pytest.raises(UsageError, match="hoose another name") as found:
+            call(tmp_path / "a")
+        assert "--output" not in str(found.value)
+    full = files.explained(OSError(errno.ENOSPC, "No space left on device"), tmp_path / "a")
+    assert isinstance(full, MissingError) and "--output" not in str(full)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="flock")

@@ -1,4 +1,4 @@
-"""Parts of an image taken away, moved or cut off: what an answer hangs on.
+"""Parts of an image taken away, moved or cut off: what an answer depends on.
 
 In:  an image (H, W, 3) uint8 at the network's input size, a generator of random numbers.
 Out: an image of the same shape.

@@ -104,7 +104,7 @@ def shift_pixels(side: int) -> tuple[int, ...]:
 
 
 def generator(image: np.ndarray, *words: object) -> np.random.Generator:
-    """Random numbers that hang on the pixels and the words, and on nothing else: neither on the order of the
+    """Random numbers that depend on the pixels and the words alone: neither on the order of the
     images, nor on their names or the size of a batch.
     """
     digest = hashlib.blake2b(" ".join(map(str, (*words, image.shape))).encode(), digest_size=16)

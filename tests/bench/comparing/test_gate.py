@@ -40,7 +40,7 @@ def test_flips_are_counted_in_pairs():
     labels = [0] * 10
     before, this = answers([0] * 8 + [1, 1], labels), answers([0] * 7 + [1, 0, 1], labels)
     found = gate.drop(this, before, 0.0)  # one goes wrong, one right
-    assert found.passed and found.measured == 0 and "1 images go wrong, 1 right, n=10" in found.text
+    assert found.passed and found.measured == 0 and "1 of 10 images become wrong, 1 right)" in found.text
     assert not gate.drop(answers([1] * 10, labels), before, 79.9).passed
     assert gate.drop(answers([1] * 10, labels), before, 80.0).passed
     same = gate.agreement(this, before, 81.0)

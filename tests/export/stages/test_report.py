@@ -18,9 +18,19 @@ def test_intervals_are_wilsons_of_the_counted_images():
 
 
 def test_a_low_agreement_is_said_although_top1_held():
-    *_, line = report.answers("int8", Judged(images=4000, candidate_top1=60.0, drop=-0.3, agreement=54.7))
+    held = Judged(images=4000, candidate_top1=60.0, drop=-0.3, agreement=54.7, max_drop=1.0)
+    *_, line = report.answers("int8", held)
     assert "agreement is LOW although top-1 held" in line and "on 45.3 % of the images" in line
     assert len(report.answers("int8", Judged(images=4000, candidate_top1=60.0, agreement=90.0))) == 1
+
+
+@pytest.mark.parametrize(("drop", "most"), [(50.0, 100.0), (2.0, 1.0), (0.5, None), (None, 1.0)])
+def test_top1_is_not_said_to_hold_where_nothing_held_it(drop, most):
+    """100 points turn the check off; the other drops are above the budget, or one of both is not known."""
+    lost = Judged(images=400, candidate_top1=40.0, drop=drop, agreement=48.0, max_drop=most)
+    *_, line = report.answers("int8", lost)
+    assert line.startswith("agreement is LOW: int8 answers otherwise than fp32 on 52.0 % of the images. To")
+    assert "held" not in line and "right on others" not in line
 
 
 @pytest.mark.parametrize(
