@@ -10,6 +10,7 @@ Elsewhere: speed (bench.latency), reading images (runtime.images), the decision 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
@@ -26,6 +27,8 @@ from runtime.intervals import newcombe, wilson
 
 from .subject import Description, require_preprocess
 
+LOOKED_AT = 32
+"""Images, spread over those that were answered, whose content tells a set from another."""
 NAMED = 20
 """Unreadable images named in the result; the others are only counted."""
 
@@ -50,6 +53,8 @@ class AccuracyResult:
     """Names of images that could not be read."""
     classes: list[ClassAccuracy]
     """Accuracy of each class."""
+    images_sha256: str | None = None
+    """Of the set and of images in it, as `images_sha256` gives it."""
 
     @property
     def n(self) -> int:
@@ -84,15 +89,25 @@ class Answers:
     """The best one."""
     right: np.ndarray
     """bool."""
+    images_sha256: str | None = None
+    """Of what was asked about; None where that was not kept."""
 
     @classmethod
     def of(cls, result: AccuracyResult) -> Answers:
         """Those of a result."""
-        return cls(result.indices, result.labels, result.logits.argmax(1), result.right)
+        classes = result.logits.argmax(1)
+        return cls(result.indices, result.labels, classes, result.right, result.images_sha256)
 
     def same_images(self, other: Answers) -> bool:
-        """Were both asked about the same images, with the same labels?"""
-        return np.array_equal(self.indices, other.indices) and np.array_equal(self.labels, other.labels)
+        """Were both asked about the same images, with the same labels? Where one does not tell what it was
+        asked about, positions and labels have to do.
+        """
+        told = (self.images_sha256, other.images_sha256)
+        return (
+            np.array_equal(self.indices, other.indices)
+            and np.array_equal(self.labels, other.labels)
+            and (None in told or told[0] == told[1])
+        )
 
 
 def evaluate(
@@ -148,7 +163,18 @@ def evaluate(
         np.array(kept),
         skipped,
         class_accuracies(labels, place < 1, [images.class_names[index] for index in order]),
+        images_sha256(given, split, np.array(kept)),
     )
+
+
+def images_sha256(images: ImageSet, split: str, indices: np.ndarray) -> str:
+    """Tells sets apart: SHA-256 over the split, names, labels and classes of the whole set, and the content
+    of `LOOKED_AT` of these images. Not over the name of the set, which changes where it is moved.
+    """
+    digest = hashlib.sha256(f"{split}:{images.fingerprint()}".encode())
+    for index in indices[spread(len(indices), LOOKED_AT)]:
+        digest.update(images.item_sha256(int(index)).encode())
+    return digest.hexdigest()
 
 
 def set_order(known: Sequence[str], names: Sequence[str]) -> np.ndarray:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -95,12 +95,13 @@ def make_calls(
     size: tuple[int, int] | None = None,
     images: ImageSet | None = None,
     seed: int = 0,
+    boundaries: Sequence[str] = BOUNDARIES,
 ) -> Calls:
-    """The calls on `batch` images, one per boundary.
+    """The calls on `batch` images, one for each of the `boundaries`; only their images are made.
 
     size: (height, width) for a network of free size. images: real ones; None makes synthetic ones from
-    `seed`. Raises UsageError when the file is fixed to another batch size or image size, DataError for an
-    unreadable image.
+    `seed`. The batch is made for any boundary. Raises UsageError when the file is fixed to another batch size
+    or image size, DataError for an unreadable image.
     """
     fixed = predictor.input_shape[0]
     if fixed is not None and fixed != batch:
@@ -111,27 +112,29 @@ def make_calls(
         calls.not_measured["end_to_end"] = (
             "the file does not say how images are preprocessed, so there is no way from an image to its input"
         )
-    else:
-        groups, words = _image_groups(images, batch, height, width, seed)
+    elif "end_to_end" in boundaries:
+        groups, words = _image_groups(images, batch, height, width, seed, POOL)
         calls.functions["end_to_end"] = _round_robin(predictor.classify, groups)
         calls.inputs["end_to_end"] = words
     if images is not None and predictor.preprocess is not None:
+        groups, _ = _image_groups(images, batch, height, width, seed, batch)
         x, words = predictor.preprocess.batch(groups[0]), f"{images.name}, preprocessed"
     else:
         x = np.random.default_rng(seed).standard_normal(
             (batch, predictor.input_shape[1] or 3, height, width), np.float32
         )
         words = f"synthetic, normal distribution, seed {seed}"
-    calls.functions["compute"] = lambda: predictor.logits(x)
-    calls.inputs["compute"] = f"{words}, {'x'.join(map(str, x.shape))} float32"
+    if "compute" in boundaries:
+        calls.functions["compute"] = lambda: predictor.logits(x)
+        calls.inputs["compute"] = f"{words}, {'x'.join(map(str, x.shape))} float32"
     return replace(calls, batch=x)
 
 
 def _image_groups(
-    images: ImageSet | None, batch: int, height: int, width: int, seed: int
+    images: ImageSet | None, batch: int, height: int, width: int, seed: int, most: int
 ) -> tuple[list[list[Any]], str]:
-    """Batches of encoded images, and what they are in words."""
-    wanted = max(POOL // batch, 1) * batch
+    """Batches of about `most` encoded images, one at least, and what they are in words."""
+    wanted = max(most // batch, 1) * batch
     rng = np.random.default_rng(seed)
     if images is None:
         sides = round(height * SYNTHETIC_SCALE), round(width * SYNTHETIC_SCALE)

@@ -46,7 +46,8 @@ class Row:
     throughput_images_per_s: float | None = None
     end_to_end_p50_ms: float | None = None
     speedup: float | None = None
-    """Teacher's median / this median, boundary compute, from interleaved calls."""
+    """Teacher's median / this median, boundary compute; from interleaved calls, except where rows were put
+    together from saved results."""
     top5_percent: float | None = None
     loss_nats: float | None = None
     images: int | None = None

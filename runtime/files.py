@@ -457,18 +457,21 @@ def from_json(text: str | bytes, name: str) -> Any:
         value = json.loads(text, parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{name}: is not JSON ({' '.join(str(error).split())[:160]})") from error
-    waiting: list[tuple[Any, tuple[Any, ...]]] = [(value, ())]
-    while waiting:
-        each, place = waiting.pop()
-        too_large = isinstance(each, int) and not -MOST_NUMBER <= each < MOST_NUMBER
-        if too_large or (isinstance(each, float) and math.isinf(each)):
-            where = ".".join(map(str, place))
-            raise ArtifactError(f"{name}: {where} is a number that is too large ({short(str(each))})")
-        if len(place) > DEEPEST:
-            raise ArtifactError(f"{name}: {place[0]} holds lists and objects more than {DEEPEST} deep")
-        pairs = each.items() if isinstance(each, dict) else enumerate(each) if isinstance(each, list) else ()
-        waiting += [(inside, (*place, key)) for key, inside in pairs]
+    _require_held(value, (), name)
     return value
+
+
+def _require_held(value: Any, place: tuple[Any, ...], name: str) -> None:
+    """Raise ArtifactError for a number that is too large and for what is too deep; place: keys on the way."""
+    too_large = isinstance(value, int) and not -MOST_NUMBER <= value < MOST_NUMBER
+    if too_large or (isinstance(value, float) and math.isinf(value)):
+        where = ".".join(map(str, place))
+        raise ArtifactError(f"{name}: {where} is a number that is too large ({short(str(value))})")
+    if len(place) > DEEPEST:
+        raise ArtifactError(f"{name}: {place[0]} holds lists and objects more than {DEEPEST} deep")
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inside in pairs:
+        _require_held(inside, (*place, key), name)
 
 
 def short(text: str | Path) -> str:

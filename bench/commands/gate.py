@@ -27,11 +27,12 @@ from runtime.env.conditions import Warned
 from runtime.errors import GateError
 from runtime.images import open_images
 
-from .. import accuracy, report, tables
+from .. import accuracy, report, stats, tables
 from ..accuracy import Answers
 from ..comparing import gate
 from ..comparing.race import Contestant, Effort, against, play
 from ..comparing.ratios import LEAST_BLOCKS, Ratio
+from ..measuring import worker
 from ..measuring.elsewhere import elsewhere
 from ..measuring.setup import Setup, opened
 from ..results import saved
@@ -50,6 +51,8 @@ examples:
 
 SLOWDOWN, DROP = 5.0, 1.0
 """Percent and points that are allowed where there is something to compare with and no limit was given."""
+MOST = 1e18
+"""What the number of a limit is below: more holds nothing to anything, and is a slip."""
 BYTES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
@@ -76,7 +79,8 @@ class Options(RunOptions):
     """Largest growth of the time against --baseline, such as 5%, the default where there is one; it fails
     only where the whole interval is beyond it."""
     max_drop: Annotated[float | None, Flag("POINTS", common=True, least=0)] = None
-    """Largest loss of top-1 against --baseline, points; 1 where there are --baseline and --data."""
+    """Largest loss of top-1 against --baseline, points; 1 where there are --data and a --baseline that can
+    answer."""
     min_agreement: Annotated[float | None, Flag("PERCENT", common=True, least=0, most=100)] = None
     """Least share of images with the same class as --baseline, percent."""
     max_memory: Annotated[str | None, Flag("SIZE", common=True)] = None
@@ -120,6 +124,8 @@ class Options(RunOptions):
             raise UsageError(
                 f"--python runs an artifact, and {self.baseline} is a saved result. Leave one out"
             )
+        if self.junit and self.save and self.junit.resolve() == self.save.resolve():
+            raise UsageError(f"--junit and --save: both write {self.save}. Give two files")
         parse_time(self.max_latency)
         parse_bytes(self.max_memory)
         parse_percent(self.max_slowdown)
@@ -145,8 +151,10 @@ def parse_time(text: str | None) -> float | None:
     if text is None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(us|ms|s)", text.strip())
-    if not found or not float(found[1]):
-        raise UsageError(f"--max-latency {text}: expected a time above 0 with its unit, such as 5ms or 800us")
+    if not found or not 0 < float(found[1]) < MOST:
+        raise UsageError(
+            f"--max-latency {files.short(text)}: expected a time above 0 with its unit, such as 5ms or 800us"
+        )
     return float(found[1]) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[found[2]]
 
 
@@ -155,8 +163,8 @@ def parse_bytes(text: str | None) -> float | None:
     if text is None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?i?)b?", text.strip().lower())
-    if not found or found[2] not in BYTES or not float(found[1]):
-        raise UsageError(f"--max-memory {text}: expected a size above 0, such as 200MB or 1GiB")
+    if not found or found[2] not in BYTES or not 0 < float(found[1]) < MOST:
+        raise UsageError(f"--max-memory {files.short(text)}: expected a size above 0, such as 200MB or 1GiB")
     return float(found[1]) * BYTES[found[2]]
 
 
@@ -165,8 +173,10 @@ def parse_percent(text: str | None) -> float:
     if text is None:
         return SLOWDOWN
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%?", text.strip())
-    if not found:
-        raise UsageError(f"--max-slowdown {text}: expected a percentage of 0 or more, such as 5%")
+    if not found or not float(found[1]) < MOST:
+        raise UsageError(
+            f"--max-slowdown {files.short(text)}: expected a percentage of 0 or more, such as 5%"
+        )
     return float(found[1])
 
 
@@ -221,7 +231,9 @@ def measure(options: Options) -> Gated:
     """The checks of all limits that were given."""
     began, before = time.perf_counter(), conditions.now()
     checks: list[gate.Check] = []
-    kept = saved.read(options.baseline) if options.is_saved and options.baseline else None
+    kept, most = _kept(options), parse_bytes(options.max_memory)
+    if most is not None and worker.peak_bytes() is None:
+        raise MissingError("--max-memory: this system does not tell the memory of a process. Leave it out")
     with loading(f"timing {options.engine.name}", still=True):
         timed = _timed(options, kept)
     warned = conditions.warnings(before, [each.ravel() for each in timed.samples], timed.devices)
@@ -231,11 +243,96 @@ def measure(options: Options) -> Gated:
     if timed.ratio is not None:
         checks.append(gate.slowdown(timed.ratio, parse_percent(options.max_slowdown), timed.floor))
     checks += _accuracy_checks(options, kept)
-    most = parse_bytes(options.max_memory)
     if most is not None:
         checks.append(gate.memory(_peak(options), most))
     verdict = gate.Verdict(str(options.engine), checks)
     return Gated(verdict, timed.engines, warned, time.perf_counter() - began, env.fingerprint())
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """What a saved result has that an artifact can be held to: one of both."""
+
+    saved: Saved
+    durations: np.ndarray | None = None
+    """(n,) ns, of the boundary compute."""
+    answers: Answers | None = None
+
+
+def _kept(options: Options) -> _Kept | None:
+    """The saved --baseline, read and held against the options before anything is measured.
+
+    Raises UsageError where it holds nothing of what is asked for, or of another machine or other images.
+    """
+    if options.baseline is None or not options.is_saved:
+        return None
+    found = saved.read(options.baseline)
+    if found.kind == "latency":
+        return _Kept(found, durations=_durations(found, options))
+    if found.kind == "accuracy":
+        return _Kept(found, answers=_known_answers(found, options))
+    raise UsageError(
+        f"{found.path}: a result of bench {found.kind}, which is not compared with. Give what bench latency"
+        " or bench accuracy --save wrote, or the artifact itself"
+    )
+
+
+def _durations(kept: Saved, options: Options) -> np.ndarray:
+    if (options.max_drop, options.min_agreement) != (None, None):
+        raise UsageError(f"{kept.path}: holds no answers. Give what bench accuracy --save wrote")
+    samples = kept.values.get("samples_ms")
+    durations = samples.get("compute") if isinstance(samples, dict) else None
+    if not isinstance(durations, list):
+        raise UsageError(
+            f"{kept.path}: holds no durations of the boundary compute. Give what bench latency --save wrote"
+        )
+    if not all(type(each) in (int, float) and 0 < each < 1e9 for each in durations):
+        raise UsageError(f"{kept.path}: samples_ms: expected durations. {saved.AGAIN}")
+    machine, here = kept.need("fingerprint", dict), env.fingerprint()
+    different = [name for name in ("cpu", "cores", "gpu") if machine.get(name) != here[name]]
+    if different or kept.values.get("batch") != options.batch:
+        raise _another(kept, different[0] if different else "batch")
+    found = 1e6 * np.array(durations, float)
+    if not durations or stats.interval_of_median(found)[0] is None:
+        raise UsageError(
+            f"{kept.path}: {len(durations)} durations make no interval. Measure more, 20 or above"
+        )
+    return found
+
+
+def _another(kept: Saved, what: str) -> UsageError:
+    return UsageError(
+        f"{kept.path}: another {what}, so that times say nothing about the artifact. Measure it here in the"
+        " same way, or give the artifact itself"
+    )
+
+
+def _known_answers(kept: Saved, options: Options) -> Answers:
+    if options.max_slowdown is not None:
+        raise UsageError(f"{kept.path}: holds no latency. Give what bench latency --save wrote")
+    if options.data is None:
+        raise UsageError(
+            f"{kept.path}: holds answers to images, and there are none to compare them on. Add --data photos"
+        )
+    found = saved.read_answers(kept)
+    images = open_images(options.data, options.split)
+    asked = accuracy.spread(len(images), options.limit)
+    same = np.array_equal(found.indices, asked)
+    if same and found.images_sha256 is not None:
+        same = found.images_sha256 == accuracy.images_sha256(images, options.split, asked)
+    elif same:  # of an older version, which kept the name alone
+        data, split = str(kept.values.get("data")), kept.values.get("split")
+        same = (Path(data).name, split) == (Path(images.name).name, options.split)
+    if not same:
+        raise _other_images(options)
+    return found
+
+
+def _other_images(options: Options) -> UsageError:
+    return UsageError(
+        f"{options.before}: its answers are to other images than those of {options.data} with this"
+        " --split and --limit. Give the same, or the artifact itself"
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,16 +346,21 @@ class _Timed:
     floor: Ratio | None = None
 
 
-def _timed(options: Options, kept: Saved | None) -> _Timed:
+def _timed(options: Options, kept: _Kept | None) -> _Timed:
     with ExitStack() as stack:
         this = stack.enter_context(_contestant(options, options.engine, None))
         path = options.before
         if path is None or kept is not None:
-            is_timed = options.max_latency is not None or (kept is not None and kept.kind == "latency")
+            durations = kept.durations if kept else None
+            if kept and durations is not None:
+                _require_same_way(kept.saved, this)
+            is_timed = options.max_latency is not None or durations is not None
             seconds = options.duration if is_timed else 0.0  # then one block, to say what it ran on
             taken = play([this, this], Effort(1e-9, seconds, options.warmup))
             alone = _Timed([taken[0]], [this.description.ran_on], [this.description.device])
-            return alone if kept is None else _against_saved(alone, kept, this, options)
+            if kept is None or durations is None:
+                return alone
+            return _against_saved(alone, kept.saved, durations, options)
         befores = [stack.enter_context(_contestant(options, path, options.python)) for _ in range(2)]
         taken = play([befores[0], this, befores[1]], Effort(0.01, options.duration, options.warmup))
         if len(taken[0]) < LEAST_BLOCKS:
@@ -285,45 +387,44 @@ def _contestant(options: Options, path: Path, python: Path | None) -> AbstractCo
     return elsewhere(setup, python) if options.python else opened(setup)
 
 
-def _against_saved(alone: _Timed, kept: Saved, this: Contestant, options: Options) -> _Timed:
-    """With the ratio to a saved latency; without where the file holds none."""
-    samples = kept.values.get("samples_ms")
-    durations = samples.get("compute") if isinstance(samples, dict) else None
-    if kept.kind != "latency" or not isinstance(durations, list):
-        if options.max_slowdown is not None:
-            raise UsageError(f"{kept.path}: holds no latency. Give what bench latency --save wrote")
-        return alone
-    machine, here = kept.need("fingerprint", dict), env.fingerprint()
-    different = [name for name in ("cpu", "cores", "gpu") if machine.get(name) != here[name]]
-    if different or kept.values.get("batch") != options.batch:
-        what = different[0] if different else "batch"
-        raise UsageError(
-            f"{kept.path}: another {what}, so that times say nothing about the artifact. Measure it here, or"
-            " give the artifact itself"
-        )
-    if not all(isinstance(each, (int, float)) and 0 < each < 1e9 for each in durations):
-        raise UsageError(f"{kept.path}: samples_ms: expected durations. {saved.AGAIN}")
-    ratio = gate.ratio_of_runs(alone.samples[0].ravel(), 1e6 * np.array(durations, float))
+def _require_same_way(kept: Saved, this: Contestant) -> None:
+    """Raise UsageError where durations were taken on another device, with other settings or of other input.
+    Another version of the engine is what one may want to know about.
+    """
+    ran = this.description.to_dict()
+    names = ["device", "threads"]
+    if kept.values.get("backend") == ran["backend"]:
+        names += ["provider", "hint", "contexts", "cuda_graph"]
+    for name in names:
+        if kept.values.get(name) != ran[name]:
+            raise _another(kept, f"{name.replace('_', ' ')} ({kept.values.get(name)} against {ran[name]})")
+    fed = kept.need("input", str, kept.need("compute", dict))
+    if fed != this.fed:
+        raise _another(kept, f"input ({files.short(fed)} against {this.fed})")
+
+
+def _against_saved(alone: _Timed, kept: Saved, durations: np.ndarray, options: Options) -> _Timed:
+    """With the ratio to a saved latency."""
+    ratio = gate.ratio_of_runs(alone.samples[0].ravel(), durations)
     if ratio is None:
         raise UsageError(
-            f"{kept.path}: {len(durations)} durations make no interval. Measure more, 20 or above"
+            f"--duration {options.duration:g}: {alone.samples[0].size} calls in ten times that make no"
+            " interval. Give more"
         )
-    engines = [*alone.engines, f"{kept.path.name}: {kept.values.get('engine')}, {kept.made}"]
-    return replace(alone, ratio=ratio, engines=engines)
+    before = f"{kept.path.name}: {kept.values.get('engine')}, {kept.made}"
+    unsaid = f"{kept.path.name} holds no answers, so accuracy is not judged"
+    return replace(alone, ratio=ratio, engines=[*alone.engines, before, *([unsaid] if options.data else [])])
 
 
-def _accuracy_checks(options: Options, kept: Saved | None) -> list[gate.Check]:
-    if options.data is None or options.before is None or (kept is not None and kept.kind != "accuracy"):
-        if (options.max_drop, options.min_agreement) != (None, None):
-            raise UsageError(f"{options.before}: holds no answers. Give what bench accuracy --save wrote")
+def _accuracy_checks(options: Options, kept: _Kept | None) -> list[gate.Check]:
+    if options.data is None or options.before is None or (kept is not None and kept.answers is None):
         return []
     this = _answers(options, options.engine, None)
-    before = saved.read_answers(kept) if kept else _answers(options, options.before, options.python)
+    before = kept.answers if kept else None
+    if before is None:
+        before = _answers(options, options.before, options.python)
     if not this.same_images(before):
-        raise UsageError(
-            f"{options.before}: its answers are to other images than those of {options.data} with this"
-            " --split and --limit"
-        )
+        raise _other_images(options)
     checks = [gate.drop(this, before, DROP if options.max_drop is None else options.max_drop)]
     if options.min_agreement is not None:
         checks.append(gate.agreement(this, before, options.min_agreement))
@@ -345,5 +446,5 @@ def _peak(options: Options) -> int:
         process.turn(10, 0)
         peak = process.memory().peak
     if peak is None:
-        raise MissingError("--max-memory: this system does not tell the memory of a process. Leave it out")
+        raise MissingError("--max-memory: the new process cannot tell its memory. Leave it out")
     return peak

@@ -203,8 +203,7 @@ def _crowd(options: Options, made: calls.Calls, samples: dict[str, np.ndarray]) 
     name, alone = next(iter(samples.items()))
     seconds = options.duration or float(alone.sum()) / stats.NS_PER_S
     with loading(f"{options.concurrency} clients at once", still=True):
-        median = stats.percentile(alone, 50)
-        return clients.together(made.functions[name], options.concurrency, seconds, options.batch, median)
+        return clients.together(made.functions[name], options.concurrency, seconds, options.batch, alone)
 
 
 def _cold(options: Options) -> ColdStart | None:

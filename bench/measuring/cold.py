@@ -32,7 +32,7 @@ class ColdStart:
 
     @property
     def growth_bytes(self) -> int | None:
-        """Median growth of resident memory from a bare interpreter on."""
+        """Median growth of resident memory since before the artifact was opened."""
         known = [each.now - each.before for each in self.memory if each.now and each.before]
         return round(statistics.median(known)) if known else None
 
@@ -54,7 +54,7 @@ class ColdStart:
         if self.peak_bytes and self.growth_bytes:
             memory = (
                 f"; resident memory {self.peak_bytes / 1e6:.0f} MB at its peak,"
-                f" {self.growth_bytes / 1e6:.0f} MB more than a bare interpreter"
+                f" {self.growth_bytes / 1e6:.0f} MB more than before the artifact was opened"
             )
         return (
             f"cold start, new process to first answer: median {statistics.median(times):.0f} ms"

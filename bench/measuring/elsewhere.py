@@ -35,6 +35,11 @@ from .setup import Setup
 
 PATIENCE = 10.0
 """Seconds that a process has to end by itself."""
+WORKER = (
+    "import sys; sys.path[:] = [sys.argv[1], *filter(None, sys.path)];"
+    " from bench.measuring.worker import main; sys.exit(main())"
+)
+"""Not `-m`, with which Python looks for modules in the current folder first, among the user's own files."""
 PACKAGES = Path(__file__).resolve().parents[2]
 """The folder that holds bench and runtime."""
 
@@ -52,30 +57,35 @@ class Memory:
 class Elsewhere:
     """A contestant in a process of its own. Used by one thread."""
 
-    def __init__(self, process: subprocess.Popen[str], python: str, log: IO[str], setup: Setup) -> None:
-        began = time.time_ns()
+    def __init__(
+        self, process: subprocess.Popen[str], began_ns: int, python: str, log: IO[str], setup: Setup
+    ) -> None:
+        """began_ns: of the monotonic clock, before the process was started."""
         self._process, self._python, self._log, self._setup = process, python, log, setup
-        about = self._ask(setup.to_dict())["ready"]
+        about = self._ask(setup.to_dict(), "ready")["ready"]
         self.description = Description(**about["description"])
         self.fed: str = about["fed"]
-        self.cold_ms = (about["first_answer_ns"] - began) / 1e6
+        self.cold_ms = (about["first_answer_ns"] - began_ns) / 1e6
         """From the start of the process to its first answer."""
 
     def turn(self, calls: int, settle: int) -> np.ndarray:
         """Durations (calls,) int64 ns, after `settle` untimed calls. Raises what was raised there."""
-        return np.array(self._ask({"turn": [calls, settle]})["ns"], np.int64)
+        return np.array(self._ask({"turn": [calls, settle]}, "ns")["ns"], np.int64)
 
     def answers(self, data: str, split: str, limit: int | None) -> Answers:
         """What it says to labeled images."""
-        found = self._ask({"answers": {"data": data, "split": split, "limit": limit}})
-        parts = {name: np.array(values, np.int64) for name, values in found.items()}
-        return Answers(parts["indices"], parts["labels"], parts["classes"], parts["right"] > 0)
+        found = self._ask({"answers": {"data": data, "split": split, "limit": limit}}, "classes")
+        indices, labels, classes, right = (
+            np.array(found[name], np.int64) for name in ("indices", "labels", "classes", "right")
+        )
+        return Answers(indices, labels, classes, right > 0, found["images_sha256"])
 
     def memory(self) -> Memory:
         """Of the process until now."""
-        return Memory(**self._ask({"memory": True}))
+        return Memory(**self._ask({"memory": True}, "peak"))
 
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _ask(self, request: dict[str, Any], wanted: str) -> dict[str, Any]:
+        """The answer, which has the key `wanted`."""
         assert self._process.stdin and self._process.stdout
         try:
             self._process.stdin.write(files.json_text(request) + "\n")
@@ -83,17 +93,27 @@ class Elsewhere:
         except OSError:  # it has ended; what it said last tells why
             pass
         line = self._process.stdout.readline()
-        try:
-            found: dict[str, Any] = json.loads(line)
-        except ValueError:
-            raise MissingError(self._ended()) from None
+        found = _object(line)
+        if "error" not in found and wanted not in found:
+            raise MissingError(self._said(line) if line else self._ended())
         if "error" in found:
             kind, text = found["error"]
             raise getattr(errors, kind, MissingError)(f"in {self._python}: {text}")
         return found
 
+    def _said(self, line: str) -> str:
+        self._process.kill()
+        return (
+            f"{self._python} printed {files.short(line.strip())!r} where the answer of a measurement was"
+            " expected. Let nothing be printed when it starts, such as by a sitecustomize.py"
+        )
+
     def _ended(self) -> str:
-        code = self._process.wait(PATIENCE)
+        try:
+            code = self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:  # it has closed its output, and goes on
+            self._process.kill()
+            code = self._process.wait()
         self._log.seek(0)
         said = [line for line in self._log.read().splitlines() if line.strip()]
         return (
@@ -115,11 +135,21 @@ def elsewhere(setup: Setup, python: Path | None = None) -> Iterator[Elsewhere]:
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log,
     ):
         places = PACKAGES if python is None else copied(Path(folder))
+        began = time.monotonic_ns()
         process = _start(interpreter, places, log)
         try:
-            yield Elsewhere(process, interpreter, log, setup)
+            yield Elsewhere(process, began, interpreter, log, setup)
         finally:
             _end(process)
+
+
+def _object(line: str) -> dict[str, Any]:
+    """The JSON object that a line is; empty where it is not one."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def copied(folder: Path) -> Path:
@@ -132,7 +162,7 @@ def copied(folder: Path) -> Path:
 def _start(interpreter: str, places: Path, log: IO[str]) -> subprocess.Popen[str]:
     try:
         return subprocess.Popen(
-            [interpreter, "-m", "bench.measuring.worker"],
+            [interpreter, "-c", WORKER, str(places)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -8,7 +8,7 @@ Elsewhere: the calls (bench.calls), whose turn it is (bench.comparing.race), oth
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,10 +57,18 @@ def opened(setup: Setup) -> Iterator[Here]:
 
 def ready(predictor: Predictor, setup: Setup) -> Here:
     """An open artifact with its calls. Raises UsageError where there are none at this boundary."""
+    fed, call = called(predictor, setup)
+    return Here(describe(predictor, setup.on), fed, call)
+
+
+def called(predictor: Predictor, setup: Setup) -> tuple[str, Callable[[], Any]]:
+    """What the calls are fed, in words, and one call. Raises as `ready` does."""
     images = open_images(setup.data, setup.split) if setup.data else None
     size = calls.parse_size(setup.img_size) if setup.img_size else None
     boundary = setup.boundary.replace("-", "_")
-    made = calls.make_calls(predictor, setup.batch, size=size, images=images, seed=setup.seed)
+    made = calls.make_calls(
+        predictor, setup.batch, size=size, images=images, seed=setup.seed, boundaries=(boundary,)
+    )
     if boundary not in made.functions:
         raise UsageError(f"{setup.path}: --boundary {setup.boundary}: {made.not_measured[boundary]}")
-    return Here(describe(predictor, setup.on), made.inputs[boundary], made.functions[boundary])
+    return made.inputs[boundary], made.functions[boundary]

@@ -40,14 +40,16 @@ def _serve(asked: IO[str], answers: IO[str]) -> None:
     if not line:
         return
     before = memory_bytes()
-    from ..subject import open_artifact
-    from .setup import Setup, ready
+    from ..comparing.race import Here
+    from ..subject import describe, open_artifact
+    from .setup import Setup, called
 
     setup = Setup.from_dict(json.loads(line))
     with open_artifact(setup.path, setup.on) as predictor:
-        here = ready(predictor, setup)
-        here.call()
-        first = time.time_ns()
+        fed, call = called(predictor, setup)
+        call()
+        first = time.monotonic_ns()  # of the system, as the one who started this process reads it
+        here = Here(describe(predictor, setup.on), fed, call)
         about = {"description": here.description.to_dict(), "fed": here.fed, "first_answer_ns": first}
         _say(answers, {"ready": about})
         for line in asked:
@@ -77,15 +79,25 @@ def _say(answers: IO[str], values: dict[str, Any]) -> None:
 
 def memory_bytes() -> int | None:
     """Resident memory of this process now; None where the system does not say."""
+    return _of_status("VmRSS")
+
+
+def _of_status(field: str) -> int | None:
+    """A size that Linux tells of this process, bytes."""
     try:
-        words = STATUS.read_text().split("VmRSS:", 1)[1].split()
+        words = STATUS.read_text().split(f"{field}:", 1)[1].split()
     except (OSError, IndexError):
         return None
     return int(words[0]) * 1024
 
 
 def peak_bytes() -> int | None:
-    """The most resident memory that this process ever had; None where the system does not say."""
+    """The most resident memory that this process ever had; None where the system does not say.
+
+    Linux says it in /proc: its `ru_maxrss` also counts the process that started this one.
+    """
+    if (peak := _of_status("VmHWM")) is not None:
+        return peak
     try:
         import resource
     except ImportError:  # Windows

@@ -75,7 +75,7 @@ def _parts(saved: Saved) -> list[tuple[Row, Alike, list[Warned]]]:
     about = saved.need("conditions", dict) if saved.kind == "table" else saved.values
     warned = [
         Warned(str(each.get("kind")), str(each.get("text")))
-        for each in about.get("warnings") or []
+        for each in (saved.need("warnings", list, about) if about.get("warnings") is not None else [])
         if isinstance(each, Mapping)
     ]
     if saved.kind == "table":

@@ -8,7 +8,6 @@ Elsewhere: what the keys mean (each command), tables of several files (bench.res
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,16 +68,10 @@ def read(path: Path) -> Saved:
     """Read a result. Raises ArtifactError for a file that is not one, or of a later format."""
     if not path.is_file() or not is_plain(path):
         raise ArtifactError(f"{path}: no such file. {EXPECTED}")
-    if path.stat().st_size > LARGEST:
-        raise ArtifactError(
-            f"{path}: larger than {LARGEST // 2**20} MiB. Expected what distill bench --save wrote"
-        )
     try:
-        values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(
-            f"{path}: not JSON ({str(error)[:80]}). Expected what distill bench --save wrote"
-        ) from None
+        values = files.from_json(files.read_small(path, LARGEST), str(path))
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}. {EXPECTED}") from None
     if not isinstance(values, dict) or values.get("kind") not in KINDS:
         raise ArtifactError(f"{path}: not a result of distill bench. Write one with --save {path.name}")
     if values.get("large2small_result") != FORMAT:
@@ -113,6 +106,7 @@ def answers(result: AccuracyResult) -> dict[str, Any]:
         "labels": result.labels.tolist(),
         "classes": result.logits.argmax(1).tolist(),
         "right": result.right.astype(int).tolist(),
+        "images_sha256": result.images_sha256,
     }
 
 
@@ -123,7 +117,8 @@ def read_answers(saved: Saved) -> Answers:
     indices, labels, classes, right = (_whole_numbers(saved, name, found) for name in names)
     if len({len(each) for each in (indices, labels, classes, right)}) != 1 or not len(indices):
         raise ArtifactError(f"{saved.path}: answers of different lengths, or none. {AGAIN}")
-    return Answers(indices, labels, classes, right > 0)
+    identity = found.get("images_sha256")  # which older versions left out
+    return Answers(indices, labels, classes, right > 0, identity if isinstance(identity, str) else None)
 
 
 def _whole_numbers(saved: Saved, name: str, within: Mapping[str, Any]) -> np.ndarray:

@@ -102,6 +102,7 @@ def test_no_mark_makes_other_images_or_batches_comparable(kept, first, second):
         {"role": 3},
         {"compute": {"latency_p50_ms": [1]}},
         {"batch": True},
+        {"warnings": 5},
     ],
 )
 def test_a_value_of_another_type_is_refused(kept, damage):

@@ -2,15 +2,19 @@
 
 import json
 import shlex
+import shutil
 
 import numpy as np
 import pytest
 
 from bench import __main__ as cli
+from bench import accuracy
 from bench.accuracy import Answers
 from bench.commands import latency
 from bench.results import saved
+from bench.subject import RunOptions, open_artifact
 from runtime import ArtifactError
+from runtime.images import open_images
 
 GOOD = {"large2small_result": 1, "kind": "accuracy"}
 
@@ -53,6 +57,8 @@ def test_the_command_holds_what_is_not_a_default(tmp_path):
         (b"[1]", "not a result of distill bench"),
         (b'{"kind": "latency"}', "format None of results; this version reads 1"),
         (b'{"kind": "latency", "large2small_result": 2}', "format 2 of results"),
+        (b'{"kind": "latency", "compute": {"latency_p50_ms": 1' + b"0" * 400 + b"}}", "too large"),
+        (b'{"kind": "latency", "compute": {"latency_p50_ms": 1e999}}', "too large"),
     ],
 )
 def test_another_file_is_refused(tmp_path, content, said):
@@ -77,7 +83,7 @@ def test_another_file_is_refused(tmp_path, content, said):
 def test_answers_that_are_none_are_refused(tmp_path, answers):
     path = tmp_path / "x.json"
     path.write_text(json.dumps(GOOD | {"answers": answers}))
-    with pytest.raises(ArtifactError, match="Measure again with --save"):
+    with pytest.raises(ArtifactError, match=r"--save"):
         saved.read_answers(saved.read(path))
 
 
@@ -86,3 +92,17 @@ def test_other_images_are_told_apart(answered):
     other = Answers(one.indices + 1, one.labels, one.classes, one.right)
     assert one.same_images(one) and not one.same_images(other)
     assert not one.same_images(Answers(one.indices, np.roll(one.labels, 1), one.classes, one.right))
+
+
+def test_another_folder_of_as_many_images_is_told_apart_and_a_moved_one_is_not(
+    answered, student, photos, tmp_path
+):
+    def asked(folder):
+        with open_artifact(student, RunOptions()) as predictor:
+            return Answers.of(accuracy.evaluate(predictor, open_images(str(folder), "val")))
+
+    one = saved.read_answers(saved.read(answered))
+    moved, other = shutil.copytree(photos, tmp_path / "moved"), shutil.copytree(photos, tmp_path / "other")
+    path = next(other.rglob("*.png"))
+    path.write_bytes(path.read_bytes() + b"\0")  # the same pixels and names, but not the same file
+    assert one.images_sha256 and one.same_images(asked(moved)) and not one.same_images(asked(other))
