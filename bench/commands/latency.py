@@ -24,7 +24,7 @@ from runtime.images import open_images
 from .. import calls, latency, report, stats, tables
 from ..measuring import clients, energy, worker
 from ..measuring.cold import ColdStart, cold_start
-from ..measuring.layers import profile
+from ..measuring.layers import profile, require_profile
 from ..measuring.setup import Setup
 from ..results import saved
 from ..subject import RunOptions, describe, open_artifact
@@ -84,6 +84,8 @@ class Options(RunOptions):
         settings.check(self)
         stats.parse_percentiles(self.percentiles)
         self.require_read([self.engine])
+        if self.layers:
+            require_profile(self.engine, self)
         if self.img_size is not None:
             calls.parse_size(self.img_size)
 
@@ -128,10 +130,16 @@ def measure(options: Options) -> latency.LatencyResult:
     percents = stats.parse_percentiles(options.percentiles)
     resident = worker.memory_bytes()
     with open_artifact(options.engine, options) as predictor:
-        made = calls.make_calls(predictor, options.batch, size=size, images=images, seed=options.seed)
+        made = calls.make_calls(
+            predictor,
+            options.batch,
+            size=size,
+            images=images,
+            seed=options.seed,
+            boundaries=options.boundaries,
+        )
         before = conditions.now()
-        counters = energy.counters(conditions.gpus_of([predictor.device]))
-        with loading(f"timing {options.engine.name}", still=True), energy.Meter(counters) as meter:
+        with loading(f"timing {options.engine.name}", still=True):
             samples = _samples(options, made)
         subject = describe(predictor, options)
         warned = conditions.warnings(
@@ -139,8 +147,9 @@ def measure(options: Options) -> latency.LatencyResult:
             [taken for name, taken in samples.items() if name in calls.ALIKE],
             [subject.device],
         )
-        counted = meter.energy(options.batch * sum(len(taken) + options.warmup for taken in samples.values()))
         memory = _memory(resident)
+        with loading(f"energy of {options.engine.name}", still=True):
+            counted = _energy(options, made, samples, predictor.device)
         crowd = _crowd(options, made, samples)
         groups = profile(predictor, options, made.batch) if options.layers and made.batch is not None else []
     cold = _cold(options)
@@ -162,12 +171,18 @@ def measure(options: Options) -> latency.LatencyResult:
         fingerprint=env.fingerprint(),
         more={
             "memory": memory,
-            "energy": counted.to_dict(),
+            "energy": {
+                name: counted[name].to_dict() if name in counted else None for name in calls.BOUNDARIES
+            },
             "concurrent": crowd and crowd.to_dict(),
             "cold_start": cold and cold.to_dict(),
             "layers": [group.to_dict() for group in groups],
         },
-        notes=[each.line for each in (*groups, counted, crowd, cold) if each and each.line],
+        notes=[
+            *(each.line for each in groups),
+            *(f"{name.replace('_', '-')}: {each.line}" for name, each in counted.items() if each.line),
+            *(each.line for each in (crowd, cold) if each),
+        ],
     )
 
 
@@ -182,6 +197,22 @@ def _samples(options: Options, made: calls.Calls) -> dict[str, np.ndarray]:
         )
         for name in options.boundaries
         if name in made.functions
+    }
+
+
+def _energy(
+    options: Options, made: calls.Calls, samples: dict[str, np.ndarray], device: str
+) -> dict[str, energy.Energy]:
+    """Of each boundary, in calls of their own: whoever looks at the counters wakes up in between."""
+    gpus = conditions.gpus_of([device])
+    return {
+        name: energy.measure(
+            made.functions[name],
+            energy.counters(gpus),
+            options.batch,
+            min(float(taken.sum()) / stats.NS_PER_S, energy.MOST_SECONDS),
+        )
+        for name, taken in samples.items()
     }
 
 

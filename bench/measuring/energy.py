@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
+import os
 import re
 import threading
 import time
@@ -20,7 +22,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from .. import latency
+
 SYS = Path("/sys")
+MOST_SECONDS = 5.0
+"""Longest time for which calls are repeated to count their energy."""
 EVERY = 0.05
 """Seconds between two looks at a power, of which the energy is the integral, or at a counter that starts
 again."""
@@ -57,26 +63,32 @@ class Counter:
     """Joules counted until now, by differences of a counter or by integrating a power."""
 
     name: str
-    read: Callable[[], float]
-    """Joules, or watts where `is_power`."""
+    read: Callable[[], float | None]
+    """Joules, or watts where `is_power`; None where it cannot be read at the moment."""
     is_power: bool = False
     wraps_at: float = 0.0
     """Joules after which it starts again at 0; 0: never."""
     joules: float = 0.0
-    last: float = 0.0
+    last: float | None = None
     when: float = 0.0
+    is_whole: bool = False
+    """Was it read at the start and at the last look? Else its joules are not those of all calls."""
 
     def start(self, now: float) -> None:
         """Begin to count."""
         self.joules, self.last, self.when = 0.0, self.read(), now
+        self.is_whole = self.last is not None
 
     def look(self, now: float) -> None:
-        """Count what has passed since the last look."""
-        value = self.read()
+        """Count what has passed since the last look that could read it."""
+        value, last = self.read(), self.last
+        self.is_whole = value is not None and last is not None
+        if value is None or last is None:
+            return
         if self.is_power:
-            self.joules += (value + self.last) / 2 * (now - self.when)
+            self.joules += (value + last) / 2 * (now - self.when)
         else:
-            passed = value - self.last
+            passed = value - last
             self.joules += passed + self.wraps_at if passed < 0 and self.wraps_at else max(passed, 0.0)
         self.last, self.when = value, now
 
@@ -108,10 +120,13 @@ class Meter:
         self.seconds += self.clock()
 
     def energy(self, images: int) -> Energy:
-        """What was counted, for so many images."""
-        joules: dict[str, float] = {}
-        for counter in self.counters:
-            joules[counter.name] = joules.get(counter.name, 0.0) + counter.joules
+        """What was counted, for so many images; without a counter that failed, and those of the same name."""
+        names = dict.fromkeys(counter.name for counter in self.counters)
+        joules = {
+            name: math.fsum(counter.joules for counter in self.counters if counter.name == name)
+            for name in names
+            if all(counter.is_whole for counter in self.counters if counter.name == name)
+        }
         return Energy(joules, self.seconds, images)
 
     def _watch(self) -> None:
@@ -121,6 +136,15 @@ class Meter:
     def _look(self) -> None:
         for counter in self.counters:
             counter.look(self.clock())
+
+
+def measure(call: Callable[[], Any], known: list[Counter], batch: int, seconds: float) -> Energy:
+    """Of calls on `batch` images each, for about so many seconds; without counters nothing is called."""
+    if not known:
+        return Energy({}, 0.0, 0)
+    with Meter(known) as meter:
+        made = len(latency.measure(call, warmup=0, duration=seconds))
+    return meter.energy(batch * made)
 
 
 def counters(gpus: Iterable[int] = ()) -> list[Counter]:
@@ -134,7 +158,7 @@ def _rapl() -> list[Counter]:
     for folder in sorted((SYS / "class" / "powercap").glob("intel-rapl:*")):
         name, energy = _text(folder / "name"), folder / "energy_uj"
         if name and name.startswith("package") and _number(energy) is not None:
-            most = _joules(folder / "max_energy_range_uj")
+            most = _joules(folder / "max_energy_range_uj") or 0.0
             found.append(Counter("cpu", functools.partial(_joules, energy), wraps_at=most))
     return found
 
@@ -152,7 +176,9 @@ def _rails() -> list[Counter]:
 
 
 def _nvml(gpus: Iterable[int]) -> list[Counter]:
-    """Through the package nvidia-ml-py where it is installed; GPUs from Volta on count their energy."""
+    """Through the package nvidia-ml-py where it is installed; GPUs from Volta on count their energy. gpus: as
+    CUDA numbers them.
+    """
     if not (wanted := sorted(gpus)):
         return []
     try:
@@ -163,7 +189,9 @@ def _nvml(gpus: Iterable[int]) -> list[Counter]:
     found = []
     for index in wanted:
         try:
-            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            handle = _handle(nvml, index)
+            if handle is None:
+                continue
             nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
         except nvml.NVMLError:
             continue
@@ -171,19 +199,45 @@ def _nvml(gpus: Iterable[int]) -> list[Counter]:
     return found
 
 
-def _joules_of(nvml: Any, handle: Any) -> float:
+def _handle(nvml: Any, index: int) -> Any:
+    """Of the GPU that CUDA numbers so: NVML knows nothing of CUDA_VISIBLE_DEVICES. None where it is not told
+    which one that is. Raises NVMLError.
+    """
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
+        chosen = str(index)
+    else:
+        named = [word.strip() for word in visible.split(",")]
+        chosen = named[index] if index < len(named) else ""
+    if chosen.isdecimal():
+        is_ordered = os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or nvml.nvmlDeviceGetCount() == 1
+        return nvml.nvmlDeviceGetHandleByIndex(int(chosen)) if is_ordered or _are_alike(nvml) else None
+    return nvml.nvmlDeviceGetHandleByUUID(chosen) if chosen.startswith("GPU-") else None
+
+
+def _are_alike(nvml: Any) -> bool:
+    """Are all GPUs of one model? CUDA puts the fastest first, and else goes by the bus as NVML does."""
+    handles = [nvml.nvmlDeviceGetHandleByIndex(each) for each in range(nvml.nvmlDeviceGetCount())]
+    return len({nvml.nvmlDeviceGetName(handle) for handle in handles}) == 1
+
+
+def _joules_of(nvml: Any, handle: Any) -> float | None:
     """NVML counts millijoules."""
-    return float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
+    try:
+        return float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
+    except nvml.NVMLError:  # such as a GPU that was lost
+        return None
 
 
-def _watts(volts: Path, amperes: Path) -> float:
+def _watts(volts: Path, amperes: Path) -> float | None:
     """Of files in millivolts and milliamperes."""
-    return (_number(volts) or 0.0) * (_number(amperes) or 0.0) / 1e6
+    volt, ampere = _number(volts), _number(amperes)
+    return None if volt is None or ampere is None else volt * ampere / 1e6
 
 
-def _joules(file: Path) -> float:
-    """Of a file in microjoules; 0 where it cannot be read any more."""
-    return (_number(file) or 0.0) / 1e6
+def _joules(file: Path) -> float | None:
+    """Of a file in microjoules."""
+    number = _number(file)
+    return None if number is None else number / 1e6
 
 
 def _number(file: Path) -> float | None:

@@ -27,8 +27,20 @@ from runtime.backends.ort import OrtBackend
 
 from ..subject import RunOptions
 
+PROFILED = ("onnxruntime", "openvino")
 CALLS, WARMUP = 20, 3
 ENDING = "_kernel_time"
+CONVOLUTIONS = ("Conv", "ConvInteger")
+LAYERS = frozenset(
+    (
+        *("Conv", "FusedConv", "NhwcConv", "NhwcFusedConv", "QLinearConv", "ConvInteger", "Convolution"),
+        *("ConvTranspose", "QLinearConvTranspose", "Deconvolution", "GroupConvolution"),
+        *("ConvolutionBackpropData", "GroupConvolutionBackpropData"),
+        *("Gemm", "FusedGemm", "QGemm", "MatMul", "FusedMatMul", "QLinearMatMul", "MatMulInteger"),
+        *("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "FullyConnected"),
+    )
+)
+"""What ONNX Runtime and OpenVINO call layers with weights."""
 BEHIND = "_/.:"
 """What may stand behind the name of a layer in that of an engine."""
 
@@ -45,6 +57,8 @@ class Ran:
     """Values that it gave; None where the engine does not say."""
     weights: tuple[int, ...] | None = None
     """Shape of its weights, where the engine says."""
+    image: tuple[int, ...] = ()
+    """Shape of its input, likewise."""
 
 
 @dataclass(frozen=True)
@@ -72,21 +86,25 @@ class Group:
         return f"{self.share_percent:.0f} % {self.kind}: {self.ms:.3g} ms in {self.layers} layers{macs}"
 
 
+def require_profile(path: Path, on: RunOptions) -> None:
+    """Raise UsageError where a file runs on an engine that has no profile here."""
+    engine = on.backend(path).name
+    if engine not in PROFILED:
+        raise UsageError(
+            f"--layers reads the profiles of ONNX Runtime and OpenVINO, and {path} runs on {engine}. Leave it"
+            " out"
+        )
+
+
 def profile(predictor: Predictor, on: RunOptions, x: np.ndarray) -> list[Group]:
     """Groups of the layers of an open artifact, for a batch x (N, C, H, W).
 
     Raises UsageError for an engine that has no profile here.
     """
-    path, engine = predictor.path, on.backend(predictor.path).name
-    if engine == "onnxruntime":
-        ran = _onnxruntime(predictor, on, x)
-    elif engine == "openvino":
-        ran = _openvino(predictor, on, x)
-    else:
-        raise UsageError(
-            f"--layers reads the profiles of ONNX Runtime and OpenVINO, and {path} runs on {engine}"
-        )
-    return grouped(ran, weighted_layers(path), CALLS)
+    require_profile(predictor.path, on)
+    is_openvino = on.backend(predictor.path).name == "openvino"
+    ran = _openvino(predictor, on, x) if is_openvino else _onnxruntime(predictor, on, x)
+    return grouped(ran, weighted_layers(predictor.path), CALLS)
 
 
 def _onnxruntime(predictor: Predictor, on: RunOptions, x: np.ndarray) -> list[Ran]:
@@ -120,7 +138,7 @@ def onnxruntime_layers(events: Iterable[Mapping[str, Any]], skipped: int) -> lis
             operator = str(about.get("op_name"))
             weights = inputs[1] if len(inputs) > 1 and len(inputs[1]) > 1 and is_layer(operator) else None
             name = name.removesuffix(ENDING)
-            found.append(Ran(name, operator, event["dur"] / 1e6, outputs, weights))
+            found.append(Ran(name, operator, event["dur"] / 1e6, outputs, weights, (*inputs, ())[0]))
     return found
 
 
@@ -147,11 +165,12 @@ def grouped(ran: Sequence[Ran], layers: Mapping[str, Weighted], calls: int) -> l
     for each in ran:
         layer = layers.get(matching(each.name, layers) or "")
         if each.weights and not layer:  # renamed, such as by ONNX Runtime's own layout
-            layer = Weighted(each.operator.removeprefix("Fused"), each.weights)
+            layer = seen(each.operator, each.image, each.weights)
         kind = kind_of(each.operator, layer)
         kinds.setdefault(kind, []).append(each)
-        if layer and each.outputs and is_layer(each.operator):
-            macs[kind] = macs.get(kind, 0) + each.outputs * inputs_of(layer)
+        per_output = inputs_of(layer) if layer and is_layer(each.operator) else None
+        if per_output and each.outputs:
+            macs[kind] = macs.get(kind, 0) + each.outputs * per_output
     total = math.fsum(each.seconds for each in ran) or 1.0
     made = [
         Group(
@@ -174,24 +193,43 @@ def matching(name: str, layers: Mapping[str, Weighted]) -> str | None:
 
 def kind_of(operator: str, layer: Weighted | None) -> str:
     """Operator with its kernel size; the engine's word where it has no weights, or moves data around a layer
-    (Reorder, Transpose, QuantizeLinear).
+    (Reorder, Transpose, Convert, QuantizeLinear).
     """
     if layer is None or not is_layer(operator):
         return operator
     if len(layer.shape) < 3:
         return layer.operator
     size = "x".join(map(str, layer.shape[2:]))
-    is_depthwise = layer.shape[1] == 1 and layer.shape[0] > 1
+    is_depthwise = layer.group > 1 and layer.group == inputs_in_all(layer)
     return f"{'depthwise ' if is_depthwise else ''}{layer.operator} {size}"
 
 
 def is_layer(operator: str) -> bool:
     """Is it a layer with weights, as engines call them?"""
-    return any(word in operator for word in ("Conv", "Gemm", "MatMul", "FullyConnected"))
+    return operator in LAYERS
 
 
-def inputs_of(layer: Weighted) -> int:
-    """Multiply-accumulates for each output value."""
-    if len(layer.shape) == 2:  # (K, N) of MatMul; of Gemm either way, and the smaller side is the classes
-        return layer.shape[0] if layer.operator == "MatMul" else max(layer.shape)
+def inputs_in_all(layer: Weighted) -> int:
+    """Channels of a convolution's input."""
+    return layer.shape[0] if "Transpose" in layer.operator else layer.shape[1] * layer.group
+
+
+def inputs_of(layer: Weighted) -> int | None:
+    """Multiply-accumulates for each output value; None for a transposed convolution, where that depends on
+    its strides and on the place.
+    """
+    if "Transpose" in layer.operator:
+        return None
+    if len(layer.shape) == 2:
+        return layer.shape[1 if layer.is_transposed else 0]
+    if len(layer.shape) == 1 or layer.operator not in CONVOLUTIONS:  # a MatMul of stacked matrices
+        return layer.shape[max(len(layer.shape) - 2, 0)]
     return math.prod(layer.shape[1:])
+
+
+def seen(operator: str, image: tuple[int, ...], weights: tuple[int, ...]) -> Weighted:
+    """A layer that an engine has renamed, from the shapes of its input (N, C, H, W) or (N, C) and weights."""
+    operator = operator.removeprefix("Nhwc").removeprefix("Fused").removeprefix("QLinear")
+    if len(weights) > 2 and len(image) > 1 and image[1] % weights[1] == 0:
+        return Weighted(operator, weights, image[1] // weights[1])
+    return Weighted(operator, weights, 1, len(weights) == 2 and bool(image) and weights[0] != image[-1])

@@ -38,8 +38,8 @@ def network(tmp_path):
 def test_layers_of_a_file_are_those_with_weights(network):
     assert weighted_layers(network) == {
         "stem": Weighted("Conv", (16, 3, 3, 3)),
-        "mixer.dw": Weighted("Conv", (16, 1, 5, 5)),
-        "head": Weighted("Gemm", (4, 16)),
+        "mixer.dw": Weighted("Conv", (16, 1, 5, 5), group=16),
+        "head": Weighted("Gemm", (4, 16), is_transposed=True),
     }
 
 
@@ -56,12 +56,12 @@ def test_weights_are_found_behind_their_scales(tmp_path):
 
 
 def test_groups_of_a_profile_by_hand():
-    known = {"a": Weighted("Conv", (8, 3, 3, 3)), "a.b": Weighted("Conv", (8, 1, 7, 7))}
+    known = {"a": Weighted("Conv", (8, 3, 3, 3)), "a.b": Weighted("Conv", (8, 1, 7, 7), group=8)}
     one_call = [
         Ran("a_token_1", "QLinearConv", 0.002, 8 * 100),
         Ran("a.b/WithoutBiases", "Convolution", 0.005, 8 * 100),
         Ran("a_QuantizeLinear", "QuantizeLinear", 0.001, 300),
-        Ran("relu_nchwc", "FusedConv", 0.002, 800, (8, 3, 3, 3)),
+        Ran("relu_nchwc", "FusedConv", 0.002, 800, (8, 3, 3, 3), (1, 3, 10, 10)),
     ]
     depthwise, conv, moved = layers.grouped(one_call * 2, known, calls=2)
     assert (depthwise.kind, depthwise.layers, depthwise.macs) == ("depthwise Conv 7x7", 1, 8 * 100 * 49)
@@ -70,6 +70,35 @@ def test_groups_of_a_profile_by_hand():
     assert [group.ms for group in (depthwise, conv, moved)] == pytest.approx([5, 4, 1])
     assert [group.share_percent for group in (depthwise, conv, moved)] == pytest.approx([50, 40, 10])
     assert depthwise.line.startswith("50 % depthwise Conv 7x7: 5 ms in 1 layers")
+
+
+@pytest.mark.parametrize(
+    ("layer", "kind", "each"),
+    [
+        (Weighted("Gemm", (1000, 768), is_transposed=True), "Gemm", 768),
+        (Weighted("Gemm", (768, 1000)), "Gemm", 768),
+        (Weighted("Gemm", (768, 10)), "Gemm", 768),
+        (Weighted("Gemm", (10, 768), is_transposed=True), "Gemm", 768),
+        (Weighted("MatMul", (768, 1000)), "MatMul", 768),
+        (Weighted("Conv", (8, 1, 3, 3)), "Conv 3x3", 9),  # of a gray image
+        (Weighted("Conv", (16, 1, 3, 3), group=8), "depthwise Conv 3x3", 9),
+        (Weighted("Conv", (16, 4, 3, 3), group=2), "Conv 3x3", 36),
+        (Weighted("ConvTranspose", (8, 1, 2, 2), group=8), "depthwise ConvTranspose 2x2", None),
+        (Weighted("ConvTranspose", (8, 1, 2, 2)), "ConvTranspose 2x2", None),
+    ],
+)
+def test_kind_and_products_of_a_layer_by_hand(layer, kind, each):
+    assert layers.kind_of(layer.operator, layer) == kind and layers.inputs_of(layer) == each
+    assert layers.kind_of("Convert", layer) == "Convert"  # beside it, where a kind of number is changed
+    (group,) = layers.grouped([Ran("a", layer.operator, 0.001, 10)], {"a": layer}, calls=1)
+    assert group.macs == (10 * each if each else None)
+
+
+def test_a_renamed_layer_is_told_by_the_shapes_that_went_in():
+    assert layers.seen("FusedConv", (1, 8, 9, 9), (8, 1, 3, 3)) == Weighted("Conv", (8, 1, 3, 3), 8)
+    assert layers.seen("Conv", (1, 1, 9, 9), (8, 1, 3, 3)) == Weighted("Conv", (8, 1, 3, 3), 1)
+    assert layers.inputs_of(layers.seen("FusedGemm", (1, 768), (1000, 768))) == 768
+    assert layers.inputs_of(layers.seen("FusedGemm", (1, 768), (768, 1000))) == 768
 
 
 def test_a_name_that_only_begins_alike_is_another_layer():
@@ -84,6 +113,11 @@ def test_the_first_calls_of_a_profile_are_left_out():
     others = [event | {"name": "a_fence_before"}, {"cat": "Session", "name": "model_run", "dur": 5}]
     found = layers.onnxruntime_layers([*others, *events], skipped=1)
     assert [each.seconds for each in found] == pytest.approx([10e-6, 30e-6])
+
+
+def test_an_engine_without_a_profile_is_refused_before_it_is_opened(tmp_path, capsys):
+    assert cli.main(["latency", str(tmp_path / "a.plan"), "--layers"]) == 2
+    assert "a.plan runs on tensorrt. Leave it out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
