@@ -127,15 +127,24 @@ class Description:
     @property
     def ran_on(self) -> str:
         """The engine, what it runs on and how, for a person."""
-        words = [
-            self.engine,
-            self.provider,
-            f"device {self.device}",
-            f"{self.threads} thread{'s' if self.threads > 1 else ''}" if self.threads else None,
-            f"{self.contexts} contexts" if (self.contexts or 1) > 1 else None,
-            "CUDA graph" if self.cuda_graph else None,
-        ]
-        return ", ".join(word for word in words if word)
+        return ran_on(
+            self.engine, self.provider, self.device, self.threads, self.contexts, bool(self.cuda_graph)
+        )
+
+
+def ran_on(
+    engine: str, provider: str, device: str, threads: int | None, contexts: int | None, cuda_graph: bool
+) -> str:
+    """The engine, what it runs on and how, for a person."""
+    words = [
+        engine,
+        provider,
+        f"device {device}",
+        f"{threads} thread{'s' if threads > 1 else ''}" if threads else None,
+        f"{contexts} contexts" if (contexts or 1) > 1 else None,
+        "CUDA graph" if cuda_graph else None,
+    ]
+    return ", ".join(word for word in words if word)
 
 
 def open_artifact(path: Path, on: RunOptions) -> Predictor:

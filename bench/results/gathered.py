@@ -1,14 +1,15 @@
 """Saved results as one table: rows that were measured on different days, and whether they may stand together.
 
 In:  results that `bench latency`, `bench accuracy` and `bench table` saved.
-Out: a `Table`; UsageError where machines, engines, images or batch differ and nobody allowed that.
+Out: a `Table`; UsageError where machines, engines, their settings, images or batch differ and nobody allowed
+that.
 Elsewhere: the files (bench.results.saved), rows (bench.table), how it is shown (bench.tables).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,13 @@ from runtime import ArtifactError, UsageError, env
 from runtime.env.conditions import Warned
 
 from .. import stats
+from ..subject import ran_on
 from ..table import Origins, Row, Table, points, speedup
 from .saved import AGAIN, Saved
 
 MACHINE = ("cpu", "cores", "system", "gpu")
+WAY = ("with", "hint")
+"""What is said of the engine's settings: "with CPUExecutionProvider, device cpu, 4 threads"."""
 OF_LATENCY = ("latency_p50_ms", "latency_p99_ms", "throughput_images_per_s")
 OF_ACCURACY = (
     "top1_percent",
@@ -45,21 +49,18 @@ def gather(results: Sequence[Saved], mixed: bool) -> Table:
     Raises UsageError for results that cannot stand in one table, ArtifactError for a damaged file.
     """
     found = [part for saved in results for part in _parts(saved)]
-    groups = list(dict.fromkeys(alike for _, alike, _ in found))
+    groups = _groups(found)
     if len(groups) > 1 and not mixed:
         raise UsageError(
             f"{results[0].path} and the others were not measured alike: {_difference(groups)}. Measure them"
             " again together, or add --mixed to mark the rows"
         )
     _require_one("images", [str(each) for saved in results if (each := _images(saved))])
-    _require_one("batch", [f"batch {row.batch}" for row, *_ in found if row.batch])
-    rows: dict[tuple[str, int], Row] = {}
-    for row, alike, _ in found:
-        key = row.sha256 or row.file, groups.index(alike)
-        rows[key] = _joined(rows[key], row) if key in rows else row
+    _require_one("batch", [f"batch {part.row.batch}" for part in found if part.row.batch])
+    rows = _rows(found, groups)
     marked = [replace(row, group=group + 1 if len(groups) > 1 else None) for (_, group), row in rows.items()]
     ordered = sorted(marked, key=lambda row: {"teacher": 0, "control": 1}.get(row.role or "", 2))
-    warned = list(dict.fromkeys(each for *_, some in found for each in some))
+    warned = list(dict.fromkeys(each for part in found for each in part.warned))
     return Table(_compared(ordered), Origins(_origins(results, groups), warned))
 
 
@@ -67,7 +68,56 @@ Alike = tuple[tuple[str, str], ...]
 """What rows of one table have in common: (what, value)."""
 
 
-def _parts(saved: Saved) -> list[tuple[Row, Alike, list[Warned]]]:
+@dataclass(frozen=True)
+class _Part:
+    """What one file says of one artifact."""
+
+    row: Row
+    alike: Alike
+    """Machine and engine."""
+    way: Alike
+    """How the engine was set, where times were taken; accuracy does not depend on it."""
+    warned: list[Warned]
+    made: str
+
+    @property
+    def artifact(self) -> str:
+        return self.row.sha256 or self.row.file
+
+    def groups(self, known: Sequence[Alike]) -> list[int]:
+        """The groups that it may be in: its own, or for an accuracy all of its machine and engine."""
+        left_out = () if self.way else WAY
+        wanted = self.alike + self.way
+        return [
+            place
+            for place, group in enumerate(known)
+            if tuple(pair for pair in group if pair[0] not in left_out) == wanted
+        ]
+
+
+def _groups(parts: Sequence[_Part]) -> list[Alike]:
+    """What was measured alike, in the order of the files."""
+    timed = [part.alike + part.way for part in parts if part.way]
+    alone = [part.alike for part in parts if not part.groups(timed)]
+    found = [part.alike + part.way for part in parts]
+    return list(dict.fromkeys(each for each in found if each in timed or each in alone))
+
+
+def _rows(parts: Sequence[_Part], groups: Sequence[Alike]) -> dict[tuple[str, int], Row]:
+    """A row for each artifact and group, in the order of the files; what was measured last counts."""
+    timed = {(part.artifact, part.groups(groups)[0]) for part in parts if part.way}
+    places: list[tuple[_Part, list[tuple[str, int]]]] = []
+    for part in parts:
+        keys = [(part.artifact, group) for group in part.groups(groups)]
+        places.append((part, [key for key in keys if key in timed] or keys[:1]))
+    found: dict[tuple[str, int], Row] = {}
+    for part, keys in sorted(places, key=lambda each: each[0].made):
+        for key in keys:
+            found[key] = _joined(found[key], part.row) if key in found else part.row
+    return {key: found[key] for _, keys in places for key in keys}
+
+
+def _parts(saved: Saved) -> list[_Part]:
     if saved.kind not in KINDS:
         raise UsageError(
             f"{saved.path}: a result of bench {saved.kind}. Expected one of bench {', '.join(KINDS)}"
@@ -79,10 +129,24 @@ def _parts(saved: Saved) -> list[tuple[Row, Alike, list[Warned]]]:
         if isinstance(each, Mapping)
     ]
     if saved.kind == "table":
-        return [
-            (_row_of(saved, each), _alike(saved, about, each), warned) for each in saved.need("rows", list)
-        ]
-    return [(_row(saved), _alike(saved, about, saved.values), warned)]
+        rows = [(_row_of(saved, each), each) for each in saved.need("rows", list)]
+    else:
+        rows = [(_row(saved), saved.values)]
+    return [
+        _Part(
+            row,
+            _alike(saved, about, values),
+            () if saved.kind == "accuracy" else _way(row, about),
+            warned,
+            saved.made,
+        )
+        for row, values in rows
+    ]
+
+
+def _way(row: Row, about: Mapping[str, Any]) -> Alike:
+    """Provider, device, threads and whatever else the row tells behind its engine; the hint."""
+    return (WAY[0], row.ran_on.partition(", ")[2]), (WAY[1], str(about.get("hint")))
 
 
 def _images(saved: Saved) -> tuple[Any, ...] | None:
@@ -123,7 +187,7 @@ def _row(saved: Saved) -> Row:
     """Of `bench latency` or `bench accuracy`."""
     values = saved.values
     known = {name: values.get(name) for name in OF_FILE}
-    known |= {"artifact": values.get("name"), "ran_on": _ran_on(values)}
+    known |= {"artifact": values.get("name"), "ran_on": _ran_on(saved)}
     if saved.kind == "accuracy":
         known |= {name: values.get(name) for name in OF_ACCURACY}
         return _checked(saved, known | {"images": values.get("n"), "skipped": values.get("skipped")})
@@ -147,10 +211,17 @@ def _durations(saved: Saved) -> list[float]:
     return known
 
 
-def _ran_on(values: Mapping[str, Any]) -> str:
-    threads = values.get("threads")
-    words = [values.get("engine"), values.get("provider"), f"device {values.get('device')}"]
-    return ", ".join(str(word) for word in [*words, f"{threads} threads" if threads else None] if word)
+def _ran_on(saved: Saved) -> str:
+    """As a row of `bench table` tells it."""
+    values = saved.values
+    engine, provider, device = (
+        saved.need(name, str) if values.get(name) is not None else ""
+        for name in ("engine", "provider", "device")
+    )
+    threads, contexts = (
+        saved.need(name, int) if values.get(name) is not None else None for name in ("threads", "contexts")
+    )
+    return ran_on(engine, provider, device, threads, contexts, values.get("cuda_graph") is True)
 
 
 def _row_of(saved: Saved, values: Any) -> Row:
@@ -193,8 +264,7 @@ def _compared(rows: Sequence[Row]) -> list[Row]:
 
 def machines(results: Sequence[Saved]) -> list[str]:
     """Where results were measured, a line for each machine and engine."""
-    groups = list(dict.fromkeys(alike for saved in results for _, alike, _ in _parts(saved)))
-    return _machines(groups)
+    return _machines(_groups([part for saved in results for part in _parts(saved)]))
 
 
 def _machines(groups: Sequence[Alike]) -> list[str]:

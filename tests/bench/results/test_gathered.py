@@ -82,6 +82,52 @@ def test_another_engine_is_another_environment(kept):
         gathered.gather(results, mixed=False)
 
 
+EIGHT = {"threads": 8, "provider": "CUDAExecutionProvider", "device": "cuda"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"threads": 1}, "with CPUExecutionProvider, device cpu, 4 threads against .*, 1 thread"),
+        ({"provider": "CUDAExecutionProvider"}, "with .* against CUDAExecutionProvider"),
+        ({"device": "cuda"}, "with .* against CPUExecutionProvider, device cuda"),
+        ({"hint": "throughput"}, "hint None against throughput"),
+        ({"contexts": 2}, "with .* against .*, 2 contexts"),
+        ({"cuda_graph": True}, "with .* against .*, CUDA graph"),
+    ],
+)
+def test_another_setting_of_the_engine_is_not_alike(kept, changes, said):
+    results = [
+        kept("a", "latency", sha256="1", **latency(10.0)),
+        kept("b", "latency", **latency(2.0) | changes),
+    ]
+    with pytest.raises(UsageError, match=f"not measured alike: {said}"):
+        gathered.gather(results, mixed=False)
+
+
+def test_an_accuracy_belongs_to_the_file_however_many_threads_had_it(kept):
+    one, two = latency(10.0, sha256="1"), latency(2.0, sha256="1") | EIGHT
+    right = accuracy(80.0, sha256="1", threads=16)
+    made = gathered.gather([kept("a", "latency", **one), kept("c", "accuracy", **right)], mixed=False)
+    assert [(row.latency_p50_ms, row.top1_percent) for row in made.rows] == [(10.0, 80.0)]
+    results = [kept("a", "latency", **one), kept("b", "latency", **two), kept("c", "accuracy", **right)]
+    made = gathered.gather(results, mixed=True)
+    found = [(row.latency_p50_ms, row.top1_percent, row.group) for row in made.rows]
+    assert found == [(10.0, 80.0, 1), (2.0, 80.0, 2)]
+    alone = gathered.gather([kept("d", "accuracy", **accuracy(70.0, sha256="2")), *results], mixed=True)
+    assert [(row.top1_percent, row.group) for row in alone.rows] == [(70.0, 1), (80.0, 1), (80.0, 2)]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_what_was_measured_last_counts_in_any_order(kept, turned):
+    results = [
+        kept("a", "latency", sha256="1", made="2026-01-02T03:04:05+00:00", **latency(10.0)),
+        kept("b", "latency", sha256="1", made="2026-02-02T03:04:05+00:00", **latency(2.0)),
+    ]
+    made = gathered.gather(results[::-1] if turned else results, mixed=False)
+    assert [row.latency_p50_ms for row in made.rows] == [2.0]
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [(latency(1.0), latency(1.0, batch=8)), (accuracy(1.0), accuracy(1.0, n=99))],
