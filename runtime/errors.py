@@ -44,6 +44,12 @@ class ArtifactError(Large2SmallError):
 
 
 class Interrupted(Large2SmallError):
-    """Stopped by Ctrl-C or SIGTERM after saving. Exit code 130."""
+    """Stopped by a signal after saving. Exit code 128 + its number: 130 for Ctrl-C, 143 for SIGTERM, 129 for
+    SIGHUP.
+    """
 
     exit_code = 130
+
+    def __init__(self, message: str = "", number: int = 2) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number

@@ -92,6 +92,7 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
     path = Path(path)
     try:
         target = _through_own_link(path)
+        _require_not_removed(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         _require_replaceable(target)
         remove_leftovers(target.parent, target.name)
@@ -238,28 +239,59 @@ def _keep(handle: int) -> bool:
     return os.fstat(handle).st_nlink > 0
 
 
+_held: dict[Path, int] = {}
+"""Folders of `only_one`, and the open handle of each."""
+
+
 @contextlib.contextmanager
 def only_one(folder: Path, what: str) -> Iterator[None]:
     """Nobody else may do `what` in `folder` meanwhile: UsageError where another process is at it.
 
-    The lock is on the folder itself: nothing is written, and nothing stays of a process that has ended.
+    The lock is on the folder itself, which is made where it is not there, and removed where it is still empty
+    at the end: nothing stays of a process that has ended. Writing into a folder that was removed meanwhile
+    is an error.
     """
     if fcntl is None:
         yield
         return
-    handle = os.open(folder, os.O_RDONLY)
+    folder = Path(os.path.abspath(folder))
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise explained(error, folder) from error
+    try:
+        _lock(handle, folder, what)
+        _held[folder] = handle
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"{folder}: another process {what} there. Wait for it, or choose another folder"
-            ) from None
-        except OSError:  # a disk without locks
-            pass
-        yield
+            yield
+        finally:
+            del _held[folder]
+            with contextlib.suppress(OSError):  # what holds something by now
+                for each in made:
+                    each.rmdir()
     finally:
         os.close(handle)
+
+
+def _lock(handle: int, folder: Path, what: str) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(
+            f"{folder}: another process {what} there. Wait for it, or choose another folder"
+        ) from None
+    except OSError:  # a disk without locks
+        return
+
+
+def _require_not_removed(target: Path) -> None:
+    for folder, handle in _held.items():
+        if not target.absolute().is_relative_to(folder):
+            continue
+        if not folder.exists() or not os.path.samestat(os.stat(folder), os.fstat(handle)):
+            raise UsageError(f"{folder}: was removed or renamed meanwhile, so {target.name} is not written")
 
 
 def _through_own_link(path: Path) -> Path:

@@ -220,7 +220,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(workspace, start
     wait_for(lambda: (folder / "last.pth").exists())  # the first epoch is over
     time.sleep(0.1)
     run.send(number)
-    assert run.wait() == 130
+    assert run.wait() == 128 + number
     lines = run.stderr.read_text().splitlines()
     steps = updates(folder)
     assert 16 <= steps < 64

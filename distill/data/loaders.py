@@ -356,8 +356,7 @@ def collate(samples: list[Sample]) -> Batch | Large2SmallError:
 
 
 def _worker_init(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(
-        signal.SIGTERM, signal.SIG_IGN
-    )  # sent to the whole group; the main process ends its workers itself
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # sent to all; the main process ends its workers itself
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     torch.set_num_threads(1)

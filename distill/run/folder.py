@@ -82,11 +82,7 @@ def _new(options: TrainOptions) -> Path:
             "no data given. Expected --data DIR (with train/ and val/), npz:FILE, digits or torch/NAME:DIR"
         )
     folder = Path(options.output or f"runs/{_name(options)}")
-    if (folder / "args.yaml").exists() and not options.overwrite:
-        raise UsageError(
-            f"{folder} holds a run already. Continue it: --resume {folder}; replace it: --overwrite; "
-            "or choose another --output"
-        )
+    require_free(options, folder)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file. Choose another --output")
     for flag in ("teacher_ckpt", "student_ckpt", "teacher", "student"):
@@ -99,6 +95,15 @@ def _new(options: TrainOptions) -> Path:
                 " --output"
             )
     return folder
+
+
+def require_free(options: TrainOptions, folder: Path) -> None:
+    """Raise UsageError where a new run would be written over another."""
+    if (folder / "args.yaml").exists() and not options.overwrite and not options.resume:
+        raise UsageError(
+            f"{folder} holds a run already. Continue it: --resume {folder}; replace it: --overwrite; "
+            "or choose another --output"
+        )
 
 
 def _is_replaced(path: Path, folder: Path, overwrite: bool) -> bool:

@@ -8,9 +8,11 @@ Elsewhere: the training itself (distill.training.trainer), its images (distill.r
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -43,7 +45,7 @@ from ..training.numbers import diagnosis
 from ..training.parts import LayerRates, layer_rates
 from ..training.task import Splits, Start, Task, lineage_of
 from . import teacher_fit, trial
-from .folder import remove_old_run, with_files
+from .folder import remove_old_run, require_free, with_files
 from .header import Header, header_of
 from .labels import open_labels
 from .options import TrainOptions
@@ -80,8 +82,20 @@ def run(
     """Train and save. folder: RUN, from `distill.run.folder.choose_folder`; make_trainer:
     what trains, by default `Trainer`.
     """
-    job = prepare(options, folder, make_trainer or trainers.Trainer)
-    return finish(job, [train_role(job, task) for task in job.tasks])
+    with _alone(options, folder):
+        job = prepare(options, folder, make_trainer or trainers.Trainer)
+        return finish(job, [train_role(job, task) for task in job.tasks])
+
+
+@contextlib.contextmanager
+def _alone(options: TrainOptions, folder: Path) -> Iterator[None]:
+    """Hold the run's folder; of several processes of one run the first does so for all."""
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    with files.only_one(folder, "is training"):
+        require_free(options, folder)  # once more: another process may have been faster
+        yield
 
 
 def prepare(

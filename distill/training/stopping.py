@@ -1,4 +1,4 @@
-"""Stopping a training so that it can go on: the first Ctrl-C or SIGTERM is noted, a second one ends it.
+"""Stopping a training so that it can go on: the first signal to stop is noted, a second one ends it.
 
 In:  signals of the process.
 Out: `StopSignal.check`, which raises Interrupted where it is safe to stop.
@@ -16,6 +16,9 @@ from typing import Any
 
 from runtime.errors import Interrupted
 
+STOPS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+"""What asks a training to stop."""
+
 
 class StopSignal:
     """Whether someone asked this process to stop."""
@@ -26,7 +29,7 @@ class StopSignal:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Let the first Ctrl-C or SIGTERM only be noted; a second one ends the process as usual."""
+        """Let the first of STOPS only be noted; a second one ends the process as usual."""
 
         def note(number: int, _: FrameType | None) -> None:
             self.received = number
@@ -35,7 +38,9 @@ class StopSignal:
 
         previous: dict[signal.Signals, Any] = {}
         try:
-            for each in (signal.SIGINT, signal.SIGTERM):
+            for each in STOPS:
+                if each in STOPS[2:] and signal.getsignal(each) == signal.SIG_IGN:  # as nohup leaves it
+                    continue
                 previous[each] = signal.signal(each, note)
         except ValueError:  # not in the main thread: signals are someone else's
             previous.clear()
@@ -50,5 +55,6 @@ class StopSignal:
         if self.received:
             raise Interrupted(
                 f"stopped by {signal.Signals(self.received).name} after step {updates}. "
-                f"Continue: distill train --resume {run}"
+                f"Continue: distill train --resume {run}",
+                self.received,
             )

@@ -311,7 +311,7 @@ class Trainer:
 
     def fit(self, at_end: Callable[[loggers.Loggers, int], None] = lambda log, step: None) -> EpochRecord:
         """Train to the last epoch; returns the best epoch's record. at_end: what else is given to the
-        loggers then, at that step. Raises Interrupted after Ctrl-C or SIGTERM, having saved.
+        loggers then, at that step. Raises Interrupted after a signal to stop, having saved.
         """
         outcome = Outcome.FAILED
         self.log.begin(self._run())

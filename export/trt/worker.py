@@ -9,6 +9,8 @@ Elsewhere: the TensorRT calls (export.trt.build), what the layers mean (export.t
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import re
@@ -30,12 +32,22 @@ from ..graph.read import read_onnx
 from . import build, layers, timing_cache
 from .build import Built, Profile, Settings, Watch
 
+PR_SET_PDEATHSIG = 1
+"""Of Linux, in <linux/prctl.h>."""
+
+
+def _end_with_parent() -> None:
+    """Let the system end this process when its parent has ended, however that ended (Linux)."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # other systems
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
 
 def main() -> int:
     """Build what stdin asks for. The library's own prints go to stderr, so that stdout holds events only."""
     events = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and passes it on
+    _end_with_parent()
     lock, stop = threading.Lock(), threading.Event()
 
     def tell(*values: Any) -> None:

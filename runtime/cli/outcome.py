@@ -8,17 +8,22 @@ Elsewhere: the errors and their codes (runtime.errors).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import select
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from .. import files
 from ..errors import Large2SmallError, MissingError, UsageError
 
+STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""Signals that end a command; Ctrl-C does so anyway."""
 INTERNAL_ERROR = 70
 """Exit code of a bug of ours."""
 
@@ -28,15 +33,55 @@ def run(command: Callable[[], int | None], as_json: bool = False) -> int:
     exit code.
     """
     try:
-        return command() or 0
-    except KeyboardInterrupt:
-        return _report("interrupted", 130, as_json)
+        with _stoppable():
+            return command() or 0
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, _Stopped) else signal.SIGINT
+        said = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+        return _report(said, 128 + number, as_json)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _is_stdout_closed():  # `distill ... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         ours = as_ours(error)
         return _report(str(ours), ours.exit_code, as_json) if ours else _internal(error, as_json)
+
+
+class _Stopped(KeyboardInterrupt):
+    """A signal that ends a command as Ctrl-C does: what it started is ended, temporary files go."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise meanwhile, where nobody listens to them or ignores them; once, so that a
+    second one does not stop the tidying.
+    """
+    owner = os.getpid()
+    before: dict[int, Any] = {}
+
+    def stop(number: int, _: Any) -> None:
+        if os.getpid() != owner:  # a process that was forked meanwhile
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise _Stopped(number)
+
+    try:
+        for each in STOPS:
+            if signal.getsignal(each) == signal.SIG_DFL:
+                before[each] = signal.signal(each, stop)
+    except ValueError:  # not in the main thread: signals are someone else's
+        pass
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _is_stdout_closed() -> bool:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -382,14 +383,34 @@ def test_a_folder_takes_the_place_of_another(tmp_path, monkeypatch, exchange):
 
 @pytest.mark.skipif(os.name == "nt", reason="flock")
 def test_a_folder_is_held_by_one_process_while_it_lives(tmp_path):
-    with (
-        files.only_one(tmp_path, "is training"),
-        pytest.raises(UsageError, match="another process is training there"),
-        files.only_one(tmp_path, "is training"),
-    ):
+    run = tmp_path / "runs" / "a"
+    with files.only_one(run, "is training"):
+        for _ in range(2):  # the refused one takes nothing away
+            with (
+                pytest.raises(UsageError, match="another process is training there"),
+                files.only_one(run, "is training"),
+            ):
+                pass
+            assert os.listdir(run) == []
+        files.write_text(run / "x", "kept")
+    assert os.listdir(run) == ["x"]
+    with files.only_one(run / "b" / "c", "is training"):
         pass
-    with files.only_one(tmp_path, "is training"):
-        assert os.listdir(tmp_path) == []
+    assert os.listdir(run) == ["x"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="flock")
+@pytest.mark.parametrize("again", [False, True])
+def test_nothing_is_written_into_a_folder_that_was_removed(tmp_path, again):
+    run, said = tmp_path / "run", r"was removed or renamed meanwhile, so last\.pth is not written"
+    with files.only_one(run, "is training"), pytest.raises(UsageError, match=said):
+        files.write_text(run / "last.pth", "1")
+        files.write_text(tmp_path / "elsewhere", "1")
+        shutil.rmtree(run)
+        if again:
+            run.mkdir()
+        files.write_text(run / "last.pth", "2")
+    assert os.listdir(tmp_path) == ["elsewhere"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes and devices")

@@ -4,6 +4,7 @@ the teacher was good for.
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from distill.run import job
 from distill.run.folder import absolute
 from distill.run.result import TeacherResult
 from distill.teacher import Origin
+from runtime import files
 from runtime.errors import ArtifactError, DataError, UsageError
 from runtime.images import open_images
 
@@ -173,6 +175,22 @@ def test_an_existing_run_is_refused_and_untouched(run, tmp_path):
     assert code == 2 and out == ""
     assert "holds a run already" in err and "--resume" in err and "--overwrite" in err
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="flock")
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+def test_a_second_training_in_the_same_folder_is_refused(run, tmp_path, more):
+    with files.only_one(tmp_path / "run", "is training"):
+        code, _, said = run("--teacher", "none", *more)
+        assert code == 2 and "another process is training there" in said
+        assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_run_that_another_process_has_made_meanwhile_is_kept(tmp_path):
+    (tmp_path / "args.yaml").write_text("theirs")
+    with pytest.raises(UsageError, match="holds a run already"):
+        job.run(SimpleNamespace(overwrite=False, resume=""), tmp_path)
+    assert (tmp_path / "args.yaml").read_text() == "theirs"
 
 
 def test_overwrite_leaves_nothing_of_the_old_run(run, teacher_file, tmp_path):

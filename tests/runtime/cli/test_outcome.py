@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import sys
 
 import pytest
 
-from runtime import ArtifactError, DataError, GateError, MissingError, UsageError
+from runtime import ArtifactError, DataError, GateError, MissingError, UsageError, files
 from runtime.cli import outcome
 
 
@@ -91,3 +92,57 @@ def test_a_pipe_that_nobody_reads_is_known(monkeypatch):
         os.close(reading)
         assert outcome._is_stdout_closed()
         monkeypatch.undo()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("number", outcome.STOPS)
+def test_a_signal_ends_a_command_and_takes_its_temporary_file_along(number, tmp_path, capsys):
+    before = signal.getsignal(number)
+
+    def command():
+        with files.replacing(tmp_path / "out.bin") as file:
+            file.write(b"half")
+            os.kill(os.getpid(), number)
+
+    assert outcome.run(command) == {signal.SIGTERM: 143, signal.SIGHUP: 129}[number]
+    assert capsys.readouterr().err == f"error: stopped by {signal.Signals(number).name}\n"
+    assert os.listdir(tmp_path) == []
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_second_signal_does_not_stop_the_tidying():
+    tidied = []
+
+    def command():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+            tidied.append(True)
+
+    assert outcome.run(command) == 143
+    assert tidied == [True]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_signal_that_the_caller_ignores_stays_ignored():
+    """As nohup leaves SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert outcome.run(lambda: os.kill(os.getpid(), signal.SIGHUP)) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_that_was_forked_meanwhile_ends_by_the_signal_itself():
+    def command():
+        child = os.fork()
+        if not child:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(5)  # not reached
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    assert outcome.run(command) == -signal.SIGTERM
