@@ -48,7 +48,8 @@ def on_set(
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[np.ndarray, int, int]:
     """(the drawn images after the attack, framed; how many the network gets right before it, and after)."""
-    made, right, still = [], 0, 0
+    frame = framed(np.zeros((1, *preprocess.input_size[1:], 3), np.uint8), preprocess).shape[1:]
+    made, right, still = np.empty((len(drawn), *frame), np.uint8), 0, 0
     model.requires_grad_(False)
     for start in range(0, len(drawn), batch):
         some = drawn[start : start + batch]
@@ -57,9 +58,9 @@ def on_set(
         changed = attacked(model, pixels, labels, some.tolist(), preprocess, attack, device)
         right += int((classes(model, pixels, preprocess, device) == labels).sum())
         still += int((classes(model, changed, preprocess, device) == labels).sum())
-        made.append(framed(changed, preprocess))
+        made[start : start + len(some)] = framed(changed, preprocess)
         progress(start + len(some))
-    return np.concatenate(made), right, still
+    return made, right, still
 
 
 def attacked(
@@ -72,7 +73,8 @@ def attacked(
     device: torch.device,
 ) -> np.ndarray:
     """The images after the attack. indices: their places in the set, from which the random starts come, so
-    that the size of a batch changes nothing. The network has to be in evaluation mode.
+    that these do not depend on the batches; gradients may round differently in a batch of another size. The
+    network has to be in evaluation mode.
     """
     if attack.kind == "none":
         return pixels

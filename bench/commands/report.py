@@ -19,7 +19,7 @@ from ..results import page, saved
 
 SUMMARY = "show saved results in one HTML file, as Markdown and as PNG"
 DESCRIPTION = """Accuracy against latency with intervals and the Pareto front, the table, comparisons, limits,
-machines, commands.
+robustness, machines, commands.
 
 examples:
   {prog} table.json
@@ -31,8 +31,8 @@ class Options:
     """Flags of `distill bench report`."""
 
     results: Annotated[tuple[Path, ...], Flag("FILE", positional=True)]
-    """Results of bench latency, accuracy, table, compare and gate, one or more .json files that --save
-    wrote."""
+    """Results of bench latency, accuracy, table, compare, gate and robustness: one or more .json files
+    that --save wrote."""
     output: Annotated[Path, Flag("FILE.html", aliases=("-o",))] = Path("report.html")
     """Page to write; the same name with .md and .png for the others."""
     mixed: bool = False

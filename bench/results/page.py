@@ -1,4 +1,4 @@
-"""One page about saved results: accuracy against latency, the table, comparisons, limits, machines, commands.
+"""One page about saved results: accuracy against latency, the table, comparisons, limits, robustness.
 
 In:  results that `bench` saved.
 Out: an HTML file that needs nothing else, the same as Markdown, and its drawing as PNG.
@@ -19,7 +19,7 @@ from runtime.cli.terminal import printable
 
 from .. import report, tables
 from ..table import Row
-from . import figures, gathered
+from . import figures, gathered, robust
 from .saved import Saved
 
 
@@ -56,6 +56,9 @@ class Page:
     """(file, artifacts with the reference first)."""
     gates: Sequence[tuple[str, Sequence[tuple[str, bool, str]]]]
     """(artifact, (limit, holds, text))."""
+    robust: Sequence[tuple[str, str, Sequence[Sequence[str]]]]
+    """(file, conditions, name and figures of each artifact)."""
+    robust_headings: Sequence[str]
     commands: Sequence[tuple[str, str, str]]
     """(file, when, command)."""
     shown: Sequence[Row]
@@ -64,8 +67,8 @@ class Page:
 
 
 def outputs(output: Path) -> list[Path]:
-    """The three files: .html, .md, .png."""
-    return [output.with_suffix(suffix) for suffix in (".html", ".md", ".png")]
+    """The three files: the page, .md, .png."""
+    return [output, *(output.with_suffix(suffix) for suffix in (".md", ".png"))]
 
 
 def write(results: Sequence[Saved], output: Path, mixed: bool) -> list[Path]:
@@ -102,6 +105,12 @@ def page_of(results: Sequence[Saved], mixed: bool) -> Page:
         ],
         comparisons=[_comparison(saved) for saved in results if saved.kind == "compare"],
         gates=[_gate(saved) for saved in results if saved.kind == "gate"],
+        robust=[
+            (printable(saved.path.name), robust.conditions(saved), robust.rows(saved))
+            for saved in results
+            if saved.kind == "robustness"
+        ],
+        robust_headings=robust.HEADINGS,
         commands=[
             (printable(saved.path.name), printable(saved.made), printable(saved.command)) for saved in results
         ],
@@ -211,6 +220,9 @@ def to_markdown(page: Page, picture: str) -> str:
                 [[limit, "yes" if holds else "NO", text] for limit, holds, text in checks],
             )
         )
+    for name, conditions, rows in page.robust:
+        parts += [f"## Robustness: {name}", conditions]
+        parts.append(_markdown_table(["artifact", *page.robust_headings], rows))
     parts += [f"Warning: {text}" for text in page.warnings]
     parts += ["## Measured on", *page.notes] if page.notes else []
     parts.append("## Commands")

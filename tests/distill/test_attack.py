@@ -1,6 +1,7 @@
 """FGSM and PGD on a linear network, whose gradient is known; what is written is what artifacts see."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from distill.__main__ import main
 from distill.attack import Attack
 from distill.checkpoint import Checkpoint
 from runtime.errors import UsageError
-from runtime.images import open_images
+from runtime.images import ArraySet, open_images
 from runtime.preprocess import Preprocess
 
 CPU = torch.device("cpu")
@@ -84,6 +85,25 @@ def test_preprocessing_cuts_the_border_off_and_nothing_else(spec):
 def test_a_network_that_enlarges_less_than_its_input_is_refused():
     with pytest.raises(UsageError, match="crop_pct 2"):
         attacks.framed(np.full((1, 8, 8, 3), 9, np.uint8), Preprocess((3, 8, 8), "bilinear", 2.0))
+
+
+def test_all_images_are_held_once_and_refused_before_the_first_is_read():
+    """numpy tells tracemalloc what it holds; of one copy more it would be twice the images."""
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)).eval()
+    images = ArraySet("made", np.zeros((100, 64, 64, 3), np.uint8), np.zeros(100, int), ["a", "b"])
+    spec, attack = Preprocess((3, 64, 64), "bilinear", 1.0), Attack("none", 1, 1, 1.0, 0)
+    tracemalloc.start()
+    try:
+        made, *_ = attacks.on_set(model, images, np.arange(100), spec, attack, CPU, 5)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert made.shape == (100, 64, 64, 3) and made.nbytes < peak < 1.7 * made.nbytes
+    seen = []
+    images.image = seen.append
+    with pytest.raises(UsageError, match="crop_pct 2"):
+        attacks.on_set(model, images, np.arange(9), Preprocess((3, 8, 8), "bilinear", 2.0), attack, CPU, 5)
+    assert seen == []
 
 
 @pytest.fixture

@@ -184,7 +184,8 @@ def _summary(
     def over(figure: Any) -> Percent:
         return interval(float(figure(exact)[0]), figure(drawn))
 
-    mean = over(lambda e: 100 * e[:, :half].mean(axis=1))
+    averages = 100 * drawn[:, :half].mean(axis=1)
+    mean = bounded(100 * float(exact[0, :half].mean()), averages, both.shape[1])
     difference = over(lambda e: 100 * (e[:, :half] - e[:, half:]).mean(axis=1))
     if not (theirs.mean(axis=1) > 0).all():
         return mean, difference, None
@@ -207,6 +208,16 @@ def interval(value: float, drawn: np.ndarray) -> Percent:
     return Percent(value, min(float(low), value), max(float(high), value))
 
 
+def bounded(percent: float, drawn: np.ndarray, n: int) -> Percent:
+    """The same of a mean over n images, each from 0 to 100 %. Where all of them are all right or all wrong,
+    every draw is alike and tells nothing; the interval is then Wilson's for as many images.
+    """
+    for count in (0, n):
+        if abs(percent - 100 * count / n) < 1e-9:
+            return _share(count, n)
+    return interval(percent, drawn)
+
+
 def _share(count: int, n: int) -> Percent:
     low, high = wilson(count, n)
     return Percent(100 * count / n, 100 * low, 100 * high)
@@ -226,7 +237,8 @@ def _curve(answers: Answers, part: str, seed: int) -> Curve:
     along = np.log2(levels) if part == "shuffle" else np.array(levels)
     widths = np.diff(along)[:, None]
     heights = ((right[1:] + right[:-1]) / 2 * widths).sum(axis=0) / (along[-1] - along[0])
-    area = interval(100 * float(heights.mean()), 100 * resampled(heights[None], seed)[:, 0])
+    drawn = 100 * resampled(heights[None], seed)[:, 0]
+    area = bounded(100 * float(heights.mean()), drawn, heights.size)
     return Curve(levels, (100 * right.mean(axis=1)).tolist(), area)
 
 

@@ -115,7 +115,60 @@ def test_the_page_holds_every_figure_and_asks_nobody(table, kept, tmp_path, caps
         "control fp32 (control.onnx)",
         "student fp32 (slow.onnx)",
     ]
+    # the control is as fast as the student: pale, though not worse in both
+    assert "pale: another is at least as accurate and as fast, and better in one of the two" in html
+    assert "square: a precision other than fp32, or an unknown one" in html
     assert cli.main(argv) == 2 and "--overwrite" in capsys.readouterr().err
+
+
+ROBUST = {
+    "file": "a.onnx",
+    "clean_error": {"percent": 12.5, "low_percent": 11.25, "high_percent": 14.75},
+    "mean_error": None,
+    "mean_error_difference": {"percent": 1.5, "low_percent": -0.25, "high_percent": 3.0},
+    "mce": {"percent": 105.0, "low_percent": 99.5, "high_percent": 111.0},
+    "relative_mce_percent": 98.25,
+    "occlusion": {"area": {"percent": 40.5, "low_percent": 38.0, "high_percent": 43.0}},
+    "shifts": {"mean_consistency_percent": 96.75},
+}
+
+
+def test_robustness_is_on_the_page_with_the_intervals_of_the_file(kept, tmp_path):
+    about = {"n": 200, "data": "photos", "split": "val", "relative_to": "teacher.onnx"}
+    path = kept("r.json", "robustness", artifacts=[ROBUST, ROBUST | {"file": "b.onnx"}], **about)
+    assert cli.main(["report", str(path), "--output", str(tmp_path / "r.htm")]) == 0
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["r.htm", "r.json", "r.md"]
+    shown = unescape(re.sub(r"<[^>]+>", "|", (tmp_path / "r.htm").read_text()))
+    row = "|".join(
+        [
+            *("a.onnx", "12.50 (11.25 to 14.75)", "–", "+1.50 (-0.25 to +3.00)", "105.00 (99.50 to 111.00)"),
+            *("98.25", "40.50 (38.00 to 43.00)", "–", "96.75", "–"),
+        ]
+    )
+    assert row in shown.replace("||", "|")
+    markdown = (tmp_path / "r.md").read_text()
+    assert (
+        row.replace("|", " | ") in markdown and "n=200 of photos, val; relative to teacher.onnx" in markdown
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"artifacts": 3},
+        {"artifacts": [3]},
+        {"artifacts": [ROBUST | {"file": None}]},
+        {"artifacts": [ROBUST | {"mce": 105.0}]},
+        {"artifacts": [ROBUST | {"mce": {"percent": 105.0}}]},
+        {"artifacts": [ROBUST | {"shifts": {"mean_consistency_percent": "all"}}]},
+        {"artifacts": [ROBUST], "n": "many"},
+    ],
+)
+def test_a_damaged_robustness_is_refused(kept, changes):
+    about = {"n": 2, "data": "photos", "split": "val", "relative_to": "teacher.onnx"}
+    path = kept("r.json", "robustness", **about | changes)
+    with pytest.raises(ArtifactError, match="Measure again with --save"):
+        page.page_of([saved.read(path)], mixed=False)
 
 
 def test_without_accuracy_there_is_a_table_and_no_drawing(kept, tmp_path):

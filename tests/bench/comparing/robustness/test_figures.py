@@ -1,5 +1,7 @@
 """Figures from answers that were made up so that every figure can be worked out on paper."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -72,7 +74,25 @@ def test_ratios_to_a_reference_without_errors_are_unknown():
     assert found.mce is None and found.relative_mce_percent is None
     assert found.corruptions["contrast"].ce_percent is None
     assert found.mean_error.percent == pytest.approx(52.5)
-    assert "null" not in str(found.to_dict()) and found.to_dict()["mce"] is None
+    kept = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert (
+        kept["mce"] is kept["relative_mce_percent"] is kept["corruptions"]["contrast"]["ce_percent"] is None
+    )
+
+
+def test_all_right_and_all_wrong_are_not_sure():
+    """Every draw is alike. Wilson's bounds of 0 and of 10 in 10: 10 / (10 / z^2 + 1) percent from the end."""
+    right, wrong = (
+        robustness(each, REFERENCE, ASKED) for each in (answers(*[0] * 9), answers(*[10] * 9, n=10))
+    )
+    bound = 100 / (1 + 10 / 1.959964**2)
+    assert (right.mean_error.low, right.mean_error.high) == pytest.approx((0, bound))
+    assert (wrong.mean_error.low, wrong.mean_error.high) == pytest.approx((100 - bound, 100))
+    for part in ("occlusion", "shuffle"):
+        area = right.curves[part].area
+        assert (area.percent, area.low, area.high) == pytest.approx((100, 100 - bound, 100))
+        area = wrong.curves[part].area
+        assert (area.percent, area.low, area.high) == pytest.approx((0, 0, bound))
 
 
 def test_areas_by_hand():
