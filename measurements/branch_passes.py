@@ -12,7 +12,8 @@ gradients of x in one accumulator; it does not exist.
 The time is the shortest that these passes can take at the rate of the memory, for the first stage of SLaK-T
 at batch 64 in bf16. Beside it about that of the products with Toeplitz matrices at the rate of the tensor
 cores, which all ways have alike; it is not a bound, as maps are padded to whole tiles and the small kernel
-counts as such matrices, too. The default rates are those of the data sheet of an H100 SXM. Nothing is measured.
+counts as such matrices, too. The default rates are those of the data sheet of an H100 SXM. Nothing
+is measured.
 --count compiles small blocks for this CPU (a minute; it needs a C++ compiler) and prints what TorchInductor
 itself counts for the compiled ones.
 """

@@ -220,9 +220,9 @@ def to_markdown(page: Page, picture: str) -> str:
                 [[limit, "yes" if holds else "NO", text] for limit, holds, text in checks],
             )
         )
-    for name, conditions, rows in page.robust:
+    for name, conditions, figures_of in page.robust:
         parts += [f"## Robustness: {name}", conditions]
-        parts.append(_markdown_table(["artifact", *page.robust_headings], rows))
+        parts.append(_markdown_table(["artifact", *page.robust_headings], figures_of))
     parts += [f"Warning: {text}" for text in page.warnings]
     parts += ["## Measured on", *page.notes] if page.notes else []
     parts.append("## Commands")
