@@ -81,6 +81,8 @@ class Options(RunOptions):
         self._require_one_kind()
         if self.output and self.output.name in ("", ".."):
             raise UsageError(f"--output {self.output}: expected PREFIX, the start of the files' names")
+        if self.save and self.save.resolve() in [path.resolve() for path in self.outputs]:
+            raise UsageError(f"--save {self.save}: --output writes that file, too. Give another name to one")
         if not self.from_files:
             self.require_read([path for _, path in self.artifacts])
         paths = [path.resolve() for _, path in self.artifacts]

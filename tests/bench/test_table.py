@@ -301,6 +301,12 @@ def test_students_may_stand_after_the_flags_and_json_is_one_object(files, capsys
     ]
 
 
+def test_a_result_does_not_replace_the_table_of_the_same_name(files, tmp_path):
+    with pytest.raises(UsageError, match="--output writes that file, too"):
+        quick(files, output=tmp_path / "a", save=tmp_path / "b" / ".." / "a.json")
+    assert quick(files, output=tmp_path / "a", save=tmp_path / "b.json").save
+
+
 def test_no_student_or_the_same_file_twice_is_refused(files):
     with pytest.raises(UsageError, match="no student given"):
         quick(files, students=())
