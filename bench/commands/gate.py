@@ -392,12 +392,13 @@ def _require_same_way(kept: Saved, this: Contestant) -> None:
     Another version of the engine is what one may want to know about.
     """
     ran = this.description.to_dict()
-    names = ["device", "threads"]
+    names = {"device": "device", "threads": "number of threads"}
     if kept.values.get("backend") == ran["backend"]:
-        names += ["provider", "hint", "contexts", "cuda_graph"]
-    for name in names:
+        names |= {"provider": "provider", "hint": "hint"}
+        names |= {"contexts": "number of contexts", "cuda_graph": "setting of CUDA graphs"}
+    for name, words in names.items():
         if kept.values.get(name) != ran[name]:
-            raise _another(kept, f"{name.replace('_', ' ')} ({kept.values.get(name)} against {ran[name]})")
+            raise _another(kept, f"{words} ({kept.values.get(name)} against {ran[name]})")
     fed = kept.need("input", str, kept.need("compute", dict))
     if fed != this.fed:
         raise _another(kept, f"input ({files.short(fed)} against {this.fed})")

@@ -63,10 +63,16 @@ def build(onnx: Path, settings: Settings, timing_cache: str = "none") -> Finishe
         return Finished(target.read_bytes(), about)
 
 
+WORKER = (
+    "import sys; sys.path[:] = filter(None, sys.path); from export.trt.worker import main; sys.exit(main())"
+)
+"""Not `-m`, with which Python looks for modules in the current folder first, among the user's own files."""
+
+
 @contextlib.contextmanager
 def _child(noise: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
     where = os.environ | {"PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
-    command = [sys.executable, "-m", "export.trt.worker"]
+    command = [sys.executable, "-c", WORKER]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise, text=True, env=where
     ) as process:

@@ -1,4 +1,4 @@
-"""The process that builds one plan: `python -m export.trt.worker`, started by export.trt.process.
+"""The process that builds one plan, started by export.trt.process.
 
 In:  on stdin a line of JSON, the task; a second line, or the end of stdin, asks to stop.
 Out: on stdout events as lines of JSON (start, step, finish, then done or error); the plan in the file that
