@@ -343,7 +343,8 @@ def typed(value: Any, kind: Any, where: str) -> Any:
         return value
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
-    if isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+    is_plain = origin is None and isinstance(kind, type)  # on Python 3.10 list[str] is a type, too
+    if is_plain and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
     words: dict[Any, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     expected = words.get(kind, {list: "a list", dict: "a JSON object"}.get(origin or kind, str(kind)))

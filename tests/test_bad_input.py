@@ -559,7 +559,7 @@ def test_a_full_disk_is_named_whatever_is_being_written(name, place, capsys, mon
 
     monkeypatch.setattr(os, "fsync", fsync)
     argv = ["train", "--data", place.images(), *STUDENT, "--teacher", "none", "--output", place.root / "run"]
-    fails(capsys, argv, 3, f"run/{name}: no space left", "--output")
+    fails(capsys, argv, 3, f"run/{name}: no space left", "another place")
     assert not (place.root / "run" / name).exists()
 
 

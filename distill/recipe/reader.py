@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from runtime import files
 from runtime.cli.nearest import nearest
 from runtime.cli.settings import Setting, settings_of
-from runtime.errors import UsageError
+from runtime.errors import ArtifactError, UsageError
 from runtime.recorded import known_network, local_data
 
 from .whole import Recipe
@@ -68,7 +68,10 @@ def text_of(name_or_file: str) -> str:
         shipped = resources.files("distill.recipe").joinpath(f"{name_or_file}.yaml")
         return shipped.read_text(encoding="utf-8")
     if os.path.isfile(name_or_file):
-        return files.read_text(name_or_file)
+        try:
+            return files.read_text(name_or_file)
+        except ArtifactError as error:
+            raise UsageError(f"{error}. Expected a YAML file") from error
     if os.path.isdir(name_or_file):
         raise UsageError(f"{name_or_file}: is a folder. Expected a YAML file, or one of {', '.join(named())}")
     raise UsageError(

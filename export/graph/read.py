@@ -28,7 +28,7 @@ def read_onnx(path: Path, *, check: bool = True) -> ModelProto:
     """The model in a file. check: hold its seal against its content, where it has one.
 
     Raises ArtifactError when the file cannot be read, was changed since it was written, is not ONNX, holds no
-    graph, or names another file for weights of its own.
+    graph, or names another file for weights of its own; UsageError for a folder, a pipe or a device.
     """
     try:
         with open_regular(path) as file:

@@ -42,9 +42,9 @@ def test_runtime_predicts_with_torch_timm_and_onnx_blocked(student):
 
 
 def loaded_by(statement: str) -> set[str]:
-    """The modules that a statement imports where numpy is there already."""
-    code = f"import numpy, sys; before = set(sys.modules); {statement}; print(*set(sys.modules) - before)"
-    return set(python(code).split())
+    """The modules that a statement imports where numpy and dataclasses are there already."""
+    before = "import numpy, dataclasses, sys; before = set(sys.modules)"
+    return set(python(f"{before}; {statement}; print(*set(sys.modules) - before)").split())
 
 
 @pytest.mark.parametrize("package", ["runtime", "large2small"])

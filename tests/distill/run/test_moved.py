@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime import files
 from runtime.cli import front_door
 from runtime.images import lists
 from runtime.images.lists import file_of
@@ -176,7 +177,7 @@ def test_a_file_whose_name_looks_like_columns_is_taken_as_it_is(tmp_path):
 
 
 def test_the_place_of_a_run_is_read_once_for_all_rows_of_a_list(tmp_path, monkeypatch):
-    run, reads, read_text = tmp_path / "now", [], Path.read_text
+    run, reads, open_regular = tmp_path / "now", [], files.open_regular
     run.mkdir()
     (run / "header.json").write_text('{"run": "/was/here/run"}')
     (run / "val-split.csv").write_text("".join(f"/was/here/photos/{n}.png,{n % 2}\n" for n in range(50)))
@@ -184,7 +185,7 @@ def test_the_place_of_a_run_is_read_once_for_all_rows_of_a_list(tmp_path, monkey
         (tmp_path / "photos").mkdir(exist_ok=True)
         (tmp_path / "photos" / f"{number}.png").write_bytes(b"x")
     monkeypatch.setattr(
-        Path, "read_text", lambda path, **more: (reads.append(path.name), read_text(path, **more))[1]
+        files, "open_regular", lambda path: (reads.append(Path(path).name), open_regular(path))[1]
     )
     rows = lists.read(str(run / "val-split.csv"))
     assert {row.path for row in rows} == {str(path) for path in (tmp_path / "photos").iterdir()}

@@ -7,7 +7,7 @@ from onnx import helper, numpy_helper
 
 from export.graph.read import parse, read_onnx, require_classifier
 from runtime.artifact import seal
-from runtime.errors import ArtifactError
+from runtime.errors import ArtifactError, UsageError
 
 MODEL = onnx.parser.parse_model(
     """<ir_version: 9, opset_import: ["" : 20]> g (float[2] x) => (float[2] y) <float[2] w = {3, 4}>
@@ -59,7 +59,8 @@ def test_what_is_not_a_whole_onnx_file_is_said(tmp_path, content, said):
 
 
 def test_a_folder_or_a_missing_file_is_said(tmp_path):
-    assert "cannot be read" in refused(tmp_path)
+    with pytest.raises(UsageError, match="is not a regular file"):
+        read_onnx(tmp_path)
     assert "cannot be read (No such file" in refused(tmp_path / "absent.onnx")
 
 
