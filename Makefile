@@ -3,10 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Test files run side by side, each with one thread per library: twice as fast as one file after the other on two cores.
 JOBS ?= 2
+# How long `make fuzz` takes for all readers together, on one core.
+MINUTES ?= 5
 # What `make test` and `make quick` run: a test file or folder instead of all of them.
 T ?=
 
-.PHONY: help setup demo test quick test-oldest lint flags clean
+.PHONY: help setup demo test quick test-oldest lint flags fuzz clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -49,5 +51,8 @@ lint: setup ## check style and types
 flags: setup ## write large2small/flags.py, the keywords of `import large2small`, after a flag has changed
 	$(BIN)/python tests/helpers/python_flags.py
 
-clean: ## remove the virtual environments, builds and the demo's folder
-	rm -rf .venv .venv-oldest build *.egg-info demo-run
+fuzz: setup ## read mutated files with every reader for MINUTES=5; faults are kept in fuzz-found/
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/python tests/helpers/fuzzer.py --minutes $(MINUTES)
+
+clean: ## remove the virtual environments, builds, the folders of the demo and of the fuzzer
+	rm -rf .venv .venv-oldest build *.egg-info demo-run fuzz-found
