@@ -161,6 +161,18 @@ def test_imports_are_timed_and_the_exit_code_is_the_verdict():
     assert done.returncode == (1 if slow else 0) and ("missed" if slow else "met") in done.stdout
 
 
+def test_the_loader_is_timed_beside_timms_and_in_parts():
+    words = ("--images", 8, "--batch", 4, "--rounds", 2, "--size", 32, "--jpeg", 64, 48, "--json")
+    found = json.loads(run_inside("measurements/loader.py", *words).stdout)
+    names = ["ours", "timm", "decode", "crop and resize", "the rest"]
+    assert list(found["images_per_second"]) == names
+    assert all(rate > 0 for rate in found["images_per_second"].values())
+    ratio = found["ours_over_timm"]
+    assert ratio["lowest"] <= ratio["median"] <= ratio["highest"] and found["settings"]["rounds"] == 2
+    refused = run_inside("measurements/loader.py", "--images", 4, "--batch", 8, codes=(2,))
+    assert "--batch 8: expected 2 to --images 4" in refused.stderr
+
+
 def test_a_training_step_is_timed_beside_a_plain_loop():
     out = run("measurements/kd_step.py", "--batch", 8, "--rounds", 2).stdout
     assert re.search(r"^large2small +median +[\d.]+ ms.*\nhand-written +median +[\d.]+ ms", out)
