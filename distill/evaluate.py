@@ -7,6 +7,8 @@ Elsewhere: the command (distill.commands.eval), accuracy of exported artifacts (
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +23,7 @@ from runtime.intervals import wilson
 
 from .data import Batch
 from .models.depthwise import network_format
+from .processes import together, world
 
 
 @dataclass(frozen=True)
@@ -139,44 +142,79 @@ def evaluate(
     if isinstance(model, nn.Module):
         model.eval()
         channels_last = network_format(model, device, channels_last) == torch.channels_last
-    right1 = right5 = images = 0
-    unreadable: list[str] = []
-    loss = 0.0
-    classes, right, truth = [], [], []
-    for batch in loader:
-        require_readable(batch.bad, skip_bad)
-        unreadable += batch.bad
-        if not len(batch.labels):
-            continue
+
+    def answered(batch: Batch) -> _Answers:
         inputs = batch.images.to(device, non_blocking=True)
-        labels = batch.labels.to(device, non_blocking=True)
         if channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
             logits = model(inputs)
-        logits = logits.float()
-        loss += F.cross_entropy(logits, labels, reduction="sum").double().item()
+        return _Answers.of(logits.float(), batch)
+
+    batches, turns, images = iter(loader), getattr(loader, "turns", None), 0
+    as_one = contextlib.nullcontext if turns is None else together.agreed
+    found: list[_Answers] = []
+    for _ in itertools.count() if turns is None else range(turns):
+        with as_one():
+            batch = next(batches, None)
+            require_readable(batch.bad if batch else [], skip_bad)
+        if batch is None and turns is None:
+            break
+        if batch is not None:
+            found.append(answered(batch) if len(batch.labels) else _Answers(bad=batch.bad))
+        images += len(batch.labels) if batch else 0
+        with as_one():
+            if batch is None or len(batch.labels):
+                after_batch(images * (together.size() if turns else 1))
+    return _together(found if turns is None else together.in_turns(found))
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What a network says of a batch."""
+
+    loss: float = 0.0
+    """Sum of cross-entropies, nats."""
+    right5: int = 0
+    classes: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    """(images,) as `Evaluation` has it, like the next two."""
+    right: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    labels: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    bad: list[str] = field(default_factory=list)
+
+    @staticmethod
+    def of(logits: torch.Tensor, batch: Batch) -> _Answers:
+        """logits: (N, K) float32."""
+        labels = batch.labels.to(logits.device, non_blocking=True)
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
         hits = best == labels[:, None]
-        classes.append(best[:, 0].cpu())
-        right.append(hits[:, 0].cpu())
-        truth.append(batch.labels.clone())  # a worker's own memory is let go
-        right1 += int(hits[:, 0].sum())
-        right5 += int(hits.sum())
-        images += len(labels)
-        after_batch(images)
+        return _Answers(
+            F.cross_entropy(logits, labels, reduction="sum").double().item(),
+            int(hits.sum()),
+            best[:, 0].cpu(),
+            hits[:, 0].cpu(),
+            batch.labels.clone(),  # a worker's own memory is let go
+            batch.bad,
+        )
+
+
+def _together(found: Sequence[_Answers]) -> Evaluation:
+    """The figures of all batches, in their order. Raises DataError where there is no image."""
+    images = sum(len(each.labels) for each in found)
     if not images:
         raise DataError("no readable image to evaluate on")
+    unreadable = tuple(name for each in found for name in each.bad)
+    right = torch.cat([each.right for each in found])
     return Evaluation(
-        100 * right1 / images,
-        100 * right5 / images,
-        loss / images,
+        100 * int(right.sum()) / images,
+        100 * sum(each.right5 for each in found) / images,
+        sum(each.loss for each in found) / images,
         images,
         len(unreadable),
-        torch.cat(classes),
-        torch.cat(right),
-        torch.cat(truth),
-        tuple(unreadable),
+        torch.cat([each.classes for each in found]),
+        right,
+        torch.cat([each.labels for each in found]),
+        unreadable,
     )
 
 
@@ -201,12 +239,17 @@ def require_whole(batch: Batch, images: int, skip_bad: bool) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """auto, cpu, cuda or cuda:INDEX. Raises MissingError when that GPU is not there, UsageError for another
-    word.
+    """auto, cpu, cuda or cuda:INDEX; of several processes on a machine each has the GPU of its number. Raises
+    MissingError when that GPU is not there, UsageError for another word.
     """
+    kind, _, index = name.partition(":")
+    if world.announced() > 1 and (kind == "cuda" or (name == "auto" and torch.cuda.is_available())):
+        if index:
+            raise UsageError(f"device {name!r}: several processes take the GPUs by their numbers. Give cuda")
+        kind, index = "cuda", str(world.local_rank())
+        name = f"{kind}:{index}"
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
         raise UsageError(f"device {name!r}: expected auto, cpu, cuda or cuda:INDEX")
     if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):

@@ -115,6 +115,8 @@ class TrainFlags(TypedDict, total=False):
     amp_dtype: Literal["bf16", "fp16"]
     channels_last: bool
     compile: bool
+    sync_bn: bool
+    ddp_compress: Literal["none", "bf16"]
     seed: int
     checkpoint_minutes: float
     tensorboard: bool

@@ -2,7 +2,7 @@
 
 In:  a checkpoint, labeled images.
 Out: an npz file of images (uint8), labels and class names; two lines, or with --json one object.
-Elsewhere: the attacks (distill.attack); what an artifact answers (bench.accuracy).
+Elsewhere: the attacks (distill.data.attack); what an artifact answers (bench.accuracy).
 """
 
 from __future__ import annotations
@@ -125,9 +125,9 @@ def do(options: Options) -> Attacked:
     with loading("loading torch"):
         from runtime.images.classes import in_order_of
 
-        from .. import attack as attacks
         from .. import checkpoint as checkpoints
         from .. import models
+        from ..data import attack as attacks
         from ..data import open_of_run
         from ..evaluate import pick_device
         from ..recipe import key_values

@@ -18,6 +18,8 @@ from runtime.cli import flags
 from runtime.cli.terminal import in_rows, loading
 
 from .. import recipe as recipes
+from ..processes.begin import begun
+from ..processes.world import speaks
 from ..run.folder import choose_folder
 from ..run.options import AnyOptions, TrainOptions, given_data, run_folder, value_of, where_now, with_file
 
@@ -32,19 +34,23 @@ DESCRIPTION = """examples:
   distill train --resume runs/student
   distill train --qat --resume runs/student/best.pth   (as int8: distill train --qat --help)"""
 Options = TrainOptions
+SHARES_WORK = True
 
 
 def run(options: TrainOptions) -> None:
     """Train student and, if asked, control; print the result."""
-    print_result(options, do(options))
+    result = do(options)
+    if speaks():
+        print_result(options, result)
 
 
 def do(options: TrainOptions) -> RunResult:
     """Train student and, if asked, control."""
-    folder = choose_folder(options)
-    with loading("loading torch"):
-        from ..run import job  # after what can be refused at once: torch takes seconds to import
-    return job.run(options, folder)
+    with begun(options.device) as from_main:
+        folder = from_main(lambda: choose_folder(options))
+        with loading("loading torch"):
+            from ..run import job  # after what can be refused at once: torch takes seconds to import
+        return job.run(options, folder)
 
 
 def print_result(options: TrainOptions, result: RunResult) -> None:

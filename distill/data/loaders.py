@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ from runtime.images import ImageSet
 from runtime.images.decode import only_formats, open_rgb
 from runtime.preprocess import Preprocess
 
+from ..processes import together
 from ..recipe import Recipe
 from .augment import DRAWN_BY, TransformError, in_one_line, training_transform
 from .balance import BalancedDraw, require_labels
@@ -214,8 +215,17 @@ class EpochOrder:
     what a resumed run has already seen.
     """
 
-    def __init__(self, size: int, batch: int, seed: int, draw: BalancedDraw | None = None) -> None:
+    def __init__(
+        self,
+        size: int,
+        batch: int,
+        seed: int,
+        draw: BalancedDraw | None = None,
+        share: Sequence[int] | None = None,
+    ) -> None:
+        """batch: images of all processes; share: the places in it that are this process's, by default all."""
         self.size, self.batch, self.seed, self.draw = size, batch, seed, draw
+        self.share = range(batch) if share is None else share
         self.epoch = self.start = 0
 
     def __len__(self) -> int:
@@ -225,7 +235,7 @@ class EpochOrder:
         generator = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch, -1))
         order = self.draw(generator) if self.draw else torch.randperm(self.size, generator=generator).tolist()
         for step in range(self.start, len(self)):
-            yield [(self.epoch, index) for index in order[step * self.batch : (step + 1) * self.batch]]
+            yield [(self.epoch, order[step * self.batch + place]) for place in self.share]
 
 
 class TrainLoader:
@@ -235,10 +245,11 @@ class TrainLoader:
         self, images: ImageSet, recipe: Recipe, preprocess: Preprocess, device: torch.device
     ) -> None:
         transform = training_transform(recipe, preprocess)
-        self.batches = len(images) // recipe.batch
+        every = recipe.batch * together.size()
+        self.batches = len(images) // every
         if self.batches < recipe.grad_accum:
             raise UsageError(
-                f"{images.name}: {len(images)} training images are fewer than one step of {recipe.batch} x "
+                f"{images.name}: {len(images)} training images are fewer than one step of {every} x "
                 f"{recipe.grad_accum}. Give a smaller --batch"
             )
         common = loader_settings(recipe.workers, device)
@@ -247,13 +258,14 @@ class TrainLoader:
         if balanced:
             require_labels(images, "--sampler balanced")
         if isinstance(images, StreamSet):
+            require_random_access(images)
             self.items = StreamItems(images, transform, recipe.seed, recipe.batch, recipe.skip_bad_images)
             self.loader = Loader(
                 self.items, batch_size=recipe.batch, drop_last=True, **common | {"persistent_workers": False}
             )
         else:
             draw = BalancedDraw(images.labels) if balanced else None
-            self.order = EpochOrder(len(images), recipe.batch, recipe.seed, draw)
+            self.order = EpochOrder(len(images), every, recipe.seed, draw, together.share(recipe.batch))
             self.loader = Loader(
                 TrainSet(images, transform, recipe.seed, recipe.skip_bad_images, balanced),
                 batch_sampler=self.order,
@@ -283,21 +295,40 @@ class TrainLoader:
 def eval_loader(
     images: ImageSet, preprocess: Preprocess, batch: int, workers: int, device: torch.device
 ) -> Loader:
-    """Every image once, in order, through runtime.preprocess."""
+    """Every image once, in order, through runtime.preprocess; of n processes each has every n-th batch."""
     common = loader_settings(workers, device)
     if isinstance(images, StreamSet):
+        require_random_access(images)
         items: Any = StreamItems(
             images, lambda image: torch.from_numpy(preprocess(image)), 0, batch, skip_bad=True
         )
         return Loader(items, batch_size=batch, **common | {"persistent_workers": False, "num_workers": 0})
-    return Loader(EvalSet(images, preprocess), batch_size=batch, shuffle=False, **common)
+    items_ = EvalSet(images, preprocess)
+    if together.size() == 1:
+        return Loader(items_, batch_size=batch, shuffle=False, **common)
+    all_batches = [range(first, min(first + batch, len(images))) for first in range(0, len(images), batch)]
+    mine = all_batches[together.rank() :: together.size()]
+    loader = Loader(items_, batch_sampler=mine, **common)
+    loader.turns = -(-len(all_batches) // together.size())
+    return loader
+
+
+def require_random_access(images: StreamSet) -> None:
+    """Raise UsageError for a stream that several processes would have to share."""
+    if together.size() > 1:
+        raise UsageError(
+            f"{images.name}: streamed images have no fixed order, so {together.size()} processes cannot share"
+            " them. Unpack them into a folder, or use one process"
+        )
 
 
 class Loader:
     """A DataLoader that raises the error which stands in the place of a batch, and ends its processes."""
 
     def __init__(self, items: Dataset[Sample], **settings: Any) -> None:
-        self.loader = DataLoader(items, **settings)
+        self.items, self.loader = items, DataLoader(items, **settings)
+        self.turns: int | None = None
+        """Batches of the process that has most, where several share the items batch by batch."""
         self._reading: Iterator[Any] | None = None
 
     def __len__(self) -> int:

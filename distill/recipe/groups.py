@@ -251,7 +251,7 @@ class Length(Group):
     epochs: Annotated[int, Flag("N", common=True, least=1)] = 100
     """Passes over the training images."""
     batch: Annotated[int, Flag("N", aliases=("-b", "--batch-size"), common=True, least=1)] = 128
-    """Images per forward pass."""
+    """Images per forward pass; of each process, where torchrun starts several."""
     grad_accum: Annotated[int, Flag("N", aliases=("--grad-accum-steps",), least=1)] = 1
     """Forward passes per optimizer step."""
     eval_batch: Annotated[int, Flag("N", least=1)] = 256
@@ -397,6 +397,12 @@ class Machine(Group):
     in NCHW, which is faster for them."""
     compile: bool = False
     """Compile student and teacher with torch.compile."""
+    sync_bn: bool = False
+    """Take the statistics of batch norms over the images of all processes (torchrun), as in one process with
+    their batches together; by default each process has its own."""
+    ddp_compress: Literal["none", "bf16"] = "none"
+    """Format in which several processes (torchrun) send their gradients to each other; bf16 halves the bytes
+    and rounds the gradients."""
     seed: Annotated[int, Flag("N", common=True, least=0)] = 0
     """Seed for initial weights, data order and augmentation. A run repeats itself on the same machine and
     versions."""

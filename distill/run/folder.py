@@ -7,7 +7,7 @@ Elsewhere: what is in the folder (distill.training.records, distill.training.sta
 
 from __future__ import annotations
 
-import os
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from runtime import files
 from runtime.errors import UsageError
 from runtime.recorded import HEADER, LOGGER_IDS, SPLIT_LIST, START, UNREADABLE
 
+from .. import recipe as recipes
 from .options import TrainOptions, run_folder
 
 PICTURED = ("report.html", "val_predictions.npz")
@@ -34,22 +35,37 @@ MADE = ("erf", "teacher")
 
 def choose_folder(options: TrainOptions) -> Path:
     """RUN: the one to resume, or a new one. Raises UsageError where it cannot be resumed, holds another run,
-    or holds the weights that this run starts from, and under torchrun, whose processes would all write it.
+    or holds the weights that this run starts from.
     """
-    require_one_process()
     return _resumed(options) if options.resume else _new(options)
 
 
-def require_one_process() -> None:
-    """Raise UsageError under torchrun, srun and mpirun."""
-    for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
-        said = os.environ.get(name, "").strip()
-        if said and said not in ("0", "1"):
+def shared_out(options: TrainOptions, folder: Path, processes: int) -> TrainOptions:
+    """The options for so many processes: the rate that follows the batch follows that of all of them, and a
+    resumed run of another number of processes keeps the images of its steps. Raises UsageError where these
+    cannot be shared evenly.
+    """
+    before = _processes_of(folder) if options.resume else processes
+    if before != processes and options.batch == recipes.read(str(folder / "args.yaml")).get("batch"):
+        images = options.batch * before
+        if images % processes:
             raise UsageError(
-                f"started as one of several processes ({name}={said}): training uses one GPU, and each"
-                " process would write the same run. Start it without torchrun or mpirun, and with srun -n 1,"
-                f" or unset {name}"
+                f"{folder}: the run has {images} images in a batch ({before} x {options.batch}), which"
+                f" {processes} processes cannot share evenly. Start another number of processes"
             )
+        options = replace(options, batch=images // processes)
+    if processes > 1 and options.lr is None:
+        return replace(options, lr=options.peak_lr * processes)
+    return options
+
+
+def _processes_of(folder: Path) -> int:
+    """How many processes trained the run in `folder`, which an older version does not say."""
+    try:
+        said = json.loads((folder / HEADER).read_text(encoding="utf-8")).get("processes", 1)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return 1
+    return said if isinstance(said, int) and said > 0 else 1
 
 
 def _resumed(options: TrainOptions) -> Path:

@@ -15,6 +15,7 @@ from runtime.images import ImageSet
 from runtime.images.summary import shown
 
 from ..data.balance import class_weights
+from ..processes import together
 from ..recipe import Recipe
 from ..training.parts import LayerRates, warmup_of
 from ..training.task import Splits
@@ -71,6 +72,10 @@ class Header:
     """What happens to turned images: `ignore` or `apply`."""
     turned: str = ""
     """How many images EXIF says are to be turned or mirrored, in words; empty when there are none."""
+    processes: int = 1
+    """How many share each batch."""
+    batch_of_each: int = 0
+    """Images that each of several processes has at once; 0 for one."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -80,6 +85,8 @@ class Header:
         """A few lines for a person, readable at 60 columns."""
         size = " x ".join(map(str, self.input_size))
         over = f", {self.left_over} images left over" if self.left_over else ""
+        if self.processes > 1:
+            over = f" ({self.batch_of_each} at once in each of {self.processes} processes){over}"
         return [
             f"data     {self.train_images:,} training, {self.val_images:,} validation images",
             f"         {self.classes} classes, {self._class_sizes()}",
@@ -176,8 +183,9 @@ def header_of(
     the student's rates.
     """
     about = data.train.summary()
-    images = recipe.batch * recipe.grad_accum
-    steps = len(data.train) // recipe.batch // recipe.grad_accum
+    processes = together.size()
+    images = recipe.batch * recipe.grad_accum * processes
+    steps = len(data.train) // (recipe.batch * processes) // recipe.grad_accum
     return Header(
         train_images=len(data.train),
         val_images=len(data.val),
@@ -205,6 +213,8 @@ def header_of(
         select=recipe.select,
         exif=exif,
         turned=_turned(data.train, data.val),
+        processes=processes,
+        batch_of_each=recipe.batch if processes > 1 else 0,
     )
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -36,6 +35,7 @@ from ..erf import field, report
 from ..erf.options import ErfOptions
 from ..evaluate import Evaluation, evaluate, pick_device
 from ..models import names
+from ..processes import together
 from ..recipe import Recipe
 from ..training import loggers
 from ..training import trainer as trainers
@@ -45,7 +45,7 @@ from ..training.numbers import diagnosis
 from ..training.parts import LayerRates, layer_rates
 from ..training.task import Splits, Start, Task, lineage_of
 from . import teacher_fit, trial
-from .folder import remove_old_run, require_free, with_files
+from .folder import remove_old_run, require_free, shared_out, with_files
 from .header import Header, header_of
 from .labels import open_labels
 from .options import TrainOptions
@@ -90,11 +90,11 @@ def run(
 @contextlib.contextmanager
 def _alone(options: TrainOptions, folder: Path) -> Iterator[None]:
     """Hold the run's folder; of several processes of one run the first does so for all."""
-    if os.environ.get("RANK", "0") != "0":
-        yield
-        return
-    with files.only_one(folder, "is training"):
-        require_free(options, folder)  # once more: another process may have been faster
+    with contextlib.ExitStack() as held:
+        with together.agreed():
+            if together.is_main():
+                held.enter_context(files.only_one(folder, "is training"))
+                require_free(options, folder)  # once more: another process may have been faster
         yield
 
 
@@ -109,7 +109,8 @@ def prepare(
     """
     with loading("opening the loggers"):
         loggers.require(options.tensorboard, options.services)
-    options, start = opened(with_files(options), folder, kept)
+    options = shared_out(with_files(options), folder, together.size())
+    options, start = opened(options, folder, kept)
     preprocess = start.preprocess
     device = pick_device(options.device)
     if device.type == "cuda":
@@ -134,6 +135,8 @@ def prepare(
     if options.erf:  # streamed images cannot be drawn from: said now, not after the training
         field.choose(data.val, ERF_IMAGES, options.seed)
     source, teacher = ready_teacher(options, plain, data, source)
+    if teacher and teacher.origin.fitted:  # by each process for itself
+        together.copy_from_main(teacher.model.state_dict().values())
     accuracy = teacher_accuracy(teacher, data.val, options, device) if teacher else None
     teacher_result = _teacher_result(teacher, accuracy, labels)
     header = header_of(
@@ -155,6 +158,7 @@ def prepare(
         teacher_classes=accuracy.classes if accuracy else None,
         loggers=options.services,
     )
+    require_same_training(student)
     return Job(
         options=options,
         folder=folder,
@@ -165,6 +169,22 @@ def prepare(
         header=header,
         kept_teacher=source if source and is_kept(source) else None,
     )
+
+
+def require_same_training(task: Task) -> None:
+    """Raise UsageError where another process trains with other settings, images or weights."""
+    own = {"data", "val_data", "teacher_ckpt", "student_ckpt", "teacher_labels", "workers", "device"}
+    about = task.lineage
+    found = {
+        f"--{name.replace('_', '-')}": value
+        for name, value in recipes.to_dict(task.recipe).items()
+        if name not in own
+    }
+    for part in ("data", "teacher", "student", "labels"):
+        for name, value in (about.get(part) or {}).items():
+            if name.endswith("sha256"):
+                found[f"fingerprint of the {part}, {name}"] = value
+    together.require_same(found, "All processes need the same settings and the same files")
 
 
 def with_balance(options: TrainOptions, train: ImageSet) -> TrainOptions:
@@ -309,9 +329,11 @@ def fit_whole_teacher(
     )
     kept = kept_of(place, plain.folder, options, recipe.student)
     job = prepare(recipe, place, trainers.Trainer, kept)
-    _begin_folder(plain.folder, options, data, plain.start)
+    with together.agreed():
+        if together.is_main():
+            _begin_folder(plain.folder, options, data, plain.start)
     result = finish(job, [train_role(job, task) for task in job.tasks])
-    found = checkpoints.load(result.checkpoint)
+    found = together.from_main(lambda: checkpoints.load(result.checkpoint))
     checkpoints.load_weights(source.model, found)
     line = f"all of it fitted in {options.teacher_fit_epochs} epochs, {place / 'best.pth'}"
     return replace(source, is_new=False, origin=replace(source.origin, fitted=line))
@@ -350,7 +372,10 @@ def train_role(job: Job, task: Task) -> RoleResult:
     if task is job.tasks[0]:
         for line in (*job.header.lines(), *(f"warning: {words}" for words in job.header.warnings())):
             say(line)
-        _begin(job)  # not earlier: a refused resume leaves the run as it was, a refused setting no run at all
+        # not earlier: a refused resume leaves the run as it was, a refused setting no run at all
+        with together.agreed():
+            if together.is_main():
+                _begin(job)
     best = trainer.fit(partial(show_worst, task))
     details = trainer.details()
     return RoleResult(
@@ -400,12 +425,15 @@ def finish(job: Job, results: Sequence[RoleResult]) -> RunResult:
         commonest_percent=_commonest_percent(job.data.val),
         constant_balanced_percent=100 / max(sum(1 for count in job.data.val.summary().counts if count), 1),
     )
-    _write_result(job.folder, result)
-    if job.options.erf:
-        result = replace(result, erf=_measure_erf(job, result))
+    if not together.is_main():
+        return result
+    with together.alone():
         _write_result(job.folder, result)
-    if job.options.report:
-        page.after_training(job.folder, job.data.val, job.options.device)
+        if job.options.erf:
+            result = replace(result, erf=_measure_erf(job, result))
+            _write_result(job.folder, result)
+        if job.options.report:
+            page.after_training(job.folder, job.data.val, job.options.device)
     return result
 
 
@@ -469,7 +497,7 @@ def _evaluated(
 
 def _resume(trainer: trainers.Trainer) -> None:
     role, last = trainer.task.role, trainer.task.folder / "last.pth"
-    if not last.is_file():
+    if not together.from_main(last.is_file):
         say(f"{role}: nothing was saved yet, so it starts from the beginning")
         return
     trainer.resume(last)

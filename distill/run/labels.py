@@ -18,6 +18,7 @@ from runtime.preprocess import Preprocess
 from ..data.augment import DRAWN_BY
 from ..data.labels.store import Header, Labels
 from ..data.sets import StreamSet
+from ..processes import together
 from ..recipe import Recipe
 from ..teacher import Origin
 
@@ -51,7 +52,7 @@ def open_labels(recipe: Recipe, train: ImageSet, preprocess: Preprocess) -> Labe
     folder = Path(recipe.teacher_labels)
     with loading("opening the labels"):
         labels = Labels(folder)
-        here = header_for(recipe, train, preprocess, labels.origin)
+        here = header_for(recipe, train, preprocess, labels.origin, processes=together.size())
     different = labels.header.difference(here, besides=BESIDES)
     if different:
         raise UsageError(
@@ -77,8 +78,10 @@ def header_for(
     *,
     top: int = 0,
     teacher_top1: float = 0.0,
+    processes: int = 1,
 ) -> Header:
-    """What labels for this training have in their header. top: classes stored for each image, 0 for all.
+    """What labels for this training have in their header. top: classes stored for each image, 0 for all;
+    processes: how many share a batch.
 
     Raises UsageError for images without random access, whose order depends on the number of workers, and for
     more classes than there are.
@@ -95,8 +98,8 @@ def header_for(
         class_names=list(train.class_names),
         top=top or classes,
         epochs=recipe.epochs,
-        batches=len(train) // recipe.batch,
-        batch=recipe.batch,
+        batches=len(train) // (recipe.batch * processes),
+        batch=recipe.batch * processes,
         train_sha256=train.fingerprint(),
         preprocess={
             "input_size": list(preprocess.input_size),

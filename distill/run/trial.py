@@ -23,6 +23,7 @@ from runtime.errors import ArtifactError, MissingError, UsageError
 
 from ..data import Batch
 from ..data.seeds import own_random_state
+from ..processes import together
 from ..training.freezing import freeze
 from ..training.task import Task
 from ..training.trainer import Trainer
@@ -77,7 +78,11 @@ def rehearse(task: Task) -> None:
     recipe, device = task.recipe, task.device
     teacher = task.teacher.plain() if task.teacher else None  # compiled, it would not look for other taps
     plain = replace(recipe, compile=False, sparsity=0.0, tensorboard=False, workers=0)
-    with own_random_state(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with (
+        together.alone(),
+        own_random_state(),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+    ):
         try:
             trainer = Trainer(replace(task, recipe=plain, teacher=teacher, labels=None))
             for images in _step_sizes(recipe.batch, device):

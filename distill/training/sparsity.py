@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from runtime.errors import ArtifactError, GateError, UsageError
 
 from ..data.seeds import hash_seed
+from ..processes import together
 
 LARGE = 7
 """Longest side from which a depthwise kernel is a large one, pixels; SLaK's 5 x 5 beside the strips is
@@ -120,6 +121,7 @@ class SparseTraining:
         """
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         gradients = torch.autograd.grad(loss(), list(self.weights.values()), allow_unused=True)
+        together.average_on_device(gradients)
         with torch.no_grad():
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(buffers[name])
@@ -128,7 +130,7 @@ class SparseTraining:
             for weight, gradient in zip(self.weights.values(), gradients, strict=True)
         ]
         counts = torch.tensor(snip_counts(scores, 1 - self.sparsity), device=scores[0].device)
-        same_on_every_rank([counts])
+        together.copy_from_main([counts])
         for number, ((name, weight), count) in enumerate(
             zip(self.weights.items(), counts.tolist(), strict=True)
         ):
@@ -139,7 +141,7 @@ class SparseTraining:
             if count < DENSE * weight.numel():
                 drawn = torch.randperm(weight.numel(), generator=self._generator(0, number))[:count]
                 self.masks[name] = _mask_of(drawn.to(weight.device), weight)
-        same_on_every_rank(list(self.masks.values()))
+        together.copy_from_main(list(self.masks.values()))
         self._apply(self.masks)
 
     # every step
@@ -212,7 +214,7 @@ class SparseTraining:
                 grown = by_chance(kept[name], count, self._generator(update, number))
             self.masks[name] = kept[name] | grown
         self._gradients = {}
-        same_on_every_rank([*kept.values(), *self.masks.values()])
+        together.copy_from_main([*kept.values(), *self.masks.values()])
         self._apply(kept)  # what grew starts from 0, also where it was dropped a moment ago
         for name, mask in kept.items():
             state = self.optimizer.state.get(self.weights[name], {})
@@ -350,17 +352,6 @@ def by_chance(mask: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """bool, True for `count` places outside the mask, drawn at random."""
     free = (~mask).flatten().nonzero().flatten()
     return _mask_of(free[torch.randperm(len(free), generator=generator)[:count].to(free.device)], mask)
-
-
-def same_on_every_rank(tensors: Sequence[Tensor]) -> None:
-    """Rank 0's values for all, where several processes train together."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        for tensor in tensors:
-            as_bytes = (
-                tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor
-            )  # gloo and NCCL send no bool
-            torch.distributed.broadcast(as_bytes, src=0)
-            tensor.copy_(as_bytes)
 
 
 def _smallest(values: Tensor, count: int) -> Tensor:

@@ -36,9 +36,13 @@ MERSENNE_WORDS = 624
 """Words in the state of NumPy's generator, in which it has a position."""
 
 
-def require_same_run(last: Checkpoint, recipe: Recipe, lineage: Mapping[str, Any]) -> dict[str, Any]:
-    """The state in last.pth. Raises UsageError when it holds none, or when images, teacher or a setting that
-    changes the weights are not those the run began with.
+def require_same_run(
+    last: Checkpoint, recipe: Recipe, lineage: Mapping[str, Any], processes: int = 1
+) -> dict[str, Any]:
+    """The state in last.pth. processes: how many train now.
+
+    Raises UsageError when it holds none, or when images, teacher or a setting that changes the weights are
+    not those the run began with.
     """
     if last.state is None:
         raise UsageError(f"{last.path}: holds weights only. Resume from the run's last.pth")
@@ -71,7 +75,7 @@ def require_same_run(last: Checkpoint, recipe: Recipe, lineage: Mapping[str, Any
     then = (
         recipes.to_dict(Recipe()) | last.state["recipe"]
     )  # a setting the run's version did not know has its default
-    free = FREE_ON_RESUME | _moved(last.lineage, lineage)
+    free = FREE_ON_RESUME | _moved(last.lineage, lineage) | _shared_out(last, then, now, processes)
     for key in now:
         if key not in free and now[key] != then[key]:
             raise UsageError(
@@ -79,6 +83,43 @@ def require_same_run(last: Checkpoint, recipe: Recipe, lineage: Mapping[str, Any
                 "A resumed run keeps its recipe; start another one with a new --output"
             )
     return last.state
+
+
+def _shared_out(
+    last: Checkpoint, then: Mapping[str, Any], now: Mapping[str, Any], processes: int
+) -> set[str]:
+    """Settings that differ because other numbers of processes share the same steps. Raises UsageError where
+    they would not see the same images in the same order.
+    """
+    before = (last.state or {}).get("processes", 1)
+    if type(before) is not int or not 1 <= before < MOST_STEPS:
+        raise ArtifactError(f"{last.path}: damaged checkpoint (its number of processes is not a number)")
+    free = {"lr"} if _peak_rate(then, before) == _peak_rate(now, processes) else set()
+    if before == processes:
+        return free
+    steps = [
+        (values["batch"] * count, values["grad_accum"])
+        for values, count in ((then, before), (now, processes))
+    ]
+    in_batches = any(then[name] for name in ("mixup", "cutmix", "teacher_labels"))
+    if steps[0] != steps[1] and (in_batches or steps[0][0] * steps[0][1] != steps[1][0] * steps[1][1]):
+        images = steps[0][0]
+        help_ = f"Give --batch {images // processes} --grad-accum {steps[0][1]}"
+        if images % processes:
+            help_ = f"{processes} processes cannot share them evenly: start another number of processes"
+        raise UsageError(
+            f"{last.path}: the run has {before} x {then['batch']} images in a batch, and here are"
+            f" {processes} x {now['batch']}. {help_}"
+        )
+    return free | {"batch", "grad_accum"}
+
+
+def _peak_rate(recipe: Mapping[str, Any], processes: int) -> float:
+    """Of its schedule, as `Recipe.peak_lr` has it for one process."""
+    if recipe["lr"] is not None:
+        return float(recipe["lr"])
+    images = recipe["batch"] * recipe["grad_accum"] * processes
+    return float(recipe["lr_base"] * images / recipe["lr_base_size"])
 
 
 def require_typed(saved: Mapping[str, Any]) -> None:

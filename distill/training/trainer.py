@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from runtime.errors import ArtifactError, DataError, GateError, Interrupted
 
@@ -28,9 +29,11 @@ from .. import checkpoint as checkpoints
 from .. import recipe as recipes
 from ..data import Batch, TrainLoader, eval_loader
 from ..data.mixing import Place, mixed, mixing
+from ..data.seeds import hash_seed
 from ..evaluate import Evaluation, evaluate, require_readable, require_whole
 from ..losses.base import Outputs, cross_entropy, weighted_cross_entropy
 from ..models.depthwise import network_format
+from ..processes import gradients, norms, together
 from . import loggers, parts, state
 from .display import TrainingDisplay
 from .freezing import freeze
@@ -53,6 +56,9 @@ from .selection import Selection
 from .sparsity import SparseTraining
 from .stopping import StopSignal
 from .task import Task
+
+DROPPING = 2**31
+"""Added to the seed for the draws of drop-path and dropout, where several processes train."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +85,14 @@ class Trainer:
         self.labels = task.labels
         self._verified = 0
         self.lineage = task.lineage
-        self.log = loggers.asked_for(recipe.tensorboard, task.loggers)
+        self.log = (
+            loggers.asked_for(recipe.tensorboard, task.loggers) if together.is_main() else loggers.Loggers([])
+        )
         self.student = parts.open_student(task)
         self.memory_format = network_format(self.student.model, device, recipe.channels_last)
         self.model = self.network_of(self.student.model)
+        if recipe.sync_bn and together.size() > 1:
+            self.model = norms.synchronized(self.model, device)
         self.frozen = freeze(self.model, recipe.freeze, recipe.freeze_norms, task.preprocess.input_size)
         self.model.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]  # torch has it
         self.forward: Any = torch.compile(self.model) if recipe.compile else self.model
@@ -91,6 +101,8 @@ class Trainer:
         self.steps_per_epoch = len(self.train_loader) // recipe.grad_accum
         taught = task.teacher or task.labels
         self.objective = Objective(task, self.model, self.forward, task.teacher) if taught else None
+        if self.objective and recipe.sync_bn and together.size() > 1:
+            norms.synchronized(self.objective.projectors, device)
         projectors = self.objective.parameters() if self.objective else []
         self.trained = [*self.model.parameters(), *projectors]
         self.optimizer, self.schedule = parts.optimizer_and_schedule(
@@ -113,6 +125,8 @@ class Trainer:
         """By split: what --skip-bad-images left out, each image once, with the reason."""
         self.stop = StopSignal()
         self.display: TrainingDisplay | None = None
+        self._averaging: DistributedDataParallel | None = None
+        """`losses` with gradients averaged over several processes, from the first step on."""
         self._pending = Pending(recipe.grad_accum)
         self._watch = Stopwatch(device)
 
@@ -162,8 +176,8 @@ class Trainer:
         self.forward.train()
         self.frozen.hold()
         self.optimizer.zero_grad(set_to_none=True)
-        for place, batch in zip(self._places(len(batches)), batches, strict=True):
-            self._backward(batch, place, len(batches))
+        for number, (place, batch) in enumerate(zip(self._places(len(batches)), batches, strict=True)):
+            self._backward(batch, place, number, len(batches))
         if self.sparse:
             self.sparse.before_step(self.updates + 1)
         self._look_at_gradients()
@@ -176,16 +190,40 @@ class Trainer:
             self.sparse.after_step(self.updates)
         self.schedule.step_update(self.updates)
 
-    def _backward(self, batch: Batch, place: Place, batches: int) -> None:
-        """Add the gradients of one of the step's batches."""
+    def _backward(self, batch: Batch, place: Place, number: int, batches: int) -> None:
+        """Add the gradients of one of the step's batches, the `number`th."""
         images, labels = self._on_device(batch, place)
         if not self.updates and not self._pending:
             self._show_augmented(images)
-        stored = [self._stored(images, place)] if self.labels else []
-        found = self.losses(images, labels, *stored)
-        self.precision.scaler.scale(found.total / batches).backward()
+        given = (images, labels, *([self._stored(images, place)] if self.labels else []))
+        losses = self._losses_of_all(given, number)
+        with gradients.without_averaging(self._averaging, number < batches - 1):
+            found = losses(*given)
+            self.precision.scaler.scale(found.total / batches).backward()
         self._pending.add(found)
-        self.tally.images += len(labels)
+        self.tally.images += len(labels) * together.size()
+
+    def _losses_of_all(self, given: Sequence[Any], number: int) -> Callable[..., StepLosses]:
+        """`losses`, with gradients that are averaged over the processes where there are several. given: what
+        it will be called with, by which it is found out which weights have a part in it; number: of the batch
+        in its step.
+        """
+        if together.size() == 1:
+            return self.losses
+        if self._averaging is None:
+            networks = [self.model, *([self.objective.projectors] if self.objective else [])]
+            leaves_out = gradients.leaves_out(networks, lambda: self.losses(*given).total)
+            self._averaging = gradients.averaged(
+                networks,
+                self.losses,
+                compress=self.recipe.ddp_compress,
+                all_used=not together.any_of(leaves_out),
+            )
+            self._watch.take()
+        # each process drops other paths, and the same ones when the step is done again
+        batch = together.rank() * self.recipe.grad_accum + number
+        torch.manual_seed(hash_seed(self.recipe.seed + DROPPING, self.updates, batch))
+        return self._averaging
 
     def _look_at_gradients(self) -> None:
         """Clip them where the recipe says so, and keep their norm for `flush`."""
@@ -219,9 +257,10 @@ class Trainer:
         assert self.labels
         if self._verified < self.recipe.verify_labels:
             some = images[: self.recipe.verify_labels - self._verified]
-            self.labels.require_replayed(*place, some)
+            self.labels.require_replayed(*place, some, together.share(self.recipe.batch))
             self._verified += len(some)
-        return Outputs(self.labels.logits(*place).to(self.device, non_blocking=True))
+        logits = self.labels.logits(*place, together.share(self.recipe.batch))
+        return Outputs(logits.to(self.device, non_blocking=True))
 
     def _on_device(self, batch: Batch, place: Place) -> tuple[Tensor, Tensor]:
         """Images and labels, mixed where the recipe says so."""
@@ -281,14 +320,16 @@ class Trainer:
 
         def student_fits() -> bool:
             weights = [each.detach() for each in self.model.parameters()]
-            return finite.are_finite(weights) and self._fits_fp32(self.model, update)
+            return together.all_of(finite.are_finite(weights) and self._fits_fp32(self.model, update))
 
         return diagnosis.of_step(
             step,
             self.objective.names if self.objective else [],
             f"at step {update} (epoch {self.epoch + 1})",
             Suspect(self.precision.dtype, student_fits),
-            Suspect(teacher.dtype, lambda: self._fits_fp32(teacher.in_fp32, update)) if teacher else None,
+            Suspect(teacher.dtype, lambda: together.all_of(self._fits_fp32(teacher.in_fp32, update)))
+            if teacher
+            else None,
         )
 
     @torch.no_grad()
@@ -317,7 +358,9 @@ class Trainer:
         self.log.begin(self._run())
         try:
             best = self._fit()
-            at_end(self.log, self.updates)
+            if together.is_main():
+                with together.alone():
+                    at_end(self.log, self.updates)
             outcome = Outcome.FINISHED
         except Interrupted:
             outcome = Outcome.STOPPED
@@ -342,6 +385,7 @@ class Trainer:
 
     def _fit(self) -> EpochRecord:
         role, epochs = self.task.role, self.recipe.epochs
+        together.copy_from_main(self.model.state_dict().values())
         with (
             self.stop.listening(),
             TrainingDisplay(role, epochs, self.steps_per_epoch, self.updates) as display,
@@ -356,7 +400,8 @@ class Trainer:
                 while not self.is_over:
                     self._train_epoch(display)
                     self._end_epoch(display)
-                    self.check_stop()
+                    with together.agreed():
+                        self.check_stop()
             except (DataError, Interrupted):
                 self.save()
                 raise
@@ -378,9 +423,9 @@ class Trainer:
 
     def _start_sparse(self, sparse: SparseTraining) -> None:
         """First masks, from the gradients of the first batch's cross-entropy."""
-        with contextlib.closing(self.train_loader.epoch(0)) as batches:
+        with contextlib.closing(self.train_loader.epoch(0)) as batches, together.agreed():
             batch = next(batches)
-        require_readable(batch.bad, self.recipe.skip_bad_images)
+            require_readable(batch.bad, self.recipe.skip_bad_images)
         images = batch.images.to(self.device).contiguous(memory_format=self.memory_format)
         self.model.train()
         sparse.start(lambda: F.cross_entropy(self.model(images), batch.labels.to(self.device)))
@@ -394,45 +439,66 @@ class Trainer:
         )
 
     def _train_epoch(self, display: TrainingDisplay) -> None:
-        accum, every = self.recipe.grad_accum, 1 if self.device.type == "cpu" else 20
+        every = 1 if self.device.type == "cpu" else 20
         began = last_save = time.monotonic()
-        batches = self.train_loader.epoch(self.drawn_epoch, self.step_in_epoch * accum)
+        batches = self.train_loader.epoch(self.drawn_epoch, self.step_in_epoch * self.recipe.grad_accum)
         with contextlib.closing(batches):
             while self.step_in_epoch < self.steps_per_epoch:
-                group = [batch for _, batch in zip(range(accum), batches, strict=False)]
-                if len(group) < accum:
-                    raise DataError(
-                        f"the data ended in epoch {self.epoch + 1} after {self.step_in_epoch} of "
-                        f"{self.steps_per_epoch} steps"
-                    )
+                with together.agreed(asks=self._is_to_be_saved(last_save)) as save:
+                    if together.size() > 1:
+                        self.check_stop()
+                    group = self._step_of(batches)
+                if together.size() > 1 and save.asked:
+                    self.save()
+                    began = last_save = time.monotonic()
                 self.step(group)
                 self.step_in_epoch += 1
                 done, t = self.step_in_epoch, self.tally
-                due = done % every == 0 or done == self.steps_per_epoch or bool(self.stop.received)
+                due = done % every == 0 or done == self.steps_per_epoch
+                due = due or (bool(self.stop.received) and together.size() == 1)
                 # waits for the GPU, so it comes before the clock is read
                 loss = self.flush() if due else math.nan
                 now = time.monotonic()
                 t.seconds, began = t.seconds + now - began, now
                 if due:
                     display.step(self.epoch, done, loss, t.images_per_s, t.teacher_share)
-                self.check_stop()
-                if now - last_save >= 60 * self.recipe.checkpoint_minutes:
-                    self.save()
-                    began = last_save = time.monotonic()
+                if together.size() == 1:
+                    self.check_stop()
+                    if self._is_to_be_saved(last_save):
+                        self.save()
+                        began = last_save = time.monotonic()
+
+    def _is_to_be_saved(self, last_save: float) -> bool:
+        """Is it time for last.pth? last_save: when it was written last."""
+        return time.monotonic() - last_save >= 60 * self.recipe.checkpoint_minutes
+
+    def _step_of(self, batches: Iterable[Batch]) -> list[Batch]:
+        """The next batches, as many as a step has. Raises DataError where there are not so many."""
+        accum = self.recipe.grad_accum
+        group = [batch for _, batch in zip(range(accum), batches, strict=False)]
+        if len(group) < accum:
+            raise DataError(
+                f"the data ended in epoch {self.epoch + 1} after {self.step_in_epoch} of "
+                f"{self.steps_per_epoch} steps"
+            )
+        self._require_whole(group)
+        return group
 
     def _end_epoch(self, display: TrainingDisplay) -> None:
         self.flush()
         found = self.validate()
         self._require_numbers(found)
         self.unreadable["val"].update(found.unreadable)
+        self._share_unreadable()
         record = self._record(found)
         self.history.append(record)
         self.epoch, self.step_in_epoch, self.tally = self.epoch + 1, 0, Tally()
         if self.selection.is_better(record, self.best):
             self.best, self.best_right = record, found.right
-            checkpoints.save(self._best_checkpoint(record), self.task.folder / "best.pth")
+            self._write(lambda: self._best_checkpoint(record), "best.pth")
         self.save()
-        write_unreadable(self.task.folder, self.unreadable)
+        if together.is_main():
+            write_unreadable(self.task.folder, self.unreadable)
         self.log.scalars(record.step, record.to_dict())
         display.say_as_fits(self._words(record))
 
@@ -466,8 +532,12 @@ class Trainer:
         def after_batch(images: int) -> None:
             self.check_stop()
             if self.display:
-                self.display.validated(self.epoch, images, len(self.task.val))
+                self.display.validated(
+                    self.epoch, min(images, len(self.task.val) or images), len(self.task.val)
+                )
 
+        networks = [self.model, *([self.ema.module] if self.ema else [])]
+        together.copy_from_main(buffer for network in networks for buffer in network.buffers())
         return evaluate(
             self.ema.module if self.ema else self.forward,
             self.val_loader if batches is None else batches,
@@ -504,16 +574,32 @@ class Trainer:
     def save(self) -> None:
         """Write last.pth: the weights and everything `resume` needs."""
         self.flush()
+        self._share_unreadable()
+        self._write(self._last_checkpoint, "last.pth")
+
+    def _last_checkpoint(self) -> checkpoints.Checkpoint:
         last = self.checkpoint_of(self.model.state_dict(), {})
         last.state = self._state()
-        checkpoints.save(last, self.task.folder / "last.pth")
+        return last
+
+    def _write(self, make: Callable[[], checkpoints.Checkpoint], name: str) -> None:
+        """A checkpoint into the run folder, by one of the processes."""
+        with together.agreed():
+            if together.is_main():
+                checkpoints.save(make(), self.task.folder / name)
+
+    def _share_unreadable(self) -> None:
+        """Let every process know what the others could not read."""
+        for each in together.gathered(self.unreadable):
+            for split, names in each.items():
+                self.unreadable[split] |= names
 
     def resume(self, path: Path) -> None:
         """Continue from last.pth bit for bit. Raises UsageError when the images or a setting that changes the
         weights differ, ArtifactError for a damaged state.
         """
-        last = checkpoints.load(path)
-        saved = state.require_same_run(last, self.recipe, self.lineage)
+        last = together.from_main(lambda: checkpoints.load(path))
+        saved = state.require_same_run(last, self.recipe, self.lineage, together.size())
         try:
             self.restore(last)
             state.require_typed(saved)
@@ -532,6 +618,7 @@ class Trainer:
             "epoch": self.epoch,
             "step_in_epoch": self.step_in_epoch,
             "updates": self.updates,
+            "processes": together.size(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from distill import losses, recipe
 from distill.commands import train
+from distill.processes.world import require_one
 from distill.recipe import Recipe
 from distill.run.folder import choose_folder
 from distill.run.options import TrainOptions, given_data, value_of
@@ -113,6 +114,7 @@ def run(options: QatOptions) -> None:
 def do(options: QatOptions) -> RunResult:
     """Train the graph."""
     require_possible(options)
+    require_one("train --qat")
     folder = choose_folder(options)
     with loading("loading torch"):
         from distill.run import job

@@ -16,6 +16,7 @@ import codecs
 import importlib
 import importlib.util
 import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -92,10 +93,11 @@ VERSION_FLAGS = ("-V", "--version")
 class Command(Protocol):
     """What a command's module holds.
 
-    It may also hold `parse(argv, prog) -> Options`, where flags depend on a file that another flag names;
-    `instead(argv) -> str | None`, the command of the table that these words ask for instead of this one; and
-    `do(options)`, what `run` does, without the printing: its result is what a function of large2small
-    returns.
+    It may also hold `SHARES_WORK`, true where several processes that torchrun started do the work of one
+    (others are refused there); `parse(argv, prog) -> Options`, where flags depend on a file that another flag
+    names; `instead(argv) -> str | None`, the command of the table that these words ask for instead of this
+    one; and `do(options)`, what `run` does, without the printing: its result is what a function of
+    large2small returns.
     """
 
     SUMMARY: str
@@ -115,10 +117,19 @@ def main(argv: Sequence[str] | None = None, group: str = "") -> int:
     typed = list(sys.argv[1:] if argv is None else argv)
     words = [group, *typed] if group else typed
     terminal.only_on_terminals("--json" in words)
+    beside_another = _is_beside_another()
+    terminal.mute(lines=beside_another, errors=beside_another)
     try:
         return outcome.run(lambda: _dispatch(words), as_json="--json" in words)
     except SystemExit as stop:  # --help of a command
         return int(stop.code or 0)
+
+
+def _is_beside_another() -> bool:
+    """Is this one of several processes that torchrun started here, and not the first? What is wrong with the
+    words, which are the same in all, is said by that one.
+    """
+    return _processes() > 1 and os.environ.get("LOCAL_RANK", "0").strip() not in ("", "0")
 
 
 def _print_in_any_encoding() -> None:
@@ -195,8 +206,20 @@ def _meant(asked: str, known: list[str]) -> str:
 
 def _run(name: str, words: list[str]) -> int | None:
     name, command = chosen(name, words)
-    code: int | None = command.run(options_of(name, command, words))
+    options = options_of(name, command, words)
+    if _processes() > 1 and not getattr(command, "SHARES_WORK", False):
+        raise UsageError(
+            f"WORLD_SIZE={_processes()}: {_typed(name)} works in one process, and {_processes()} would do the"
+            " same and write the same files. Start it without torchrun, or unset WORLD_SIZE"
+        )
+    code: int | None = command.run(options)
     return code
+
+
+def _processes() -> int:
+    """How many processes torchrun started together, as far as the environment says a number."""
+    said = os.environ.get("WORLD_SIZE", "").strip()
+    return int(said) if said.isascii() and said.isdigit() else 1
 
 
 def chosen(name: str, words: Sequence[str]) -> tuple[str, Any]:

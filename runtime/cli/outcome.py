@@ -21,6 +21,7 @@ from typing import Any
 
 from .. import files
 from ..errors import Large2SmallError, MissingError, UsageError
+from . import terminal
 
 STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 """Signals that end a command; Ctrl-C does so anyway."""
@@ -181,6 +182,8 @@ def _internal(error: BaseException, as_json: bool) -> int:
 
 
 def _report(message: str, code: int, as_json: bool) -> int:
+    if not terminal.may_say_errors():
+        return code
     print(f"error: {message}", file=sys.stderr)
     if as_json:
         print(files.json_text({"error": message, "exit_code": code}))

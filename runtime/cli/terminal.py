@@ -44,12 +44,13 @@ def console() -> Console:
 
 def is_live(stream: TextIO) -> bool:
     """Whether what it shows can be written anew: a terminal that can do more than print."""
-    return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    return not _lines.are_muted and stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 def say(line: str) -> None:
     """One line on stderr, which stays; on a terminal in as many rows as it needs."""
-    print(in_rows(printable(line), sys.stderr), file=sys.stderr, flush=True)
+    if not _lines.are_muted:
+        print(in_rows(printable(line), sys.stderr), file=sys.stderr, flush=True)
 
 
 def in_rows(text: str, stream: TextIO) -> str:
@@ -120,6 +121,16 @@ def only_on_terminals(whether: bool) -> None:
     _lines.are_for_terminals = whether
 
 
+def mute(lines: bool, errors: bool) -> None:
+    """Whether this process keeps silent, because another one that works with it speaks: lines, errors."""
+    _lines.are_muted, _lines.are_errors_muted = lines, errors
+
+
+def may_say_errors() -> bool:
+    """Is it this process that says why a command failed?"""
+    return not _lines.are_errors_muted
+
+
 class _Lines:
     """The lines of all `loading` that go on, of which the innermost is shown."""
 
@@ -127,6 +138,7 @@ class _Lines:
         self.stack: list[_Line | None] = []
         """None while something else is shown."""
         self.are_for_terminals = False
+        self.are_muted = self.are_errors_muted = False
         self.is_drawn = False
         self.is_inside_line = False
         """Something was printed, without the end of its line."""
@@ -224,7 +236,7 @@ class _Line(threading.Thread):
         while not self.over.wait(SILENCE_S if self.stream.isatty() else SILENCE_OF_A_FILE_S):
             if shown_anew:
                 _lines.draw(self)
-            elif not _lines.are_for_terminals:
+            elif not (_lines.are_for_terminals or _lines.are_muted):
                 self.stream.write(f"{self.what} ...\n")
                 self.stream.flush()
             if self.still or not shown_anew:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -237,11 +237,12 @@ class Labels:
         """The stored epoch that a training's epoch, from 0, replays."""
         return epoch % self.header.epochs
 
-    def logits(self, epoch: int, batch: int) -> Tensor:
-        """(N, K) float32 of one batch, both from 0. Raises ArtifactError for NaN and for classes that the
-        header does not have.
+    def logits(self, epoch: int, batch: int, places: Sequence[int] | None = None) -> Tensor:
+        """(N, K) float32 of one batch, both from 0. places: of which of its images, by default all. Raises
+        ArtifactError for NaN and for classes that the header does not have.
         """
         layout, rows = self.header.layout, np.asarray(self._rows[self.epoch_of(epoch)][batch])
+        rows = rows if places is None else rows[list(places)]
         unknown = layout.unknown_class(rows)
         if unknown is not None:
             raise self._damaged(epoch, batch, f"names class {unknown} of {layout.classes} (from 0)")
@@ -256,9 +257,14 @@ class Labels:
             " it, and go on with the distill label that made it"
         )
 
-    def require_replayed(self, epoch: int, batch: int, pixels: Tensor) -> None:
-        """Raise DataError where these images (N, C, H, W) are not the ones that were labeled, bit for bit."""
-        stored = self._rows[self.epoch_of(epoch)][batch]["checksum"][: len(pixels)]
+    def require_replayed(
+        self, epoch: int, batch: int, pixels: Tensor, places: Sequence[int] | None = None
+    ) -> None:
+        """Raise DataError where these images (N, C, H, W) are not the ones that were labeled, bit for bit.
+        places: where in the batch they are, by default the first N.
+        """
+        stored = self._rows[self.epoch_of(epoch)][batch]["checksum"]
+        stored = stored[list(range(len(pixels)) if places is None else places[: len(pixels)])]
         different = np.flatnonzero(stored != checksums(pixels))
         if len(different):
             raise DataError(

@@ -1,7 +1,7 @@
 """Losses and gradient norms that stay on the device until someone looks, so that no step waits.
 
 In:  the losses of every batch, the norm of every step's gradients: scalars on the device.
-Out: a `Step` of numbers for each optimizer step.
+Out: a `Step` of numbers for each optimizer step, over the images of all processes that train together.
 Elsewhere: sums over an epoch (distill.training.records), what is done with numbers that are not finite
 (distill.training.numbers.diagnosis).
 """
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...processes import together
 from ..records import StepLosses
 from . import finite
 
@@ -53,8 +54,10 @@ class Pending:
         if not self._losses:
             return []
         stacked = torch.stack([torch.stack([*found[:3], *found.each]) for found in self._losses])
-        of_steps = stacked.double().cpu().view(-1, self._batches_a_step, stacked.shape[1]).mean(1).tolist()
-        flags = finite.taken([found.finite for found in self._losses], self._norms, self._batches_a_step)
+        values = together.average(stacked)
+        of_steps = values.view(-1, self._batches_a_step, stacked.shape[1]).mean(1).tolist()
+        own = finite.taken([found.finite for found in self._losses], self._norms, self._batches_a_step)
+        flags = [finite.Flags(*each) for each in (together.average(torch.tensor(own)) == 1).tolist()]
         self._losses.clear()
         self._norms.clear()
         return [

@@ -580,7 +580,7 @@ def test_a_student_built_for_a_size_sees_images_of_that_size(run, tmp_path):
 def test_one_of_several_processes_is_refused(run, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, err = run("--teacher", "none")
-    assert code == 2 and "WORLD_SIZE=2" in err and "without torchrun" in err
+    assert code == 2 and "WORLD_SIZE=2" in err and "torchrun --nproc-per-node" in err
 
 
 def test_the_result_says_what_chose_the_epoch_and_when_it_ended(run, teacher_file, tmp_path, with_report):

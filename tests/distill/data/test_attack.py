@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from distill import attack as attacks
 from distill import checkpoint as checkpoints
 from distill import models
 from distill.__main__ import main
-from distill.attack import Attack
 from distill.checkpoint import Checkpoint
+from distill.data import attack as attacks
+from distill.data.attack import Attack
 from runtime.errors import UsageError
 from runtime.images import ArraySet, open_images
 from runtime.preprocess import Preprocess

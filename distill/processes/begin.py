@@ -1,0 +1,244 @@
+"""Processes find each other, work as one, and end together.
+
+In:  the device that they compute on; what torchrun tells each.
+Out: a group of torch.distributed, which is ended where the work is; the first reason why one of them could
+     not go on, said once, with its rank.
+Elsewhere: what they tell each other meanwhile (distill.processes.together), exit codes (runtime.errors).
+
+An error that all raise (`together.agreed`) is said by rank 0. Where one process fails by itself, it says so
+and leaves its exit code in the store that they found each other through; the others, which wait for it in
+vain, find that code and end with it. A process that was killed leaves none: then the others call the roll.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from runtime import env
+from runtime.cli import outcome, terminal
+from runtime.cli.terminal import loading
+from runtime.errors import Interrupted, Large2SmallError, MissingError, UsageError
+
+from . import world
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
+
+T = TypeVar("T")
+GATHERING = timedelta(minutes=5)
+"""How long the first process waits for the last one."""
+PATIENCE = timedelta(minutes=60)
+"""How long they wait for one that is alive and says nothing: it may fit a teacher or read a slow disk."""
+ROLL_CALL_S = 1.0
+"""Seconds that the others have to say that they are alive, where one was lost."""
+SAME_EVERYWHERE = ("large2small", "torch", "timm", "torchvision", "numpy", "pillow")
+"""Packages whose versions have to be the same in all processes."""
+LOST = (
+    r"onnection|closed by peer|[Bb]roken pipe|[Ss]ocket|ECONN|[Tt]imed? ?out|NCCL|gloo|recvValue|"
+    r"remote process|process group"
+)
+"""What torch says, among other things, where another process is gone."""
+
+
+class FromMain(Protocol):
+    """`together.from_main`."""
+
+    def __call__(self, make: Callable[[], T], /) -> T: ...
+
+
+@contextlib.contextmanager
+def begun(device: str) -> Iterator[FromMain]:
+    """The processes that were started together work as one inside; a single one as ever. device: as --device
+    says it. Yields `together.from_main`, which needs torch only where there are several.
+
+    Raises UsageError for processes that do not know of each other and for different versions, MissingError
+    where they cannot find each other. Those that have nothing to say end with SystemExit.
+    """
+    size = world.announced()
+    if size == 1:
+        yield lambda make: make()
+        return
+    with _listening() as listening:
+        store = None
+        try:
+            with loading(f"waiting for the other {size - 1} processes"):
+                store = _open(device, size)
+            _require_same_versions()
+            yield _from_main
+        except Exception as error:
+            listening.clear()
+            raise _last_word(error, store) from error
+        finally:
+            _leave()
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[threading.Event]:
+    """SIGTERM raises Interrupted while the event is set, and is ignored from then on: torchrun sends it to
+    all where one has ended, and they have the reason to say.
+    """
+    listening = threading.Event()
+    listening.set()
+
+    def end(number: int, _: FrameType | None) -> None:
+        if listening.is_set():
+            listening.clear()
+            raise Interrupted(f"stopped by {signal.Signals(number).name}", number)
+
+    previous: Any = None
+    try:
+        previous = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not in the main thread: signals are someone else's
+        listening.clear()
+    try:
+        yield listening
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _open(device: str, size: int) -> Store:
+    """Make the group; the store through which they found each other."""
+    import torch
+    from torch import distributed
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    from . import together
+
+    if distributed.is_initialized():
+        raise UsageError(
+            "this process is in a process group of torch.distributed already. Train in processes that are in"
+            " none"
+        )
+    kind = device.partition(":")[0]
+    on_gpu = kind == "cuda" or (kind == "auto" and torch.cuda.is_available())
+    if on_gpu and world.local_rank() < torch.cuda.device_count():  # else pick_device refuses it by name
+        torch.cuda.set_device(world.local_rank())
+    terminal.mute(lines=world.rank() != 0, errors=False)
+    try:
+        store, rank, size = next(iter(rendezvous("env://", timeout=GATHERING)))
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            store=PrefixStore("group", store),
+            rank=rank,
+            world_size=size,
+            timeout=PATIENCE,
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        raise _unfound(error, size) from error
+    together.enter(rank, size)
+    return store
+
+
+def _unfound(error: Exception, size: int) -> MissingError:
+    """Why the processes could not find each other, in one line."""
+    said = " ".join(str(error).split())
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    if "EADDRINUSE" in said or "already in use" in said:
+        return MissingError(
+            f"port {port} of {address} is in use by another program, so the {size} processes cannot find each"
+            " other there. Give torchrun another one (--master-port PORT), or --standalone on one machine"
+        )
+    reason = f"torch says: {said[:160]}"
+    return MissingError(
+        f"rank {world.rank()}: the {size} processes did not find each other at {address}:{port} within"
+        f" {GATHERING.seconds // 60} minutes ({reason}). Look whether all were started, with the same number"
+        " of processes, and whether that port is open between the machines"
+    )
+
+
+def _from_main(make: Callable[[], T]) -> T:
+    from .together import from_main
+
+    return from_main(make)
+
+
+def _require_same_versions() -> None:
+    from .together import require_same
+
+    require_same(env.versions(SAME_EVERYWHERE), "Install the same versions on all machines")
+
+
+def _last_word(error: Exception, store: Store | None) -> BaseException:
+    """What this process raises: the error, where it is the one to say it, or the end without a word."""
+    from . import together
+
+    if store is None:
+        return error
+    if together.is_agreed(error):
+        assert isinstance(error, Large2SmallError)
+        return error if world.rank() == 0 else SystemExit(error.exit_code)
+    try:
+        return _own_word(error, store)
+    except (RuntimeError, OSError):  # the store is gone, too, and with it the process that kept it
+        if outcome.as_ours(error):
+            return error
+        return MissingError(
+            f"rank {world.rank()}: the process that the others meet at ({os.environ['MASTER_ADDR']}:"
+            f"{os.environ['MASTER_PORT']}) has ended, or its machine is out of reach. Look at what it said"
+        )
+
+
+def _own_word(error: Exception, store: Store) -> BaseException:
+    from . import together
+
+    ours = outcome.as_ours(error)
+    if ours is None and isinstance(error, RuntimeError) and re.search(LOST, str(error)):
+        _close_connections()
+        time.sleep(0.2)  # who has a reason leaves it before it ends
+        if not store.check(["code"]):
+            ours = _missing(store)
+    code = ours.exit_code if ours else outcome.INTERNAL_ERROR
+    if store.add("said", 1) > 1:
+        return SystemExit(int(store.get("code")) if store.check(["code"]) else code)
+    store.set("code", str(code))
+    if ours is None:
+        return error
+    return ours if str(ours).startswith("rank ") else together.of_rank(ours, world.rank())
+
+
+def _missing(store: Store) -> MissingError:
+    """Who is not there any more, by a roll call."""
+    size = int(os.environ["WORLD_SIZE"])
+    store.set(f"here {world.rank()}", "yes")
+    time.sleep(ROLL_CALL_S)
+    lost = [rank for rank in range(size) if not store.check([f"here {rank}"])]
+    who = "rank " + ", ".join(map(str, lost)) if lost else "a process"
+    return MissingError(
+        f"{who} has ended without a word: killed, often because memory ran out, or its machine is gone. The"
+        " run goes on from its last checkpoint with --resume"
+    )
+
+
+def _close_connections() -> None:
+    """Let those who wait for this process know that it does not come; torch may wait, so not for long."""
+    from torch import distributed
+
+    def close() -> None:
+        with contextlib.suppress(Exception):  # what is broken cannot be closed, and need not be
+            distributed.destroy_process_group()
+
+    thread = threading.Thread(target=close, daemon=True)
+    thread.start()
+    thread.join(2)
+
+
+def _leave() -> None:
+    from torch import distributed
+
+    from . import together
+
+    if distributed.is_initialized():
+        _close_connections()
+    together.enter(0, 1)
+    terminal.mute(lines=False, errors=False)
