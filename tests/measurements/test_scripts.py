@@ -447,18 +447,14 @@ def test_large_kernel_layers_are_timed_and_compute_the_same():
     assert all(float(row[10]) < 1e-4 for row in rows if row[3].strip() == "fwd")
 
 
-def test_passes_over_the_maps_of_branches_are_those_counted_by_hand(monkeypatch, capsys):
+def test_passes_over_the_maps_of_branches_are_those_counted_by_hand():
     """RepLKNet: 2 convolutions of 2, 2 norms of 3 and a sum of 3 are 13; backward 2 x (5 + 2 + 2) + 3 = 21.
     SLaK's strips together: 3 + 2 for the convolutions, 3 norms of 3, 2 sums of 3; backward 3 norms of 5, 3
     and 2 for the gradients of x and a sum of 3, 3 gradients of weights of 2: 20 and 29. A pass of SLaK-T's
     first stage is 49.8 MB, 15 us at 3,350 GB/s; the products are 187 GFLOP.
     """
-    monkeypatch.syspath_prepend(ROOT / "measurements")
-    import branch_passes
-
-    monkeypatch.setattr(sys, "argv", ["branch_passes.py"])
-    branch_passes.main()
-    rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    out = run_inside("measurements/branch_passes.py").stdout
+    rows = [line.split("│")[1:-1] for line in out.splitlines() if "│" in line]
     figures = [[int(cell) for cell in row[2:]] for row in rows]
     assert figures[0] == [21, 33, 54, 802, 189]
     assert figures[5] == [13, 21, 34, 505, 126] and figures[2][:3] == [20, 29, 49]
