@@ -200,8 +200,9 @@ def _place(path: str | bytes) -> str:
     return os.path.abspath(os.fsdecode(path))
 
 
-ALLOWED = [os.path.abspath(each) + os.sep for each in [sys.prefix, sys.base_prefix, *sys.path, "."]]
-"""Where Python's own modules are, and the folder of the files."""
+OURS = str(Path(runtime.__file__).parents[1])
+ALLOWED = [os.path.abspath(each) + os.sep for each in [sys.prefix, sys.base_prefix, *sys.path, OURS, "."]]
+"""Where Python's own modules and those of this project are, and the folder of the files."""
 ALLOWED.append(os.devnull)
 
 

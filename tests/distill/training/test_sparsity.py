@@ -520,10 +520,12 @@ def test_every_rank_has_the_masks_of_rank_0(tmp_path):
     code = textwrap.dedent("""
         import sys, torch, torch.distributed as dist
         from torch import nn
+        from distill.processes import together
         from distill.training.sparsity import SparseTraining
         torch.set_num_threads(1)
         rank = int(sys.argv[1])
         dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}/meet", rank=rank, world_size=2)
+        together.enter(rank, 2)
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(10, 20), nn.Linear(20, 3))
         optimizer = torch.optim.SGD(model.parameters(), 0.1)

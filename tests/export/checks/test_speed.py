@@ -31,9 +31,9 @@ def convolutions(count, size="3, 32, 32"):
 def test_ten_times_the_work_takes_longer_in_either_order(tmp_path):
     few, many = convolutions(2), convolutions(20)
     (tmp_path / "many.onnx").write_bytes(many)
-    found = speed.measure(few, many, rounds=7, threads=1)
+    found = speed.measure(few, many, rounds=41, threads=1)  # the interval leaves out 13 disturbed pairs
     assert 2 < found.low <= found.ratio <= found.high
-    assert (found.pairs, found.batch, found.threads, found.engine) == (7, 1, 1, "onnxruntime")
+    assert (found.pairs, found.batch, found.threads, found.engine) == (41, 1, 1, "onnxruntime")
     assert speed.measure(tmp_path / "many.onnx", few, batch=2, rounds=7, threads=1).ratio < 0.5
 
 
