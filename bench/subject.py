@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -47,6 +47,11 @@ class RunOptions:
     """Number of calls on a plan that may run at once, 1 or more; 1 when not given."""
     cuda_graph: bool = False
     """Replay a plan's launches as a CUDA graph."""
+
+    @property
+    def of_engine(self) -> RunOptions:
+        """These flags, without the others that a command has."""
+        return RunOptions(**{each.name: getattr(self, each.name) for each in fields(RunOptions)})
 
     def backend(self, path: Path) -> Engine:
         """The engine that a file runs on: the one asked for, where there is a choice."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import time
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -102,8 +102,7 @@ class Options(RunOptions):
     @property
     def subjects(self) -> list[Subject]:
         """What is compared, the reference first. Raises UsageError for flags that do not exist."""
-        general = RunOptions(**{field.name: getattr(self, field.name) for field in fields(RunOptions)})
-        return [parse_subject(text, general) for text in self.artifacts]
+        return [parse_subject(text, self.of_engine) for text in self.artifacts]
 
 
 @dataclass(frozen=True)

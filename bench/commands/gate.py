@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import time
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -142,8 +142,9 @@ class Options(RunOptions):
 
     def setup(self, path: Path) -> Setup:
         """How an artifact is called."""
-        on = RunOptions(**{each.name: getattr(self, each.name) for each in fields(RunOptions)})
-        return Setup(path, on, self.batch, "compute", self.img_size, self.data, self.split, self.seed)
+        return Setup(
+            path, self.of_engine, self.batch, "compute", self.img_size, self.data, self.split, self.seed
+        )
 
 
 def parse_time(text: str | None) -> float | None:

@@ -8,7 +8,7 @@ Elsewhere: the clock (bench.latency), what is called (bench.calls), the table fo
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -240,7 +240,8 @@ def _crowd(options: Options, made: calls.Calls, samples: dict[str, np.ndarray]) 
 def _cold(options: Options) -> ColdStart | None:
     if not options.cold_start:
         return None
-    on = RunOptions(**{each.name: getattr(options, each.name) for each in fields(RunOptions)})
-    setup = Setup(options.engine, on, options.batch, "compute", options.img_size, seed=options.seed)
+    setup = Setup(
+        options.engine, options.of_engine, options.batch, "compute", options.img_size, seed=options.seed
+    )
     with loading(f"starting {options.engine.name} anew"):
         return cold_start(setup, options.cold_start)
