@@ -11,7 +11,7 @@ Elsewhere: speed (bench.latency), reading images (runtime.images), the decision 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -29,6 +29,8 @@ from .subject import Description, require_preprocess
 
 LOOKED_AT = 32
 """Images, spread over those that were answered, whose content tells a set from another."""
+ANSWERS = ("indices", "labels", "classes", "right")
+"""Fields of `Answers` that have a number for each image, as they are kept in files."""
 NAMED = 20
 """Unreadable images named in the result; the others are only counted."""
 
@@ -97,6 +99,18 @@ class Answers:
         """Those of a result."""
         classes = result.logits.argmax(1)
         return cls(result.indices, result.labels, classes, result.right, result.images_sha256)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Answers:
+        """Those that `to_dict` gave."""
+        indices, labels, classes, right = (np.array(values[name], np.int64) for name in ANSWERS)
+        identity = values.get("images_sha256")
+        return cls(indices, labels, classes, right > 0, identity if isinstance(identity, str) else None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        lists = {name: getattr(self, name).astype(int).tolist() for name in ANSWERS}
+        return lists | {"images_sha256": self.images_sha256}
 
     def same_images(self, other: Answers) -> bool:
         """Were both asked about the same images, with the same labels? Where one does not tell what it was

@@ -93,7 +93,7 @@ def do(options: Options) -> accuracy.AccuracyReport:
 def keep(options: Options, found: accuracy.AccuracyReport) -> None:
     """Write the file of --save, with the answer to every image."""
     if options.save:
-        kept = found.to_dict() | {"answers": saved.answers(found.result)}
+        kept = found.to_dict() | {"answers": accuracy.Answers.of(found.result).to_dict()}
         saved.write(options.save, "accuracy", saved.command_line("bench accuracy", options), kept)
 
 

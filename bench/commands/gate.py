@@ -281,20 +281,17 @@ def _kept(options: Options) -> _Kept | None:
 def _durations(kept: Saved, options: Options) -> np.ndarray:
     if (options.max_drop, options.min_agreement) != (None, None):
         raise UsageError(f"{kept.path}: holds no answers. Give what bench accuracy --save wrote")
-    samples = kept.values.get("samples_ms")
-    durations = samples.get("compute") if isinstance(samples, dict) else None
-    if not isinstance(durations, list):
+    durations = saved.read_durations(kept)
+    if not durations:
         raise UsageError(
             f"{kept.path}: holds no durations of the boundary compute. Give what bench latency --save wrote"
         )
-    if not all(type(each) in (int, float) and 0 < each < 1e9 for each in durations):
-        raise UsageError(f"{kept.path}: samples_ms: expected durations. {saved.AGAIN}")
     machine, here = kept.need("fingerprint", dict), env.fingerprint()
     different = [name for name in ("cpu", "cores", "gpu") if machine.get(name) != here[name]]
     if different or kept.values.get("batch") != options.batch:
         raise _another(kept, different[0] if different else "batch")
     found = 1e6 * np.array(durations, float)
-    if not durations or stats.interval_of_median(found)[0] is None:
+    if stats.interval_of_median(found)[0] is None:
         raise UsageError(
             f"{kept.path}: {len(durations)} durations make no interval. Measure more, 20 or above"
         )

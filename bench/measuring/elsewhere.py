@@ -74,11 +74,9 @@ class Elsewhere:
 
     def answers(self, data: str, split: str, limit: int | None) -> Answers:
         """What it says to labeled images."""
-        found = self._ask({"answers": {"data": data, "split": split, "limit": limit}}, "classes")
-        indices, labels, classes, right = (
-            np.array(found[name], np.int64) for name in ("indices", "labels", "classes", "right")
+        return Answers.from_dict(
+            self._ask({"answers": {"data": data, "split": split, "limit": limit}}, "classes")
         )
-        return Answers(indices, labels, classes, right > 0, found["images_sha256"])
 
     def memory(self) -> Memory:
         """Of the process until now."""

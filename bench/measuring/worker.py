@@ -66,10 +66,9 @@ def _answers(predictor: Any, data: str, split: str, limit: int | None) -> dict[s
     from runtime.images import open_images
 
     from .. import accuracy
-    from ..results import saved
 
     result = accuracy.evaluate(predictor, open_images(data, split), limit=limit, split=split)
-    return saved.answers(result)
+    return accuracy.Answers.of(result).to_dict()
 
 
 def _say(answers: IO[str], values: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from runtime.env.conditions import Warned
 from .. import stats
 from ..subject import ran_on
 from ..table import Origins, Row, Table, points, speedup
-from .saved import AGAIN, Saved
+from .saved import AGAIN, Saved, read_durations
 
 MACHINE = ("cpu", "cores", "system", "gpu")
 WAY = ("with", "hint")
@@ -194,21 +194,11 @@ def _row(saved: Saved) -> Row:
     compute, whole = values.get("compute"), values.get("end_to_end")
     if isinstance(compute, Mapping):
         known |= {name: compute.get(name) for name in OF_LATENCY} | {"batch": values.get("batch")}
-        low, high = stats.interval_of_median(np.array(_durations(saved), float) * stats.NS_PER_MS)
+        low, high = stats.interval_of_median(np.array(read_durations(saved), float) * stats.NS_PER_MS)
         known |= {"latency_low_ms": low, "latency_high_ms": high}
     if isinstance(whole, Mapping):
         known |= {"end_to_end_p50_ms": whole.get("latency_p50_ms")}
     return _checked(saved, known)
-
-
-def _durations(saved: Saved) -> list[float]:
-    """Of the boundary compute, ms; empty where the file keeps none."""
-    samples = saved.values.get("samples_ms")
-    found = samples.get("compute") if isinstance(samples, Mapping) else None
-    known = found if isinstance(found, list) else []
-    if not all(type(each) in (int, float) and 0 < each < 1e9 for each in known):
-        raise ArtifactError(f"{saved.path}: samples_ms: expected durations. {AGAIN}")
-    return known
 
 
 def _ran_on(saved: Saved) -> str:
@@ -227,7 +217,7 @@ def _ran_on(saved: Saved) -> str:
 def _row_of(saved: Saved, values: Any) -> Row:
     """A row of `bench table`."""
     if not isinstance(values, Mapping):
-        raise ArtifactError(f"{saved.path}: rows: expected objects. Measure again with --save")
+        raise ArtifactError(f"{saved.path}: rows: expected objects. {AGAIN}")
     return _checked(saved, {name: value for name, value in values.items() if name in KINDS_OF})
 
 

@@ -20,7 +20,7 @@ from runtime.cli.terminal import printable
 from .. import report, tables
 from ..table import Row
 from . import figures, gathered, robust
-from .saved import Saved
+from .saved import AGAIN, Saved
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def _ratio(saved: Saved, ratio: Any) -> str:
     if ratio is None:
         return "–"
     if not isinstance(ratio, Mapping):
-        raise ArtifactError(f"{saved.path}: a ratio is not an object. Measure again with --save")
+        raise ArtifactError(f"{saved.path}: a ratio is not an object. {AGAIN}")
     value, low, high = (saved.need(key, float, ratio) for key in ("value", "low", "high"))
     return f"{value:.3f} ({low:.3f} to {high:.3f})"
 

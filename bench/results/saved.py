@@ -15,13 +15,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from runtime import ArtifactError, files
 from runtime.cli.settings import Setting, settings_of
 from runtime.recorded import is_plain
 
-from ..accuracy import AccuracyResult, Answers
+from ..accuracy import ANSWERS, Answers
 
 FORMAT = 1
 KINDS = ("latency", "accuracy", "compare", "table", "gate", "robustness")
@@ -48,7 +46,7 @@ class Saved:
         if not isinstance(value, kinds) or isinstance(value, bool):
             raise ArtifactError(
                 f"{self.path}: {key} is not what distill bench {self.kind} writes there, a value of type"
-                f" {kind.__name__}. Measure again with --save"
+                f" {kind.__name__}. {AGAIN}"
             )
         return value
 
@@ -77,7 +75,7 @@ def read(path: Path) -> Saved:
     if values.get("large2small_result") != FORMAT:
         raise ArtifactError(
             f"{path}: format {str(values.get('large2small_result'))[:20]} of results; this version reads"
-            f" {FORMAT}. Measure again with --save"
+            f" {FORMAT}. {AGAIN}"
         )
     return Saved(path, values["kind"], str(values.get("made")), str(values.get("command")), values)
 
@@ -99,32 +97,24 @@ def _typed(setting: Setting, value: Any) -> list[str]:
     return [*setting.words[:1], *map(str, value if isinstance(value, tuple) else (value,))]
 
 
-def answers(result: AccuracyResult) -> dict[str, Any]:
-    """What a network said to each image, so that another can be compared with it later."""
-    return {
-        "indices": result.indices.tolist(),
-        "labels": result.labels.tolist(),
-        "classes": result.logits.argmax(1).tolist(),
-        "right": result.right.astype(int).tolist(),
-        "images_sha256": result.images_sha256,
-    }
-
-
 def read_answers(saved: Saved) -> Answers:
-    """The same, read again. Raises ArtifactError where the file holds none."""
+    """What a network said to each image. Raises ArtifactError where the file holds none."""
     found = saved.need("answers", dict)
-    names = ("indices", "labels", "classes", "right")
-    indices, labels, classes, right = (_whole_numbers(saved, name, found) for name in names)
-    if len({len(each) for each in (indices, labels, classes, right)}) != 1 or not len(indices):
+    for name in ANSWERS:
+        if not all(type(each) is int and abs(each) < 2**31 for each in saved.need(name, list, found)):
+            raise ArtifactError(f"{saved.path}: answers.{name}: expected whole numbers. {AGAIN}")
+    if len({len(found[name]) for name in ANSWERS}) != 1 or not found[ANSWERS[0]]:
         raise ArtifactError(f"{saved.path}: answers of different lengths, or none. {AGAIN}")
-    identity = found.get("images_sha256")  # which older versions left out
-    return Answers(indices, labels, classes, right > 0, identity if isinstance(identity, str) else None)
+    return Answers.from_dict(found)
 
 
-def _whole_numbers(saved: Saved, name: str, within: Mapping[str, Any]) -> np.ndarray:
-    values = saved.need(name, list, within)
-    if not all(type(each) is int and abs(each) < 2**31 for each in values):
-        raise ArtifactError(
-            f"{saved.path}: answers.{name}: expected whole numbers. Measure again with --save"
-        )
-    return np.array(values, np.int64)
+def read_durations(saved: Saved) -> list[float]:
+    """Of single calls at the boundary compute, ms; empty where the file keeps none. Raises ArtifactError for
+    what are not durations.
+    """
+    samples = saved.values.get("samples_ms")
+    found = samples.get("compute") if isinstance(samples, Mapping) else None
+    known = found if isinstance(found, list) else []
+    if not all(type(each) in (int, float) and 0 < each < 1e9 for each in known):
+        raise ArtifactError(f"{saved.path}: samples_ms: expected durations. {AGAIN}")
+    return known
