@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime import Predictor, files
+from runtime import Predictor
 from runtime.env.conditions import Warned
 
 from . import stats
@@ -183,28 +183,29 @@ def points(row: Row, other: Row) -> float | None:
 def make_row(
     role: str | None,
     predictor: Predictor,
+    subject: Description,
     result: AccuracyResult,
     samples: Mapping[str, np.ndarray],
     batch: int,
-    ran_on: str,
 ) -> Row:
-    """The row of one artifact, without its differences to others. samples: boundary -> durations (n,), ns."""
-    metadata = predictor.metadata
+    """The row of one artifact, without its differences to others. role: None for what the file says; samples:
+    boundary -> durations (n,), ns.
+    """
     timing = stats.summarize(samples["compute"], batch, (50, 99))
     between = stats.interval_of_median(samples["compute"])
-    role = role or metadata.role or "student"
+    role = role or subject.role or "student"
     return Row(
         artifact=label(predictor, role),
-        file=str(predictor.path),
+        file=subject.file,
         role=role,
-        precision=None if metadata.precision == "unknown" else metadata.precision,
-        model=metadata.model,
+        precision=subject.precision,
+        model=subject.model,
         top1_percent=result.top1,
         delta_teacher_points=None,
         delta_control_points=None,
-        parameters=metadata.parameters,
-        macs=metadata.macs,
-        file_bytes=predictor.path.stat().st_size,
+        parameters=subject.parameters,
+        macs=subject.macs,
+        file_bytes=subject.file_bytes,
         latency_p50_ms=timing.percentiles_ms[50],
         latency_p99_ms=timing.percentiles_ms[99],
         throughput_images_per_s=timing.throughput_images_per_s,
@@ -214,9 +215,9 @@ def make_row(
         loss_nats=result.loss,
         images=result.n,
         skipped=len(result.skipped),
-        ran_on=ran_on,
+        ran_on=subject.ran_on,
         balanced_percent=result.balanced,
-        sha256=files.sha256(predictor.path),
+        sha256=subject.sha256,
         batch=batch,
         latency_low_ms=between[0],
         latency_high_ms=between[1],

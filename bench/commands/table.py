@@ -189,10 +189,10 @@ def with_samples(options: Options) -> tuple[Table, dict[str, Any]]:
             make_row(
                 role,
                 predictors[i],
+                subjects[i],
                 results[i],
                 {name: samples[name][str(i)] for name in samples},
                 options.batch,
-                subjects[i].ran_on,
             )
             for i, (role, _) in enumerate(options.artifacts)
         ]
