@@ -129,10 +129,10 @@ def elsewhere(setup: Setup, python: Path | None = None) -> Iterator[Elsewhere]:
     """
     interpreter = str(python or sys.executable)
     with (
-        tempfile.TemporaryDirectory(prefix="large2small-") as folder,
+        files.scratch_folder() as folder,
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log,
     ):
-        places = PACKAGES if python is None else copied(Path(folder))
+        places = PACKAGES if python is None else copied(folder)
         began = time.monotonic_ns()
         process = _start(interpreter, places, log)
         try:

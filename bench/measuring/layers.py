@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime import Predictor, UsageError
+from runtime import Predictor, UsageError, files
 from runtime.backends.onnx_layers import Weighted, weighted_layers
 from runtime.backends.openvino import OpenVinoBackend
 from runtime.backends.ort import OrtBackend
@@ -108,14 +107,14 @@ def profile(predictor: Predictor, on: RunOptions, x: np.ndarray) -> list[Group]:
 
 
 def _onnxruntime(predictor: Predictor, on: RunOptions, x: np.ndarray) -> list[Ran]:
-    with tempfile.TemporaryDirectory(prefix="large2small-") as folder:
+    with files.scratch_folder() as folder:
         backend = OrtBackend(
             predictor.path,
             predictor.device,
             on.threads,
             provider=on.provider,
             integer_kernels=predictor.metadata.precision != "int8+fp16",
-            profile=Path(folder) / "profile",
+            profile=folder / "profile",
         )
         for _ in range(WARMUP + CALLS):
             backend.run(x)
