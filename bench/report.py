@@ -103,6 +103,11 @@ def plain_text(lines: str) -> Any:
     return Text("\n".join(printable(line) for line in lines.split("\n")))
 
 
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Rows of a Markdown table, the line below the heading included."""
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
 def with_notes(tables: Sequence[Any], notes: Sequence[str]) -> Any:
     """The tables with their conditions below, each note in the full width of the console."""
     from rich.console import Group

@@ -331,8 +331,7 @@ def to_markdown(table: Table) -> str:
     ]
     for row, name in zip(table.rows, names(table), strict=True):
         lines.append([f"{row.artifact} (`{name}`){mark(row)}", *(column.shown(row) for column in COLUMNS)])
-    text = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
-    return "\n".join(text) + "\n\n" + "\n".join(f"{line}  " for line in caption(table)) + "\n"
+    return report.markdown(lines) + "\n\n" + "\n".join(f"{line}  " for line in caption(table)) + "\n"
 
 
 def to_csv(table: Table) -> str:

@@ -233,5 +233,4 @@ def to_markdown(page: Page, picture: str) -> str:
 
 
 def _markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [list(heading), ["---"] * len(heading), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return report.markdown([list(heading), ["---"] * len(heading), *rows])
