@@ -12,7 +12,6 @@ both sides, from copies of `bench` and `runtime` that are put where it looks for
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from typing import IO, Any
 import numpy as np
 
 from runtime import errors, files
+from runtime.cli import child
 from runtime.errors import MissingError
 
 from ..accuracy import Answers
@@ -35,11 +35,6 @@ from .setup import Setup
 
 PATIENCE = 10.0
 """Seconds that a process has to end by itself."""
-WORKER = (
-    "import sys; sys.path[:] = [sys.argv[1], *filter(None, sys.path)];"
-    " from bench.measuring.worker import main; sys.exit(main())"
-)
-"""Not `-m`, with which Python looks for modules in the current folder first, among the user's own files."""
 PACKAGES = Path(__file__).resolve().parents[2]
 """The folder that holds bench and runtime."""
 
@@ -160,11 +155,11 @@ def copied(folder: Path) -> Path:
 def _start(interpreter: str, places: Path, log: IO[str]) -> subprocess.Popen[str]:
     try:
         return subprocess.Popen(
-            [interpreter, "-c", WORKER, str(places)],
+            [interpreter, *child.words("bench.measuring.worker")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            env=os.environ | {"PYTHONPATH": str(places)},
+            env=child.environment([str(places)]),
             text=True,
         )
     except OSError as error:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import IO, Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from runtime import errors, files
+from runtime.cli import child
 from runtime.cli.terminal import console, hidden, is_live, loading
 from runtime.errors import MissingError
 
@@ -63,16 +63,10 @@ def build(onnx: Path, settings: Settings, timing_cache: str = "none") -> Finishe
         return Finished(target.read_bytes(), about)
 
 
-WORKER = (
-    "import sys; sys.path[:] = filter(None, sys.path); from export.trt.worker import main; sys.exit(main())"
-)
-"""Not `-m`, with which Python looks for modules in the current folder first, among the user's own files."""
-
-
 @contextlib.contextmanager
 def _child(noise: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
-    where = os.environ | {"PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
-    command = [sys.executable, "-c", WORKER]
+    where = child.environment(filter(None, sys.path))
+    command = [sys.executable, *child.words("export.trt.worker")]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise, text=True, env=where
     ) as process:
