@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from runtime.cli import outcome
 from runtime.env import usable_cores, versions
 from runtime.errors import DataError, Large2SmallError, MissingError, UsageError
 from runtime.images import ImageSet
@@ -387,7 +388,6 @@ def collate(samples: list[Sample]) -> Batch | Large2SmallError:
 
 
 def _worker_init(_: int) -> None:
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # sent to all; the main process ends its workers itself
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for each in (signal.SIGINT, *outcome.STOPS):  # sent to all; the main process ends its workers itself
+        signal.signal(each, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -14,9 +14,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from runtime.cli import outcome
 from runtime.errors import Interrupted
 
-STOPS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+STOPS = (signal.SIGINT, *outcome.STOPS)
 """What asks a training to stop."""
 
 
@@ -39,7 +40,8 @@ class StopSignal:
         previous: dict[signal.Signals, Any] = {}
         try:
             for each in STOPS:
-                if each in STOPS[2:] and signal.getsignal(each) == signal.SIG_IGN:  # as nohup leaves it
+                is_hangup = each not in (signal.SIGINT, signal.SIGTERM)
+                if is_hangup and signal.getsignal(each) == signal.SIG_IGN:  # as nohup leaves it
                     continue
                 previous[each] = signal.signal(each, note)
         except ValueError:  # not in the main thread: signals are someone else's
