@@ -7,13 +7,12 @@ Elsewhere: what is in the folder (distill.training.records, distill.training.sta
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from runtime import files
-from runtime.errors import UsageError
+from runtime.errors import Large2SmallError, UsageError
 from runtime.recorded import HEADER, LOGGER_IDS, SPLIT_LIST, START, UNREADABLE
 
 from .. import recipe as recipes
@@ -62,9 +61,10 @@ def shared_out(options: TrainOptions, folder: Path, processes: int) -> TrainOpti
 def _processes_of(folder: Path) -> int:
     """How many processes trained the run in `folder`, which an older version does not say."""
     try:
-        said = json.loads((folder / HEADER).read_text(encoding="utf-8")).get("processes", 1)
-    except (OSError, ValueError, AttributeError, RecursionError):
+        found = files.from_json(files.read_small(folder / HEADER), HEADER)
+    except (OSError, Large2SmallError):
         return 1
+    said = found.get("processes", 1) if isinstance(found, dict) else 1
     return said if isinstance(said, int) and said > 0 else 1
 
 
