@@ -32,7 +32,7 @@ from timm.data import ImageDataset, create_loader
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
 from distill.data import TrainLoader, open_data
-from distill.data.augment import training_transform
+from distill.data.augment import timm_settings, training_transform
 from distill.data.seeds import seed_all
 from distill.recipe import Recipe
 from runtime import files
@@ -75,19 +75,10 @@ def of_timm(folder: Path, recipe: Recipe, spec: Preprocess) -> Work:
         spec.input_size,
         recipe.batch,
         is_training=True,
-        scale=recipe.scale,
-        ratio=recipe.ratio,
-        hflip=recipe.hflip,
-        color_jitter=recipe.color_jitter,
-        auto_augment=recipe.aa or None,
-        interpolation=recipe.train_interpolation,
-        re_prob=recipe.reprob,
-        re_mode=recipe.remode,
-        mean=spec.mean,
-        std=spec.std,
         num_workers=recipe.workers,
         persistent_workers=recipe.workers > 0,
         use_prefetcher=False,
+        **timm_settings(recipe, spec),
     )
     return lambda _: sum(len(images) for images, _ in loader)
 

@@ -85,6 +85,22 @@ class Operation:
             raise TransformError(f"{self.name}({values})", "--aa", error) from error
 
 
+def timm_settings(recipe: Recipe, spec: Preprocess) -> dict[str, Any]:
+    """The recipe's augmentation in the words of timm's `create_transform` and `create_loader`."""
+    return {
+        "scale": recipe.scale,
+        "ratio": recipe.ratio,
+        "hflip": recipe.hflip,
+        "color_jitter": recipe.color_jitter,
+        "auto_augment": recipe.aa or None,
+        "interpolation": recipe.train_interpolation,
+        "mean": spec.mean,
+        "std": spec.std,
+        "re_prob": recipe.reprob,
+        "re_mode": recipe.remode,
+    }
+
+
 def training_transform(recipe: Recipe, spec: Preprocess) -> Steps:
     """PIL image -> (C, H, W) float32 tensor, augmented by timm's transforms as the recipe says.
 
@@ -92,19 +108,7 @@ def training_transform(recipe: Recipe, spec: Preprocess) -> Steps:
     """
     try:
         stages = create_transform(
-            spec.input_size,
-            is_training=True,
-            scale=recipe.scale,
-            ratio=recipe.ratio,
-            hflip=recipe.hflip,
-            color_jitter=recipe.color_jitter,
-            auto_augment=recipe.aa or None,
-            interpolation=recipe.train_interpolation,
-            mean=spec.mean,
-            std=spec.std,
-            re_prob=recipe.reprob,
-            re_mode=recipe.remode,
-            separate=True,
+            spec.input_size, is_training=True, separate=True, **timm_settings(recipe, spec)
         )
     except (
         AssertionError,
