@@ -15,9 +15,9 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import torch
+from tiny_training import write_noise
 
 from distill import checkpoint as checkpoints
 
@@ -79,10 +79,7 @@ HEADER = ("data     ", "student  ", "teacher  ", "run      ", "         ", "warn
 def workspace(tmp_path_factory):
     """A folder with a small data set in it."""
     root = tmp_path_factory.mktemp("kill")
-    (root / "set").mkdir()
-    for split, count, seed in (("train", 64, 0), ("val", 32, 1)):
-        x = np.random.default_rng(seed).integers(0, 256, (count, 16, 16, 3)).astype(np.uint8)
-        np.savez(root / "set" / f"{split}.npz", x=x, y=np.arange(count) % 4)
+    write_noise(root / "set", train=64, val=32)
     return root
 
 

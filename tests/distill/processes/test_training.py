@@ -10,8 +10,8 @@ import socket
 import subprocess
 import sys
 
-import numpy as np
 import pytest
+from tiny_training import write_noise
 
 from distill import checkpoint as checkpoints
 
@@ -107,10 +107,7 @@ def start(tmp_path_factory):
 def workspace(tmp_path_factory):
     """A folder with a small data set, a teacher, and its answers."""
     root = tmp_path_factory.mktemp("processes")
-    (root / "set").mkdir()
-    for split, count, seed in (("train", 100, 0), ("val", 21, 1)):
-        x = np.random.default_rng(seed).integers(0, 256, (count, 16, 16, 3)).astype(np.uint8)
-        np.savez(root / "set" / f"{split}.npz", x=x, y=np.arange(count) % 4)
+    write_noise(root / "set", train=100, val=21)
     return root
 
 
