@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from runtime import files
 from runtime.cli.terminal import printable
+
 
 UNKNOWN = "–"
 """What is shown for None: not measured, not known."""
@@ -121,6 +122,26 @@ def require_place(results_file: Path | None, overwrite: bool) -> None:
     if results_file:
         files.refuse_existing(results_file, overwrite)
         files.require_writable(results_file)
+
+
+class Result(Protocol):
+    """What a command found."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+
+
+def deliver(found: Result, as_json: bool, shown: Callable[[], Any] | None, keep: Callable[[], None]) -> None:
+    """Show a result to a person, keep it, print it as JSON. Shown first: what was measured is not lost when
+    it cannot be written; JSON last: stdout is one object, this one or that of an error.
+
+    shown: what rich prints; None for what the caller prints in another form.
+    """
+    if not as_json and shown:
+        console().print(shown())
+    keep()
+    if as_json:
+        print_json(found.to_dict())
 
 
 def print_json(values: dict[str, Any]) -> None:

@@ -71,12 +71,9 @@ def run(options: Options) -> None:
     """Measure top-1, top-5 and agreement of an artifact on labeled images, and print the result."""
     report.require_place(options.save, options.overwrite)
     found = measure(options)
-    if not options.json and not options.csv:  # shown first: not lost when it cannot be written
-        report.console().print(tables.accuracy(found))
-    keep(options, found)
-    if options.json:
-        report.print_json(found.to_dict())
-    elif options.csv:
+    shown = None if options.csv else lambda: tables.accuracy(found)
+    report.deliver(found, options.json, shown, lambda: keep(options, found))
+    if options.csv and not options.json:
         print(tables.classes_csv(found), end="")
 
 

@@ -167,13 +167,19 @@ def run(options: Options) -> None:
     """Say which artifact is faster, and print the result."""
     report.require_place(options.results_file, options.overwrite)
     found = do(options)
-    if not options.json:  # shown first: what was measured is not lost when it cannot be written
-        report.console().print(tables.comparison(found.speed, found.names, found.accuracy))
+    report.deliver(
+        found,
+        options.json,
+        lambda: tables.comparison(found.speed, found.names, found.accuracy),
+        lambda: keep(options, found),
+    )
+
+
+def keep(options: Options, found: Compared) -> None:
+    """Write --results-file, with every single duration."""
     if options.results_file:
         kept = found.to_dict() | {"samples_ms": found.speed.samples_ms()}
         saved.write(options.results_file, "compare", saved.command_line("bench compare", options), kept)
-    if options.json:
-        report.print_json(found.to_dict())
 
 
 def do(options: Options) -> Compared:

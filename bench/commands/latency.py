@@ -99,11 +99,7 @@ def run(options: Options) -> None:
     """Measure percentiles and throughput of an artifact, and print the result."""
     report.require_place(options.results_file, options.overwrite)
     result = measure(options)
-    if not options.json:  # shown first: what was measured is not lost when it cannot be written
-        report.console().print(tables.latency(result))
-    keep(options, result)
-    if options.json:  # last: stdout is one object, this one or that of an error
-        report.print_json(result.to_dict())
+    report.deliver(result, options.json, lambda: tables.latency(result), lambda: keep(options, result))
 
 
 def do(options: Options) -> latency.LatencyResult:

@@ -124,13 +124,14 @@ def run(options: Options) -> None:
     """Measure robustness, and print the result."""
     report.require_place(options.save, options.overwrite)
     found = do(options)
-    if not options.json:  # shown first: not lost when it cannot be written
-        report.console().print(shown.tables(found))
+    report.deliver(found, options.json, lambda: shown.tables(found), lambda: keep(options, found))
+
+
+def keep(options: Options, found: shown.Report) -> None:
+    """Write the file of --save."""
     if options.save:
         line = saved.command_line("bench robustness", options)
         saved.write(options.save, "robustness", line, found.to_dict())
-    if options.json:
-        report.print_json(found.to_dict())
 
 
 def do(options: Options) -> shown.Report:
