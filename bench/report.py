@@ -16,7 +16,6 @@ from typing import Any, Protocol
 from runtime import files
 from runtime.cli.terminal import printable
 
-
 UNKNOWN = "–"
 """What is shown for None: not measured, not known."""
 
