@@ -17,6 +17,7 @@ from timm.data import create_dataset
 from runtime.errors import DataError, MissingError, UsageError
 from runtime.images import ImageSet, open_images
 from runtime.images.decode import only_formats, open_rgb
+from runtime.images.sets import numbered
 
 TIMM_PREFIXES = ("torch/", "hfds/", "wds/", "tfds/", "hfids/")
 STREAMED = ("wds/", "tfds/", "hfids/")
@@ -145,13 +146,12 @@ def _names_and_labels(dataset: Any, spec: str) -> tuple[list[str], np.ndarray]:
     if hasattr(dataset, "reader"):  # the hub's
         rows, key = dataset.reader.dataset, getattr(dataset.reader, "label_key", "label")
         feature = rows.features[key]
-        return list(getattr(feature, "names", None) or map(str, range(max(rows[key]) + 1))), np.array(
-            rows[key]
-        )
+        labels = np.array(rows[key])
+        return list(getattr(feature, "names", None) or numbered(labels, spec)), labels
     targets = next(
         (getattr(dataset, name) for name in ("targets", "labels", "_labels") if hasattr(dataset, name)), None
     )
     if targets is None:
         raise DataError(f"{spec}: its labels cannot be listed. Export it to an image folder first")
     labels = np.array(targets)
-    return list(map(str, getattr(dataset, "classes", None) or range(int(labels.max()) + 1))), labels
+    return list(map(str, getattr(dataset, "classes", None) or numbered(labels, spec))), labels

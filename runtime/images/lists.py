@@ -41,7 +41,10 @@ MOST_OF_A_LIST = 2**16
 """Characters of a file that are read to see whether it is a list."""
 MOST_OF_LISTS = 2**30
 """Bytes of a list."""
-IN_NPZ = re.compile(r"npz:(.+)\[(\d+)\]")
+IN_NPZ = re.compile(r"npz:(.+)\[([0-9]{1,18})\]")
+"""An image of an npz file, as a split's list names it; 18 digits fit 64 bits."""
+DIGITS_OF_A_CLASS = 9
+"""Of its number, at most."""
 
 
 class Row(NamedTuple):
@@ -340,10 +343,9 @@ def _of_split(rows: list[Row], split: str, spec: str) -> list[Row]:
 def _class_names(rows: list[Row], spec: str) -> list[str]:
     if not all(row.class_index.isdecimal() for row in rows):
         return ordered_classes((row.label for row in rows), spec)
-    order = {int(row.class_index): row.label for row in rows}
-    if sorted(order) != list(range(len(order))) or len({(row.class_index, row.label) for row in rows}) != len(
-        order
-    ):
+    labels = {(row.class_index, row.label) for row in rows}
+    order = {int(number): label for number, label in labels if len(number) <= DIGITS_OF_A_CLASS}
+    if sorted(order) != list(range(len(labels))):
         raise DataError(f"{spec}: class_index must number the classes from 0 on, each with one label")
     return [order[i] for i in range(len(order))]
 

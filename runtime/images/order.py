@@ -14,10 +14,13 @@ from typing import Any
 
 from ..errors import DataError
 
+DIGITS = re.compile(r"(\d{1,500})")
+"""A number in a name; Python refuses to read one of thousands of digits."""
+
 
 def natural_key(text: str) -> list[Any]:
     """Sort key that reads runs of decimal digits as numbers: class2 before class10."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text.lower())]
+    return [int(part) if part.isdecimal() else part for part in DIGITS.split(text.lower())]
 
 
 def file_key(path: str) -> tuple[list[Any], str]:

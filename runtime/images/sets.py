@@ -16,9 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import DataError
 from .decode import open_rgb
 from .order import as_bytes
 from .summary import LeftOut, Overlap, Summary
+
+MOST_CLASSES = 100_000
+"""Classes that a set may have in any case; one with more images may have as many as these."""
 
 
 class ImageSet:
@@ -132,6 +136,25 @@ class Subset(ImageSet):
 
     def orientation(self, index: int) -> int:
         return self.images.orientation(int(self.chosen[index]))
+
+
+def most_classes(images: int) -> int:
+    """How many classes a set of so many images may have: a network has a score for each."""
+    return max(MOST_CLASSES, images)
+
+
+def numbered(labels: np.ndarray, where: str) -> list[str]:
+    """Names for classes that have none: their numbers, from 0 to the largest label of labels (N,), N > 0.
+
+    Raises DataError for a label that is far too large, before names are made for all below it.
+    """
+    largest, most = int(labels.max()), most_classes(len(labels))
+    if largest >= most:
+        raise DataError(
+            f"{where}: has a label {largest}; expected classes numbered from 0 on, at most {most:,} of them."
+            " Number them anew"
+        )
+    return [str(i) for i in range(largest + 1)]
 
 
 def _by_size(images: ImageSet) -> dict[int, list[int]]:

@@ -2,12 +2,15 @@
 be wrong.
 """
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from runtime import DataError, MissingError
-from runtime.images import SPLIT_FOLDERS, has_own_split, open_images
+from runtime.images import SPLIT_FOLDERS, has_own_split, npz, open_images
 
 
 def touch(path, color=(1, 2, 3)):
@@ -163,7 +166,12 @@ def test_npz_splits_are_files_of_a_folder_or_a_pattern(tmp_path):
         ({"x": X, "y": Y, "class_names": np.array(["a", "b"])}, "labels run from 0 to 2, class_names has 2"),
         ({"x": X, "y": Y - 1}, "labels run from -1"),
         ({"x": X, "y": Y * 0}, "one class"),
-        ({"x": X, "y": np.array([0, 1, None, 1], dtype=object)}, "cannot be read"),
+        ({"x": X, "y": np.array([0, 1, None, 1], dtype=object)}, "y is object"),
+        ({"x": X, "y": Y + 10**8}, "has a label 100000002; .* at most 100,000"),
+        ({"x": X, "y": np.array([0, 1, 2, 2**64 - 1], np.uint64)}, "has a label 18446744073709551615"),
+        ({"x": X, "y": Y, "class_names": np.zeros((100_001, 0), "U1")}, "class_names is <U1"),
+        ({"x": X, "y": Y, "class_names": np.arange(100_001)}, "class_names is int64 .*at most 100,000"),
+        ({"x": np.zeros((4, 0, 5, 3), np.uint8), "y": Y}, "without a pixel"),
     ],
 )
 def test_npz_that_cannot_be_used_says_why(tmp_path, arrays, words):
@@ -177,6 +185,45 @@ def test_npz_that_is_missing_or_damaged_says_so(tmp_path, content):
         (tmp_path / "d.npz").write_bytes(content)
     with pytest.raises(DataError, match=r"npz:.*d\.npz"):
         open_images(f"npz:{tmp_path / 'd.npz'}", "val")
+
+
+def test_only_the_arrays_of_a_data_set_are_read_from_npz(tmp_path):
+    """Another one may be anything: here it is no array."""
+    path = save(tmp_path / "d.npz", x=X, y=Y)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("notes.npy", b"not an array")
+    assert len(open_images(f"npz:{path}", "val")) == 4
+
+
+def npz_of(path, x_header):
+    """An npz file of a few kilobytes whose x promises something else."""
+    np.savez(path, y=Y)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", x_header + bytes(100))
+    return path
+
+
+def header(shape, dtype="|u1"):
+    text = io.BytesIO()
+    np.lib.format.write_array_header_1_0(text, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return text.getvalue()
+
+
+def test_an_npz_header_that_promises_more_than_is_there_is_refused(tmp_path):
+    path = npz_of(tmp_path / "d.npz", header((4, 2**20, 2**20, 3)))
+    with pytest.raises(DataError, match="x is cut: uint8 .* needs 13,194,139,533,312 bytes"):
+        open_images(f"npz:{path}", "val")
+
+
+def test_npz_that_unpacks_to_far_more_than_its_size_is_not_unpacked(tmp_path, monkeypatch):
+    path = tmp_path / "d.npz"
+    np.savez_compressed(path, x=np.zeros((4, 100, 100, 3), np.uint8), y=Y)
+    monkeypatch.setattr(npz, "MOST_UNPACKED", 120_000)
+    monkeypatch.setattr(np.lib.format, "read_array", lambda *_, **__: pytest.fail("unpacked"))
+    with pytest.raises(DataError, match=r"bytes that unpack to 120,\d{3}, which images never do"):
+        open_images(f"npz:{path}", "val")
+    monkeypatch.undo()
+    assert len(open_images(f"npz:{path}", "val")) == 4
 
 
 def test_npz_truncated_in_the_middle_says_so(tmp_path):

@@ -1,5 +1,6 @@
 """Lists of images: a path and a label in each row, in the forms people write."""
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -52,6 +53,28 @@ def test_columns_can_be_named(place):
     assert images.class_names == ["ant", "bee"]
     with pytest.raises(DataError, match="no column 'wo'"):
         open_images(with_columns(spec, "wo", ""), "train")
+
+
+@pytest.mark.parametrize("label", ["7" * 5000, "id" + "0" * 5000 + "7"])
+def test_a_label_of_thousands_of_digits_is_a_name(place, label):
+    """Python reads no number of more than 4,300."""
+    spec = write(place, "a.csv", f"path,label\nimg/1.png,{label}\nimg/2.png,ant\n")
+    assert set(open_images(spec, "train").class_names) == {label, "ant"}
+
+
+@pytest.mark.parametrize("number", ["7" * 5000, "99999999999999999999", "100000000", "3"])
+def test_numbers_of_classes_that_are_not_the_next_are_refused(place, number):
+    rows = f"img/1.png,ant,0\nimg/2.png,bee,{number}\n"
+    with pytest.raises(DataError, match="class_index must number the classes from 0 on"):
+        open_images(write(place, "a.csv", "path,label,class_index\n" + rows), "train")
+
+
+@pytest.mark.parametrize("number", ["9" * 18, "9" * 30, "9" * 5000])
+def test_an_image_that_an_npz_file_does_not_have_is_refused(place, number):
+    np.savez(place / "d.npz", x=np.zeros((2, 4, 4, 3), np.uint8), y=np.arange(2))
+    rows = f"npz:{place}/d.npz[0],0\nnpz:{place}/d.npz[{number}],1\n"
+    with pytest.raises(DataError, match="does not belong to npz:|npz and image files"):
+        open_images(write(place, "a.csv", "path,label\n" + rows), "train")
 
 
 def test_a_column_of_splits_is_used(place):
