@@ -29,8 +29,6 @@ LARGEST_SIDE = 2**14
 """Pixels of the input of a network."""
 CROP_PCT, MEAN, STD = (0.01, 100.0), (-1000.0, 1000.0), (1e-6, 1e6)
 """Smallest and largest of each, as examples/cpp has them too."""
-MOST_PIXELS = 2**26
-"""Of a resized image; more comes only of a strip whose short side is scaled up, and would take gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +146,8 @@ class Preprocess:
 
 
 def _resize(image: Any, spec: Preprocess, name: str) -> Any:
+    from .images.decode import MOST_PIXELS
+
     if not image.width or not image.height:
         raise DataError(f"{name}: {image.width} x {image.height} pixels. Expected one or more; leave it out")
     height, width = spec.input_size[1:]

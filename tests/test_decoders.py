@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+import turned
+from PIL import Image, ImageFile
 
 import runtime
 from distill.data import loaders, open_data
 from runtime.cli.front_door import main
-from runtime.images import EXTENSIONS, FolderSet
-from runtime.images.decode import FORMATS, open_rgb
+from runtime.images import EXTENSIONS, FolderSet, decode
+from runtime.images.decode import FORMATS, open_rgb, stored_orientation
 from runtime.preprocess import Preprocess
 
 pytestmark = pytest.mark.usefixtures("without_report")
@@ -130,6 +131,65 @@ def test_what_is_meant_is_read_under_every_name(kind, tmp_path):
     for suffix in EXTENSIONS:
         Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / f"photo{suffix}", kind)
         assert open_rgb(tmp_path / f"photo{suffix}").size == (8, 8)
+
+
+@pytest.fixture
+def no_pixels(monkeypatch):
+    """Decoding fails the test."""
+    for kind in (ImageFile.ImageFile, Image.Image):
+        monkeypatch.setattr(kind, "load", lambda _: pytest.fail("decoded"))
+
+
+@pytest.mark.parametrize(
+    "size", [(1, 178_956_970), (13_300, 13_300), (8192, 8193), (60_000, 60_000), (1, 5_000_000)]
+)
+def test_an_image_of_too_many_pixels_is_refused_by_its_header(size, place, no_pixels, capsys):
+    """By every reader: a picture, bytes, a file, a data set, timm's, and the commands."""
+    Path("photos/val/ant/0.png").write_bytes(turned.png_header(*size))
+    expected = r"0\.png: .* pixels; expected an image of at most 67,108,864"
+    for read in (open_rgb, Preprocess(), Preprocess(exif="apply")):
+        with pytest.raises(runtime.DataError, match=expected):
+            read("photos/val/ant/0.png")
+    for spec in ("photos", "torch/image_folder:photos"):
+        images = open_data(spec, "val")
+        with pytest.raises(runtime.DataError, match=expected):
+            images.image(0)
+    with pytest.raises(runtime.DataError, match=r"^\d\d bytes: .* at most 67,108,864"):
+        open_rgb(turned.png_header(*size))
+    assert stored_orientation("photos/val/ant/0.png") == 1
+
+
+def test_images_and_arrays_in_memory_have_the_same_limit(place, monkeypatch):
+    monkeypatch.setattr(decode, "MOST_PIXELS", 16 * 16 - 1)
+    with Image.open("photos/val/ant/0.png") as opened:
+        for image in (opened, np.zeros((16, 16), np.uint8), np.zeros((16, 16, 3), np.uint8)):
+            with pytest.raises(runtime.DataError, match=r"16 x 16 pixels; expected .* at most 255"):
+                open_rgb(image)
+        with decode.only_formats(), pytest.raises(Image.DecompressionBombError):
+            Image.open("photos/val/ant/0.png")
+        assert open_rgb(np.zeros((15, 17), np.uint8)).size == (17, 15)
+    np.savez("d.npz", x=np.zeros((2, 16, 16, 3), np.uint8), y=np.arange(2))
+    with pytest.raises(runtime.DataError, match=r"npz:d\.npz: 16 x 16 pixels"):
+        open_data("npz:d.npz", "val")
+
+
+def test_the_check_of_a_data_set_names_what_is_too_large(place, capsys):
+    Path("photos/val/bee/photo.png").unlink()
+    Path("photos/val/ant/0.png").write_bytes(turned.png_header(13_300, 13_300))
+    assert main(["check", "photos"]) == 1
+    said = capsys.readouterr()
+    assert "val: 1 unreadable images: photos/val/ant/0.png" in said.out + said.err
+
+
+def test_a_file_too_large_for_an_image_is_not_read(tmp_path):
+    for name in ("ant", "bee"):
+        (tmp_path / name).mkdir()
+        with (tmp_path / name / "1.png").open("wb") as file:
+            file.truncate(2**30 + 1)
+    images = FolderSet(tmp_path)
+    for read in (images.image, images.item_sha256, images.item_bytes):
+        with pytest.raises(runtime.DataError, match=r"1\.png: 1,073,741,825 bytes; expected an image of"):
+            read(0)
 
 
 def test_what_is_not_a_file_is_not_waited_for(tmp_path):

@@ -25,6 +25,13 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 """What is decoded, whatever a file is called. Pillow knows some 40 formats more, and for one of them (EPS) it
 starts another program."""
 
+MOST_PIXELS = 2**26
+"""Of an image as it is stored, and resized; Pillow alone takes images whose pixels need gigabytes."""
+MOST_ROWS = 2**22
+"""Of an image as it is stored: Pillow keeps some 20 bytes for each, however narrow."""
+MOST_BYTES = 2**30
+"""Of an image file: so many pixels need no more."""
+
 ORIENTATION = 274
 """Tag of EXIF that says how the rows and columns that are stored are to be shown."""
 EXIF_MARK = b"Exif\0\0"
@@ -43,7 +50,7 @@ TURNS = {
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 # TIFF is not decoded, so this is Pillow looking for dots per inch in damaged EXIF, which no image needs
 warnings.filterwarnings("ignore", r"Image size \(", RuntimeWarning, r"PIL\.Image")
-# said from half the size on at which Pillow refuses an image
+# said from half the size on at which Pillow refuses an image; here `require_size` does
 
 Image = Any  # a path (str, os.PathLike), encoded bytes, a PIL.Image.Image, or a uint8 array
 
@@ -58,7 +65,9 @@ def open_rgb(image: Image) -> Any:
     from PIL import Image as pil  # here, so that `import runtime` does not pay for it
 
     if isinstance(image, pil.Image):
-        return _loaded(image, getattr(image, "filename", "") or "a PIL image")
+        name = str(getattr(image, "filename", "") or "a PIL image")
+        require_size(image.size, name)
+        return _loaded(image, name)
     if isinstance(image, np.ndarray):
         if (
             image.dtype != np.uint8
@@ -70,6 +79,7 @@ def open_rgb(image: Image) -> Any:
                 f"array of {image.dtype} {image.shape}: expected uint8 (height, width, 3). "
                 "For preprocessed float batches use logits()"
             )
+        require_size((image.shape[1], image.shape[0]), "array")
         return pil.fromarray(image.squeeze(2) if image.ndim == 3 and image.shape[2] == 1 else image).convert(
             "RGB"
         )
@@ -166,25 +176,50 @@ def _orientation_of(exif: bytes) -> int:
 
 
 def require_file(path: str | os.PathLike[str]) -> None:
-    """Raise DataError when there is something at `path` that is not a regular file: a pipe or a device would
-    be read without end.
+    """Raise DataError when there is something at `path` that is not a regular file, as a pipe or a device
+    would be read without end, or one that is too large for an image.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
         raise DataError(f"{os.fspath(path)}: not a regular file, so not a readable image. Leave it out")
+    if found.st_size > MOST_BYTES:
+        raise DataError(
+            f"{os.fspath(path)}: {found.st_size:,} bytes; expected an image of at most {MOST_BYTES:,}. Make"
+            " it smaller, or leave it out"
+        )
+
+
+def require_size(size: tuple[int, int], name: str) -> None:
+    """Raise DataError for (width, height), known before a pixel is decoded, of more than MOST_PIXELS or
+    MOST_ROWS.
+    """
+    if size[0] * size[1] > MOST_PIXELS or size[1] > MOST_ROWS:
+        raise _too_large(f"{name}: {size[0]} x {size[1]} pixels")
+
+
+def _too_large(found: str) -> DataError:
+    return DataError(
+        f"{found}; expected an image of at most {MOST_PIXELS:,} pixels in {MOST_ROWS:,} rows. Make it"
+        " smaller, or leave it out"
+    )
 
 
 @contextlib.contextmanager
 def only_formats() -> Iterator[None]:
-    """Where a library opens images itself: meanwhile Pillow knows FORMATS alone, in this whole process."""
+    """Where a library opens images itself: meanwhile Pillow knows FORMATS alone, and refuses images of more
+    than MOST_PIXELS, in this whole process.
+    """
     from PIL import Image as pil
 
     pil.init()
-    known = list(pil.ID)
+    known, most = list(pil.ID), pil.MAX_IMAGE_PIXELS
     pil.ID[:] = FORMATS
+    pil.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # it warns there, and refuses from twice as many on
     try:
         yield
     finally:
         pil.ID[:] = known
+        pil.MAX_IMAGE_PIXELS = most
 
 
 def _decode(pil: Any, source: Any, name: str) -> Any:
@@ -192,11 +227,14 @@ def _decode(pil: Any, source: Any, name: str) -> Any:
         if isinstance(source, (str, os.PathLike)):
             require_file(source)
         with pil.open(source, formats=FORMATS) as opened:
+            require_size(opened.size, name)
             return _rgb(opened, name)
     except FileNotFoundError:
         raise DataError(f"{name}: no such image") from None
-    except DataError:
+    except (DataError, MemoryError):
         raise
+    except pil.DecompressionBombError as error:  # Pillow's own limit, which is higher
+        raise _too_large(f"{name}: more than {pil.MAX_IMAGE_PIXELS * 2:,} pixels") from error
     except pil.UnidentifiedImageError as error:
         raise DataError(f"{name}: not a readable image (expected {', '.join(FORMATS)})") from error
     except Exception as error:
@@ -207,7 +245,7 @@ def _loaded(image: Any, name: str) -> Any:
     try:
         image.load()  # Pillow decodes now what it has only opened
         return image if image.mode == "RGB" else _rgb(image, name)
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:
         raise _unreadable(name, error) from error
@@ -238,7 +276,7 @@ def _converted(image: Any, name: str) -> Any:
         )
     from PIL import Image as pil
 
-    scaled = (np.asarray(image).astype(np.int64) * 255 + 32767) // 65535
+    scaled = (np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535
     rgb = pil.fromarray(scaled.astype(np.uint8)).convert("RGB")
     rgb.info = dict(image.info)
     return rgb

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from ..files import open_regular
+from ..files import open_regular, sha256
 from .decode import open_rgb, require_file, stored_orientation
 from .order import natural_key, ordered_classes
 from .scan import EXTENSIONS, is_system, scan
@@ -47,6 +47,10 @@ class FileSet(ImageSet):
         require_file(self.files[index])
         with open_regular(self.files[index]) as file:
             return file.read()
+
+    def item_sha256(self, index: int) -> str:
+        require_file(self.files[index])
+        return sha256(self.files[index])
 
     def orientation(self, index: int) -> int:
         return stored_orientation(self.files[index])

@@ -16,6 +16,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from ..errors import DataError
+from .decode import require_size
 from .folder import SPLIT_FOLDERS
 from .sets import ArraySet, most_classes, numbered
 
@@ -109,6 +110,7 @@ def _require_images(x: _Header, y: _Header, path: Path) -> None:
         raise DataError(f"npz:{path}: x is {x.line}, y is {y.line}; {EXPECTED}")
     if not x.shape[0]:
         raise DataError(f"npz:{path}: holds no images")
+    require_size((x.shape[2], x.shape[1]), f"npz:{path}")
     if 0 in x.shape:
         raise DataError(f"npz:{path}: x is {x.line}, images without a pixel; {EXPECTED}")
 

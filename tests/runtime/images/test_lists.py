@@ -73,7 +73,7 @@ def test_numbers_of_classes_that_are_not_the_next_are_refused(place, number):
 def test_an_image_that_an_npz_file_does_not_have_is_refused(place, number):
     np.savez(place / "d.npz", x=np.zeros((2, 4, 4, 3), np.uint8), y=np.arange(2))
     rows = f"npz:{place}/d.npz[0],0\nnpz:{place}/d.npz[{number}],1\n"
-    with pytest.raises(DataError, match="does not belong to npz:|npz and image files"):
+    with pytest.raises(DataError, match=r"does not belong to npz:|npz and image files"):
         open_images(write(place, "a.csv", "path,label\n" + rows), "train")
 
 
