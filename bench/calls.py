@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 
 from runtime import Predictor, UsageError
+from runtime.files import short
 from runtime.images import FileSet, ImageSet
 from runtime.images.decode import open_rgb
+from runtime.preprocess import MOST_INPUT
 
 BOUNDARIES = ("compute", "end_to_end")
 ALIKE = ("compute",)
@@ -55,12 +57,14 @@ class Calls:
 
 def parse_size(text: str) -> tuple[int, int]:
     """'224' -> (224, 224); '160x224' -> (160, 224), height first. Raises UsageError for anything else."""
-    found = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
-    if not found:
+    found = re.fullmatch(r"([1-9][0-9]{0,4})(?:x([1-9][0-9]{0,4}))?", text)
+    height, width = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= height * width <= MOST_INPUT:
         raise UsageError(
-            f"img-size {text!r}: expected pixels, such as 224, or height x width, such as 160x224"
+            f"img-size {short(text)!r}: expected pixels, such as 224, or height x width, such as 160x224, at"
+            f" most {MOST_INPUT:,} in all"
         )
-    return int(found[1]), int(found[2] or found[1])
+    return height, width
 
 
 def set_size(predictor: Predictor, size: tuple[int, int] | None) -> tuple[int, int]:

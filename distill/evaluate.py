@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from runtime.backends import is_index
 from runtime.errors import DataError, MissingError, UsageError
 from runtime.images.summary import ClassAccuracy, balanced_percent, class_accuracies
 from runtime.intervals import wilson
@@ -250,7 +251,7 @@ def pick_device(name: str) -> torch.device:
         name = f"{kind}:{index}"
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+    if kind not in ("cpu", "cuda") or (index and not is_index(index)):
         raise UsageError(f"device {name!r}: expected auto, cpu, cuda or cuda:INDEX")
     if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
         raise MissingError(

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
 EXIF = ("ignore", "apply")
-LARGEST_SIDE = 2**14
-"""Pixels of the input of a network."""
+LARGEST_SIDE, MOST_INPUT = 2**14, 2**24
+"""Pixels of a network's input, in height or width and in all."""
 CROP_PCT, MEAN, STD = (0.01, 100.0), (-1000.0, 1000.0), (1e-6, 1e6)
 """Smallest and largest of each, as examples/cpp has them too."""
 
@@ -36,7 +36,8 @@ class Preprocess:
     """What is done to an image before the network sees it; travels with every checkpoint and artifact."""
 
     input_size: tuple[int, int, int] = (3, 224, 224)
-    """Channels, height, width in pixels; channels is 3, the others 1 to LARGEST_SIDE."""
+    """Channels, height, width in pixels; channels is 3, the others 1 to LARGEST_SIDE, together at most
+    MOST_INPUT."""
     interpolation: str = "bicubic"
     """Resampling filter of the resize, one of INTERPOLATIONS; antialiased, as Pillow does."""
     crop_pct: float = 0.875
@@ -64,9 +65,11 @@ class Preprocess:
             len(self.input_size) != 3
             or self.input_size[0] != 3
             or not all(1 <= side <= LARGEST_SIDE for side in self.input_size)
+            or self.input_size[1] * self.input_size[2] > MOST_INPUT
         ):
             raise UsageError(
-                f"input_size {self.input_size}: expected (3, height, width), 1 to {LARGEST_SIDE} pixels"
+                f"input_size {self.input_size}: expected (3, height, width), 1 to {LARGEST_SIDE} pixels each"
+                f" and {MOST_INPUT:,} in all"
             )
         if self.interpolation not in INTERPOLATIONS:
             raise UsageError(

@@ -47,6 +47,8 @@ VALUES = (
     "99999999999999999999",
 )
 LINES = 200
+COSTLY = ("workers", "threads", "img_size", "crop_padding", "num_classes", "input_size", "contexts")
+"""Settings whose value costs memory or time before a file is read."""
 NEED_NO_FILE = ("demo", "env", "models", "recipes")
 """Commands that would do their work on a line without a file."""
 
@@ -141,3 +143,21 @@ def test_wrong_command_lines_are_the_users_end(kind, place, capsys):
     problems = [problem for _, problem in answers if problem]
     assert not problems, "\n".join(problems[:8])
     assert {2} <= {code for code, _ in answers}
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_what_would_cost_gigabytes_is_refused_in_every_command(name, place, capsys):
+    value = 10**8
+    for module in front_door.COMMANDS.values():
+        for setting in settings_of(importlib.import_module(module).Options):
+            assert setting.name != name or setting.kind is str or setting.problem(value), module
+    command = ["bench", "latency"] if name in ("threads", "contexts") else ["train"]
+    values = [str(value)] * (2 if name == "input_size" else 1)
+    assert front_door.main([*command, f"--{name.replace('_', '-')}", *values]) == 2
+    assert f"--{name.replace('_', '-')} 100000000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["100000", "20000x20000", "9" * 5000, "1x99999999999999999999"])
+def test_sizes_that_are_typed_as_text_are_bounded(size, place, capsys):
+    assert front_door.main(["bench", "latency", "empty.onnx", "--img-size", size]) == 2
+    assert "expected pixels, such as 224" in capsys.readouterr().err

@@ -253,7 +253,9 @@ class TrainLoader:
                 f"{images.name}: {len(images)} training images are fewer than one step of {every} x "
                 f"{recipe.grad_accum}. Give a smaller --batch"
             )
-        common = loader_settings(recipe.workers, device)
+        common = loader_settings(
+            recipe.workers, device, None if isinstance(images, StreamSet) else self.batches
+        )
         self.stream = isinstance(images, StreamSet)
         balanced = recipe.sampler == "balanced"
         if balanced:
@@ -297,7 +299,7 @@ def eval_loader(
     images: ImageSet, preprocess: Preprocess, batch: int, workers: int, device: torch.device
 ) -> Loader:
     """Every image once, in order, through runtime.preprocess; of n processes each has every n-th batch."""
-    common = loader_settings(workers, device)
+    common = loader_settings(workers, device, -(-len(images) // batch))
     if isinstance(images, StreamSet):
         require_random_access(images)
         items: Any = StreamItems(
@@ -358,12 +360,13 @@ class Loader:
             end()
 
 
-def loader_settings(workers: int, device: torch.device) -> dict[str, Any]:
-    """Arguments for every DataLoader: pinned memory for a GPU, workers that leave Ctrl-C to the
-    main process.
+def loader_settings(workers: int, device: torch.device, batches: int | None = None) -> dict[str, Any]:
+    """Arguments for every DataLoader: pinned memory for a GPU, workers that leave Ctrl-C to the main process,
+    at most one for each of the `batches` (None for a stream, whose order depends on their number).
     """
     if workers < 0:
         workers = min(8, usable_cores()) if device.type == "cuda" else 0
+    workers = workers if batches is None else min(workers, batches)
     return {
         "num_workers": workers,
         "pin_memory": device.type == "cuda",

@@ -33,7 +33,7 @@ FEWEST_IN_ORDER = 20
 """Weights below which the same shapes in the same order say too little."""
 
 LARGE_KERNEL = re.compile(
-    r"stages\.(\d+)\.(?:blocks\.)?0\.large_kernel\.(?:(LoRA1)\.conv|lkb_origin\.conv|lkb_reparam)\.weight"
+    r"stages\.(\d{1,3})\.(?:blocks\.)?0\.large_kernel\.(?:(LoRA1)\.conv|lkb_origin\.conv|lkb_reparam)\.weight"
 )
 
 

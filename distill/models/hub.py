@@ -147,7 +147,7 @@ def _size(url: str) -> int | None:
     request = urllib.request.Request(url, method="HEAD")
     with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
         length = answer.headers.get("Content-Length", "")
-    return int(length) if length.isdecimal() else None
+    return int(length) if length.isdecimal() and len(length) < 20 else None
 
 
 def _within(seconds: float, do: Callable[[], T]) -> T:

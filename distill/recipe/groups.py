@@ -302,7 +302,8 @@ class Optimizer(Group):
     def check(self) -> None:
         """Refuse a part that nothing has."""
         kind, _, count = self.freeze.partition(":")
-        known = self.freeze in ("", "stem", "all-but-head") or (kind == "stages" and count.isdecimal())
+        numbered = kind == "stages" and count.isdecimal() and len(count) < 4
+        known = self.freeze in ("", "stem", "all-but-head") or numbered
         self.need(known, "freeze", "stem, stages:N or all-but-head")
 
 

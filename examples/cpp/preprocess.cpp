@@ -189,7 +189,7 @@ void Preprocess::check() const {
     if (crop_mode != "center" && crop_mode != "squash" && crop_mode != "border") {
         throw Error(Exit::artifact, "crop_mode " + json_quoted(crop_mode) + " is unknown to this program");
     }
-    if (height < 1 || width < 1 || height > 16384 || width > 16384) throw Error(Exit::artifact, "input_size is not a size");
+    if (height < 1 || width < 1 || height > 16384 || width > 16384 || height * width > 1 << 24) throw Error(Exit::artifact, "input_size is not a size");
     require_between("crop_pct", crop_pct, 0.01, 100);
     for (int c = 0; c < 3; ++c) {
         require_between("mean", mean[c], -1000, 1000);

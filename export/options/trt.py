@@ -176,7 +176,7 @@ def installed_flavor() -> str:
 
 def parse_profile(text: str) -> Profile:
     """'1,8,32' -> Profile(1, 8, 32). Raises UsageError for anything but three whole numbers."""
-    if not re.fullmatch(r"\d+,\d+,\d+", text):
+    if not re.fullmatch(r"\d{1,9},\d{1,9},\d{1,9}", text):
         raise UsageError(f"--dynamic {text}: expected MIN,OPT,MAX batch sizes, such as 1,8,32")
     return Profile(*map(int, text.split(",")))
 
@@ -185,7 +185,7 @@ def parse_size(text: str | None) -> int | None:
     """'4GiB' -> bytes; MiB, KiB and plain bytes too, and the short forms 4G, 512M. Raises UsageError."""
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:i?B)?", text, re.IGNORECASE)
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([KMG]?)(?:i?B)?", text, re.IGNORECASE)
     if not found or int(float(found[1]) * UNITS[found[2].upper()]) < 1:
         raise UsageError(f"--workspace {text}: expected a size above 0 such as 512MiB or 4GiB")
     return int(float(found[1]) * UNITS[found[2].upper()])

@@ -235,7 +235,7 @@ def refuse(target: Path, version: int, overwrite: bool) -> None:
 
 def versions(target: Path) -> list[int]:
     """The versions in a model's folder, oldest first."""
-    return sorted(int(each.name) for each in target.glob("*") if each.is_dir() and each.name.isdigit())
+    return sorted(int(each.name) for each in target.glob("*") if each.is_dir() and each.name.isdecimal())
 
 
 @contextlib.contextmanager

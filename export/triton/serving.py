@@ -79,7 +79,7 @@ def _max_batch(given: int | None, model: Model) -> int:
 def _preferred(given: str | None, model: Model, max_batch: int) -> list[int]:
     if given is None:
         return sorted({each["opt"] for each in model.profiles if 1 < each["opt"] <= max_batch})
-    if not re.fullmatch(r"\d+(,\d+)*", given):
+    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", given):
         raise UsageError(f"--preferred {given}: expected batch sizes with commas between, such as 4,8")
     sizes = sorted({int(word) for word in given.split(",")})
     if not 1 <= sizes[0] <= sizes[-1] <= max_batch:

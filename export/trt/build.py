@@ -105,7 +105,7 @@ def check_profiles(profiles: Sequence[Profile]) -> None:
 
 def check_opset(opset: int, version: str) -> None:
     """Raise ArtifactError when this TensorRT's parser does not read the operator set."""
-    found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    found = tuple(int(part) for part in re.findall(r"\d{1,9}", version)[:2])
     highest = next((limit for before, limit in OPSETS if found < before), LAST_OPSET)
     if opset > highest:
         raise ArtifactError(

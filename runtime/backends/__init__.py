@@ -60,6 +60,11 @@ class Settings:
     """Check the file's seal or hash first."""
 
 
+def is_index(word: str) -> bool:
+    """Whether `word` is the number of a device, as in cuda:1."""
+    return word.isascii() and word.isdecimal() and len(word) < 5
+
+
 EVERYWHERE = ("device", "verify")
 """The settings that every engine reads."""
 

@@ -21,8 +21,8 @@ from ..preprocess import Preprocess
 from . import Engine, Settings, registry
 
 CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors", ".th")
-MOST_THREADS = 1024
-"""More than any processor has; engines start as many as they are told to."""
+MOST_AT_ONCE = max(128, 4 * (os.cpu_count() or 1))
+"""Threads of an engine, which starts as many as it is told to, and contexts."""
 
 
 def file(given: Any) -> Path:
@@ -53,8 +53,8 @@ def require_types(settings: Settings, backend: Any, preprocess: Any, class_names
     for name, value in {"threads": settings.threads, "contexts": settings.contexts}.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer))):
             raise UsageError(f"{name} {value!r}: expected a whole number")
-    if settings.threads is not None and settings.threads > MOST_THREADS:
-        raise UsageError(f"threads {settings.threads}: expected at most {MOST_THREADS}")
+        if value is not None and value > MOST_AT_ONCE:
+            raise UsageError(f"{name} {value}: expected at most {MOST_AT_ONCE}")
     if preprocess is not None and not isinstance(preprocess, Preprocess):
         raise UsageError(
             f"preprocess is a {type(preprocess).__name__}: expected a runtime.Preprocess. From a dictionary:"

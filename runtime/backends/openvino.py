@@ -17,7 +17,16 @@ import numpy as np
 from ..artifact import Metadata, check_file
 from ..errors import ArtifactError, MissingError, UsageError
 from ..files import no_artifact
-from . import Engine, Library, Settings, known_batch_sizes, metadata_of, signal_stack, signature
+from . import (
+    Engine,
+    Library,
+    Settings,
+    is_index,
+    known_batch_sizes,
+    metadata_of,
+    signal_stack,
+    signature,
+)
 from .onnx_file import metadata_props, require_whole
 from .ort import require_out
 
@@ -159,7 +168,7 @@ def _check(path: Path, device: str, threads: int | None, hint: str) -> None:
 def _plugin(device: str, available: list[str]) -> str:
     """OpenVINO's name of the device; cuda is not one of them."""
     kind, _, index = device.lower().partition(":")
-    if kind not in ("cpu", "gpu", "npu") or (index and not (kind == "gpu" and index.isdigit())):
+    if kind not in ("cpu", "gpu", "npu") or (index and not (kind == "gpu" and is_index(index))):
         raise UsageError(f"device {device!r}: OpenVINO takes cpu, gpu, gpu:INDEX or npu")
     name = f"{kind.upper()}.{index}" if index else kind.upper()
     # one GPU is listed as GPU, several as GPU.0, GPU.1; "GPU" means the first of them either way

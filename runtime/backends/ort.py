@@ -18,7 +18,7 @@ import numpy as np
 from ..artifact import Metadata, check_file, read_map
 from ..errors import ArtifactError, MissingError, UsageError
 from ..files import no_artifact, sha256
-from . import Engine, Library, Settings, known_batch_sizes, metadata_of, signature
+from . import Engine, Library, Settings, is_index, known_batch_sizes, metadata_of, signature
 from .onnx_file import metadata_props, require_whole
 
 PROVIDERS = {
@@ -160,7 +160,7 @@ def require_out(out: object, shape: tuple[int, ...]) -> None:
 
 def _provider(device: str, provider: str | None, available: list[str]) -> tuple[str, dict[str, Any]]:
     kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
+    if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and is_index(index))):
         raise UsageError(f"device {device!r}: expected cpu, cuda or cuda:INDEX")
     chosen = kind if provider is None else provider
     if chosen not in PROVIDERS:

@@ -12,11 +12,12 @@ import functools
 import inspect
 import itertools
 import math
+import os
 import textwrap
 import types
 import typing
 from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -82,6 +83,16 @@ class Flag:
 
 EVERYWHERE = {"seed": Flag("N", least=0)}
 """Fields that mean the same in every command; numpy takes no seed below 0."""
+AT_ONCE = max(128, 4 * (os.cpu_count() or 1))
+"""Processes or threads of one command; a file may come from a machine with more cores than this one."""
+MOST = {
+    **dict.fromkeys(("workers", "threads", "contexts"), AT_ONCE),
+    **dict.fromkeys(("img_size", "crop_padding"), 4096),
+    **dict.fromkeys(("input_size", "teacher_input_size"), 16384),
+    "num_classes": 1_000_000,
+}
+"""The largest value of fields that cost memory or time before anything else is looked at, in every command
+and file, where their flag has no range of its own."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +220,8 @@ def _setting(name: str, hint: Any, default: Any, options: type) -> Setting:
         choices, hint = typing.get_args(hint), str
     if hint not in METAVARS:
         raise TypeError(f"{options.__name__}.{name}: no flag can be made of a field of type {hint}")
+    if flag.most is None and name in MOST and hint is int:
+        flag = replace(flag, most=MOST[name])
     owner = next(c for c in options.__mro__ if name in vars(c).get("__annotations__", {}))
     return Setting(name, hint, choices, optional, count, default, flag, owner)
 

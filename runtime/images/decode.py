@@ -231,7 +231,7 @@ def _decode(pil: Any, source: Any, name: str) -> Any:
             return _rgb(opened, name)
     except FileNotFoundError:
         raise DataError(f"{name}: no such image") from None
-    except (DataError, MemoryError):
+    except DataError:
         raise
     except pil.DecompressionBombError as error:  # Pillow's own limit, which is higher
         raise _too_large(f"{name}: more than {pil.MAX_IMAGE_PIXELS * 2:,} pixels") from error
@@ -245,7 +245,7 @@ def _loaded(image: Any, name: str) -> Any:
     try:
         image.load()  # Pillow decodes now what it has only opened
         return image if image.mode == "RGB" else _rgb(image, name)
-    except (DataError, MemoryError):
+    except DataError:
         raise
     except Exception as error:
         raise _unreadable(name, error) from error

@@ -254,6 +254,8 @@ def test_something_that_is_not_an_image_is_refused():
         {"input_size": (1, 8, 8)},
         {"input_size": (3, 8)},
         {"input_size": (3, 0, 8)},
+        {"input_size": (3, 8, 2**14 + 1)},
+        {"input_size": (3, 2**13, 2**12)},
         {"interpolation": "cubic"},
         {"crop_mode": "middle"},
         {"crop_pct": 0},

@@ -26,6 +26,7 @@ from ... import files
 from ...artifact import Metadata, read_sidecar, sidecar_of
 from ...errors import ArtifactError, MissingError, UsageError
 from ...records import EngineRecord
+from .. import is_index
 
 MAGIC = {b"ftrt": "tensorrt", b"vtrt": "rtx"}
 VERSION_AT = slice(24, 28)
@@ -160,7 +161,7 @@ def require_version(path: str | Path, meta: Metadata) -> ModuleType:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:4])
+    return tuple(int(part) for part in re.findall(r"\d{1,9}", version)[:4])
 
 
 def require_gpu(path: str | Path, meta: Metadata, device: Any) -> None:
@@ -195,7 +196,7 @@ def unsupported_gpu(flavor: str, device: Any) -> str:
 def gpu_index(device: str) -> int:
     """'cuda' -> 0, 'cuda:1' -> 1. Raises UsageError for anything else: a plan runs on an NVIDIA GPU."""
     kind, _, index = device.partition(":")
-    if kind != "cuda" or (index and not index.isdigit()):
+    if kind != "cuda" or (index and not is_index(index)):
         raise UsageError(
             f"device {device!r}: a plan runs on an NVIDIA GPU. Give cuda or cuda:INDEX, or the .onnx file"
             " beside it for a CPU"

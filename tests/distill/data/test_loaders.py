@@ -434,3 +434,8 @@ def test_a_batch_larger_than_the_data_is_refused(images, recipe):
 def test_a_set_of_torchvision_that_is_not_there_names_the_line_that_fetches_it(tmp_path):
     with pytest.raises(DataError, match=r"from torchvision\.datasets import CIFAR100; .*download=True"):
         open_data(f"torch/cifar100:{tmp_path}", "train")
+
+
+def test_there_are_no_more_workers_than_batches(images):
+    """Each is a process, and one without a batch only costs; none starts before the first batch."""
+    assert eval_loader(images(16), SPEC, 8, 7, CPU).loader.num_workers == 2

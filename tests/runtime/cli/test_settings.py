@@ -25,6 +25,22 @@ class Base:
 
 
 @dataclass(frozen=True)
+class Costly:
+    """Fields whose value costs before anything is read."""
+
+    workers: int = 0
+    """Processes."""
+    threads: Annotated[int | None, Flag("N", least=1)] = None
+    """Threads."""
+    input_size: tuple[int, ...] = ()
+    """Sides."""
+    crop_padding: Annotated[int, Flag("PIXELS", most=10)] = 0
+    """Pixels, with a range of its own."""
+    img_size: Annotated[str, Flag("PIXELS")] = ""
+    """Text, which no range fits."""
+
+
+@dataclass(frozen=True)
 class Options(Base):
     """Settings of the test."""
 
@@ -121,6 +137,16 @@ def test_what_is_not_allowed_is_refused_by_name(values, words):
 )
 def test_what_is_allowed_passes(values):
     check(Options(Path("x"), **values))
+
+
+def test_what_costs_before_anything_is_read_has_an_upper_bound():
+    most = {each.name: each.flag.most for each in settings_of(Costly)}
+    assert 128 <= most["workers"] == most["threads"] < 100_000
+    assert (most["input_size"], most["crop_padding"], most["img_size"]) == (16384, 10, None)
+    check(Costly(int(most["workers"]), int(most["threads"]), (16384, 1), 10, "224"))
+    for name, value in (("workers", 2000 * most["workers"]), ("threads", 10**5), ("input_size", (8, 10**5))):
+        with pytest.raises(UsageError, match=rf"^{name.replace('_', '-')} .*: expected .*\b\d+$"):
+            check(Costly(**{name: value}))
 
 
 @pytest.mark.parametrize(
