@@ -5,11 +5,12 @@ same augmentation, and what the parts of it cost.
     [--aa rand-m9-mstd0.5-inc1] [--json]
 
 Makes JPEGs in a folder that is removed afterwards. Ours and timm's read all of them once a round, in turn,
-as far as normalized batches. With --workers 0 that happens in this process on one thread, timed by the
-seconds of the processor that it takes, so that the figure is that of one core, on a machine with other work
-too; with more workers by the clock on the wall. The parts of ours are measured on their own: decoding, the
-crop with its resize, and what follows (flip, policy, normalization, erasing). The first round is a warm-up.
-Prints medians, and the median of the rounds' ratios, which the noise of a busy machine moves least.
+both as far as uint8 batches, which is what their reading processes give. With --workers 0 that happens in
+this process on one thread, timed by the seconds of the processor that it takes, so that the figure is that of
+one core, on a machine with other work too; with more workers, or on a GPU, by the clock on the wall.
+Normalization and erasing, which both do to batches on the device, are measured apart, as are the parts of
+ours: decoding, the crop with its resize, the policy. The first round is a warm-up. Prints medians, and the
+median of the rounds' ratios, which the noise of a busy machine moves least.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from timm.data import ImageDataset, create_loader
-from timm.data.transforms import RandomResizedCropAndInterpolation
 
 from distill.data import TrainLoader, open_data
 from distill.data.augment import timm_settings, training_transform
+from distill.data.crops import ResizedCrop
 from distill.data.seeds import seed_all
 from distill.recipe import Recipe
 from runtime import files
@@ -62,31 +63,44 @@ def make_jpegs(folder: Path, count: int, width: int, height: int) -> None:
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(place / f"{number}.jpg", quality=90)
 
 
-def ours(images: ImageSet, recipe: Recipe, spec: Preprocess) -> Work:
-    """Our loader, epoch by epoch."""
-    loader = TrainLoader(images, recipe, spec, torch.device("cpu"))
-    return lambda epoch: sum(len(batch.images) for batch in loader.epoch(epoch))
+def ours(images: ImageSet, recipe: Recipe, spec: Preprocess, device: torch.device) -> dict[str, Work]:
+    """Our loader as far as its processes go, and what is done to batches behind them."""
+    loader = TrainLoader(images, recipe, spec, device)
+    kept = [next(loader.read(0))]
+
+    def read(epoch: int) -> int:
+        return sum(len(batch.pixels) for batch in loader.read(epoch))
+
+    def finish(_: int) -> int:
+        count = len(loader.finish(kept[0]).images)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return count
+
+    return {"ours": read, "on the device": finish}
 
 
-def of_timm(folder: Path, recipe: Recipe, spec: Preprocess) -> Work:
-    """timm's loader without its prefetcher, so that its processes normalize and erase, as ours do."""
+def of_timm(folder: Path, recipe: Recipe, spec: Preprocess, device: torch.device) -> Work:
+    """timm's loader as far as its processes go: its prefetcher normalizes and erases behind them."""
     loader = create_loader(
         ImageDataset(str(folder / "train")),
         spec.input_size,
         recipe.batch,
         is_training=True,
         num_workers=recipe.workers,
+        device=device,
+        pin_memory=device.type == "cuda",
         persistent_workers=recipe.workers > 0,
-        use_prefetcher=False,
+        use_prefetcher=True,
         **timm_settings(recipe, spec),
-    )
+    ).loader
     return lambda _: sum(len(images) for images, _ in loader)
 
 
 def parts(images: ImageSet, recipe: Recipe, spec: Preprocess) -> dict[str, Work]:
     """What happens to one image, a step after the other."""
     steps = training_transform(recipe, spec).transforms
-    crop = next(step for step in steps if isinstance(step, RandomResizedCropAndInterpolation))
+    crop = next(step for step in steps if isinstance(step, ResizedCrop))
     numbers = range(min(PARTS, len(images)))
     whole = [images.image(number) for number in numbers]
     cropped = [crop(image) for image in whole]
@@ -106,7 +120,7 @@ def parts(images: ImageSet, recipe: Recipe, spec: Preprocess) -> dict[str, Work]
                 image = step(image)
         return len(cropped)
 
-    return {"decode": decode, "crop and resize": resize, "the rest": rest}
+    return {"decode": decode, "crop and resize": resize, "policy, flip": rest}
 
 
 def measure(work: dict[str, Work], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
@@ -172,6 +186,7 @@ def parsed() -> argparse.Namespace:
 def compare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Make the images and measure all on them."""
     make_jpegs(folder, options.images - options.images % options.batch, *options.jpeg)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = Recipe(
         data=str(folder),
         batch=options.batch,
@@ -182,8 +197,10 @@ def compare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     )
     spec = Preprocess((3, options.size, options.size))
     images = open_data(str(folder), "train", CLASSES)
-    work = {"ours": ours(images, recipe, spec), "timm": of_timm(folder, recipe, spec)}
-    clock = time.perf_counter if options.workers else time.process_time
+    work = ours(images, recipe, spec, device)
+    work = {"ours": work["ours"], "timm": of_timm(folder, recipe, spec, device)} | work
+    is_alone = options.workers == 0 and device.type == "cpu"
+    clock = time.process_time if is_alone else time.perf_counter
     return summary(measure(work | parts(images, recipe, spec), options.rounds, clock))
 
 

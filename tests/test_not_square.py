@@ -9,12 +9,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from augmented import augmented
 from PIL import Image
 
 import runtime
 from distill import checkpoint, models
 from distill.__main__ import main
-from distill.data.augment import training_transform
 from distill.recipe import Recipe
 from distill.training.parts import open_start
 from export.commands import train_qat
@@ -202,7 +202,7 @@ def test_training_gives_the_same_size_with_every_kind_of_crop():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8))
     spec = Preprocess((3, HEIGHT, WIDTH))
     for settings in ({}, {"crop_padding": 4}, {"aa": "rand-m9-mstd0.5-inc1", "reprob": 1.0}):
-        assert training_transform(Recipe(**settings), spec)(image).shape == (3, HEIGHT, WIDTH)
+        assert augmented(image, Recipe(**settings), spec).shape == (3, HEIGHT, WIDTH)
 
 
 def test_two_sizes_and_half_a_size_are_refused():

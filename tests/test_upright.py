@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import turned
+from augmented import augmented
 from PIL import Image
 
 import runtime
@@ -16,7 +17,6 @@ from bench import accuracy
 from distill import checkpoint
 from distill.__main__ import main
 from distill.data import eval_loader, open_data
-from distill.data.augment import training_transform
 from distill.recipe import Recipe
 from export.checks import samples
 from export.stages.parity import same_pixels
@@ -44,10 +44,9 @@ def roads(images, spec):
     every = np.arange(len(images))
     width_to_height = spec.input_size[2] / spec.input_size[1]
     recipe = Recipe(scale=(1, 1), ratio=(width_to_height, width_to_height), hflip=0)
-    transform = training_transform(recipe, spec)
     (batch,) = eval_loader(images, spec, len(images), 0, torch.device("cpu"))
     return {
-        "training": np.stack([transform(images.image(i)).numpy() for i in every]),
+        "training": np.stack([augmented(images.image(i), recipe, spec).numpy() for i in every]),
         "validation": batch.images.numpy(),
         "calibration": np.concatenate([each for each, _ in samples.batches(images, every, spec, about="")]),
         "runtime": spec.batch(image_files([images.name])),

@@ -1,6 +1,7 @@
 """Images for training and evaluation: opened by name, augmented, in batches."""
 
-from .loaders import Batch, TrainLoader, eval_loader
+from .batches import Batch
+from .loaders import TrainLoader, eval_loader
 from .of_run import open_of_run
 from .sets import open_data
 

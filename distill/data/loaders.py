@@ -4,8 +4,8 @@ In:  an `ImageSet`, the student's `Preprocess`, the recipe.
 Out: batches (images (N, C, H, W) float32, labels (N,), names of unreadable images), the same for the same
      seed, epoch and step, whatever the number of workers. What fails at a readable image is raised by the
      loaders as one line with the image's name and the step, from a worker too.
-Elsewhere: opening a data set (distill.data.sets), augmentation (distill.data.augment);
-     evaluation's pixels (runtime.preprocess).
+Elsewhere: opening a data set (distill.data.sets), augmentation (distill.data.augment), what happens to whole
+     batches (distill.data.batches); evaluation's pixels (runtime.preprocess).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import signal
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,34 +23,19 @@ from runtime.cli import outcome
 from runtime.env import usable_cores, versions
 from runtime.errors import DataError, Large2SmallError, MissingError, UsageError
 from runtime.images import ImageSet
-from runtime.images.decode import only_formats, open_rgb
+from runtime.images.decode import only_formats, open_rgb, reduced_to
 from runtime.preprocess import Preprocess
 
 from ..processes import together
 from ..recipe import Recipe
-from .augment import DRAWN_BY, TransformError, in_one_line, training_transform
+from .augment import DRAWN_BY, TransformError, in_one_line, side_needed, training_transform
 from .balance import BalancedDraw, require_labels
-from .seeds import hash_seed, own_random_state, seed_all
+from .batches import Batch, CudaSide, Finish, Sample, collate, collate_pictures, finished
+from .seeds import hash_seed, own_random_state
 from .sets import StreamSet
 
 RETRIES = 100
 """Images tried for one place, with skip_bad_images, before the data set itself is called broken."""
-
-
-class Batch(NamedTuple):
-    """What a loader gives."""
-
-    images: torch.Tensor
-    """(N, C, H, W) float32, normalized for the student."""
-    labels: torch.Tensor
-    """(N,) int64."""
-    bad: list[str]
-    """Unreadable images, each "name: reason"."""
-
-
-Sample = tuple[torch.Tensor | None, int, list[str]] | Large2SmallError
-"""(image (C, H, W) or None, label, unreadable images passed over), or the error why there is none, as a
-value: raised in a worker, torch would put a traceback into its text."""
 
 
 def failure(name: str, error: Exception) -> Large2SmallError:
@@ -74,11 +59,19 @@ class TrainSet(Dataset[Sample]):
     """
 
     def __init__(
-        self, images: ImageSet, transform: Any, seed: int, skip_bad: bool, balanced: bool = False
+        self,
+        images: ImageSet,
+        transform: Any,
+        seed: int,
+        skip_bad: bool,
+        balanced: bool = False,
+        side: int = 0,
     ) -> None:
-        """balanced: what stands in for an unreadable image is of the same class as long as there is one."""
+        """balanced: what stands in for an unreadable image is of the same class as long as there is one.
+        side: shorter side in pixels that images are decoded to at least; 0: as they are.
+        """
         self.images, self.transform, self.seed, self.skip_bad = images, transform, seed, skip_bad
-        self.balanced = balanced
+        self.balanced, self.side = balanced, side
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         return self.__getitems__([key])[0]
@@ -91,9 +84,10 @@ class TrainSet(Dataset[Sample]):
         bad: list[str] = []
         for chosen in self._with_substitutes(epoch, number):
             try:
-                image = self.images.image(chosen)
-                seed_all(hash_seed(self.seed, epoch, number))
-                return self.transform(image), int(self.images.labels[chosen]), bad
+                with reduced_to(self.side):
+                    image = self.images.image(chosen)
+                picture = self.transform(image, (self.seed, epoch, number))
+                return picture, int(self.images.labels[chosen]), bad
             except DataError as error:
                 bad.append(str(error))
             except Exception as error:  # whatever a reader or a transform raises
@@ -148,7 +142,9 @@ class StreamItems(IterableDataset[Sample]):
     of workers.
     """
 
-    def __init__(self, images: StreamSet, transform: Any, seed: int, batch: int, skip_bad: bool) -> None:
+    def __init__(
+        self, images: StreamSet, transform: Any, seed: int, batch: int, skip_bad: bool, side: int = 0
+    ) -> None:
         self.images, self.transform, self.seed, self.batch, self.skip_bad = (
             images,
             transform,
@@ -156,7 +152,7 @@ class StreamItems(IterableDataset[Sample]):
             batch,
             skip_bad,
         )
-        self.epoch = 0
+        self.epoch, self.side = 0, side
 
     def __iter__(self) -> Iterator[Sample]:
         bad: list[str] = []
@@ -186,14 +182,13 @@ class StreamItems(IterableDataset[Sample]):
 
     def _one(
         self, name: str, image: Any, label: int, number: int
-    ) -> tuple[torch.Tensor, int] | str | Large2SmallError:
+    ) -> tuple[Any, int] | str | Large2SmallError:
         """(image, label); or what to call it when it is unreadable; or what failed at a readable one."""
         try:
-            rgb = open_rgb(image)
-            rgb.load()
+            with reduced_to(self.side):
+                rgb = open_rgb(image)
             with own_random_state():
-                seed_all(hash_seed(self.seed, self.epoch, number))
-                return self.transform(rgb), label
+                return self.transform(rgb, (self.seed, self.epoch, number)), label
         except (OSError, SyntaxError, DataError) as error:
             return f"{name}: {' '.join(str(error).split())}"
         except Exception as error:  # whatever a transform raises
@@ -245,7 +240,9 @@ class TrainLoader:
     def __init__(
         self, images: ImageSet, recipe: Recipe, preprocess: Preprocess, device: torch.device
     ) -> None:
-        transform = training_transform(recipe, preprocess)
+        transform, side = training_transform(recipe, preprocess), side_needed(recipe, preprocess)
+        self.finish = Finish(preprocess, device)
+        self.side = CudaSide(device) if device.type == "cuda" else None
         every = recipe.batch * together.size()
         self.batches = len(images) // every
         if self.batches < recipe.grad_accum:
@@ -255,14 +252,16 @@ class TrainLoader:
             )
         common = loader_settings(
             recipe.workers, device, None if isinstance(images, StreamSet) else self.batches
-        )
+        ) | {"collate_fn": collate_pictures}
         self.stream = isinstance(images, StreamSet)
         balanced = recipe.sampler == "balanced"
         if balanced:
             require_labels(images, "--sampler balanced")
         if isinstance(images, StreamSet):
             require_random_access(images)
-            self.items = StreamItems(images, transform, recipe.seed, recipe.batch, recipe.skip_bad_images)
+            self.items = StreamItems(
+                images, transform, recipe.seed, recipe.batch, recipe.skip_bad_images, side
+            )
             self.loader = Loader(
                 self.items, batch_size=recipe.batch, drop_last=True, **common | {"persistent_workers": False}
             )
@@ -270,7 +269,7 @@ class TrainLoader:
             draw = BalancedDraw(images.labels) if balanced else None
             self.order = EpochOrder(len(images), every, recipe.seed, draw, together.share(recipe.batch))
             self.loader = Loader(
-                TrainSet(images, transform, recipe.seed, recipe.skip_bad_images, balanced),
+                TrainSet(images, transform, recipe.seed, recipe.skip_bad_images, balanced, side),
                 batch_sampler=self.order,
                 **common,
             )
@@ -279,9 +278,13 @@ class TrainLoader:
         return self.batches
 
     def epoch(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
-        """Batches of one epoch. A stream has no random access: what was already seen is read again and
-        dropped.
+        """Batches of one epoch, on the device. A stream has no random access: what was already seen is read
+        again and dropped.
         """
+        yield from finished(self.read(epoch, start), self.finish, self.side)
+
+    def read(self, epoch: int, start: int = 0) -> Generator[Any, None, None]:
+        """The same as the reading processes give them, with uint8 pixels (distill.data.batches.Pixels)."""
         if not self.stream:
             self.order.epoch, self.order.start = epoch, start
             yield from self.loader
@@ -303,7 +306,7 @@ def eval_loader(
     if isinstance(images, StreamSet):
         require_random_access(images)
         items: Any = StreamItems(
-            images, lambda image: torch.from_numpy(preprocess(image)), 0, batch, skip_bad=True
+            images, lambda image, _: torch.from_numpy(preprocess(image)), 0, batch, skip_bad=True
         )
         return Loader(items, batch_size=batch, **common | {"persistent_workers": False, "num_workers": 0})
     items_ = EvalSet(images, preprocess)
@@ -375,19 +378,6 @@ def loader_settings(workers: int, device: torch.device, batches: int | None = No
         "collate_fn": collate,
         "generator": torch.Generator().manual_seed(0),
     }  # its own, so that loading draws nothing from the global one
-
-
-def collate(samples: list[Sample]) -> Batch | Large2SmallError:
-    """Readable samples stacked; what could not be read is named. The first error takes the batch's place."""
-    read = []
-    for sample in samples:
-        if isinstance(sample, Large2SmallError):
-            return sample
-        read.append(sample)
-    bad = [name for _, _, names in read for name in names]
-    good = [(image, label) for image, label, _ in read if image is not None]
-    images = torch.stack([image for image, _ in good]) if good else torch.zeros(0)
-    return Batch(images, torch.tensor([label for _, label in good], dtype=torch.int64), bad)
 
 
 def _worker_init(_: int) -> None:

@@ -30,7 +30,8 @@ from runtime.errors import GateError, Large2SmallError, UsageError
 from runtime.images import ImageSet
 from runtime.preprocess import Preprocess
 
-from ..data.loaders import EvalSet, collate
+from ..data.batches import collate
+from ..data.loaders import EvalSet
 from ..data.sets import StreamSet
 from ..evaluate import require_readable
 

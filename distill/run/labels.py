@@ -16,6 +16,7 @@ from runtime.images import ImageSet
 from runtime.preprocess import Preprocess
 
 from ..data.augment import DRAWN_BY
+from ..data.augment import PIXELS as PIXELS_VERSION
 from ..data.labels.store import Header, Labels
 from ..data.sets import StreamSet
 from ..processes import together
@@ -95,6 +96,7 @@ def header_for(
     if top > classes:
         raise UsageError(f"--top {top}: the data has {classes} classes. Give at most {classes}, or 0 for all")
     return Header(
+        pixels=PIXELS_VERSION,
         class_names=list(train.class_names),
         top=top or classes,
         epochs=recipe.epochs,

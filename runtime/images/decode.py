@@ -9,6 +9,7 @@ Elsewhere: whether it is turned, resize, crop and scale (runtime.preprocess), li
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import io
 import os
 import stat
@@ -222,12 +223,42 @@ def only_formats() -> Iterator[None]:
         pil.MAX_IMAGE_PIXELS = most
 
 
+_side: contextvars.ContextVar[int] = contextvars.ContextVar("side", default=0)
+"""What `reduced_to` asks for; 0: nothing."""
+
+
+@contextlib.contextmanager
+def reduced_to(side: int) -> Iterator[None]:
+    """Meanwhile a JPEG image whose shorter side is at least twice `side` pixels is decoded at a half, a
+    quarter or an eighth of its size, as long as its shorter side stays at least `side`. 0: as it is.
+
+    For training alone: evaluation sees every pixel.
+    """
+    before = _side.set(side)
+    try:
+        yield
+    finally:
+        _side.reset(before)
+
+
+def _reduce(image: Any) -> None:
+    """Have an image that is not decoded yet decoded smaller, as `reduced_to` says."""
+    side = _side.get()
+    if not side or image.format != "JPEG":
+        return
+    width, height = image.size
+    part = next((part for part in (8, 4, 2) if min(width, height) // part >= side), 1)
+    if part > 1:
+        image.draft(None, (width // part, height // part))
+
+
 def _decode(pil: Any, source: Any, name: str) -> Any:
     try:
         if isinstance(source, (str, os.PathLike)):
             require_file(source)
         with pil.open(source, formats=FORMATS) as opened:
             require_size(opened.size, name)
+            _reduce(opened)
             return _rgb(opened, name)
     except FileNotFoundError:
         raise DataError(f"{name}: no such image") from None
@@ -243,6 +274,7 @@ def _decode(pil: Any, source: Any, name: str) -> Any:
 
 def _loaded(image: Any, name: str) -> Any:
     try:
+        _reduce(image)
         image.load()  # Pillow decodes now what it has only opened
         return image if image.mode == "RGB" else _rgb(image, name)
     except DataError:

@@ -164,7 +164,7 @@ def test_imports_are_timed_and_the_exit_code_is_the_verdict():
 def test_the_loader_is_timed_beside_timms_and_in_parts():
     words = ("--images", 8, "--batch", 4, "--rounds", 2, "--size", 32, "--jpeg", 64, 48, "--json")
     found = json.loads(run_inside("measurements/loader.py", *words).stdout)
-    names = ["ours", "timm", "decode", "crop and resize", "the rest"]
+    names = ["ours", "timm", "on the device", "decode", "crop and resize", "policy, flip"]
     assert list(found["images_per_second"]) == names
     assert all(rate > 0 for rate in found["images_per_second"].values())
     ratio = found["ours_over_timm"]

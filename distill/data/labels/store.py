@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -39,6 +39,8 @@ LARGEST_HEADER = 64 * 2**20
 class Header:
     """What the answers are for. Two headers that are equal in all but `epochs` have the same rows."""
 
+    pixels: int = field(default=1, kw_only=True)
+    """Version of the augmentation (distill.data.augment.PIXELS); headers of before do not say it."""
     class_names: list[str]
     top: int
     """Classes stored for each image."""
@@ -79,6 +81,7 @@ class Header:
 
 
 NAMES = {
+    "pixels": "version of the augmentation",
     "class_names": "classes",
     "top": "--top",
     "batches": "batches an epoch",
@@ -313,7 +316,7 @@ def read_header(folder: Path) -> Header:
 
 def _require_types(header: Header) -> None:
     """Raise TypeError or ValueError for values that no writer of ours writes."""
-    numbers = (header.top, header.epochs, header.batches, header.batch)
+    numbers = (header.pixels, header.top, header.epochs, header.batches, header.batch)
     if not all(isinstance(number, int) and not isinstance(number, bool) and number > 0 for number in numbers):
         raise TypeError("a count is not a number above 0")
     if not isinstance(header.teacher_top1_percent, (int, float)) or not (

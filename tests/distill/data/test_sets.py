@@ -52,7 +52,7 @@ def test_a_stream_gives_the_same(tmp_path):
     shard = '{"name": "validation", "filenames": ["val-0.tar"], "shard_lengths": [1], "num_samples": 1}'
     (tmp_path / "_info.json").write_text(f'{{"splits": {{"validation": {shard}}}}}')
     images = open_data(f"wds/made:{tmp_path}", "val", 2)
-    ((image, label, bad),) = loaders.StreamItems(images, lambda image: image, 0, 1, skip_bad=False)
+    ((image, label, bad),) = loaders.StreamItems(images, lambda image, _: image, 0, 1, skip_bad=False)
     assert (gray(image), label, bad) == (LEVELS, 0, [])
 
 

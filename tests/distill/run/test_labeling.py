@@ -1,5 +1,6 @@
 """Labels are for the images that training sees, bit for bit, and teach as the teacher itself does."""
 
+import json
 import multiprocessing
 import os
 import random
@@ -13,6 +14,7 @@ from distill import models
 from distill.commands import label as command
 from distill.commands import train as train_command
 from distill.data import TrainLoader
+from distill.data.augment import PIXELS
 from distill.data.labels.store import Labels, Writer
 from distill.data.mixing import Place, mixed, mixing
 from distill.run import labeling
@@ -155,6 +157,19 @@ def test_another_training_is_refused_with_the_first_difference(labeled, recipe, 
     with pytest.raises(UsageError, match="made for another training") as caught:
         open_labels(other, train, spec)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("written", [None, 1])
+def test_labels_of_images_as_they_were_augmented_before_are_refused(labeled, recipe, written):
+    """Files of before do not name the version of the augmentation, which was 1."""
+    labels, _, train, spec = labeled()
+    file = labels.folder / "labels.json"
+    header = json.loads(file.read_text())
+    assert header.pop("pixels") == PIXELS == 2
+    file.write_text(json.dumps(header if written is None else header | {"pixels": written}))
+    with pytest.raises(UsageError, match="made for another training") as caught:
+        open_labels(recipe(teacher_labels=str(labels.folder)), train, spec)
+    assert "version of the augmentation: 1, and 2 here" in str(caught.value)
 
 
 def test_other_images_and_another_size_are_refused(labeled, recipe, images):

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from runtime import DataError, Preprocess, UsageError
 from runtime.images import open_images
-from runtime.images.decode import open_rgb, orientation, stored_orientation, upright
+from runtime.images.decode import open_rgb, orientation, reduced_to, stored_orientation, upright
 from runtime.images.sets import Subset
 from runtime.preprocess import CROP_MODES
 
@@ -310,3 +310,34 @@ def test_an_image_without_pixels_is_refused_by_name(mode, size, shape):
         Preprocess(size, crop_mode=mode).pixels(np.zeros(shape, np.uint8))
     with pytest.raises(DataError, match=rf"{shape[1]} x {shape[0]} pixels"):
         Preprocess(size, crop_mode=mode).pixels(Image.new("RGB", (shape[1], shape[0])))
+
+
+# training decodes large JPEGs smaller
+
+
+@pytest.mark.parametrize(
+    ("side", "size"),
+    [(0, (160, 96)), (100, (160, 96)), (49, (160, 96)), (48, (80, 48)), (24, (40, 24)), (1, (20, 12))],
+)
+def test_a_jpeg_is_decoded_at_a_part_of_its_size_as_long_as_a_side_stays(side, size):
+    jpeg = stored("JPEG")
+    with reduced_to(side):
+        assert open_rgb(jpeg).size == size
+        assert open_rgb(Image.open(io.BytesIO(jpeg))).size == size
+        assert open_rgb(stored("PNG")).size == (160, 96)
+    assert open_rgb(jpeg).size == (160, 96)
+
+
+def test_a_jpeg_that_is_decoded_smaller_is_the_same_picture():
+    whole = open_rgb(stored("JPEG"))
+    with reduced_to(48):
+        half = open_rgb(stored("JPEG"))
+    expected = np.asarray(whole, int).reshape(48, 2, 80, 2, 3).mean(axis=(1, 3))
+    assert np.abs(np.asarray(half, int) - expected).mean() < 2
+
+
+def stored(kind):
+    smooth = Image.fromarray(LARGE[:6, :10]).resize((160, 96), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    smooth.save(file, kind)
+    return file.getvalue()

@@ -109,6 +109,7 @@ def test_more_epochs_are_added(tmp_path):
         ({"class_names": ["ant", "cat", "bee"]}, "classes: ant, bee, cat, and ant, cat, bee here"),
         ({"batch": 4}, "--batch: 2, and 4 here"),
         ({"top": 2}, "--top: 3, and 2 here"),
+        ({"pixels": 2}, "version of the augmentation: 1, and 2 here"),
     ],
 )
 def test_labels_of_something_else_are_refused_with_the_first_difference(tmp_path, change, words):
