@@ -53,8 +53,8 @@ PLAIN = [
 ]
 """12 steps of 16 images of a network without batch norm."""
 NORMS = ["--student", "test_resnet", "--student-args", "act_layer=silu"]
-"""A network with batch norm instead. Smooth, because a ReLU turns rounding that puts an input on the other side
-of zero into a step of its gradient."""
+"""A network with batch norm instead. Smooth, because a ReLU turns rounding that puts an input on the other
+side of zero into a step of its gradient."""
 
 
 def free_port() -> int:
