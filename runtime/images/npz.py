@@ -84,7 +84,7 @@ def _headers(archive: zipfile.ZipFile, path: Path) -> dict[str, _Header]:
     if "x" not in parts or "y" not in parts:
         shown = sorted(parts)[:10]
         raise DataError(f"npz:{path}: has arrays {shown}; expected x (N, H, W, 3) uint8 and y (N,)")
-    found = {}
+    found: dict[str, _Header] = {}
     for name in ("x", "y", "class_names"):
         if name in parts:
             with archive.open(parts[name]) as file:
