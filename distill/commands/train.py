@@ -20,8 +20,18 @@ from runtime.cli.terminal import in_rows, loading
 from .. import recipe as recipes
 from ..processes.begin import begun
 from ..processes.world import speaks
-from ..run.folder import choose_folder
-from ..run.options import AnyOptions, TrainOptions, given_data, run_folder, value_of, where_now, with_file
+from ..run.folder import choose_folder, with_batch_of_run
+from ..run.options import (
+    AUTO,
+    AnyOptions,
+    TrainOptions,
+    given_data,
+    run_folder,
+    settled,
+    value_of,
+    where_now,
+    with_file,
+)
 
 if TYPE_CHECKING:
     from ..run.result import RunResult
@@ -32,6 +42,7 @@ DESCRIPTION = """examples:
   distill train --teacher slak_tiny --teacher-ckpt slak.pth --student convnext_tiny --data DIR --kd-loss nkd
   distill train --recipe cifar10-cpu --teacher resnet56 --teacher-ckpt t.th --data npz:cifar10 --control
   distill train --resume runs/student
+  torchrun --nproc-per-node 8 --max-restarts 3 -m distill train --data DIR --output runs/student --resume auto
   distill train --qat --resume runs/student/best.pth   (as int8: distill train --qat --help)"""
 Options = TrainOptions
 SHARES_WORK = True
@@ -46,7 +57,7 @@ def run(options: TrainOptions) -> None:
 
 def do(options: TrainOptions) -> RunResult:
     """Train student and, if asked, control."""
-    with begun(options.device) as from_main:
+    with begun(options.device, same={"--resume": options.resume}) as from_main:
         folder = from_main(lambda: choose_folder(options))
         with loading("loading torch"):
             from ..run import job  # after what can be refused at once: torch takes seconds to import
@@ -71,6 +82,7 @@ def parse(argv: Sequence[str], prog: str = "distill train") -> TrainOptions:
 def parse_over(base: AnyOptions, argv: Sequence[str], prog: str, command: ModuleType) -> AnyOptions:
     """The same over `base`, whose class names the flags; command: whose help it is."""
     flags.check_flags(type(base), argv, prog)
+    is_auto, argv = value_of(argv, "--resume") == AUTO, settled(argv)
     saved = run_folder(value_of(argv, "--resume")) / "args.yaml" if value_of(argv, "--resume") else None
     if saved is not None and saved.is_file():
         base = with_file(base, str(saved), given_data(argv), kept=recipes.NETWORK_FLAGS)
@@ -78,11 +90,13 @@ def parse_over(base: AnyOptions, argv: Sequence[str], prog: str, command: Module
     for flag in ("--recipe", "--config", "-c"):
         if value_of(argv, flag):
             base = with_file(base, value_of(argv, flag), given_data(argv))
-    return flags.parse(type(base), argv, prog, flags.description(command, prog), base)
+    options = flags.parse(type(base), argv, prog, flags.description(command, prog), base)
+    return with_batch_of_run(options) if is_auto else options
 
 
 def is_qat(argv: Sequence[str]) -> bool:
     """Does this command line ask for quantization-aware training, or continue such a run?"""
+    argv = settled(argv)
     saved = run_folder(value_of(argv, "--resume")) / "args.yaml"
     resumes = bool(value_of(argv, "--resume")) and saved.is_file()
     return "--qat" in argv or (resumes and recipes.read(str(saved)).get("qat") is True)

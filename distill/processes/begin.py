@@ -18,7 +18,8 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -29,6 +30,7 @@ from runtime.cli.terminal import loading
 from runtime.errors import Interrupted, Large2SmallError, MissingError, UsageError
 
 from . import world
+from .roll import Roll, StuckWatch, lost_words
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -38,8 +40,8 @@ GATHERING = timedelta(minutes=5)
 """How long the first process waits for the last one."""
 PATIENCE = timedelta(minutes=60)
 """How long they wait for one that is alive and says nothing: it may fit a teacher or read a slow disk."""
-ROLL_CALL_S = 1.0
-"""Seconds that the others have to say that they are alive, where one was lost."""
+WORD_S = 10.0
+"""How long they wait for the reason of one that has ended, where all are still there."""
 SAME_EVERYWHERE = ("large2small", "torch", "timm", "torchvision", "numpy", "pillow")
 """Packages whose versions have to be the same in all processes."""
 LOST = (
@@ -56,58 +58,92 @@ class FromMain(Protocol):
 
 
 @contextlib.contextmanager
-def begun(device: str) -> Iterator[FromMain]:
+def begun(device: str, same: Mapping[str, object] | None = None) -> Iterator[FromMain]:
     """The processes that were started together work as one inside; a single one as ever. device: as --device
-    says it. Yields `together.from_main`, which needs torch only where there are several.
+    says it; same: values that all have to have, by their names. Yields `together.from_main`, which needs
+    torch only where there are several.
 
-    Raises UsageError for processes that do not know of each other and for different versions, MissingError
-    where they cannot find each other. Those that have nothing to say end with SystemExit.
+    Raises UsageError for processes that do not know of each other and for different versions or values,
+    MissingError where they cannot find each other. Those that have nothing to say end with SystemExit.
     """
     size = world.announced()
     if size == 1:
         yield lambda make: make()
         return
-    with _listening() as listening:
-        store = None
+    with _listening() as heard:
+        met: Met | None = None
         try:
             with loading(f"waiting for the other {size - 1} processes"):
-                store = _open(device, size)
-            _require_same_versions()
+                met = _open(device, size)
+            heard.watch(met.roll)
+            _require_same(same or {})
             yield _from_main
+            met.roll.leave(met.store)
         except Exception as error:
-            listening.clear()
-            raise _last_word(error, store) from error
+            heard.listening.clear()
+            raise _last_word(error, met) from error
         finally:
+            heard.over.set()
             _leave()
 
 
+@dataclass(frozen=True)
+class Met:
+    """Where the processes have found each other."""
+
+    store: Store
+    roll: Roll
+
+
+@dataclass
+class _Heard:
+    """What this process does of SIGTERM."""
+
+    listening: threading.Event = field(default_factory=threading.Event)
+    """Whether it raises Interrupted; from then on it is ignored."""
+    stuck: StuckWatch | None = None
+
+    @property
+    def over(self) -> threading.Event:
+        return self.stuck.over if self.stuck else threading.Event()
+
+    def watch(self, roll: Roll) -> None:
+        """Where the main thread does not hear of it, ask who is lost."""
+        if self.stuck:
+            self.stuck.roll = roll
+
+
 @contextlib.contextmanager
-def _listening() -> Iterator[threading.Event]:
-    """SIGTERM raises Interrupted while the event is set, and is ignored from then on: torchrun sends it to
-    all where one has ended, and they have the reason to say.
+def _listening() -> Iterator[_Heard]:
+    """SIGTERM raises Interrupted once, and is ignored from then on: torchrun sends it to all where one has
+    ended, and they have the reason to say.
     """
-    listening = threading.Event()
-    listening.set()
+    heard = _Heard()
+    heard.listening.set()
 
     def end(number: int, _: FrameType | None) -> None:
-        if listening.is_set():
-            listening.clear()
+        if heard.listening.is_set():
+            heard.listening.clear()
             raise Interrupted(f"stopped by {signal.Signals(number).name}", number)
 
     previous: Any = None
     try:
         previous = signal.signal(signal.SIGTERM, end)
+        heard.stuck = StuckWatch()
     except ValueError:  # not in the main thread: signals are someone else's
-        listening.clear()
+        heard.listening.clear()
     try:
-        yield listening
+        yield heard
     finally:
+        if heard.stuck:
+            heard.stuck.close()
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
 
 
-def _open(device: str, size: int) -> Store:
-    """Make the group; the store through which they found each other."""
+def _open(device: str, size: int) -> Met:
+    """Make the group, and put this process on the roll."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is said in one line, below
     import torch
     from torch import distributed
     from torch.distributed.distributed_c10d import PrefixStore
@@ -137,7 +173,7 @@ def _open(device: str, size: int) -> Store:
     except (RuntimeError, ValueError, OSError) as error:
         raise _unfound(error, size) from error
     together.enter(rank, size)
-    return store
+    return Met(store, Roll(lambda: next(iter(rendezvous("env://", timeout=GATHERING)))[0], rank, size))
 
 
 def _unfound(error: Exception, size: int) -> MissingError:
@@ -163,41 +199,45 @@ def _from_main(make: Callable[[], T]) -> T:
     return from_main(make)
 
 
-def _require_same_versions() -> None:
+def _require_same(values: Mapping[str, object]) -> None:
     from .together import require_same
 
     require_same(env.versions(SAME_EVERYWHERE), "Install the same versions on all machines")
+    require_same(values, "Start all with the same words, where they see the same run folder")
 
 
-def _last_word(error: Exception, store: Store | None) -> BaseException:
+def _last_word(error: Exception, met: Met | None) -> BaseException:
     """What this process raises: the error, where it is the one to say it, or the end without a word."""
     from . import together
 
-    if store is None:
+    if met is None:
         return error
     if together.is_agreed(error):
         assert isinstance(error, Large2SmallError)
         return error if world.rank() == 0 else SystemExit(error.exit_code)
     try:
-        return _own_word(error, store)
+        return _own_word(error, met)
     except (RuntimeError, OSError):  # the store is gone, too, and with it the process that kept it
         if outcome.as_ours(error):
             return error
         return MissingError(
             f"rank {world.rank()}: the process that the others meet at ({os.environ['MASTER_ADDR']}:"
-            f"{os.environ['MASTER_PORT']}) has ended, or its machine is out of reach. Look at what it said"
+            f"{os.environ['MASTER_PORT']}), which is rank 0 or torchrun, has ended, or its machine is out of"
+            " reach. Look at what it said"
         )
 
 
-def _own_word(error: Exception, store: Store) -> BaseException:
+def _own_word(error: Exception, met: Met) -> BaseException:
     from . import together
 
-    ours = outcome.as_ours(error)
+    store, ours = met.store, outcome.as_ours(error)
+    if isinstance(error, Interrupted) and (lost := met.roll.missing(store)):  # torchrun stops who is left
+        ours = MissingError(lost_words(lost))
     if ours is None and isinstance(error, RuntimeError) and re.search(LOST, str(error)):
         _close_connections()
         time.sleep(0.2)  # who has a reason leaves it before it ends
         if not store.check(["code"]):
-            ours = _missing(store)
+            ours = _why_lost(met)
     code = ours.exit_code if ours else outcome.INTERNAL_ERROR
     if store.add("said", 1) > 1:
         return SystemExit(int(store.get("code")) if store.check(["code"]) else code)
@@ -207,17 +247,14 @@ def _own_word(error: Exception, store: Store) -> BaseException:
     return ours if str(ours).startswith("rank ") else together.of_rank(ours, world.rank())
 
 
-def _missing(store: Store) -> MissingError:
-    """Who is not there any more, by a roll call."""
-    size = int(os.environ["WORLD_SIZE"])
-    store.set(f"here {world.rank()}", "yes")
-    time.sleep(ROLL_CALL_S)
-    lost = [rank for rank in range(size) if not store.check([f"here {rank}"])]
-    who = "rank " + ", ".join(map(str, lost)) if lost else "a process"
-    return MissingError(
-        f"{who} has ended without a word: killed, often because memory ran out, or its machine is gone. The"
-        " run goes on from its last checkpoint with --resume"
-    )
+def _why_lost(met: Met) -> MissingError | None:
+    """Who is not there any more; None where another process has said the reason meanwhile."""
+    lost = met.roll.missing(met.store)
+    if not lost:  # all are there, so one of them is about to say why it broke off
+        with contextlib.suppress(RuntimeError):
+            met.store.wait(["code"], timedelta(seconds=WORD_S))
+            return None
+    return MissingError(lost_words(lost))
 
 
 def _close_connections() -> None:

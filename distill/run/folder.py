@@ -16,7 +16,7 @@ from runtime.errors import Large2SmallError, UsageError
 from runtime.recorded import HEADER, LOGGER_IDS, SPLIT_LIST, START, UNREADABLE
 
 from .. import recipe as recipes
-from .options import TrainOptions, run_folder
+from .options import AnyOptions, TrainOptions, run_folder
 
 PICTURED = ("report.html", "val_predictions.npz")
 """What a report leaves in the run folder."""
@@ -41,31 +41,49 @@ def choose_folder(options: TrainOptions) -> Path:
 
 def shared_out(options: TrainOptions, folder: Path, processes: int) -> TrainOptions:
     """The options for so many processes: the rate that follows the batch follows that of all of them, and a
-    resumed run of another number of processes keeps the images of its steps. Raises UsageError where these
-    cannot be shared evenly.
+    resumed run keeps the images of its steps, however many processes shared them. Raises UsageError where
+    these cannot be shared evenly.
     """
-    before = _processes_of(folder) if options.resume else processes
-    if before != processes and options.batch == recipes.read(str(folder / "args.yaml")).get("batch"):
-        images = options.batch * before
-        if images % processes:
-            raise UsageError(
-                f"{folder}: the run has {images} images in a batch ({before} x {options.batch}), which"
-                f" {processes} processes cannot share evenly. Start another number of processes"
-            )
-        options = replace(options, batch=images // processes)
+    if options.resume and (folder / "args.yaml").is_file():
+        begun = recipes.read(str(folder / "args.yaml"))
+        images = images_at_once(folder)
+        if images and options.batch == begun.get("batch"):  # --batch is not given anew
+            if images % processes:
+                raise UsageError(
+                    f"{folder}: the run has {images} images in a batch, which {processes} processes cannot"
+                    " share evenly. Start another number of processes"
+                )
+            options = replace(options, batch=images // processes)
     if processes > 1 and options.lr is None:
         return replace(options, lr=options.peak_lr * processes)
     return options
 
 
-def _processes_of(folder: Path) -> int:
-    """How many processes trained the run in `folder`, which an older version does not say."""
+def with_batch_of_run(options: AnyOptions) -> AnyOptions:
+    """The options with the batch of the run to continue, for --resume auto: the same words begin a run and
+    continue it, with another number of processes, too. A batch that no number of processes makes that of the
+    run stays, to be refused.
+    """
+    if not options.resume:
+        return options
+    folder = run_folder(options.resume)
+    images = images_at_once(folder)
+    begun = recipes.read(str(folder / "args.yaml")).get("batch")
+    if not isinstance(begun, int) or not images or images % options.batch:
+        return options
+    return replace(options, batch=begun)
+
+
+def images_at_once(folder: Path) -> int:
+    """How many images all processes together have in a batch of the run in `folder`; 0 where its files do not
+    say.
+    """
     try:
-        found = files.from_json(files.read_small(folder / HEADER), HEADER)
-    except (OSError, Large2SmallError):
-        return 1
-    said = found.get("processes", 1) if isinstance(found, dict) else 1
-    return said if isinstance(said, int) and said > 0 else 1
+        header = files.from_json(files.read_small(folder / HEADER), HEADER)
+        images, batches = header["batch"], recipes.read(str(folder / "args.yaml")).get("grad_accum", 1)
+        return int(images) // int(batches)  # of a step, which no number of processes changes
+    except (OSError, Large2SmallError, LookupError, TypeError, ValueError, ArithmeticError):
+        return 0
 
 
 def _resumed(options: TrainOptions) -> Path:

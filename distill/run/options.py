@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from runtime.cli.settings import Flag
+from runtime.errors import UsageError
 from runtime.recorded import found_again
 
 from .. import recipe as recipes
@@ -30,7 +31,7 @@ class TrainOptions(Recipe):
     """Folder of the run; by default runs/STUDENT."""
     resume: Annotated[str, Flag("DIR", common=True)] = ""
     """Run folder (or its last.pth) to continue bit for bit; its recipe is used. With --data, one without a
-    run is begun."""
+    run is begun. auto: continue the run in --output, or begin it where there is none."""
     overwrite: Annotated[bool, Flag(common=True)] = False
     """Replace an existing run folder."""
     control: Annotated[bool, Flag(common=True)] = False
@@ -62,6 +63,9 @@ class TrainOptions(Recipe):
         """
         return {"control": self.control, "erf": self.erf}
 
+
+AUTO = "auto"
+"""In place of the folder of --resume: the run in --output, if there is one."""
 
 AnyOptions = TypeVar("AnyOptions", bound=TrainOptions)
 """The options of `distill train`, or those with more flags."""
@@ -122,3 +126,29 @@ def value_of(argv: Sequence[str], flag: str) -> str:
         if word.startswith(f"{flag}="):
             return word.split("=", 1)[1]
     return ""
+
+
+def without(argv: Sequence[str], flag: str) -> list[str]:
+    """The words without the flag and its value."""
+    kept = [
+        word for index, word in enumerate(argv) if word != flag and (index == 0 or argv[index - 1] != flag)
+    ]
+    return [word for word in kept if not word.startswith(f"{flag}=")]
+
+
+def settled(argv: Sequence[str]) -> list[str]:
+    """The words with the run that --resume auto finds in --output, and without the flag where there is none.
+    Raises UsageError where --output is missing or its run is to be replaced.
+    """
+    if value_of(argv, "--resume") != AUTO:
+        return list(argv)
+    joined = next((word[2:] for word in argv if word.startswith("-o") and len(word) > 2), "")  # -oDIR
+    folder = value_of(argv, "--output") or value_of(argv, "-o") or joined
+    if not folder:
+        raise UsageError("--resume auto continues the run in --output. Give --output DIR")
+    if "--overwrite" in argv:
+        raise UsageError(
+            "--overwrite replaces the run that --resume auto would continue. Leave one of them out"
+        )
+    begun = (Path(folder) / "args.yaml").is_file()
+    return [*without(argv, "--resume"), *(["--resume", folder] if begun else [])]

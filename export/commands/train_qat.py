@@ -21,7 +21,7 @@ from distill.commands import train
 from distill.processes.world import require_one
 from distill.recipe import Recipe
 from distill.run.folder import choose_folder
-from distill.run.options import TrainOptions, given_data, value_of
+from distill.run.options import TrainOptions, given_data, settled, value_of, without
 from runtime import files
 from runtime.cli import flags, help
 from runtime.cli.settings import Flag
@@ -139,13 +139,13 @@ def parse(argv: Sequence[str], prog: str = "distill train --qat") -> QatOptions:
     args.yaml.
     """
     flags.check_flags(QatOptions, argv, prog)
-    named = value_of(argv, "--resume")
+    named = value_of(settled(argv), "--resume")
     if any(word in help.HELP_FLAGS for word in argv) or is_run(named):
         return train.parse_over(QatOptions(), argv, prog, sys.modules[__name__])
     if not named:
         raise UsageError("--qat fine-tunes a trained student. Name it: --resume runs/student/best.pth")
     start = Path(named) / "best.pth" if Path(named).is_dir() else Path(named)
-    words = _without(argv, "--resume")
+    words = without(argv, "--resume")
     options = train.parse_over(options_for(start, argv), words, prog, sys.modules[__name__])
     if options.student_ckpt != str(start):
         raise UsageError(
@@ -235,11 +235,3 @@ def default_output(start: Path, student: str) -> str:
     )  # typed inside the folder
     is_in_run = (folder / "args.yaml").is_file()
     return str(folder.with_name(f"{folder.name}-qat")) if is_in_run else f"runs/{student}-qat"
-
-
-def _without(argv: Sequence[str], flag: str) -> list[str]:
-    """argv without the flag and its value."""
-    kept = [
-        word for index, word in enumerate(argv) if word != flag and (index == 0 or argv[index - 1] != flag)
-    ]
-    return [word for word in kept if not word.startswith(f"{flag}=")]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from distill.run.folder import choose_folder, remove_old_run
+from distill.commands import train
+from distill.run.folder import choose_folder, remove_old_run, shared_out
 from distill.run.options import TrainOptions
 from runtime.errors import UsageError
 
@@ -82,3 +83,61 @@ def test_overwriting_removes_what_a_run_wrote_and_nothing_else(tmp_path):
     (tmp_path / "pictures").mkdir()
     remove_old_run(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["args.yaml", "notes.txt", "pictures"]
+
+
+def begin(folder, batch, processes, accum=2):
+    """A run's settings, as so many processes begin it."""
+    folder.mkdir(parents=True)
+    (folder / "args.yaml").write_text(f"batch: {batch}\ngrad_accum: {accum}\ndata: digits\n")
+    (folder / "header.json").write_text(f'{{"batch": {batch * accum * processes}, "processes": {processes}}}')
+
+
+AUTO = ["--resume", "auto", "--output", "run", "--data", "digits"]
+
+
+def test_auto_begins_a_run_where_there_is_none(here):
+    options = train.parse([*AUTO, "--batch", "4"])
+    assert (options.resume, options.batch) == ("", 4) and choose_folder(options) == Path("run")
+
+
+@pytest.mark.parametrize("words", [AUTO, ["--resume=auto", "-o", "run"], ["--resume", "auto", "-orun"]])
+def test_auto_continues_the_run_in_output(here, words):
+    begin(here / "run", batch=4, processes=2)
+    options = train.parse([*words, "--batch", "4"])
+    assert options.resume == "run" and choose_folder(options) == Path("run")
+    assert [shared_out(options, Path("run"), processes).batch for processes in (1, 2, 4)] == [8, 4, 2]
+
+
+def test_auto_takes_the_batch_of_the_run_that_others_went_on_with(here):
+    begin(here / "run", batch=8, processes=1)  # of 2 x 4 that one process goes on with
+    options = train.parse([*AUTO, "--batch", "4"])
+    assert [shared_out(options, Path("run"), processes).batch for processes in (1, 2)] == [8, 4]
+    assert train.parse([*AUTO, "--batch", "3"]).batch == 3  # refused when it resumes
+
+
+def test_a_batch_is_that_of_the_run_where_its_files_are_of_two_moments(here):
+    """A process that is killed while it begins may have written one of them."""
+    begin(here / "run", batch=4, processes=2)
+    (here / "run" / "args.yaml").write_text("batch: 8\ngrad_accum: 2\ndata: digits\n")
+    options = train.parse(["--resume", "run"])
+    assert [shared_out(options, Path("run"), processes).batch for processes in (1, 2)] == [8, 4]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--resume", "auto", "--data", "digits"], "Give --output DIR"),
+        ([*AUTO, "--overwrite"], "Leave one of them out"),
+    ],
+)
+def test_auto_needs_to_know_which_run(here, words, said):
+    with pytest.raises(UsageError, match=said):
+        train.parse(words)
+
+
+def test_auto_continues_a_run_of_int8_training_as_one(here):
+    begin(here / "run", batch=4, processes=1)
+    assert train.instead(AUTO) is None
+    with (here / "run" / "args.yaml").open("a") as file:
+        file.write("qat: true\n")
+    assert train.instead(AUTO) == "train --qat"
