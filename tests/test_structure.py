@@ -141,7 +141,7 @@ def test_commands_are_the_top_floor(package):
 
 def test_nobody_imports_the_front_door_but_who_types_commands():
     doors = {f"{package}.__main__" for package in ("distill", "export", "bench")}
-    doors |= {"distill.commands.demo", "large2small.calls"}
+    doors |= {"distill.commands.demo", "large2small.calls", "large2small.searching.worker"}
     assert {name for name, targets in arrows().items() if "runtime.cli.front_door" in targets} == doors
 
 

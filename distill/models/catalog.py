@@ -62,18 +62,7 @@ def entries(pattern: str = "", *, large_kernel: bool = False, ours: bool = False
     """
     if ":" in pattern or "/" in pattern:
         return [_entry_of(names.resolve(pattern, "distill train --student-ckpt FILE"))]
-    known = timm.list_models()
-    wanted = pattern if any(letter in pattern for letter in "*?[") else f"*{pattern}*"
-    found = [
-        name
-        for name in known
-        if fnmatch.fnmatch(name, wanted)
-        and (not large_kernel or kernel_of(name))
-        and (not ours or is_ours(name))
-    ]
-    if not found:
-        meant = nearest(pattern.partition(".")[0], set(known)) if pattern else ""
-        raise UsageError(f"no network matches {pattern or 'these flags'}{meant or '.'} All: distill models")
+    found = matching(pattern, large_kernel=large_kernel, ours=ours)
     published = {name.partition(".")[0] for name in timm.list_pretrained()}
     counts = count_parameters(found) if len(found) <= MOST_COUNTED else dict.fromkeys(found)
     return [
@@ -87,6 +76,23 @@ def entries(pattern: str = "", *, large_kernel: bool = False, ours: bool = False
         )
         for name in found
     ]
+
+
+def matching(pattern: str, *, large_kernel: bool = False, ours: bool = False) -> list[str]:
+    """The names that match, as for `entries`. Raises UsageError when there are none."""
+    known = timm.list_models()
+    wanted = pattern if any(letter in pattern for letter in "*?[") else f"*{pattern}*"
+    found = [
+        name
+        for name in known
+        if fnmatch.fnmatch(name, wanted)
+        and (not large_kernel or kernel_of(name))
+        and (not ours or is_ours(name))
+    ]
+    if not found:
+        meant = nearest(pattern.partition(".")[0], set(known)) if pattern else ""
+        raise UsageError(f"no network matches {pattern or 'these flags'}{meant or '.'} All: distill models")
+    return found
 
 
 def _entry_of(network: names.Network) -> Entry:

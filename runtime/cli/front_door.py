@@ -50,6 +50,7 @@ COMMANDS = {
     "bench gate": "bench.commands.gate",
     "bench report": "bench.commands.report",
     "bench robustness": "bench.commands.robustness",
+    "search": "large2small.commands.search",
     "demo": "distill.commands.demo",
 }
 """What is typed after `distill` -> the module that does it, a `Command`. In the order of the overview."""

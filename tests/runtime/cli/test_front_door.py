@@ -157,7 +157,7 @@ def test_every_command_has_the_protocol(command):
 
 COMMAND_FILES = {
     ".".join(file.relative_to(ROOT).with_suffix("").parts)
-    for package in ("distill", "export", "runtime", "bench")
+    for package in ("distill", "export", "runtime", "bench", "large2small")
     for file in (ROOT / package / "commands").glob("[!_]*.py")
 }
 

@@ -1,0 +1,1 @@
+"""The best student within a limit of latency: candidates, rounds, processes, journal, result."""

@@ -1,0 +1,358 @@
+"""A search from its first step to the winner.
+
+In:  what is asked for, the candidates, the journal.
+Out: for each candidate its latency, its accuracy and what became of it; the winner's artifact.
+Elsewhere: the schedule (large2small.searching.halving), the commands (large2small.searching.words), tables
+and files of the result (large2small.searching.result).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bench.results import saved
+from distill.run.options import TrainOptions
+from runtime import files
+from runtime.cli.terminal import loading, say
+from runtime.errors import GateError
+from runtime.intervals import median_interval
+
+from . import halving, processes, words
+from .candidates import Candidate
+from .journal import Done, Failed, Journal, Labeled, Timed, Trained
+from .processes import Finished
+from .times import Clock, in_words
+from .worker import UNTRAINED
+
+WON = "winner"
+"""What became of the one that is chosen."""
+SAFETY = 1.1
+"""What a training may take, as a multiple of what shorter ones took for each epoch."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a search is for."""
+
+    folder: Path
+    training: TrainOptions
+    """Of all candidates: all that is not the student's."""
+    limit_ms: float
+    one_in: int
+    label_top: int
+    engine: words.Engine
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The chosen candidate."""
+
+    candidate: Candidate
+    run: Path
+    trained: Trained
+    artifact: Path
+    timed: Timed
+    """Of the trained artifact."""
+    result: Path
+    """What bench latency saved about it."""
+
+
+class Search:
+    """Steps that are in the journal are not done again."""
+
+    def __init__(self, asked: Asked, candidates: Sequence[Candidate], journal: Journal, clock: Clock) -> None:
+        self.asked, self.candidates, self.journal, self.clock = asked, candidates, journal, clock
+        self.outcome: dict[Candidate, str] = {}
+        """What became of a candidate, in a few words."""
+        self.timed: dict[Candidate, Timed] = {}
+        self.trained: dict[Candidate, Trained] = {}
+        """The longest training of each."""
+        self.epochs = asked.training.epochs
+
+    def run(self) -> Winner:
+        """All steps. Raises GateError where no candidate is within the limit, or none could be trained."""
+        self.time_all()
+        return self.finish(self.halve(self.within()))
+
+    # timing
+
+    def time_all(self) -> None:
+        """Time all candidates, untrained."""
+        count = len(self.candidates)
+        for number, candidate in enumerate(self.candidates, 1):
+            timed = self._time(candidate)
+            if timed:
+                self.timed[candidate] = timed
+                over = timed.median_ms > self.asked.limit_ms
+                self.outcome[candidate] = f"over {self.asked.limit_ms:g} ms" if over else "not trained"
+            said = f"{timed.words}{', over the limit' if over else ''}" if timed else self.outcome[candidate]
+            say(f"[{number}/{count}] {candidate.name}: {said}{self.clock.words}")
+
+    def _time(self, candidate: Candidate) -> Timed | None:
+        key = f"time {candidate.name}"
+        known = self.journal.find(key, Timed)
+        if known and self.latency_file(candidate).is_file():
+            return known
+        if failed := self.journal.find(key, Failed):
+            self.outcome[candidate] = f"failed: {failed.reason}"
+            return None
+        if not self.clock.left():
+            self.outcome[candidate] = "not timed: no time left"
+            return None
+        with loading(f"timing {candidate.name}", still=True):
+            found = self._timed_now(candidate)
+        if isinstance(found, Timed):
+            return self.journal.keep(key, found)
+        self._note_failure(key, candidate, found)
+        return None
+
+    def _timed_now(self, candidate: Candidate) -> Timed | Finished:
+        """What was measured, or the process that failed."""
+        file, result = self.file(candidate), self.latency_file(candidate)
+        options = words.training(self.asked.training, candidate, 1, None, file.with_suffix(""))
+        plain = replace(options, **(words.without_teacher() | {"teacher": "none"}))
+        typed = words.typed("train", plain)[1:]
+        command = [UNTRAINED, str(file), self.asked.engine.precision, *typed]
+        try:
+            made = self._run(command, candidate)
+            return made if made.code != 0 else self._measured(file, result, candidate, made.seconds)
+        finally:
+            file.unlink(missing_ok=True)  # its speed is known, and it can do nothing
+
+    def _measured(self, file: Path, result: Path, candidate: Candidate, seconds: float) -> Timed | Finished:
+        """seconds: that the file took."""
+        took = self._run(words.timing(file, result, self.asked.engine), candidate)
+        if took.code != 0:
+            return took
+        durations = saved.read_durations(saved.read(result))
+        low, high = median_interval(durations)
+        middle = sorted(durations)[len(durations) // 2]
+        return Timed(seconds + took.seconds, middle, low, high)
+
+    def within(self) -> list[Candidate]:
+        """The candidates within the limit, the slowest first: it is the likeliest to be the best, if there is
+        not time for all. Raises GateError where there is none.
+        """
+        if not self.timed:
+            first = next(iter(self.outcome.values()))
+            raise GateError(f"none of {len(self.candidates)} candidates could be timed; the first {first}")
+        fastest = min(self.timed, key=lambda each: self.timed[each].median_ms)
+        within = [each for each in self.timed if self.timed[each].median_ms <= self.asked.limit_ms]
+        if not within:
+            raise GateError(
+                f"none of {len(self.timed)} candidates is within {self.asked.limit_ms:g} ms; the fastest,"
+                f" {fastest.name}, takes {self.timed[fastest].words}"
+            )
+        say(f"{len(within)} of {len(self.timed)} timed candidates are within {self.asked.limit_ms:g} ms")
+        return sorted(within, key=lambda each: -self.timed[each].median_ms)
+
+    # training
+
+    def halve(self, entering: Sequence[Candidate]) -> Candidate:
+        """The best by successive halving. Raises GateError where none could be trained."""
+        if len(entering) == 1:
+            return entering[0]
+        left = list(entering)
+        for number, each in enumerate(halving.rounds(len(left), self.epochs, self.asked.one_in), 1):
+            say(f"round {number}: {len(left)} candidates, {epochs_in_words(each.epochs)}{self.clock.words}")
+            found = self._round(left, each)
+            if not found:
+                break
+            left = found
+        if not any(each in self.trained for each in left):
+            raise GateError(f"no candidate could be trained; {left[0].name} {self.outcome[left[0]]}")
+        return halving.best(self._accuracies(left), self._latencies(), 1)[0]
+
+    def _round(self, left: Sequence[Candidate], each: halving.Round) -> list[Candidate]:
+        """Those that stay; none where none could be trained."""
+        found: list[Candidate] = []
+        for number, candidate in enumerate(left, 1):
+            trained = self._train(candidate, each.epochs, spare=self._seconds_of_a_winner())
+            if trained:
+                found.append(candidate)
+                self.outcome[candidate] = f"dropped after {epochs_in_words(each.epochs)}"
+            said = _top1(trained) if trained else self.outcome[candidate]
+            say(f"[{number}/{len(left)}] {candidate.name}: {said}{self.clock.words}")
+        return list(halving.best(self._accuracies(found), self._latencies(), each.kept))
+
+    def _train(self, candidate: Candidate, epochs: int, spare: float = 0.0) -> Trained | None:
+        """What is known of the training, or comes out of it now; None, with an outcome, where it failed or
+        there is no time. spare: seconds that have to be left afterwards.
+        """
+        key = _training(candidate, epochs)
+        known = self.journal.find(key, Trained)
+        if not known and (failed := self.journal.find(key, Failed)):
+            self.outcome[candidate] = f"failed: {failed.reason}"
+            return None
+        if not known:
+            known = self._train_now(key, candidate, epochs, spare)
+        if known:
+            self.trained[candidate] = known
+        return known
+
+    def _train_now(self, key: str, candidate: Candidate, epochs: int, spare: float) -> Trained | None:
+        is_over = not self.clock.left() or self.seconds_of(candidate, epochs) + spare > self.clock.left()
+        if is_over or not self._has_labels(candidate.size, epochs):
+            self.outcome[candidate] = f"not trained for {epochs_in_words(epochs)}: no time left"
+            return None
+        labels = self.labels_of(candidate)
+        with loading(f"training {candidate.name} for {epochs_in_words(epochs)}"):
+            options = self.training_of(candidate, epochs, labels)
+            done = self._run(words.train(options), candidate)
+        best = done.printed.get("best")
+        if done.code != 0 or not isinstance(best, Mapping):
+            self._note_failure(key, candidate, done)
+            return None
+        return self.journal.keep(
+            key, Trained(done.seconds, best["top1_percent"], int(best["images"]), epochs)
+        )
+
+    def training_of(self, candidate: Candidate, epochs: int, labels: Path | None) -> TrainOptions:
+        """In the candidate's own folder for so many epochs; a report is made of a winner's."""
+        folder = self.asked.folder / "trials" / f"{candidate.folder}+{epochs}epochs"
+        options = words.training(self.asked.training, candidate, epochs, labels, folder)
+        return replace(options, report=options.report and epochs == self.epochs)
+
+    def labels_of(self, candidate: Candidate) -> Path | None:
+        """Where its teacher's answers are stored; None where the teacher itself teaches, or there is none."""
+        if not words.stores_labels(self.asked.training):
+            return None
+        return self.asked.folder / "labels" / str(candidate.size)
+
+    def _has_labels(self, size: int, epochs: int) -> bool:
+        """Whether the teacher's answers for so many epochs are there; they are made now where they are
+        missing and there is time.
+
+        Raises what distill label raises: without answers no candidate can be trained.
+        """
+        missing = epochs - sum(each.epochs for each in self._labeled(size))
+        if not words.stores_labels(self.asked.training) or missing <= 0:
+            return True
+        folder = self.asked.folder / "labels"
+        command = words.labels(self.asked.training, size, epochs, self.asked.label_top, folder / str(size))
+        with loading(f"teacher's answers, {epochs_in_words(missing)}"):
+            made = processes.run(command, folder / f"{size}.log", self.clock.left())
+        if made.code is None:
+            return False
+        made.raise_failure(f"teacher's answers at {size} pixels")
+        self.journal.keep(f"labels {size}, {epochs_in_words(epochs)}", Labeled(made.seconds, missing))
+        return True
+
+    def _labeled(self, size: int) -> list[Labeled]:
+        return [
+            step
+            for key, step in self.journal.steps.items()
+            if isinstance(step, Labeled) and key.startswith(f"labels {size},")
+        ]
+
+    # the winner
+
+    def finish(self, candidate: Candidate) -> Winner:
+        """Train it in full, or as long as there is time, export and time it."""
+        trained, epochs = self.trained.get(candidate), self._affordable(candidate)
+        if trained is None or trained.epochs < epochs:
+            say(f"winner: {candidate.name}, {epochs_in_words(epochs)}{self.clock.words}")
+            trained = self._train(candidate, epochs)
+        if trained is None:
+            raise GateError(f"{candidate.name}: {self.outcome[candidate]}. {self._again}")
+        if trained.epochs < self.epochs:
+            say(f"no time left for more than {trained.epochs} of {self.epochs} epochs. {self._again}")
+        self.outcome[candidate] = WON
+        return self._exported(candidate, trained)
+
+    @property
+    def _again(self) -> str:
+        return f"The same command goes on in {self.asked.folder}; give it more time with --budget"
+
+    def _affordable(self, candidate: Candidate) -> int:
+        """Epochs that there is time for, at most those of a full training."""
+        if self.journal.find(_training(candidate, self.epochs), Trained):
+            return self.epochs
+        lengths = range(self.epochs, 0, -1)
+        left = self.clock.left()
+        return next((each for each in lengths if self.seconds_of(candidate, each) <= left), 0)
+
+    def _exported(self, candidate: Candidate, trained: Trained) -> Winner:
+        run = Path(self.training_of(candidate, trained.epochs, None).output)
+        name = "winner.int8.onnx" if self.asked.engine.int8 else "winner.onnx"
+        artifact, result = self.asked.folder / name, self.asked.folder / "winner.json"
+        key = f"{candidate.name}, {epochs_in_words(trained.epochs)}"
+        log = self.asked.folder / "winner.log"
+        if not self.journal.find(f"export {key}", Done) or not artifact.is_file():
+            with loading(f"exporting {candidate.name}"):
+                made = processes.run(words.export(run / files.BEST, artifact, self.asked.engine), log)
+            made.raise_failure(f"export of {run}")
+            self.journal.keep(f"export {key}", Done(made.seconds))
+        timed = self.journal.find(f"time winner {key}", Timed)
+        if timed is None or not result.is_file():
+            with loading(f"timing {artifact.name}", still=True):
+                found = self._measured(artifact, result, candidate, 0.0)
+            if isinstance(found, Finished):
+                found.raise_failure(f"timing {artifact}")
+            assert isinstance(found, Timed)
+            timed = self.journal.keep(f"time winner {key}", found)
+        return Winner(candidate, run, trained, artifact, timed, result)
+
+    # what several steps need
+
+    def seconds_of(self, candidate: Candidate, epochs: int) -> float:
+        """That a training will take, as far as shorter ones tell; 0 where nothing is known."""
+        known = self.trained.get(candidate)
+        some = [known] if known else list(self.trained.values())
+        each = sum(step.seconds for step in some) / max(sum(step.epochs for step in some), 1)
+        there = self._labeled(candidate.size)
+        answered = sum(step.epochs for step in there)
+        answer = sum(step.seconds for step in there) / max(answered, 1)
+        return SAFETY * (each * epochs + answer * max(epochs - answered, 0))
+
+    def _seconds_of_a_winner(self) -> float:
+        """That the full training of the best until now takes."""
+        if not self.trained or not self.epochs:
+            return 0.0
+        leader = halving.best(self._accuracies(list(self.trained)), self._latencies(), 1)[0]
+        return self.seconds_of(leader, self.epochs)
+
+    def _accuracies(self, among: Sequence[Candidate]) -> dict[Candidate, float]:
+        return {each: self.trained[each].top1_percent for each in among if each in self.trained}
+
+    def _latencies(self) -> dict[Candidate, float]:
+        return {each: timed.median_ms for each, timed in self.timed.items()}
+
+    def _run(self, command: Sequence[str], candidate: Candidate) -> Finished:
+        return processes.run(command, self._place(candidate, ".log"), self.clock.left())
+
+    def file(self, candidate: Candidate) -> Path:
+        """What it was timed as, which is not kept."""
+        return self._place(candidate, ".onnx")
+
+    def _place(self, candidate: Candidate, ending: str) -> Path:
+        return self.asked.folder / "candidates" / f"{candidate.folder}{ending}"
+
+    def latency_file(self, candidate: Candidate) -> Path:
+        """What bench latency saved about it."""
+        return self._place(candidate, ".json")
+
+    def _note_failure(self, key: str, candidate: Candidate, ended: Finished) -> None:
+        """Write down what will fail again; what was only stopped goes on with more time."""
+        if ended.code is None:
+            self.outcome[candidate] = "stopped: no time left"
+            return
+        reason = ended.reason or "it did not print its result"
+        self.outcome[candidate] = f"failed: {reason}"
+        self.journal.keep(key, Failed(ended.seconds, reason))
+
+
+def _training(candidate: Candidate, epochs: int) -> str:
+    """The key of a training."""
+    return f"train {candidate.name}, {epochs_in_words(epochs)}"
+
+
+def epochs_in_words(count: int) -> str:
+    """1 epoch, 3 epochs."""
+    return f"{count} epoch{'s' * (count != 1)}"
+
+
+def _top1(trained: Trained) -> str:
+    return f"top-1 {trained.top1_percent:.2f} % (n={trained.images}) in {in_words(trained.seconds)}"
