@@ -11,6 +11,8 @@ from runtime import files
 from runtime.cli.terminal import loading
 
 from ..erf.options import ErfOptions
+from ..processes.begin import begun
+from ..processes.world import speaks
 
 SUMMARY = "measure effective receptive fields: area ratios and heat maps"
 DESCRIPTION = """examples:
@@ -18,14 +20,18 @@ DESCRIPTION = """examples:
   distill erf teacher.pth runs/student/best.pth --labels teacher student --data DIR
   distill erf slak_tiny.pth --model slak_tiny --data DIR --img-size 1024"""
 Options = ErfOptions
+SHARES_WORK = True
 
 
 def run(options: ErfOptions) -> None:
     """`distill erf`: measure, write, print."""
-    with loading("loading torch"):
-        from ..erf import report as reports
+    with begun(options.device):
+        with loading("loading torch"):
+            from ..erf import report as reports
 
-    measured, report = reports.measure_and_write(options)
+        measured, report = reports.measure_and_write(options)
+    if not speaks():
+        return
     if options.json:
         print(files.json_text(report))
     else:

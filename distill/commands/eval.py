@@ -19,12 +19,17 @@ from runtime.cli.terminal import in_rows, loading, progress_bar
 from runtime.errors import GateError
 from runtime.images.summary import balanced_line
 
+from ..processes.begin import begun
+from ..processes.world import speaks
+
 if TYPE_CHECKING:
     from ..evaluate import EvaluationReport
 
 SUMMARY = "measure top-1, top-5, balanced accuracy and loss of a checkpoint"
 DESCRIPTION = """example:
   {prog} runs/student/best.pth --data DIR"""
+
+SHARES_WORK = True
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,8 @@ def run(options: Options) -> int:
     """`distill eval`: print the accuracy of a checkpoint; 1 where its logits are not numbers."""
     found = do(options)
     is_finite = math.isfinite(found.result.loss)
+    if not speaks():
+        return int(not is_finite)
     if options.json:
         print(files.json_text(found.to_dict()))
         return int(not is_finite)
@@ -93,6 +100,11 @@ def run(options: Options) -> int:
 
 def do(options: Options) -> EvaluationReport:
     """Top-1, top-5 and loss of a checkpoint."""
+    with begun(options.device):
+        return _evaluated(options)
+
+
+def _evaluated(options: Options) -> EvaluationReport:
     with loading("loading torch"):
         from runtime.images.classes import in_order_of, require_readable_classes
 

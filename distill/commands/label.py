@@ -19,6 +19,8 @@ from runtime.cli.settings import Flag
 from runtime.cli.terminal import loading
 from runtime.errors import UsageError
 
+from ..processes.begin import begun
+from ..processes.world import speaks
 from ..recipe import Recipe
 from ..run.options import TrainOptions, given_data, value_of, with_file
 
@@ -28,12 +30,15 @@ if TYPE_CHECKING:
 SUMMARY = "store a teacher's answers, so that trainings do without it"
 DESCRIPTION = """Give the flags of the training that will read the answers: what changes its images (data,
 size, batch, seed, augmentation) has to be the same there. A call that was stopped goes on when it is given
-again, and more --epochs are added to those that are there.
+again, and more --epochs are added to those that are there. Several processes that torchrun started share the
+batches and store the same answers as one: there, too, --batch is what all processes of the training have.
 
 examples:
   {prog} --teacher-ckpt teacher.pth --student resnet18 --data DIR --epochs 30 --output labels
   {prog} --recipe paper --teacher slak_tiny --teacher-ckpt slak.pth --data DIR --top 10 --output labels
   distill train --teacher-labels labels --student resnet18 --data DIR --epochs 30"""
+
+SHARES_WORK = True
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,8 @@ def parse(argv: Sequence[str], prog: str = "distill label") -> Options:
 def run(options: Options) -> None:
     """Make the labels; print the result."""
     made = do(options)
-    print(files.json_text(made.to_dict()) if options.json else made.summary())
+    if speaks():
+        print(files.json_text(made.to_dict()) if options.json else made.summary())
 
 
 def do(options: Options) -> Made:
@@ -87,6 +93,7 @@ def do(options: Options) -> Made:
     training = TrainOptions(
         **{each.name: getattr(options, each.name) for each in fields(Recipe)}, output=options.output
     )
-    with loading("loading torch"):
-        from ..run import labeling
-    return labeling.make_labels(training, Path(options.output), options.top)
+    with begun(options.device):
+        with loading("loading torch"):
+            from ..run import labeling
+        return labeling.make_labels(training, Path(options.output), options.top)

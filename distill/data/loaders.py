@@ -223,6 +223,8 @@ class EpochOrder:
         self.size, self.batch, self.seed, self.draw = size, batch, seed, draw
         self.share = range(batch) if share is None else share
         self.epoch = self.start = 0
+        self.stride = 1
+        """Every so manieth batch is read, where several processes share whole ones."""
 
     def __len__(self) -> int:
         return self.size // self.batch
@@ -230,7 +232,7 @@ class EpochOrder:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch, -1))
         order = self.draw(generator) if self.draw else torch.randperm(self.size, generator=generator).tolist()
-        for step in range(self.start, len(self)):
+        for step in range(self.start, len(self), self.stride):
             yield [(self.epoch, order[step * self.batch + place]) for place in self.share]
 
 

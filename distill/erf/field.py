@@ -34,7 +34,10 @@ from ..data.batches import collate
 from ..data.loaders import EvalSet
 from ..data.sets import StreamSet
 from ..evaluate import require_readable
+from ..processes import together
 
+OVER = object()
+"""Behind the last batch."""
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
 """Shares of the whole that the squares must exceed, 0 to 1."""
 
@@ -86,36 +89,60 @@ class Erf:
 
 def measure(
     model: nn.Module,
-    batches: Iterable[Tensor],
+    batches: Iterable[Tensor | None],
     device: torch.device,
     *,
     thresholds: Sequence[float] = THRESHOLDS,
     after_batch: Callable[[int], None] = lambda done: None,
 ) -> Erf:
     """The ERF of `model`, already on `device`, over batches (N, 3, H, W) float32, all of one size, normalized
-    for it.
+    for it; of several processes each has those that `read` gives it.
 
     The network runs in eval mode and comes back as it was; its parameters get no gradients.
     after_batch(images so far) may raise to stop. Raises GateError when no image gives a finite gradient,
     UsageError when the network has no last map.
     """
-    total: np.ndarray | None = None
-    images = skipped = 0
+    given, total, images, skipped, is_over = iter(batches), None, 0, 0, False
     with frozen(model):
-        for batch in batches:
-            gradient = input_gradient(model, batch.to(device))
-            finite = gradient.flatten(1).isfinite().all(dim=1)
-            over_images_and_colors = gradient[finite].relu().double().sum(dim=(0, 1))
-            part: np.ndarray = over_images_and_colors.cpu().numpy()
-            total = part if total is None else total + part
-            images += int(finite.sum())
-            skipped += int((~finite).sum())
-            after_batch(images + skipped)
-    if total is None or not images:
-        raise GateError(
-            f"none of {skipped} images gives a finite gradient. Check the weights and the preprocessing"
-        )
-    return from_score((total / images).astype(np.float32), images, skipped, thresholds)
+        while not is_over:
+            part = None
+            with together.agreed():
+                batch = next(given, OVER)
+                is_over = batch is OVER
+                if isinstance(batch, Tensor):
+                    part = _sum_of(model, batch.to(device))
+            for each in together.to_main(part):  # in the order of one process
+                if each is not None:
+                    total = each.scores if total is None else total + each.scores
+                    images, skipped = images + each.images, skipped + each.skipped
+            if not is_over:
+                after_batch(images + skipped)
+
+    def mean() -> Erf:
+        if total is None or not images:
+            raise GateError(
+                f"none of {skipped} images gives a finite gradient. Check the weights and the preprocessing"
+            )
+        return from_score((total / images).astype(np.float32), images, skipped, thresholds)
+
+    return together.from_main(mean)
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """Of a batch."""
+
+    scores: np.ndarray
+    """(H, W) float64."""
+    images: int
+    skipped: int
+
+
+def _sum_of(model: nn.Module, images: Tensor) -> _Sum:
+    gradient = input_gradient(model, images)
+    finite = gradient.flatten(1).isfinite().all(dim=1)
+    over_images_and_colors = gradient[finite].relu().double().sum(dim=(0, 1))
+    return _Sum(over_images_and_colors.cpu().numpy(), int(finite.sum()), int((~finite).sum()))
 
 
 def from_score(
@@ -235,15 +262,17 @@ def resized(preprocess: Preprocess, height: int, width: int) -> Preprocess:
 
 def read(
     images: ImageSet, indices: Sequence[int], preprocess: Preprocess, batch: int, skip_bad: bool = False
-) -> Iterator[Tensor]:
-    """Batches (n, 3, H, W) float32 of the chosen images. Raises DataError for an unreadable one unless
-    skip_bad.
+) -> Iterator[Tensor | None]:
+    """Batches (n, 3, H, W) float32 of the chosen images. Of several processes each has every so manieth
+    batch, and None where it has none or none of its images can be read. Raises DataError for an unreadable
+    one unless skip_bad.
     """
-    items = EvalSet(images, preprocess)
-    for start in range(0, len(indices), batch):
+    items, processes = EvalSet(images, preprocess), together.size()
+    for turn in range(0, len(indices), batch * processes):
+        start = turn + batch * together.rank()
         part = collate([items[index] for index in indices[start : start + batch]])
         if isinstance(part, Large2SmallError):
             raise part
         require_readable(part.bad, skip_bad)
-        if len(part.labels):
-            yield part.images
+        if len(part.labels) or processes > 1:
+            yield part.images if len(part.labels) else None

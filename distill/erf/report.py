@@ -30,6 +30,7 @@ from .. import models
 from ..checkpoint import Checkpoint
 from ..data import open_data
 from ..evaluate import pick_device
+from ..processes import together
 from ..recipe import key_values
 from . import field, heatmap
 from .options import ErfOptions
@@ -94,7 +95,9 @@ def measure_and_write(options: ErfOptions) -> tuple[list[Measured], dict[str, An
         "images": _item_names(images, chosen),
         "networks": [each.to_dict() for each in measured],
     }
-    write_files(options.output, measured, report)
+    with together.agreed():
+        if together.is_main():
+            write_files(options.output, measured, report)
     return measured, report
 
 

@@ -42,6 +42,8 @@ PATIENCE = timedelta(minutes=60)
 """How long they wait for one that is alive and says nothing: it may fit a teacher or read a slow disk."""
 WORD_S = 10.0
 """How long they wait for the reason of one that has ended, where all are still there."""
+SAME_S = 1.0
+"""How long the one that has an error to say waits for the others to have the same one."""
 SAME_EVERYWHERE = ("large2small", "torch", "timm", "torchvision", "numpy", "pillow")
 """Packages whose versions have to be the same in all processes."""
 LOST = (
@@ -239,12 +241,23 @@ def _own_word(error: Exception, met: Met) -> BaseException:
         if not store.check(["code"]):
             ours = _why_lost(met)
     code = ours.exit_code if ours else outcome.INTERNAL_ERROR
+    same = f"error {ours}"
+    store.add(same, 1)
     if store.add("said", 1) > 1:
         return SystemExit(int(store.get("code")) if store.check(["code"]) else code)
     store.set("code", str(code))
     if ours is None:
         return error
-    return ours if str(ours).startswith("rank ") else together.of_rank(ours, world.rank())
+    is_named = str(ours).startswith("rank ") or _is_of_all(same, store)
+    return ours if is_named else together.of_rank(ours, world.rank())
+
+
+def _is_of_all(same: str, store: Store) -> bool:
+    """Have all processes added the same error, as they do for a file that none of them finds?"""
+    end = time.monotonic() + SAME_S
+    while store.add(same, 0) < world.announced() and time.monotonic() < end:
+        time.sleep(0.05)
+    return store.add(same, 0) == world.announced()
 
 
 def _why_lost(met: Met) -> MissingError | None:

@@ -151,6 +151,15 @@ def gathered(value: T) -> list[T]:
     return values
 
 
+def to_main(value: T) -> list[T]:
+    """The value of every process, by rank, in the main one; in the others nothing."""
+    if size() == 1:
+        return [value]
+    values: list[T] = [value] * size() if rank() == 0 else []
+    distributed.gather_object(value, values or None, dst=0)
+    return values
+
+
 def from_main(make: Callable[[], T]) -> T:
     """What `make` gives or raises in the main process, which alone calls it."""
     if size() == 1:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from timm.data import Mixup
 
@@ -27,6 +28,7 @@ from ..data import Batch, TrainLoader
 from ..data.labels.store import Header, Writer
 from ..data.mixing import Place, mixed, mixing
 from ..evaluate import pick_device, require_whole
+from ..processes import together
 from ..recipe import Recipe
 from ..teacher import Teacher
 from . import teacher_fit
@@ -96,21 +98,40 @@ def make_labels(options: TrainOptions, folder: Path, top: int) -> Made:
         source = teacher_fit.fit_head(source, data.train, options, device)
         say(f"teacher: {source.origin.fitted}")
     teacher = teachers.ready(source, options, preprocess, device)
+    if teacher.origin.fitted:  # by each process for itself
+        together.copy_from_main(teacher.model.state_dict().values())
     accuracy = teacher_accuracy(teacher, data.val, options, device)
     recipe = recipe_of(options)
     with loading("hashing the images"):
         header = header_for(
             recipe, data.train, preprocess, teacher.origin, top=top, teacher_top1=accuracy.top1
         )
+    together.require_same(
+        asdict(header), "All processes need the same settings, the same files and the same packages"
+    )
     began = time.monotonic()
-    with Writer(folder, header) as writer:
-        first = writer.start()
-        seconds = seconds_per_batch(recipe, data.train, preprocess, teacher)
-        for line in announcement(header, first, seconds):
+    with _one_writer(folder, header) as writer:
+        first = _first_missing(writer)
+        seconds = together.from_main(lambda: seconds_per_batch(recipe, data.train, preprocess, teacher))
+        for line in announcement(header, first, seconds / together.size()):
             say(f"labels: {line}")
         with progress_bar("labels, batches", header.epochs * header.batches) as advance:
-            label(writer, recipe, data.train, preprocess, teacher, advance)
+            label(writer, header, recipe, data.train, preprocess, teacher, advance)
     return Made(folder, header, time.monotonic() - began)
+
+
+@contextlib.contextmanager
+def _one_writer(folder: Path, header: Header) -> Iterator[Writer | None]:
+    """The writer of the folder, in the main process; in the others None."""
+    with contextlib.ExitStack() as opened:
+        with together.agreed():
+            writer = opened.enter_context(Writer(folder, header)) if together.is_main() else None
+        yield writer
+
+
+def _first_missing(writer: Writer | None) -> tuple[int, int]:
+    """(epoch, batch) of the first batch that is missing, from 0."""
+    return together.from_main(lambda: writer.start() if writer else (0, 0))
 
 
 def announcement(header: Header, first: tuple[int, int], seconds_per_batch: float) -> list[str]:
@@ -136,37 +157,56 @@ def _duration(seconds: float) -> str:
 
 
 def label(
-    writer: Writer,
+    writer: Writer | None,
+    header: Header,
     recipe: Recipe,
     train: ImageSet,
     preprocess: Preprocess,
     teacher: Teacher,
     progress: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Store the teacher's answers for every batch that is missing. progress: called with the number of
-    batches that are there, those of an earlier call included.
+    """Store the teacher's answers for every batch that is missing. writer: of the main process, which has
+    the others' answers written in the order of one process; progress: called with the number of batches that
+    are there, those of an earlier call included.
 
-    Raises DataError for an unreadable image, ArtifactError where the teacher's logits are NaN or infinite.
+    Of n processes each answers every n-th batch, whole, so that the answers are those of one process bit for
+    bit. Raises DataError for an unreadable image, ArtifactError where the teacher's logits are NaN or
+    infinite.
     """
-    header = writer.header
-    loader = TrainLoader(train, recipe, preprocess, teacher.device)
+    with together.alone():
+        loader = TrainLoader(train, recipe, preprocess, teacher.device)
+    if together.size() > 1:
+        loader.order.stride = together.size()
     mixup = mixing(recipe, len(train.class_names))
-    epoch, start = writer.start()
+    epoch, start = _first_missing(writer)
     while epoch < header.epochs:
-        with contextlib.closing(loader.epoch(epoch, start)) as batches:
-            for number, batch in enumerate(batches, start):
-                images, logits = _answers(batch, Place(epoch, number), recipe, mixup, teacher)
-                writer.append(epoch, header.layout.pack(logits, images))
-                progress(epoch * header.batches + number + 1)
-        writer.finish(epoch)
-        epoch, start = writer.start()
+        mine = start + together.rank()
+        with contextlib.closing(loader.epoch(epoch, mine)) as batches:
+            for number in range(mine, header.batches + together.rank(), together.size()):
+                with together.agreed():
+                    rows = None
+                    if (batch := next(batches, None)) is not None:
+                        images, logits = _answers(batch, Place(epoch, number), recipe, mixup, teacher)
+                        rows = header.layout.pack(logits, images)
+                turn = [each for each in together.to_main(rows) if each is not None]
+                with together.agreed():
+                    if writer:
+                        writer.append(epoch, np.concatenate(turn))
+                done = min(number - together.rank() + together.size(), header.batches)
+                progress(epoch * header.batches + done)
+        with together.agreed():
+            if writer:
+                writer.finish(epoch)
+        epoch, start = _first_missing(writer)
 
 
 def seconds_per_batch(recipe: Recipe, train: ImageSet, preprocess: Preprocess, teacher: Teacher) -> float:
     """What a batch takes, from reading to the answer: the second of two, for the first one warms up."""
     mixup = mixing(recipe, len(train.class_names))
     seconds = 0.0
-    with contextlib.closing(TrainLoader(train, recipe, preprocess, teacher.device).epoch(0)) as batches:
+    with together.alone():
+        loader = TrainLoader(train, recipe, preprocess, teacher.device)
+    with contextlib.closing(loader.epoch(0)) as batches:
         for number in range(2):
             began = time.monotonic()
             batch = next(batches, None)

@@ -28,7 +28,7 @@ for line in sys.stdin:
             for number, name in ((1, "out"), (2, "err")):
                 with open(f"{request['log']}.{rank}.{name}", "ab") as log:
                     os.dup2(log.fileno(), number)
-            os.environ.update(request["environment"][rank])
+            sys.path[:0] = request["paths"][rank]
             codes = []
             for port, argv in zip(request["ports"], request["argvs"]):
                 if request["size"] > 1:
@@ -42,14 +42,14 @@ for line in sys.stdin:
     ended = {}
     while len(ended) < len(children):
         child, status = os.wait()
-        if status and not any(ended.values()) and request["has_agent"]:
+        if status and not any(ended.values()):
             time.sleep(0.1)
             [os.kill(other, signal.SIGTERM) for other in children if other not in {*ended, child}]
         ended[child] = os.waitstatus_to_exitcode(status)
     print(json.dumps([ended[child] for child in children]), flush=True)
     os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
 """
-"""Reads {size, argvs, ports, log, environment, has_agent} as JSON lines; answers each with the processes'
+"""Reads {size, argvs, ports, log, paths, has_agent} as JSON lines; answers each with the processes'
 ids and, when all have ended, their exit codes. As torchrun it ends those that are left once one fails."""
 
 
@@ -62,14 +62,14 @@ def free_port() -> int:
 class Group:
     """Processes that were forked together."""
 
-    def __init__(self, forker, log, size, argvs, environment, port):
+    def __init__(self, forker, log, size, argvs, paths, port):
         request = {
             "size": size,
             "argvs": [[str(word) for word in argv] for argv in argvs],
             "ports": [port or free_port() for _ in argvs],
             "log": str(log),
             "has_agent": size > 1 and not port,
-            "environment": [(environment or {}).get(rank, {}) for rank in range(size)],
+            "paths": [(paths or {}).get(rank, []) for rank in range(size)],
         }
         self.forker, self.log, self.size = forker, log, size
         print(json.dumps(request), file=forker.stdin, flush=True)
@@ -92,8 +92,9 @@ class Group:
 
 @contextlib.contextmanager
 def forking(folder):
-    """start(size, *argvs) -> a `Group` whose processes run these commands one after the other. environment:
-    {rank: variables}; port: where they meet by themselves, by default at a store as torchrun's.
+    """start(size, *argvs) -> a `Group` whose processes run these commands one after the other. paths: {rank:
+    folders in front of the others that it imports from}; port: where they meet by
+    themselves, by default at a store as torchrun's.
     """
     count = iter(range(10_000))
     clean = {key: value for key, value in os.environ.items() if key != "WORLD_SIZE"}
@@ -105,8 +106,8 @@ def forking(folder):
         env=clean | {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", "CUDA_VISIBLE_DEVICES": ""},
     )
 
-    def start(size, *argvs, environment=None, port=0):
-        return Group(forker, folder / f"group{next(count)}", size, argvs, environment, port)
+    def start(size, *argvs, paths=None, port=0):
+        return Group(forker, folder / f"group{next(count)}", size, argvs, paths, port)
 
     yield start
     forker.kill()

@@ -55,9 +55,8 @@ def test_images_that_are_mixed_with_each_other_are_in_the_same_process(size):
 @pytest.mark.parametrize(
     "words",
     [
-        ["eval", "best.pth", "--data", "digits"],
-        ["label", "--data", "digits", "--output", "x"],
-        ["erf", "best.pth", "--data", "digits"],
+        ["attack", "best.pth", "--data", "digits", "--output", "x.npz"],
+        ["parity", "best.pth", "best.onnx", "--data", "digits"],
         ["export", "onnx", "best.pth"],
         ["bench", "latency", "--engine", "x.onnx"],
     ],

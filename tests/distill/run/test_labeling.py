@@ -44,7 +44,7 @@ def labeled(tmp_path, images, recipe, teacher):
         spec = models.preprocess_of(mine.student, mine.img_size)
         header = header_for(mine, train, spec, Origin("resnet20"), top=top)
         with Writer(tmp_path / folder, header) as writer:
-            labeling.label(writer, mine, train, spec, teacher())
+            labeling.label(writer, writer.header, mine, train, spec, teacher())
         return Labels(tmp_path / folder), mine, train, spec
 
     return do
@@ -236,7 +236,7 @@ def test_a_teacher_of_nan_stops_with_the_batch(tmp_path, images, recipe, teacher
         Writer(tmp_path / "L", header_for(mine, train, spec, Origin("resnet20"))) as writer,
         pytest.raises(ArtifactError, match="logits hold NaN or inf in epoch 1, batch 1"),
     ):
-        labeling.label(writer, mine, train, spec, broken)
+        labeling.label(writer, writer.header, mine, train, spec, broken)
 
 
 @pytest.mark.slow
@@ -248,7 +248,7 @@ def test_ten_kills_end_with_the_bytes_of_an_uninterrupted_call(tmp_path, images,
 
     def label(folder):
         with Writer(folder, header) as writer:
-            labeling.label(writer, mine, train, spec, asked)
+            labeling.label(writer, writer.header, mine, train, spec, asked)
 
     began = time.monotonic()
     label(tmp_path / "whole")
