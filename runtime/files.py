@@ -513,13 +513,15 @@ def short(text: str | Path) -> str:
 
 
 def sha256(path: str | Path) -> str:
-    """SHA-256 of a file as 64 hex digits, read in 1 MiB blocks."""
+    """SHA-256 of a file as 64 hex digits, read in 1 MiB blocks up to the size it has at first."""
     import hashlib  # here, so that `import runtime` does not pay for it
 
     digest = hashlib.sha256()
     with open_regular(path) as file:
-        while block := file.read(1 << 20):
+        left = os.fstat(file.fileno()).st_size
+        while block := file.read(min(left, 1 << 20)):
             digest.update(block)
+            left -= len(block)
     return digest.hexdigest()
 
 

@@ -24,6 +24,7 @@ STUDENT = ["--student", "resnet20", *TINY]
 PROGRESS = (
     *("plain: ", "student: ", "control: ", "teacher: "),
     *("data     ", "student  ", "teacher  ", "run      ", "         ", "warning: "),
+    *("training data from the file given: ", "validation data from the "),
 )
 
 
@@ -184,7 +185,7 @@ CASES = {
     "an npz that is none": (
         train(lambda p: f"npz:{p.text()}", "--val-data", Place.images),
         2,
-        ["text.txt", "cannot be read"],
+        ["text.txt", "not an npz file"],
     ),
     "missing tar": (train(lambda p: p.root / "x.tar"), 2, ["x.tar"]),
     "a tar that is none": (
@@ -489,7 +490,7 @@ CASES = {
     "eval of a negative size": (
         evaluate(Place.checkpoint, Place.images, "--img-size", "-1"),
         2,
-        ["--img-size -1: expected 0 or more"],
+        ["--img-size -1: expected 0 to 4096"],
     ),
 }
 

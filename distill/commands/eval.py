@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from runtime import files
 from runtime.cli import settings
 from runtime.cli.settings import Flag
-from runtime.cli.terminal import in_rows, loading, progress_bar
+from runtime.cli.terminal import in_rows, loading, progress_bar, say
 from runtime.errors import GateError
 from runtime.images.summary import balanced_line
 
@@ -122,6 +122,8 @@ def _evaluated(options: Options) -> EvaluationReport:
         entry=options.checkpoint_key,
     )
     spec = options.data or found.recorded_data("val", "--data")
+    if spec and not options.data:
+        say(f"validation data from the checkpoint: {spec}")
     with loading(f"looking for the images of {spec}"):
         images = open_of_run(spec, options.split, options.checkpoint, options.num_classes)
     images = in_order_of(found.class_names, options.checkpoint, images, options.split)

@@ -9,13 +9,13 @@ Elsewhere: what a run does (distill.run.job), settings of a training (distill.re
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from runtime import files
 from runtime.cli import flags
-from runtime.cli.terminal import in_rows, loading
+from runtime.cli.terminal import in_rows, loading, say
 
 from .. import recipe as recipes
 from ..processes.begin import begun
@@ -91,7 +91,16 @@ def parse_over(base: AnyOptions, argv: Sequence[str], prog: str, command: Module
         if value_of(argv, flag):
             base = with_file(base, value_of(argv, flag), given_data(argv))
     options = flags.parse(type(base), argv, prog, flags.description(command, prog), base)
+    _say_data_of_a_file(options, given_data(argv))
     return with_batch_of_run(options) if is_auto else options
+
+
+def _say_data_of_a_file(options: TrainOptions, given: Mapping[str, str]) -> None:
+    """Name the data that nobody typed: a recipe's, a run's or a checkpoint's."""
+    for field, what in (("data", "training"), ("val_data", "validation")):
+        spec = getattr(options, field)
+        if spec not in ("", "digits") and field not in given and speaks():
+            say(f"{what} data from the file given: {spec}")
 
 
 def is_qat(argv: Sequence[str]) -> bool:

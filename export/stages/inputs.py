@@ -143,6 +143,8 @@ def open_or_say(spec: str, split: str, flag: str, is_recorded: bool, checkpoint:
         raise UsageError(
             f"the checkpoint does not say which {split} images it knows. Give real images: {flag} DIR"
         )
+    if is_recorded:
+        note(f"{'validation' if split == 'val' else 'training'} data from the checkpoint: {spec}")
     try:
         images = open_of_run(spec, split, checkpoint)
         if not len(images.labels):

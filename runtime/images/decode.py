@@ -256,6 +256,8 @@ def _decode(pil: Any, source: Any, name: str) -> Any:
     try:
         if isinstance(source, (str, os.PathLike)):
             require_file(source)
+            if not os.path.getsize(source):  # as files of /proc say, which may never end
+                raise DataError(f"{name}: not a readable image (it is empty)")
         with pil.open(source, formats=FORMATS) as opened:
             require_size(opened.size, name)
             _reduce(opened)

@@ -46,7 +46,7 @@ class FileSet(ImageSet):
     def item_bytes(self, index: int) -> bytes:
         require_file(self.files[index])
         with open_regular(self.files[index]) as file:
-            return file.read()
+            return file.read(os.fstat(file.fileno()).st_size)
 
     def item_sha256(self, index: int) -> str:
         require_file(self.files[index])

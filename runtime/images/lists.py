@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlencode
@@ -24,7 +24,7 @@ from ..recorded import found_again, joined, parts_of
 from .folder import SPLIT_FOLDERS, FileSet, has_class_folders
 from .npz import open_npz
 from .order import ordered_classes, same_name
-from .scan import EXTENSIONS, is_system
+from .scan import EXTENSIONS, files_below, is_system
 from .sets import ImageSet, Subset
 from .summary import LeftOut
 
@@ -136,12 +136,7 @@ def _is_classes(folder: Path) -> bool:
     )
     inside = (each for each in folder.iterdir() if each.is_dir() and not is_system(each.name))
     classes = (each for each in inside if not re.match(rf"({words})([^a-z]|$)", each.name.lower()))
-    return sum(any(_names_an_image(name) for name in _names_in(each)) for each in classes) > 1
-
-
-def _names_in(folder: Path) -> Iterator[str]:
-    for _, _, names in os.walk(folder):
-        yield from names
+    return sum(any(_names_an_image(path) for path in files_below(str(each))) for each in classes) > 1
 
 
 def _names_images(path: Path) -> bool:

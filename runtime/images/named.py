@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 
 from ..errors import UsageError
 from .order import file_key
-from .scan import EXTENSIONS, is_system
+from .scan import EXTENSIONS, files_below, is_system
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -37,7 +37,7 @@ def _named_by(word: str) -> list[str]:
     elif URL.match(word):
         raise UsageError(f"{word}: images are read from this disk, not from a URL. Download it first")
     elif glob.has_magic(word):
-        matches = sorted(_without_repeats(glob.glob(word, recursive=True)), key=file_key)
+        matches = sorted(_without_repeats(_matching(word)), key=file_key)
         found = [path for match in matches for path in (_inside(match) if os.path.isdir(match) else [match])]
         what = "matches no image"
     else:
@@ -51,6 +51,13 @@ def _named_by(word: str) -> list[str]:
     return found
 
 
+def _matching(pattern: str) -> list[str]:
+    try:
+        return glob.glob(pattern, recursive=True)
+    except RecursionError as error:  # glob calls itself for each level of **
+        raise UsageError(f"{pattern}: folders in one another are too many for **. Give a folder") from error
+
+
 def _without_repeats(matches: Iterable[str]) -> Iterable[str]:
     """Each file once, by its shortest path: `**` goes through links, those that lead back up as well."""
     return {os.path.realpath(path): path for path in sorted(matches, key=len, reverse=True)}.values()
@@ -62,8 +69,7 @@ def _inside(folder: str) -> list[str]:
 
 def _walk(folder: str) -> Iterator[str]:
     """Every image below a folder; hidden files and folders are left out, links to folders not followed."""
-    for place, folders, names in os.walk(folder):
-        folders[:] = [each for each in folders if not is_system(each)]
-        for name in names:
-            if not is_system(name) and os.path.splitext(name)[1].lower() in EXTENSIONS:
-                yield os.path.join(place, name)
+    for path in files_below(folder, lambda name: not is_system(name)):
+        name = os.path.basename(path)
+        if not is_system(name) and os.path.splitext(name)[1].lower() in EXTENSIONS:
+            yield path

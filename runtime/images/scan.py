@@ -11,12 +11,13 @@ Elsewhere: order (runtime.images.order), the set made from it (runtime.images.fo
 from __future__ import annotations
 
 import os
-import stat
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DataError
+from ..recorded import is_plain
 from .order import class_key, file_key
 from .summary import LeftOut, shown
 
@@ -69,7 +70,11 @@ def is_system(name: str) -> bool:
 
 
 def scan(root: str | Path) -> Tree:
-    """Every image below `root` with its class. Raises DataError where the classes are not clear."""
+    """Every image below `root` with its class. Raises DataError where the classes are not clear, and for a
+    folder of the system (/proc, /sys, /dev); one below `root` is left out.
+    """
+    if os.path.isdir(root) and not is_plain(root):
+        raise DataError(f"{root}: a folder of the system, which holds no images. Give a folder of images")
     tree = Tree(str(root))
     _walk(tree)
     tree.images.sort(key=lambda pair: file_key(pair[1]))
@@ -110,8 +115,13 @@ def _enter(
     chain: frozenset[tuple[int, int]],
     seen: dict[tuple[int, int], str],
 ) -> frozenset[tuple[int, int]] | None:
-    """The chain of folders down to `entry`, or None for a link that leads back up; each folder once."""
+    """The chain of folders down to `entry`, or None for a link that leads back up and for a folder of the
+    system; each folder once.
+    """
     one = _identity(entry.path)
+    if not _is_ordinary(entry.path, next(iter(seen))[0]):  # the first one seen is the root
+        tree.leave_out("folders of the system", path)
+        return None
     if one in chain:
         tree.leave_out("links to a folder above them", path)
         return None
@@ -228,6 +238,32 @@ def _identity(path: str) -> tuple[int, int]:
 
 def _files_in(entry: os.DirEntry[str]) -> int:
     """Files in a folder that is left out; 1 for a file, a link or an empty folder."""
-    if not stat.S_ISDIR(entry.stat(follow_symlinks=False).st_mode):
+    if not entry.is_dir(follow_symlinks=False):
         return 1
-    return max(1, sum(len(names) for _, _, names in os.walk(entry.path)))
+    return max(1, sum(1 for _ in files_below(entry.path)))
+
+
+def files_below(folder: str, enters: Callable[[str], bool] = lambda name: True) -> Iterator[str]:
+    """Paths of what is not a folder, at any depth; links to folders are not followed, folders that cannot be
+    listed or are the system's are passed over. enters: whether to look into a folder of this name.
+    """
+    waiting = [folder] if is_plain(folder) else []
+    disk = os.stat(folder).st_dev if waiting else 0
+    while waiting:
+        try:
+            entries = _entries(waiting.pop())
+        except DataError:
+            continue
+        for entry in entries:
+            if not _is_folder(entry):
+                yield entry.path
+            elif not entry.is_symlink() and enters(entry.name) and _is_ordinary(entry.path, disk):
+                waiting.append(entry.path)
+
+
+def _is_ordinary(folder: str, disk: int) -> bool:
+    """Whether a folder is not one of the system's, each of which is a disk of its own."""
+    try:
+        return os.stat(folder).st_dev == disk or is_plain(folder)
+    except OSError:  # gone meanwhile
+        return False

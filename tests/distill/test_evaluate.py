@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -252,7 +253,9 @@ def test_eval_goes_back_to_the_data_of_the_training(npz, tmp_path, capsys):
     )
     trained = json.loads(capsys.readouterr().out)["best"]
     assert main(["eval", str(tmp_path / "run" / "best.pth"), "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr()
+    assert re.search(r"^validation data from the checkpoint: npz:/.+$", said.err, re.MULTILINE)
+    result = json.loads(said.out)
     assert (result["top1_percent"], result["images"]) == (trained["top1_percent"], 16)
     assert result["loss_nats"] == pytest.approx(trained["loss_nats"], rel=1e-5)
 

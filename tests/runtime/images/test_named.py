@@ -40,6 +40,12 @@ def test_a_pattern_means_what_a_shell_means_by_it(tree):
     assert image_files(["**/*.webp"]) == ["a/deep/x.webp"]
 
 
+def test_folders_in_one_another_may_be_many(deep):
+    assert image_files([deep]) == [deep + "/a" * 400 + "/1.png"]
+    with pytest.raises(UsageError, match=r"too many for \*\*|matches no image"):
+        image_files([f"{deep}/**/*.jpg"])
+
+
 def test_an_image_named_twice_is_given_once(tree):
     assert image_files(["a/img2.JPG", "a"]) == ["a/img2.JPG", "a/deep/x.webp", "a/img10.png"]
 

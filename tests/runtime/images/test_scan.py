@@ -6,13 +6,16 @@ import re
 import subprocess
 import sys
 import unicodedata
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from runtime import DataError
 from runtime.images import FolderSet, open_images
+from runtime.images.lists import list_in
 from runtime.images.order import natural_key, ordered_classes
+from runtime.images.scan import files_below, scan
 
 
 @pytest.fixture(scope="module")
@@ -221,3 +224,31 @@ def test_no_tree_gives_a_class_that_a_person_would_not_name(tmp_path, png, part)
         for index in range(len(images)):
             assert f"/{images.class_names[images.labels[index]]}/" in images.item_name(index)
     assert min(answers.values()) > 20
+
+
+def test_folders_in_one_another_may_be_many(deep, tmp_path):
+    assert [path for _, path in scan(deep).images] == ["a/" * 400 + "1.png"]
+    hidden = tmp_path / ".hidden"
+    os.rename(f"{deep}/a", hidden)
+    try:
+        with pytest.raises(DataError, match="1 hidden or system files left out"):
+            scan(tmp_path)
+    finally:
+        os.rename(hidden, f"{deep}/a")
+
+
+def test_a_list_beside_folders_in_one_another_is_read(deep):
+    Path(deep, "train.csv").write_text("image,label\n" + "a/" * 400 + "1.png,ant\n")
+    assert list_in(Path(deep), "train") is not None
+    Path(deep, "train.csv").unlink()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="the system's folders on Linux")
+def test_folders_of_the_system_are_not_looked_into(made):
+    for folder in ("/proc", "/proc/self/task", "/sys", "/dev"):
+        with pytest.raises(DataError, match=rf"{folder}: a folder of the system"):
+            scan(folder)
+        assert list(files_below(folder)) == []
+    root = made("ant/1.png", "bee/1.png")
+    (root / "tasks").symlink_to("/proc/self/task")
+    assert left_out(FolderSet(root)) == {"folders of the system": 1}
