@@ -157,7 +157,9 @@ def evaluate(
             skipped += [images.item_name(int(i)) for i, p in zip(some, pixels, strict=True) if p is None]
             kept += [int(i) for i, p in zip(some, pixels, strict=True) if p is not None]
             if good:
-                logits.append(predictor.logits_in_batches(preprocess.normalize(np.stack(good)), at_once))
+                logits.append(
+                    predictor.logits_in_batches(preprocess.normalize(np.stack(good)), at_once, finite=False)
+                )
                 require_usable(logits[-1], predictor, images, kept[-len(good) :])
             if progress:
                 progress(len(kept) + len(skipped))

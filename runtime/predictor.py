@@ -150,13 +150,14 @@ class Predictor:
         """Which of preprocess and class_names are known neither from the file nor from the caller."""
         return [name for name in ("preprocess", "class_names") if getattr(self, name) is None]
 
-    def logits(self, batch: Any, out: Any = None) -> Any:
+    def logits(self, batch: Any, out: Any = None, finite: bool = True) -> Any:
         """Raw scores (N, K) float32 of a preprocessed batch (N, C, H, W) float32.
 
         batch: a numpy array; for a plan also an array on its GPU (anything with `__cuda_array_interface__` or
         `__dlpack__`), which is then read there. out: where the scores go, (N, K) float32, on the host or for
-        a plan on the GPU; made when None. Returns out. Raises UsageError when dtype or shape are not what the
-        network takes, or when the batch holds NaN or infinity.
+        a plan on the GPU; made when None. Returns out. finite: refuse scores that are not; those that stay on
+        a GPU are not looked at. Raises UsageError when dtype or shape are not what the network takes, or when
+        the batch holds NaN or infinity, ArtifactError for scores that are NaN or infinite.
         """
         run = self._run
         if run is None:
@@ -179,7 +180,18 @@ class Predictor:
                 f"batch holds {what} ({int((~np.isfinite(flat)).sum())} of {flat.size} values). Check what"
                 " made it"
             )
-        return run(batch) if out is None else run(batch, out)
+        scores = run(batch) if out is None else run(batch, out)
+        if finite and isinstance(scores, np.ndarray):
+            self._require_finite(scores)
+        return scores
+
+    def _require_finite(self, scores: np.ndarray) -> None:
+        """Raise ArtifactError where an image has no largest score; -inf for some classes is one's right."""
+        if scores.size and not np.isfinite(scores.max(axis=-1)).all():
+            raise ArtifactError(
+                f"{self.path}: gives scores that are NaN or infinite. Export it again, or look at its"
+                " checkpoint: distill eval CKPT"
+            )
 
     @property
     def largest_batch(self) -> int | None:
@@ -194,7 +206,7 @@ class Predictor:
         holding = [max(count, least) for least, most in self.batch_sizes if most is None or count <= most]
         return min(holding) if holding else max(most for _, most in self.batch_sizes if most is not None)
 
-    def logits_in_batches(self, images: np.ndarray, size: int = 64) -> np.ndarray:
+    def logits_in_batches(self, images: np.ndarray, size: int = 64, finite: bool = True) -> np.ndarray:
         """Raw scores (N, K) float32 of any number of preprocessed images (N, C, H, W) float32, N of 1 or
         more.
 
@@ -210,7 +222,8 @@ class Predictor:
         for start in range(0, len(images) or 1, size):
             part = images[start : start + size]
             filling = np.repeat(part[-1:], self.fit(len(part)) - len(part), axis=0)
-            found.append(self.logits(np.concatenate([part, filling]) if len(filling) else part)[: len(part)])
+            filled = np.concatenate([part, filling]) if len(filling) else part
+            found.append(self.logits(filled, finite=finite)[: len(part)])
         return found[0] if len(found) == 1 else np.concatenate(found)
 
     def classify(self, images: Image | Sequence[Image], top: int = 5) -> list[list[Prediction]]:
@@ -261,12 +274,8 @@ class Predictor:
                 f"{self.path}: gives {logits.shape[1]} scores per image, and there are {len(names)} class"
                 " names. Give runtime.load(class_names=...) one for each, in the order of the scores"
             )
+        self._require_finite(logits)
         largest = logits.max(axis=1, keepdims=True)
-        if not np.isfinite(largest).all():
-            raise ArtifactError(
-                f"{self.path}: gives scores that are NaN or infinite. Export it again, or look at its"
-                " checkpoint: distill eval CKPT"
-            )
         probabilities = logits
         if self.gives == "logits":
             exponents = np.exp(logits - largest, dtype=np.float64)

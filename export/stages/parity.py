@@ -63,7 +63,7 @@ def compare(options: ParityOptions) -> dict[str, Any]:
         student, reference, logits = network_of(checkpoint), [], []
         for pixels in same_pixels(images, chosen, checkpoint.preprocess, spec):
             reference.append(verify.torch_logits(student, pixels))
-            logits.append(predictor.logits_in_batches(pixels))
+            logits.append(predictor.logits_in_batches(pixels, finite=False))
         decisions = compare_decisions(
             np.concatenate(reference), np.concatenate(logits), predictor, images, chosen, options
         )

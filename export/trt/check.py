@@ -83,7 +83,10 @@ def check(pair: Pair, images: Images | None, budgets: Budgets, device: str = "cu
         parts = chunks([noise(engine.input_shape)] if images is None else images.batches, most)
         some = next(parts)
         found_by = [
-            (engine.logits_in_batches(part, most), reference.logits_in_batches(part, AT_ONCE))
+            (
+                engine.logits_in_batches(part, most, finite=False),
+                reference.logits_in_batches(part, AT_ONCE, finite=False),
+            )
             for part in itertools.chain([some], parts)
         ]
         ours, theirs = (np.concatenate(each) for each in zip(*found_by, strict=True))
@@ -175,10 +178,10 @@ def consistency(engine: Predictor, images: np.ndarray, allowed: float) -> dict[s
     """
     least, most = engine.fit(1), largest_batch(engine)
     some = np.resize(images, (most, *images.shape[1:]))
-    repeated = engine.logits(np.repeat(some[:1], most, axis=0))
+    repeated = engine.logits(np.repeat(some[:1], most, axis=0), finite=False)
     row_spread, batch_spread = float(np.abs(repeated - repeated[:1]).max()), None
     if least < most:
-        together, few = engine.logits(some), engine.logits_in_batches(some, least)
+        together, few = engine.logits(some, finite=False), engine.logits_in_batches(some, least, finite=False)
         batch_spread = float(np.abs(together - few).max())
     limit = allowed * max(1.0, float(np.abs(repeated).max()))
     worst = float(np.max([row_spread, 0.0 if batch_spread is None else batch_spread]))  # nan where one is

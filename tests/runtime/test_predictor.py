@@ -11,6 +11,7 @@ import warnings
 
 import numpy as np
 import pytest
+import tiny_onnx
 from function_engine import given, predictor_of
 from PIL import Image
 
@@ -480,6 +481,19 @@ def test_large_numbers_whose_squares_overflow_are_taken(student):
     batch = np.full((1, 3, 8, 8), 1e30, np.float32)
     with runtime.load(student) as predictor:
         assert np.isfinite(predictor.logits(batch)).all()
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_logits_that_are_not_numbers_are_an_error_of_every_call(backend, tmp_path):
+    weights = tiny_onnx.RIGHT.copy()
+    weights[1, 1] = np.nan
+    path = tiny_onnx.write(tmp_path / "nan.onnx", weights, tiny_onnx.metadata())
+    batch = np.ones((2, 3, 8, 8), np.float32)
+    with runtime.load(path, backend=backend) as predictor:
+        for call in (predictor.logits, predictor.logits_in_batches):
+            with pytest.raises(ArtifactError, match="scores that are NaN or infinite"):
+                call(batch)
+        assert np.isnan(predictor.logits(batch, finite=False)).any()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
