@@ -77,6 +77,12 @@ class Options(Recipe):
         """Refuse settings of one student, and a teacher whose answers are stored already."""
         for name in ("student_ckpt", "pretrained"):
             self.need(not getattr(self, name), name, "none: candidates start from fresh weights")
+        chosen = registry.engines().get(self.engine_backend or "")
+        self.need(
+            chosen is None or ".onnx" in chosen.suffixes,
+            "engine_backend",
+            "an engine that opens .onnx files, which candidates are",
+        )
         self.need(not self.input_size, "input_size", "none: candidates are square. Give --img-size")
         self.need(not self.teacher_labels, "teacher_labels", "none: give the teacher, the search asks it")
         self.need(

@@ -26,8 +26,8 @@ from .processes import Finished
 from .times import Clock, in_words
 from .worker import UNTRAINED
 
-WON = "winner"
-"""What became of the one that is chosen."""
+FAILED, WON = "failed: ", "winner"
+"""What became of a candidate: how the words begin."""
 SAFETY = 1.1
 """What a training may take, as a multiple of what shorter ones took for each epoch."""
 
@@ -96,7 +96,7 @@ class Search:
         if known and self.latency_file(candidate).is_file():
             return known
         if failed := self.journal.find(key, Failed):
-            self.outcome[candidate] = f"failed: {failed.reason}"
+            self.outcome[candidate] = f"{FAILED}{failed.reason}"
             return None
         if not self.clock.left():
             self.outcome[candidate] = "not timed: no time left"
@@ -150,10 +150,12 @@ class Search:
 
     # training
 
-    def halve(self, entering: Sequence[Candidate]) -> Candidate:
-        """The best by successive halving. Raises GateError where none could be trained."""
+    def halve(self, entering: Sequence[Candidate]) -> list[Candidate]:
+        """The trained ones after successive halving, the best first; one alone needs no training to be it.
+        Raises GateError where none could be trained.
+        """
         if len(entering) == 1:
-            return entering[0]
+            return list(entering)
         left = list(entering)
         for number, each in enumerate(halving.rounds(len(left), self.epochs, self.asked.one_in), 1):
             say(f"round {number}: {len(left)} candidates, {epochs_in_words(each.epochs)}{self.clock.words}")
@@ -161,9 +163,10 @@ class Search:
             if not found:
                 break
             left = found
-        if not any(each in self.trained for each in left):
+        if not self.trained:
             raise GateError(f"no candidate could be trained; {left[0].name} {self.outcome[left[0]]}")
-        return halving.best(self._accuracies(left), self._latencies(), 1)[0]
+        ranked = halving.best(self._accuracies(list(self.trained)), self._latencies(), len(self.trained))
+        return sorted(ranked, key=lambda each: -self.trained[each].epochs)
 
     def _round(self, left: Sequence[Candidate], each: halving.Round) -> list[Candidate]:
         """Those that stay; none where none could be trained."""
@@ -184,7 +187,7 @@ class Search:
         key = _training(candidate, epochs)
         known = self.journal.find(key, Trained)
         if not known and (failed := self.journal.find(key, Failed)):
-            self.outcome[candidate] = f"failed: {failed.reason}"
+            self.outcome[candidate] = f"{FAILED}{failed.reason}"
             return None
         if not known:
             known = self._train_now(key, candidate, epochs, spare)
@@ -249,18 +252,29 @@ class Search:
 
     # the winner
 
-    def finish(self, candidate: Candidate) -> Winner:
-        """Train it in full, or as long as there is time, export and time it."""
+    def finish(self, ranked: Sequence[Candidate]) -> Winner:
+        """Train the best in full, or as long as there is time, and where that fails the next; export and time
+        it. Raises GateError where there is no time, or all failed.
+        """
+        for candidate in ranked:
+            trained = self._train_winner(candidate)
+            if trained:
+                self.outcome[candidate] = WON
+                return self._exported(candidate, trained)
+            say(f"{candidate.name}: {self.outcome[candidate]}")
+            if not self.outcome[candidate].startswith(FAILED):
+                raise GateError(f"{candidate.name}: {self.outcome[candidate]}. {self._again}")
+        best = f"{ranked[0].name}, {self.outcome[ranked[0]]}"
+        raise GateError(f"none of {len(ranked)} candidates could be trained in full; the best, {best}")
+
+    def _train_winner(self, candidate: Candidate) -> Trained | None:
         trained, epochs = self.trained.get(candidate), self._affordable(candidate)
         if trained is None or trained.epochs < epochs:
             say(f"winner: {candidate.name}, {epochs_in_words(epochs)}{self.clock.words}")
             trained = self._train(candidate, epochs)
-        if trained is None:
-            raise GateError(f"{candidate.name}: {self.outcome[candidate]}. {self._again}")
-        if trained.epochs < self.epochs:
+        if trained and trained.epochs < self.epochs:
             say(f"no time left for more than {trained.epochs} of {self.epochs} epochs. {self._again}")
-        self.outcome[candidate] = WON
-        return self._exported(candidate, trained)
+        return trained
 
     @property
     def _again(self) -> str:
@@ -340,7 +354,7 @@ class Search:
             self.outcome[candidate] = "stopped: no time left"
             return
         reason = ended.reason or "it did not print its result"
-        self.outcome[candidate] = f"failed: {reason}"
+        self.outcome[candidate] = f"{FAILED}{reason}"
         self.journal.keep(key, Failed(ended.seconds, reason))
 
 

@@ -34,6 +34,7 @@ FAST = [*DIGITS, "--max-latency", "5ms"]
         ([*DIGITS, "--teacher-labels", "x"], "expected none: give the teacher"),
         (["--data", "nowhere", "--max-latency", "5ms"], "nowhere"),
         ([*FAST, "--teacher-ckpt", "no.pth"], "no.pth: no such checkpoint"),
+        ([*FAST, "--engine-backend", "tensorrt"], "expected an engine that opens .onnx files"),
         ([*FAST, "--one-in", "1"], "one-in 1: expected 2 or more"),
     ],
 )

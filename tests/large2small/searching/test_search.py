@@ -169,6 +169,18 @@ def test_what_fails_is_a_row_and_not_the_end(search, stage):
     assert retried.run().candidate.network == "c"
 
 
+def test_where_the_winner_fails_in_full_the_next_one_wins(search, stage):
+    stage.failing = {"trials/c+32px+9epochs": "NaN in epoch 8"}
+    found = search()
+    assert found.run().candidate.network == "b"  # it was trained for as many epochs as c, a and d for fewer
+    assert found.outcome[found.candidates[2]] == "failed: NaN in epoch 8"
+    stage.failing = {"+9epochs": "NaN in epoch 8"}
+    again = search()
+    again.journal.steps = {key: step for key, step in again.journal.steps.items() if "9 epochs" not in key}
+    with pytest.raises(GateError, match=r"none of 4 candidates .* in full; the best, c @32, failed"):
+        again.run()
+
+
 def test_without_a_candidate_within_the_limit_the_fastest_is_told(search):
     with pytest.raises(
         GateError, match=r"none of 4 candidates is within 0.5 ms; the fastest, a @32, takes 1 ms"
