@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
+from bench import stats
 from bench.results import saved
 from distill.run.options import TrainOptions
 from runtime import files
 from runtime.cli.terminal import loading, say
 from runtime.errors import GateError
-from runtime.intervals import median_interval
 
 from . import halving, processes, words
 from .candidates import Candidate
@@ -126,10 +128,9 @@ class Search:
         took = self._run(words.timing(file, result, self.asked.engine), candidate)
         if took.code != 0:
             return took
-        durations = saved.read_durations(saved.read(result))
-        low, high = median_interval(durations)
-        middle = sorted(durations)[len(durations) // 2]
-        return Timed(seconds + took.seconds, middle, low, high)
+        taken = stats.NS_PER_MS * np.array(saved.read_durations(saved.read(result)), float)
+        low, high = stats.interval_of_median(taken)
+        return Timed(seconds + took.seconds, stats.percentile(taken, 50) / stats.NS_PER_MS, low, high)
 
     def within(self) -> list[Candidate]:
         """The candidates within the limit, the slowest first: it is the likeliest to be the best, if there is
