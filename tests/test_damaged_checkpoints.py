@@ -5,6 +5,8 @@ torch itself does not look at the checksums in its files: 512 changed bytes in a
 
 from __future__ import annotations
 
+import random
+import struct
 import zipfile
 from pathlib import Path
 
@@ -157,3 +159,42 @@ def test_every_flipped_byte_of_a_weight_is_found(place):
         Path("flipped.pth").write_bytes(changed)
         with pytest.raises(ArtifactError, match="its CRC-32 does not fit"):
             checkpoints.load("flipped.pth")
+
+
+def contents(path: Path) -> list[range]:
+    """Where the content of each part of a zip that is not packed is: behind a local header of 30 bytes, a
+    name and padding. What else is in the file says where parts are, or is padding.
+    """
+    raw = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+    found = []
+    for part in parts:
+        name, extra = struct.unpack_from("<HH", raw, part.header_offset + 26)
+        start = part.header_offset + 30 + name + extra
+        found.append(range(start, start + part.file_size))
+    return found
+
+
+def test_a_flipped_bit_is_refused_or_in_bytes_that_say_nothing(place):
+    """Padding, dates and the like are in no checksum; nothing of the content depends on them."""
+    raw, inside = Path("good.pth").read_bytes(), contents(Path("good.pth"))
+    good = checkpoints.load("good.pth")
+    dice = random.Random(0)
+    outside = sorted(set(range(len(raw))) - {place for part in inside for place in part})
+    passed = 0
+    for byte in dice.sample(range(len(raw)), 40) + dice.sample(outside, 80):
+        changed = bytearray(raw)
+        changed[byte] ^= 1 << dice.randrange(8)
+        Path("flipped.pth").write_bytes(changed)
+        try:
+            found = checkpoints.load("flipped.pth")
+        except ArtifactError:
+            continue
+        passed += 1
+        assert not any(byte in part for part in inside)
+        assert all(found.state_dict[key].equal(tensor) for key, tensor in good.state_dict.items())
+        assert (found.model, found.model_args, found.class_names, found.preprocess, found.lineage) == (
+            *(good.model, good.model_args, good.class_names, good.preprocess, good.lineage),
+        )
+    assert 0 < passed < 80
