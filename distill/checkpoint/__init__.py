@@ -205,9 +205,14 @@ def _architecture(name: str) -> str:
 
 def require_finite(weights: Mapping[str, torch.Tensor], whose: str) -> None:
     """Raise ArtifactError for weights that are NaN or infinite. whose: for the message."""
-    for name, value in weights.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise ArtifactError(f"{whose}: its weight {name} holds NaN or inf. Give another file")
+    if name := not_finite(weights):
+        raise ArtifactError(f"{whose}: its weight {name} holds NaN or inf. Give another file")
+
+
+def not_finite(weights: Mapping[str, torch.Tensor]) -> str:
+    """The name of the first weight that holds NaN or infinity; empty where there is none."""
+    real = {name: value for name, value in weights.items() if value.is_floating_point()}
+    return next((name for name, value in real.items() if not value.isfinite().all()), "")
 
 
 def open_file(path: str | Path) -> WeightsFile:

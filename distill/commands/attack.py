@@ -140,6 +140,7 @@ def do(options: Options) -> Attacked:
         raise UsageError(f"{spec}: a stream, of which no images can be drawn. Give a folder or npz:FILE")
     images = in_order_of(found.class_names, options.checkpoint, images, options.split)
     model = models.build(found.model, len(images.class_names), found.model_args)
+    checkpoints.require_finite(found.state_dict, str(options.checkpoint))
     checkpoints.load_weights(model, found)
     device = pick_device(options.device)
     attack = attacks.Attack(

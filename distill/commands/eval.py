@@ -143,6 +143,8 @@ def _evaluated(options: Options) -> EvaluationReport:
             after_batch=advance,
         )
     notes = list(found.notes)
+    if bad := checkpoints.not_finite(found.state_dict):
+        notes.append(f"its weight {bad} holds NaN or inf")
     if found.class_names is None:
         notes.append(f"carries no class names; their order is taken from {spec}")
     return EvaluationReport(

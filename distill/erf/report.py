@@ -106,6 +106,7 @@ def _measure(
 ) -> field.Erf:
     classes = found.num_classes or _classes_of(found) or options.num_classes or len(images.class_names)
     model = models.build(found.model, classes, found.model_args)
+    checkpoints.require_finite(found.state_dict, str(found.path or found.model))
     checkpoints.load_weights(model, found)
     spec = field.resized(found.preprocess, *input_size(found, options.img_size, options.input_size))
     with progress_bar(f"measuring {found.model}", len(chosen)) as advance:

@@ -16,7 +16,7 @@ from onnx import ModelProto
 from torch import nn
 
 from distill import models
-from distill.checkpoint import Checkpoint, load_weights
+from distill.checkpoint import Checkpoint, load_weights, require_finite
 from runtime import env, files
 from runtime.artifact import Metadata
 from runtime.records import Verification
@@ -63,7 +63,10 @@ def export_fp32(inputs: Inputs) -> Fp32:
 
 
 def network_of(checkpoint: Checkpoint) -> nn.Module:
-    """The network with its weights, as it was trained, in eval mode."""
+    """The network with its weights, as it was trained, in eval mode. Raises ArtifactError naming a weight
+    that holds NaN or infinity.
+    """
+    require_finite(checkpoint.state_dict, str(checkpoint.path or checkpoint.model))
     student = models.build(checkpoint.model, checkpoint.num_classes or 0, checkpoint.model_args)
     load_weights(student, checkpoint)
     return student.eval()

@@ -438,6 +438,16 @@ def test_recorded_data_that_is_gone_names_the_flag(student_file, tmp_path, capsy
     assert "--calib DIR" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [(), ("--int8",)])
+def test_weights_that_are_nan_are_named(student_file, tmp_path, capsys, words):
+    found = checkpoint.load(student_file)
+    found.state_dict["layer2.0.conv1.weight"][0, 0, 0, 0] = torch.nan
+    checkpoint.save(found, tmp_path / "nan.pth")
+    assert export(tmp_path / "nan.pth", *words, "--output", tmp_path / "x.onnx") == 4
+    assert "nan.pth: its weight layer2.0.conv1.weight holds NaN or inf" in capsys.readouterr().err
+    assert not (tmp_path / "x.onnx").exists()
+
+
 def test_an_existing_file_is_kept(student_file, tmp_path, capsys):
     (tmp_path / "a.onnx").write_bytes(b"old")
     assert export(student_file, "--output", tmp_path / "a.onnx") == 2
