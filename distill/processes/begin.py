@@ -146,12 +146,13 @@ def _listening() -> Iterator[_Heard]:
 def _open(device: str, size: int) -> Met:
     """Make the group, and put this process on the roll."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is said in one line, below
-    import torch
-    from torch import distributed
-    from torch.distributed.distributed_c10d import PrefixStore
-    from torch.distributed.rendezvous import rendezvous
+    with _undisturbed():
+        import torch
+        from torch import distributed
+        from torch.distributed.distributed_c10d import PrefixStore
+        from torch.distributed.rendezvous import rendezvous
 
-    from . import together
+        from . import meeting, together
 
     if distributed.is_initialized():
         raise UsageError(
@@ -164,7 +165,9 @@ def _open(device: str, size: int) -> Met:
         torch.cuda.set_device(world.local_rank())
     terminal.mute(lines=world.rank() != 0, errors=False)
     try:
-        store, rank, size = next(iter(rendezvous("env://", timeout=GATHERING)))
+        everyones, rank, size = next(iter(rendezvous("env://", timeout=GATHERING)))
+        name = meeting.meet(everyones, rank, size, GATHERING)
+        store = PrefixStore(name, everyones)
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
             store=PrefixStore("group", store),
@@ -175,7 +178,21 @@ def _open(device: str, size: int) -> Met:
     except (RuntimeError, ValueError, OSError) as error:
         raise _unfound(error, size) from error
     together.enter(rank, size)
-    return Met(store, Roll(lambda: next(iter(rendezvous("env://", timeout=GATHERING)))[0], rank, size))
+
+    def connect() -> Store:
+        return PrefixStore(name, next(iter(rendezvous("env://", timeout=GATHERING)))[0])
+
+    return Met(store, Roll(connect, rank, size))
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """SIGTERM waits until what is inside is done: torch cannot be imported again after half of it was."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _unfound(error: Exception, size: int) -> MissingError:
@@ -189,9 +206,9 @@ def _unfound(error: Exception, size: int) -> MissingError:
         )
     reason = f"torch says: {said[:160]}"
     return MissingError(
-        f"rank {world.rank()}: the {size} processes did not find each other at {address}:{port} within"
-        f" {GATHERING.seconds // 60} minutes ({reason}). Look whether all were started, with the same number"
-        " of processes, and whether that port is open between the machines"
+        f"rank {world.rank()}: the {size} processes did not find each other at {address}:{port} ({reason})."
+        " Look whether all were started, with the same number of processes, and whether their machines reach"
+        " each other"
     )
 
 

@@ -15,13 +15,15 @@ import json, os, signal, sys, time
 import distill.evaluate, distill.run.job, distill.run.labeling
 from distill.__main__ import main
 from torch.distributed import TCPStore
+stores = {}
 for line in sys.stdin:
     request = json.loads(line)
-    stores, children = [], []
-    if request["has_agent"]:  # as torchrun keeps it, so that it outlives the processes
+    children = []
+    if request["has_agent"]:  # as torchrun keeps it, so that it outlives the processes, over its restarts
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-        keep = dict(is_master=True, wait_for_workers=False)
-        stores = [TCPStore("127.0.0.1", port, **keep) for port in request["ports"]]
+        for port in request["ports"]:
+            if port not in stores:
+                stores[port] = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
     for rank in range(request["size"]):
         child = os.fork()
         if not child:
@@ -62,11 +64,11 @@ def free_port() -> int:
 class Group:
     """Processes that were forked together."""
 
-    def __init__(self, forker, log, size, argvs, paths, port):
+    def __init__(self, forker, log, size, argvs, paths, port, agent):
         request = {
             "size": size,
             "argvs": [[str(word) for word in argv] for argv in argvs],
-            "ports": [port or free_port() for _ in argvs],
+            "ports": [port or agent or free_port() for _ in argvs],
             "log": str(log),
             "has_agent": size > 1 and not port,
             "paths": [(paths or {}).get(rank, []) for rank in range(size)],
@@ -94,7 +96,7 @@ class Group:
 def forking(folder):
     """start(size, *argvs) -> a `Group` whose processes run these commands one after the other. paths: {rank:
     folders in front of the others that it imports from}; port: where they meet by
-    themselves, by default at a store as torchrun's.
+    themselves, by default at a store as torchrun's; agent: the port of that one.
     """
     count = iter(range(10_000))
     clean = {key: value for key, value in os.environ.items() if key != "WORLD_SIZE"}
@@ -106,8 +108,8 @@ def forking(folder):
         env=clean | {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", "CUDA_VISIBLE_DEVICES": ""},
     )
 
-    def start(size, *argvs, paths=None, port=0):
-        return Group(forker, folder / f"group{next(count)}", size, argvs, paths, port)
+    def start(size, *argvs, paths=None, port=0, agent=0):
+        return Group(forker, folder / f"group{next(count)}", size, argvs, paths, port, agent)
 
     yield start
     forker.kill()

@@ -579,3 +579,34 @@ def test_the_fragile_student_computes_the_same_in_float(tmp_path):
     with torch.no_grad():
         x = torch.randn(4, 3, 32, 32)
         assert torch.equal(fragile(x), published(x))
+
+
+def test_scale_is_what_its_formulas_give_by_hand():
+    """One machine, no jitter and no latency: 25.557 M gradients of 4 bytes over links of 100 GB/s."""
+    words = ["--students", "resnet50", "no_such", "--gpus", 1, 2, "--nvlink", 100, "--achieved", 1]
+    rest = ["--latency", 0, "--jitter", 0, "--batch", 64, "--rate", "resnet50=1000", "--teacher-rate", 500]
+    found = json.loads(run_inside("measurements/scale.py", *words, *rest, "--json").stdout)
+    alone, two, stored, stored_two = found["rows"]
+    assert found["not_measured"] == ["no_such"]
+    assert (alone["step_ms"], stored["step_ms"]) == (pytest.approx(192), pytest.approx(64))
+    assert two["sent_mb"] == pytest.approx(102.228, abs=1e-3) == two["gradients_mb"]
+    assert two["sending_ms"] == pytest.approx(1.02228, abs=1e-5)
+    assert two["waiting_ms"] == pytest.approx(1.02228 / 5, abs=1e-5)  # the last of 5 buckets
+    assert stored_two["efficiency_percent"] == pytest.approx(100 * 64 / (64 + two["waiting_ms"]))
+    assert stored_two["limit"] == "GPUs" and stored_two["labels_mb_per_s"] == pytest.approx(
+        50 * stored_two["images_per_s"] / 1e6
+    )
+
+
+def test_the_table_of_the_page_about_scale_is_what_the_command_prints():
+    """The command is the one that stands above the table."""
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    (words,) = re.findall(r"^python measurements/scale.py (.*)$", page, re.MULTILINE)
+    for line in run_inside("measurements/scale.py", *words.split()).stdout.splitlines():
+        assert line in page
+
+
+@pytest.mark.parametrize("words", ["--card 0", "--gpus 0", "--rate resnet50", "--jitter nan"])
+def test_scale_refuses_what_cannot_be(words):
+    done = run_inside("measurements/scale.py", *words.split(), codes=(2,))
+    assert "expected" in done.stderr

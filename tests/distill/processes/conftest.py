@@ -6,6 +6,7 @@ import pytest
 from forked import forking
 from small_runs import Place
 from tiny_training import write_noise
+from torch.distributed import TCPStore
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +24,10 @@ def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("processes")
     write_noise(root / "set", train=100, val=21)
     return Place(root)
+
+
+@pytest.fixture
+def connect():
+    """Opens a connection to a store."""
+    kept = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    return lambda: TCPStore("127.0.0.1", kept.port, is_master=False)

@@ -10,6 +10,7 @@ import signal
 import time
 
 import pytest
+from forked import free_port
 
 IS_LARGE = bool(os.environ.get("L2S_LARGE"))
 STEPS = 300 if IS_LARGE else 60
@@ -53,9 +54,10 @@ def whole(place, start):
 
 
 def test_killed_runs_go_on_with_any_number_of_processes(place, start, whole):
+    agent = free_port()
     draw, done = random.Random(1), []
     for who, size, number, steps in rounds():
-        group = start(size, training(place, "killed"))
+        group = start(size, training(place, "killed"), agent=agent)
         if steps:
             wait_for_steps(place.root / "killed", steps)
         else:
@@ -69,7 +71,7 @@ def test_killed_runs_go_on_with_any_number_of_processes(place, start, whole):
         require_one_end(codes, group.said(), set(ranks), number)
         done.append(place.last("killed").state["updates"])
     assert done == sorted(done) and 0 < done[0] < STEPS
-    group = start(2, training(place, "killed"))
+    group = start(2, training(place, "killed"), agent=agent)
     assert group.wait() == [0, 0], group.said()
     assert place.last("killed").state["updates"] == STEPS
     assert place.distance(whole, "killed") < 1e-5

@@ -4,18 +4,14 @@ import threading
 import time
 
 import pytest
-from torch.distributed import TCPStore
 
 from distill.processes import roll
 from distill.processes.roll import Roll
 
 
-@pytest.fixture
-def connect(monkeypatch):
-    """Opens a connection to a store."""
+@pytest.fixture(autouse=True)
+def short_calls(monkeypatch):
     monkeypatch.setattr(roll, "ROLL_CALL_S", 0.3)
-    kept = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    return lambda: TCPStore("127.0.0.1", kept.port, is_master=False)
 
 
 def test_who_answers_is_there_whatever_it_does(connect):
