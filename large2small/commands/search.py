@@ -64,6 +64,12 @@ class Options(Recipe):
     """Engine that the candidates are timed on; by default onnxruntime."""
     threads: Annotated[int | None, Flag("N", least=1)] = None
     """CPU threads of the engine; by default all usable cores."""
+    student: Annotated[str, Flag("NAME")] = "auto"
+    """Refused: --candidates takes its place."""
+    student_ckpt: Annotated[str, Flag("CKPT")] = ""
+    """Refused: candidates start from fresh weights."""
+    pretrained: bool = False
+    """Refused, as --student-ckpt is."""
     one_in: Annotated[int, Flag("N", least=2)] = 3
     """Candidates of which one stays after each round; the next round is as many times longer."""
     label_top: Annotated[int, Flag("N", least=0)] = 0
@@ -188,11 +194,19 @@ def _settings(asked: Asked) -> dict[str, str]:
 
 def _require_usable(asked: Asked) -> None:
     """Raise now what every candidate would fail with: no images, a teacher that cannot be opened."""
+    from distill.data.sets import StreamSet
     from distill.run import job
     from distill.run.splits import open_splits
 
+    from ..searching import words
+
     with loading(f"looking for the images of {asked.training.data}"):
         data = open_splits(asked.training, asked.folder, False)
+    if words.stores_labels(asked.training) and isinstance(data.train, StreamSet):
+        raise UsageError(
+            f"{asked.training.data}: streamed images have no fixed order, so that the teacher's answers"
+            " cannot be stored. Unpack them into a folder"
+        )
     job.with_balance(asked.training, data.train)
     job.open_teacher(asked.training, asked.folder, data.train.class_names, asked.training.exif or "ignore")
 

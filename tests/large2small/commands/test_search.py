@@ -10,7 +10,12 @@ import pytest
 from tiny_training import write_noise
 
 from distill import __main__ as cli
+from large2small.commands import search as command
 from large2small.searching import processes, words, worker
+from large2small.searching.candidates import Candidate
+from large2small.searching.journal import Timed
+from large2small.searching.result import Found, Point
+from runtime.errors import GateError
 
 
 def typed(*more, output):
@@ -44,6 +49,19 @@ def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_written(line, said
     lines = [each for each in captured.err.splitlines() if each.startswith("error: ")]
     assert len(lines) == 1 and said in lines[0] and captured.out == ""
     assert not (tmp_path / "s").exists()
+
+
+def test_json_is_one_object_also_without_a_winner(monkeypatch, tmp_path, capsys):
+    points = [Point(Candidate("a", (), 32), "over 5 ms", Timed(1.0, 9.0, None, None), None)]
+    found = Found(tmp_path, 5.0, points, None, "", 1.0, [], [], "digits")
+    monkeypatch.setattr(command, "searched", lambda options: (found, GateError("none is within 5 ms")))
+    assert typed(*FAST, "--json", output=tmp_path / "s") == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["search"]["candidates"][0]["latency_p50_ms"] == 9.0
+    assert captured.err == "error: none is within 5 ms\n"
+    assert typed(*FAST, output=tmp_path / "s") == 1
+    captured = capsys.readouterr()
+    assert "over 5 ms" in captured.out and captured.err == "error: none is within 5 ms\n"
 
 
 @pytest.fixture

@@ -256,7 +256,11 @@ def test_no_time_for_timing_is_said(search):
     found = search(budget=8)
     with pytest.raises(GateError, match="a @32: not trained for 9 epochs: no time left"):
         found.run()
-    assert [found.outcome[each] for each in found.candidates][2:] == ["not timed: no time left"] * 2
+    assert [found.outcome[each] for each in found.candidates][1:] == [
+        "stopped: no time left",
+        *["not timed: no time left"] * 2,
+    ]
+    assert search().run().candidate.network == "c"  # what was stopped has not failed
 
 
 def test_a_run_that_was_stopped_in_its_middle_is_resumed(search, stage):
