@@ -20,6 +20,7 @@ from runtime.backends import registry
 from runtime.cli import flags
 from runtime.cli.settings import Flag
 from runtime.cli.terminal import loading, say
+from runtime.errors import Large2SmallError
 
 from ..searching import candidates, times
 
@@ -134,14 +135,16 @@ def run(options: Options) -> int:
 
 
 def do(options: Options) -> Found:
-    """Search. Raises GateError where no candidate wins; search.json then has what is known of them."""
+    """Search. Raises GateError where no candidate wins, and what answers and export of the winner raise;
+    search.json has what is known of the candidates.
+    """
     found, problem = searched(options)
     if problem:
         raise problem
     return found
 
 
-def searched(options: Options) -> tuple[Found, GateError | None]:
+def searched(options: Options) -> tuple[Found, Large2SmallError | None]:
     """What was found, and why there is no winner or why it is over the limit."""
     if not options.data:
         raise UsageError("no data given. Expected --data, as for distill train")
@@ -211,11 +214,11 @@ def _require_usable(asked: Asked) -> None:
     job.open_teacher(asked.training, asked.folder, data.train.class_names, asked.training.exif or "ignore")
 
 
-def _run(search: Search, options: Options) -> tuple[Found, GateError | None]:
+def _run(search: Search, options: Options) -> tuple[Found, Large2SmallError | None]:
     from ..searching import result
 
     winner: Winner | None = None
-    problem: GateError | None = None
+    problem: Large2SmallError | None = None
     try:
         winner = search.run()
         if winner.timed.median_ms > search.asked.limit_ms:
@@ -223,7 +226,7 @@ def _run(search: Search, options: Options) -> tuple[Found, GateError | None]:
                 f"{winner.artifact}: {winner.timed.words} as it was trained, over {search.asked.limit_ms:g}"
                 " ms. Give a lower --max-latency, or measure again on a quiet machine"
             )
-    except GateError as error:
+    except Large2SmallError as error:
         problem = error
     found = result.found(search, winner, _reproduce(search, winner) if winner else "")
     _keep(found, options)
