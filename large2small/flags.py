@@ -29,6 +29,9 @@ class TrainFlags(TypedDict, total=False):
     sampler: Literal["uniform", "balanced"]
     skip_bad_images: bool
     workers: int
+    cache: Literal["none", "ram", "disk", "device"]
+    cache_limit: float
+    cache_folder: str
     student: str
     pretrained: bool
     student_args: Sequence[str] | Mapping[str, object]

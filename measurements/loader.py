@@ -2,14 +2,15 @@
 same augmentation, and what the parts of it cost.
 
     python measurements/loader.py [--workers 0] [--images 128] [--rounds 9] [--size 224] [--jpeg 512 384]
-    [--aa rand-m9-mstd0.5-inc1] [--json]
+    [--aa rand-m9-mstd0.5-inc1] [--cache none] [--json]
 
 Makes JPEGs in a folder that is removed afterwards. Ours and timm's read all of them once a round, in turn,
 both as far as uint8 batches, which is what their reading processes give. With --workers 0 that happens in
 this process on one thread, timed by the seconds of the processor that it takes, so that the figure is that of
 one core, on a machine with other work too; with more workers, or on a GPU, by the clock on the wall.
 Normalization and erasing, which both do to batches on the device, are measured apart, as are the parts of
-ours: decoding, the crop with its resize, the policy. The first round is a warm-up. Prints medians, and the
+ours: decoding (with --cache ram: reading what was decoded), the crop with its resize, the policy. The first
+round is a warm-up. Prints medians, and the
 median of the rounds' ratios, which the noise of a busy machine moves least.
 """
 
@@ -33,6 +34,7 @@ from timm.data import ImageDataset, create_loader
 
 from distill.data import TrainLoader, open_data
 from distill.data.augment import timm_settings, training_transform
+from distill.data.cached import cached
 from distill.data.crops import ResizedCrop
 from distill.data.seeds import seed_all
 from distill.recipe import Recipe
@@ -174,6 +176,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=224, help="side of the input in pixels")
     parser.add_argument("--jpeg", type=int, nargs=2, default=(512, 384), metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--aa", default="rand-m9-mstd0.5-inc1", help="policy of timm; '' for none")
+    parser.add_argument("--cache", choices=("none", "ram"), default="none", help="as that of distill train")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     options = parser.parse_args()
     if not 2 <= options.batch <= options.images:
@@ -194,9 +197,10 @@ def compare(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         aa=options.aa,
         reprob=0.25,
         num_classes=CLASSES,
+        cache=options.cache,
     )
     spec = Preprocess((3, options.size, options.size))
-    images = open_data(str(folder), "train", CLASSES)
+    images = cached(open_data(str(folder), "train", CLASSES), recipe, spec)
     work = ours(images, recipe, spec, device)
     work = {"ours": work["ours"], "timm": of_timm(folder, recipe, spec, device)} | work
     is_alone = options.workers == 0 and device.type == "cpu"

@@ -113,10 +113,14 @@ class Erased:
 
     def __call__(self, image: Image.Image) -> Picture:
         pixels = torch.from_numpy(np.array(image))
-        written = _Written(pixels.shape)
+        return Picture(pixels, self.patches(pixels.shape))
+
+    def patches(self, shape: Sequence[int]) -> tuple[Patch, ...]:
+        """What is erased of an image of this shape, (H, W, C)."""
+        written = _Written(shape)
         if self.erase:
             self.erase(written)
-        return Picture(pixels, tuple(written.patches))
+        return tuple(written.patches)
 
 
 class _Written:

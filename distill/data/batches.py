@@ -20,8 +20,6 @@ from torch import Tensor
 from runtime.errors import Large2SmallError
 from runtime.preprocess import Preprocess
 
-from .augment import Picture
-
 Sample = tuple[Any, int, list[str]] | Large2SmallError
 """(image or None, label, unreadable images passed over), or the error why there is none, as a value: raised
 in a worker, torch would put a traceback into its text. The image is a `Picture`, or for evaluation a tensor
@@ -56,7 +54,7 @@ class Pixels(NamedTuple):
 
 def collate(samples: list[Sample]) -> Batch | Large2SmallError:
     """Readable samples stacked; what could not be read is named. The first error takes the batch's place."""
-    found = _sorted_out(samples)
+    found = sorted_out(samples)
     if isinstance(found, Large2SmallError):
         return found
     images, labels, bad = found
@@ -65,16 +63,17 @@ def collate(samples: list[Sample]) -> Batch | Large2SmallError:
 
 def collate_pictures(samples: list[Sample]) -> Batch | Pixels | Large2SmallError:
     """The same of `Picture`s; a `Batch` where none is readable."""
-    found = _sorted_out(samples)
+    found = sorted_out(samples)
     if isinstance(found, Large2SmallError):
         return found
     images, labels, bad = found
     if not images:
         return Batch(torch.zeros(0), labels, bad)
-    return Pixels(torch.stack([each.pixels for each in images]), labels, bad, *_patches(images))
+    return Pixels(torch.stack([each.pixels for each in images]), labels, bad, *patches_of(images))
 
 
-def _sorted_out(samples: list[Sample]) -> tuple[list[Any], Tensor, list[str]] | Large2SmallError:
+def sorted_out(samples: list[Sample]) -> tuple[list[Any], Tensor, list[str]] | Large2SmallError:
+    """Images and labels (N,) of the readable samples, and what could not be read; or the first error."""
     read = []
     for sample in samples:
         if isinstance(sample, Large2SmallError):
@@ -85,7 +84,7 @@ def _sorted_out(samples: list[Sample]) -> tuple[list[Any], Tensor, list[str]] | 
     return [image for image, _ in good], labels, [name for _, _, names in read for name in names]
 
 
-def _patches(images: Sequence[Picture]) -> tuple[Tensor, Tensor]:
+def patches_of(images: Sequence[Any]) -> tuple[Tensor, Tensor]:
     """`places` and `values` of `Pixels`: two tensors, because each costs a file descriptor on its way."""
     patches = [(number, patch) for number, each in enumerate(images) for patch in each.erased]
     places = [[number, *patch[:4], *patch.values.shape[1:]] for number, patch in patches]
@@ -157,7 +156,7 @@ class CudaSide:
 
 
 def finished(
-    batches: Iterable[Pixels | Batch], finish: Finish, side: Side | None = None
+    batches: Iterable[Any], finish: Callable[[Any], Batch], side: Side | None = None
 ) -> Generator[Batch, None, None]:
     """The batches on the device; with a side the next one is on its way there before one is given. What fails
     while a batch is read is raised in its place, behind the batches before it.
@@ -178,7 +177,7 @@ def finished(
 
 
 def _next(
-    reading: Iterator[Pixels | Batch], finish: Finish, side: Side
+    reading: Iterator[Any], finish: Callable[[Any], Batch], side: Side
 ) -> tuple[tuple[Batch, Any] | None, Exception | None]:
     try:
         batch = next(reading, None)

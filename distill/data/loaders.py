@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import signal
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,10 @@ from runtime.preprocess import Preprocess
 
 from ..processes import together
 from ..recipe import Recipe
-from .augment import DRAWN_BY, TransformError, in_one_line, side_needed, training_transform
+from .augment import DRAWN_BY, Key, TransformError, in_one_line, side_needed, training_transform
 from .balance import BalancedDraw, require_labels
 from .batches import Batch, CudaSide, Finish, Sample, collate, collate_pictures, finished
+from .cached.on_device import collate_crops, resident
 from .seeds import hash_seed, own_random_state
 from .sets import StreamSet
 
@@ -242,8 +243,14 @@ class TrainLoader:
     def __init__(
         self, images: ImageSet, recipe: Recipe, preprocess: Preprocess, device: torch.device
     ) -> None:
-        transform, side = training_transform(recipe, preprocess), side_needed(recipe, preprocess)
-        self.finish = Finish(preprocess, device)
+        transform: Callable[[Any, Key], Any] = training_transform(recipe, preprocess)
+        side = side_needed(recipe, preprocess)
+        self.finish: Callable[[Any], Batch] = Finish(preprocess, device)
+        collate: Callable[[list[Sample]], Any] = collate_pictures
+        if recipe.cache == "device":
+            there, finish = resident(images, recipe, preprocess, device), self.finish
+            images, transform, collate = there.images, there.draw, collate_crops
+            self.finish = lambda batch: finish(there(batch))
         self.side = CudaSide(device) if device.type == "cuda" else None
         every = recipe.batch * together.size()
         self.batches = len(images) // every
@@ -254,7 +261,7 @@ class TrainLoader:
             )
         common = loader_settings(
             recipe.workers, device, None if isinstance(images, StreamSet) else self.batches
-        ) | {"collate_fn": collate_pictures}
+        ) | {"collate_fn": collate}
         self.stream = isinstance(images, StreamSet)
         balanced = recipe.sampler == "balanced"
         if balanced:

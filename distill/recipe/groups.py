@@ -72,6 +72,15 @@ class Data(Group):
     first one stops the run."""
     workers: Annotated[int, Flag("N", aliases=("-j",), least=-1)] = -1
     """Processes that read and augment images; -1: up to 8 with a GPU, none on a CPU."""
+    cache: Literal["none", "ram", "disk", "device"] = "none"
+    """Place where training images are kept once they are decoded: memory that the reading processes share
+    (ram), --cache-folder (disk), or the device, which then also crops, flips and erases them (device: for
+    images of the input's size and --crop-padding). The pixels are the same with each."""
+    cache_limit: Annotated[float, Flag("GB", least=0)] = 0.0
+    """Largest size of what --cache keeps; further images are decoded each time. 0: half of what is free."""
+    cache_folder: str = ""
+    """Folder for --cache disk; by default large2small/images where the system keeps caches (~/.cache). It
+    stays for other trainings on the same images, and may be removed at any time."""
 
 
 @dataclass(frozen=True)

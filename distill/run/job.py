@@ -30,6 +30,7 @@ from .. import models
 from .. import recipe as recipes
 from .. import teacher as teachers
 from ..data import balance, eval_loader
+from ..data.cached import cached
 from ..data.labels.store import Labels
 from ..erf import field, report
 from ..erf.options import ErfOptions
@@ -122,7 +123,8 @@ def prepare(
         say(f"student: {line}")
     tried = try_student(options, start, len(data.train.class_names))
     recipe = recipe_of(options)
-    plain = Task("plain", recipe, folder, data.train, data.val, preprocess, device, start=start)
+    train = cached(data.train, recipe, preprocess)
+    plain = Task("plain", recipe, folder, train, data.val, preprocess, device, start=start)
     with torch.random.fork_rng(devices=[]):
         _ = start.checkpoint  # fetched now, not after minutes of fitting a teacher
     labels = open_labels(recipe, data.train, preprocess) if options.teacher_labels else None
@@ -174,6 +176,7 @@ def prepare(
 def require_same_training(task: Task) -> None:
     """Raise UsageError where another process trains with other settings, images or weights."""
     own = {"data", "val_data", "teacher_ckpt", "student_ckpt", "teacher_labels", "workers", "device"}
+    own |= {"cache", "cache_limit", "cache_folder"}
     about = task.lineage
     found = {
         f"--{name.replace('_', '-')}": value

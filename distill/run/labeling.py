@@ -25,6 +25,7 @@ from runtime.preprocess import Preprocess
 
 from .. import teacher as teachers
 from ..data import Batch, TrainLoader
+from ..data.cached import cached
 from ..data.labels.store import Header, Writer
 from ..data.mixing import Place, mixed, mixing
 from ..evaluate import pick_device, require_whole
@@ -111,12 +112,13 @@ def make_labels(options: TrainOptions, folder: Path, top: int) -> Made:
     )
     began = time.monotonic()
     with _one_writer(folder, header) as writer:
+        train = cached(data.train, recipe, preprocess)
         first = _first_missing(writer)
-        seconds = together.from_main(lambda: seconds_per_batch(recipe, data.train, preprocess, teacher))
+        seconds = together.from_main(lambda: seconds_per_batch(recipe, train, preprocess, teacher))
         for line in announcement(header, first, seconds / together.size()):
             say(f"labels: {line}")
         with progress_bar("labels, batches", header.epochs * header.batches) as advance:
-            label(writer, header, recipe, data.train, preprocess, teacher, advance)
+            label(writer, header, recipe, train, preprocess, teacher, advance)
     return Made(folder, header, time.monotonic() - began)
 
 

@@ -77,7 +77,7 @@ def rehearse(task: Task) -> None:
     """
     recipe, device = task.recipe, task.device
     teacher = task.teacher.plain() if task.teacher else None  # compiled, it would not look for other taps
-    plain = replace(recipe, compile=False, sparsity=0.0, tensorboard=False, workers=0)
+    plain = replace(recipe, compile=False, sparsity=0.0, tensorboard=False, workers=0, cache="none")
     with (
         together.alone(),
         own_random_state(),

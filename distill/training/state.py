@@ -25,6 +25,7 @@ FREE_ON_RESUME = {
     *("workers", "device", "checkpoint_minutes", "eval_batch", "tensorboard", "skip_bad_images"),
     "early_stop",
     "verify_labels",
+    *("cache", "cache_limit", "cache_folder"),
     *("teacher_graph", "teacher_stream"),
 }
 """Settings that a resumed run may change: none of them changes the weights of an epoch."""

@@ -102,6 +102,11 @@ def orientation(image: Any) -> int:
     return _orientation_of(exif) if exif else 1
 
 
+def exif_of(orientation: int) -> bytes:
+    """EXIF that says this orientation, 1 to 8, and nothing else."""
+    return struct.pack("<2sHIHHHIIH2x", b"II", 42, 8, 1, ORIENTATION, 3, 1, orientation, 0)
+
+
 def upright(image: Any) -> Any:
     """The PIL image turned and mirrored as its EXIF orientation says. The result carries no EXIF, so that
     nobody turns it once more.

@@ -20,7 +20,7 @@ from ..files import open_regular, sha256
 from .decode import open_rgb, require_file, stored_orientation
 from .order import natural_key, ordered_classes
 from .scan import EXTENSIONS, is_system, scan
-from .sets import ImageSet
+from .sets import ImageSet, Stamp
 
 __all__ = ["EXTENSIONS", "SPLIT_FOLDERS", "FileSet", "FolderSet", "natural_key", "split_folder"]
 
@@ -57,6 +57,13 @@ class FileSet(ImageSet):
 
     def item_size(self, index: int) -> int:
         return os.stat(self.files[index]).st_size
+
+    def stamp(self, index: int) -> Stamp | None:
+        try:
+            found = os.stat(self.files[index])
+        except OSError:  # said when it is read
+            return None
+        return found.st_size, found.st_mtime_ns
 
     def own_class(self, index: int) -> str:
         """What the image's own place says its class is, apart from `labels`."""

@@ -21,6 +21,8 @@ from .decode import open_rgb
 from .order import as_bytes
 from .summary import LeftOut, Overlap, Summary
 
+Stamp = tuple[int, int]
+"""Size in bytes and time of the last change in ns of an image's file: other content has another stamp."""
 MOST_CLASSES = 100_000
 """Classes that a set may have in any case; one with more images may have as many as these."""
 
@@ -30,6 +32,8 @@ class ImageSet:
 
     left_out: tuple[LeftOut, ...] = ()
     """What was found beside the images and is not in the set."""
+    is_decoded = False
+    """Are the pixels in memory already?"""
 
     def __init__(self, name: str, class_names: Sequence[str], labels: np.ndarray) -> None:
         self.name = name
@@ -62,6 +66,10 @@ class ImageSet:
     def orientation(self, index: int) -> int:
         """EXIF orientation of an image that is a file, 1 to 8; 1, which is upright, for all others."""
         return 1
+
+    def stamp(self, index: int) -> Stamp | None:
+        """What tells the image's file from a changed one; None where it is not a file of its own."""
+        return None
 
     def place(self, index: int) -> str:
         """The image's name inside the set, which stays when the whole set is moved."""
@@ -97,6 +105,8 @@ class ImageSet:
 class ArraySet(ImageSet):
     """Images held in memory: x uint8 (N, H, W, 3) or (N, H, W), y integer (N,)."""
 
+    is_decoded = True
+
     def __init__(self, name: str, x: np.ndarray, y: np.ndarray, class_names: Sequence[str]) -> None:
         super().__init__(name, class_names, y)
         self.x = x
@@ -115,12 +125,48 @@ class ArraySet(ImageSet):
         return digest.hexdigest()
 
 
+class Within(ImageSet):
+    """Another set, with something changed."""
+
+    def __init__(self, images: ImageSet) -> None:
+        super().__init__(images.name, images.class_names, images.labels)
+        self.images, self.left_out, self.is_decoded = images, images.left_out, images.is_decoded
+
+    def image(self, index: int) -> Any:
+        return self.images.image(index)
+
+    def item_name(self, index: int) -> str:
+        return self.images.item_name(index)
+
+    def item_bytes(self, index: int) -> bytes:
+        return self.images.item_bytes(index)
+
+    def item_sha256(self, index: int) -> str:
+        return self.images.item_sha256(index)
+
+    def item_size(self, index: int) -> int:
+        return self.images.item_size(index)
+
+    def orientation(self, index: int) -> int:
+        return self.images.orientation(index)
+
+    def stamp(self, index: int) -> Stamp | None:
+        return self.images.stamp(index)
+
+    def place(self, index: int) -> str:
+        return self.images.place(index)
+
+    def fingerprint(self) -> str:
+        """That of the set itself."""
+        return self.images.fingerprint()
+
+
 class Subset(ImageSet):
     """Some images of another set, with its classes."""
 
     def __init__(self, images: ImageSet, chosen: np.ndarray) -> None:
         super().__init__(images.name, images.class_names, images.labels[chosen])
-        self.images, self.chosen = images, chosen
+        self.images, self.chosen, self.is_decoded = images, chosen, images.is_decoded
 
     def image(self, index: int) -> Any:
         return self.images.image(int(self.chosen[index]))
@@ -136,6 +182,9 @@ class Subset(ImageSet):
 
     def orientation(self, index: int) -> int:
         return self.images.orientation(int(self.chosen[index]))
+
+    def stamp(self, index: int) -> Stamp | None:
+        return self.images.stamp(int(self.chosen[index]))
 
 
 def most_classes(images: int) -> int:
