@@ -223,7 +223,9 @@ class Predictor:
             part = images[start : start + size]
             filling = np.repeat(part[-1:], self.fit(len(part)) - len(part), axis=0)
             filled = np.concatenate([part, filling]) if len(filling) else part
-            found.append(self.logits(filled, finite=finite)[: len(part)])
+            # who puts another `logits` in its place need not know of the flag
+            scores = self.logits(filled) if finite else self.logits(filled, finite=False)
+            found.append(scores[: len(part)])
         return found[0] if len(found) == 1 else np.concatenate(found)
 
     def classify(self, images: Image | Sequence[Image], top: int = 5) -> list[list[Prediction]]:
