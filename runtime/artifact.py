@@ -40,6 +40,9 @@ DIGITS = 64
 MOST_SIDECAR = 2**26
 """Bytes of what is beside a plan; of a large network's layers it says something each."""
 
+SEALED_SINCE = 2
+"""Schema from which on every file has a seal."""
+
 BLOCK = 1 << 20
 """Bytes hashed at a time."""
 
@@ -270,6 +273,8 @@ def _onnx_entry(key: str, value: str) -> bytes:
     return bytes((0x72, len(entry))) + entry
 
 
+_METADATA = bytes((0x0A, len(KEY))) + KEY.encode() + bytes((0x12,))
+"""What the entry of the metadata in an ONNX file begins with, behind the lengths of entry and value."""
 _HEAD, _TAIL = _onnx_entry(SEAL_KEY, "0" * DIGITS)[:-DIGITS], _onnx_entry(f"{SEAL_KEY}ed", "sha256")
 _ONNX = _Frame(_HEAD, b"", _TAIL, (_HEAD, _TAIL))
 _JSON = _Frame(
@@ -296,10 +301,12 @@ def check_seal(content: bytes | mmap.mmap, name: str) -> bool:
     """True when the seal holds, False when there is none: an older file, or one of another origin.
 
     name is used in messages. Raises ArtifactError when any byte was changed, added or cut off after `seal`,
-    or when another tool has written the file anew.
+    when another tool has written the file anew, or when both entries of the seal are gone, which the metadata
+    shows.
     """
     frame = next((frame for frame in (_ONNX, _JSON) if content[: len(frame.before)] == frame.before), None)
-    if frame is None and all(content.find(part) < 0 for part in (*_ONNX.remains, *_JSON.remains)):
+    is_bare = frame is None and all(content.find(part) < 0 for part in (*_ONNX.remains, *_JSON.remains))
+    if is_bare and _stated_schema(content) < SEALED_SINCE:
         return False
     end = len(frame.before) + DIGITS if frame else 0
     if frame is None or content[end - DIGITS : end] != _digest(frame, content, end):
@@ -309,6 +316,20 @@ def check_seal(content: bytes | mmap.mmap, name: str) -> bool:
             f" {'trt' if name.endswith('.plan.json') else 'onnx'} CKPT"
         )
     return True
+
+
+def _stated_schema(content: bytes | mmap.mmap) -> int:
+    """What the metadata in a file's content says its schema is; 0 where there is none that can be read."""
+    start = 0 if content[:1] == b"{" else content.find(_METADATA)
+    if start < 0:
+        return 0
+    begin = content.find(b"{", start)
+    try:
+        text = content[begin : begin + MOST_SIDECAR].decode(errors="replace")
+        values = json.JSONDecoder().raw_decode(text)[0]
+        return int((values if start else values[KEY])["schema"])
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+        return 0
 
 
 def check_file(path: str | Path) -> bool:

@@ -19,7 +19,7 @@ from PIL import Image
 
 import runtime
 from runtime import Preprocess
-from runtime.artifact import KEY, Metadata, read_map, sidecar_bytes, sidecar_of
+from runtime.artifact import KEY, Metadata, read_map, seal, sidecar_bytes, sidecar_of
 from runtime.errors import ArtifactError
 from runtime.preprocess import CROP_MODES, INTERPOLATIONS
 from runtime.records import EngineRecord
@@ -315,7 +315,7 @@ def write(path: Path, model, spec: Preprocess, **changes) -> Path:
     helper.set_model_props(
         model, Metadata(preprocess=spec, class_names=NAMES, versions=VERSIONS, **changes).to_map()
     )
-    onnx.save(model, path)
+    path.write_bytes(seal(model.SerializeToString()))
     return path
 
 

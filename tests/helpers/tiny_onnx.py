@@ -4,11 +4,12 @@ In:  (K, 3) weights, class names.
 Out: .onnx files, with or without metadata.
 """
 
+from pathlib import Path
+
 import numpy as np
-import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from runtime.artifact import Metadata
+from runtime.artifact import Metadata, seal
 from runtime.preprocess import Preprocess
 
 COLORS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
@@ -44,9 +45,10 @@ def write(
     bias=None,
     batch: int | str = "N",
     size: tuple = (8, 8),
+    sealed: bool = True,
 ):
     """Write logits = weights @ mean over height and width + bias as ONNX; a str in batch or size is a free
-    dimension.
+    dimension. sealed: with a seal where there is metadata, as every export writes it.
     """
     weights = np.asarray(weights, np.float32)
     classes = len(weights)
@@ -65,7 +67,8 @@ def write(
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
     if meta is not None:
         helper.set_model_props(model, meta.to_map())
-    onnx.save(model, str(path))
+    content = model.SerializeToString()
+    Path(path).write_bytes(seal(content) if meta is not None and sealed else content)
     return path
 
 

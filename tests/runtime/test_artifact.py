@@ -142,7 +142,8 @@ def content(request, tiny, tmp_path):
     names = ["blue", "green", "red"]
     if request.param != "onnx":  # the same words, and what looks like a whole seal, inside the metadata
         names[1] = f'{SEAL_KEY}": "{"0" * 64}", "{SEAL_KEY}ed": "sha256"'
-    return tiny.write(tmp_path / "plain.onnx", meta=tiny.metadata(class_names=names)).read_bytes()
+    meta = tiny.metadata(class_names=names)
+    return tiny.write(tmp_path / "plain.onnx", meta=meta, sealed=False).read_bytes()
 
 
 def is_found(content):
@@ -201,7 +202,10 @@ def test_what_is_sealed_is_still_what_it_was(tiny, tmp_path, content):
     (tmp_path / "sealed.onnx").write_bytes(sealed)
     (tmp_path / "plain.onnx").write_bytes(content)
     image = np.random.default_rng(0).random((2, 3, 8, 8), np.float32)
-    with runtime.load(tmp_path / "plain.onnx") as plain, runtime.load(tmp_path / "sealed.onnx") as other:
+    with (
+        runtime.load(tmp_path / "plain.onnx", verify=False) as plain,
+        runtime.load(tmp_path / "sealed.onnx") as other,
+    ):
         assert np.array_equal(plain.logits(image), other.logits(image)) and plain.metadata == other.metadata
 
 
@@ -214,8 +218,32 @@ def test_a_file_without_a_seal_has_none_and_is_not_an_error(content, tmp_path):
     assert check_file(tmp_path / "a") is False
 
 
+@pytest.mark.parametrize("kind", ["onnx", "json"])
+def test_a_file_that_lost_its_whole_seal_is_found(tiny, tmp_path, kind):
+    """Both entries, so that it looks as if it never had one; its metadata says that it did."""
+
+    def of_schema(schema):
+        entries = json.loads(tiny.metadata().to_map()[KEY]) | {"schema": schema}
+        if kind == "json":
+            return json.dumps({KEY: entries}).encode()
+        model = onnx.load(tiny.write(tmp_path / "plain.onnx"))
+        onnx.helper.set_model_props(model, {"theirs": "x", KEY: json.dumps(entries)})
+        return model.SerializeToString()
+
+    with pytest.raises(ArtifactError, match="its SHA-256 seal does not hold"):
+        check_seal(of_schema(2), "a.onnx")
+    assert check_seal(of_schema(1), "a.onnx") is False  # not all of them had one
+    assert check_seal(of_schema("two"), "a.onnx") is False  # what reads the metadata says what is wrong
+    sealed = bytearray(seal(of_schema(2)))
+    for key in (SEAL_KEY.encode(), f"{SEAL_KEY}ed".encode()):
+        place = sealed.index(key)
+        sealed[place + 3] ^= 1
+    with pytest.raises(ArtifactError, match="its SHA-256 seal does not hold"):
+        check_seal(bytes(sealed), "a.onnx")
+
+
 def test_a_file_that_another_tool_wrote_anew_is_found(tiny, tmp_path):
-    sealed = seal(tiny.write(tmp_path / "plain.onnx", meta=tiny.metadata()).read_bytes())
+    sealed = tiny.write(tmp_path / "plain.onnx", meta=tiny.metadata()).read_bytes()
     model = onnx.load_from_string(sealed)
     beside = json.dumps(json.loads(seal(b'{"a": 1}')), indent=2)
     for again in (

@@ -21,7 +21,7 @@ from export.commands import inspect
 from export.graph import from_torch
 from export.inspection import report
 from runtime import env
-from runtime.artifact import Metadata, read_sidecar, sidecar_bytes, sidecar_of
+from runtime.artifact import KEY, Metadata, read_sidecar, sidecar_bytes, sidecar_of
 from runtime.errors import ArtifactError
 from runtime.images import open_images
 from runtime.preprocess import Preprocess
@@ -227,7 +227,7 @@ def test_each_thing_to_mind_is_one_sentence(write, values, changes, model, said)
 
 def test_an_older_file_without_a_seal_is_read_and_said_to_be_one(tmp_path, values):
     model = network()
-    helper.set_model_props(model, META.to_map())
+    helper.set_model_props(model, {KEY: json.dumps(json.loads(META.to_map()[KEY]) | {"schema": 1})})
     onnx.save(model, str(tmp_path / "old.onnx"))
     found = values(tmp_path / "old.onnx")
     assert (

@@ -10,7 +10,6 @@ import pytest
 from onnx import helper
 
 from runtime import ArtifactError
-from runtime.artifact import seal
 from runtime.backends.onnx_file import metadata_props
 
 
@@ -26,11 +25,11 @@ def test_it_equals_what_the_onnx_package_reads(student):
     assert metadata_props(student) == expected
 
 
-def test_a_sealed_file_has_its_seal_beside_the_rest(student):
-    before = metadata_props(student)
-    student.write_bytes(seal(student.read_bytes()))
-    assert metadata_props(student).items() > before.items()
-    assert len(metadata_props(student)) == 3
+def test_a_sealed_file_has_its_seal_beside_the_rest(student, tiny):
+    sealed = metadata_props(student)
+    tiny.write(student, meta=tiny.metadata(), sealed=False)
+    assert sealed.items() > metadata_props(student).items()
+    assert len(sealed) == 3
 
 
 def test_a_file_without_metadata_has_none(tiny, tmp_path):
@@ -54,10 +53,8 @@ def test_a_cut_that_is_seen_is_refused_and_never_crashes(student):
     for length in range(len(whole)):
         student.write_bytes(whole[:length])
         try:
-            assert metadata_props(student) in (
-                {},
-                complete,
-            )  # cut between two fields: shorter, and still a message
+            # cut between two fields: shorter, and still a message
+            assert metadata_props(student).items() <= complete.items()
         except ArtifactError:
             refused += 1
     assert refused > 0.9 * len(whole)
@@ -70,4 +67,4 @@ def test_the_package_is_not_needed(student):
         f"print(sorted(metadata_props({str(student)!r})))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['large2small']"
+    assert done.stdout.strip() == "['large2small', 'large2small.seal', 'large2small.sealed']"
