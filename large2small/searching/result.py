@@ -7,7 +7,8 @@ Elsewhere: the page (bench.results.page), the format of the file (docs/format.md
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def found(search: Search, winner: Winner | None, reproduce: str) -> Found:
         reproduce=reproduce,
         seconds=search.journal.seconds,
         rows=[_row(search, point, timed.get(point), ran_on) for point in points] if timed else [],
-        warnings=_warnings(list(read.values())),
+        warnings=[*_warnings(list(read.values())), *_unlike(points)],
         data=search.asked.training.data,
     )
 
@@ -170,6 +171,20 @@ def _warnings(results: list[saved.Saved]) -> list[dict[str, Any]]:
         {"kind": kind, "text": f"{counts[kind]} of {len(results)} candidates, such as: {one['text']}"}
         for kind, one in kinds.items()
     ]
+
+
+def _unlike(points: Sequence[Point]) -> list[dict[str, Any]]:
+    """A warning where a page would compare accuracies after different numbers of epochs."""
+    lengths = Counter(point.trained.epochs for point in points if point.trained)
+    if len(lengths) < 2:
+        return []
+    counts = ", ".join(
+        f"{count} after {epochs_in_words(length)}" for length, count in sorted(lengths.items())
+    )
+    text = (
+        f"accuracies are not all after as many epochs ({counts}): a front or a rank says little across them"
+    )
+    return [{"kind": "epochs", "text": text}]
 
 
 def _plain(point: Point) -> dict[str, Any]:

@@ -215,7 +215,7 @@ class Search:
 
     def training_of(self, candidate: Candidate, epochs: int, labels: Path | None) -> TrainOptions:
         """In the candidate's own folder for so many epochs; a report is made of a winner's."""
-        folder = self.asked.folder / "trials" / f"{candidate.folder}+{epochs}epochs"
+        folder = self.asked.folder / "trials" / f"{epochs}ep+{candidate.folder}"  # seen where names are cut
         options = words.training(self.asked.training, candidate, epochs, labels, folder)
         return replace(options, report=options.report and epochs == self.epochs)
 

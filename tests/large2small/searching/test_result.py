@@ -2,6 +2,7 @@
 
 import pytest
 
+from large2small.searching import result
 from large2small.searching.candidates import Candidate
 from large2small.searching.journal import Timed, Trained
 from large2small.searching.result import Found, Point, shown
@@ -36,3 +37,10 @@ def test_every_candidate_is_a_row_with_what_is_known_of_it(tmp_path):
     plain = found.to_dict()["search"]
     assert [each["outcome"] for each in plain["candidates"]][1] == "over 5 ms"
     assert plain["candidates"][2]["latency_p50_ms"] is None and plain["winner"] is None
+
+
+def test_a_page_says_that_accuracies_after_other_numbers_of_epochs_do_not_compare():
+    alike = [point(name, "dropped", Trained(1.0, 50.0, 10, 3)) for name in "ab"]
+    assert result._unlike([*alike, point("c", "over 5 ms")]) == []
+    (warning,) = result._unlike([*alike, point("d", "winner", Trained(1.0, 80.0, 10, 9))])
+    assert "(2 after 3 epochs, 1 after 9 epochs)" in warning["text"]

@@ -80,7 +80,7 @@ class Stage:
         return {"best": {"top1_percent": top1, "images": 500, "epochs": epochs}}
 
     def _export(self, words):
-        self.exported = Path(words[2]).parent.name.partition("+")[0]
+        self.exported = Path(words[2]).parent.name.split("+")[1]
         Path(self._flag(words, "--output")).write_text("onnx")
         return {}
 
@@ -158,7 +158,7 @@ def test_wherever_it_is_stopped_it_goes_on_and_repeats_nothing(search, stage, tm
 
 
 def test_what_fails_is_a_row_and_not_the_end(search, stage):
-    stage.failing = {"candidates/a+": "a cannot be built", "trials/c+": "NaN in epoch 1"}
+    stage.failing = {"candidates/a+": "a cannot be built", "ep+c+": "NaN in epoch 1"}
     found = search()
     assert found.run().candidate.network == "b"
     said = {each.network: text for each, text in found.outcome.items()}
@@ -171,11 +171,11 @@ def test_what_fails_is_a_row_and_not_the_end(search, stage):
 
 
 def test_where_the_winner_fails_in_full_the_next_one_wins(search, stage):
-    stage.failing = {"trials/c+32px+9epochs": "NaN in epoch 8"}
+    stage.failing = {"trials/9ep+c+32px": "NaN in epoch 8"}
     found = search()
     assert found.run().candidate.network == "b"  # it was trained for as many epochs as c, a and d for fewer
     assert found.outcome[found.candidates[2]] == "failed: NaN in epoch 8"
-    stage.failing = {"+9epochs": "NaN in epoch 8"}
+    stage.failing = {"trials/9ep+": "NaN in epoch 8"}
     again = search()
     again.journal.steps = {key: step for key, step in again.journal.steps.items() if "9 epochs" not in key}
     with pytest.raises(GateError, match=r"none of 4 candidates .* in full; the best, c @32, failed"):
