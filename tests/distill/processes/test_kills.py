@@ -13,8 +13,8 @@ import pytest
 from forked import free_port
 
 IS_LARGE = bool(os.environ.get("L2S_LARGE"))
-STEPS = 300 if IS_LARGE else 60
-ROUNDS = [("one", 2, signal.SIGKILL), ("one", 1, signal.SIGTERM), ("all", 4, signal.SIGKILL)]
+STEPS = 300 if IS_LARGE else 36
+ROUNDS = [("one", 2, signal.SIGKILL), ("one", 4, signal.SIGTERM), ("all", 1, signal.SIGKILL)]
 """(which processes are sent a signal, how many there are, the signal)."""
 
 

@@ -6,17 +6,23 @@ from datetime import timedelta
 
 import pytest
 
+from distill.processes import meeting
 from distill.processes.meeting import meet
 from runtime.errors import MissingError
 
 PATIENCE = timedelta(seconds=10)
 
 
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(meeting, "PAUSE", timedelta(milliseconds=50))
+
+
 def start(connect, size, last):
     """The names that each process of a start goes on with; the process `last` comes after the others."""
 
     def one(rank):
-        time.sleep(0.2 * (rank == last))
+        time.sleep(0.1 * (rank == last))
         return meet(connect(), rank, size, PATIENCE)
 
     with ThreadPoolExecutor(size) as threads:

@@ -17,14 +17,14 @@ def trainings(place, size):
     teacher = ["--teacher-ckpt", place.root / "plain1" / "best.pth"]
     of = {
         "plain": ["--teacher", "none"],
-        "kl": [*teacher, "--model-ema"],
+        "kl": [*teacher, "--model-ema", *SPARSE],
         "feature": [*teacher, "--kd-loss", "none", "--feature-loss", "fitnets", "--sync-bn"],
         "stored": ["--teacher-labels", place.root / "labels"],
         "norms": ["--teacher", "none", *NORMS, "--sync-bn"],
-        "sparse": ["--teacher", "none", *SPARSE],
-        "early": ["--teacher", "none", "--early-stop", "1", "--lr", "1e-30", "--epochs", "5"],
-        "compressed": ["--teacher", "none", "--ddp-compress", "bf16"],
     }
+    if size > 1:
+        of["early"] = ["--teacher", "none", "--early-stop", "1", "--lr", "1e-30", "--epochs", "5"]
+        of["compressed"] = ["--teacher", "none", "--ddp-compress", "bf16"]
     return {name: place.train(f"{name}{size}", size, *words) for name, words in of.items()}
 
 
@@ -52,32 +52,31 @@ def trained(place, start):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", ["plain", "kl", "feature", "stored", "norms", "sparse"])
+@pytest.mark.parametrize("name", ["plain", "kl", "feature", "stored", "norms"])
 def test_all_steps_are_those_of_one_process(place, trained, name, size):
     assert place.last(f"{name}{size}").state["updates"] == STEPS
     assert place.distance(f"{name}1", f"{name}{size}") < 1e-5
 
 
 def test_masks_are_those_of_one_process(place, trained):
-    one, two = (place.last(f"sparse{size}").state["sparse"]["masks"] for size in (1, 2))
+    one, two = (place.last(f"kl{size}").state["sparse"]["masks"] for size in (1, 2))
     assert one.keys() == two.keys() and one
     assert all(one[name].equal(two[name]) for name in one)
 
 
 def test_all_processes_end_early_together(place, trained):
     """At such a rate no epoch is better than the first one."""
-    assert [len(place.records(f"early{size}")) for size in (1, 2)] == [2, 2]
+    assert len(place.records("early2")) == 2
     assert trained[2].said().count("--early-stop 1") == 1
 
 
 def test_compressed_gradients_end_near_those_that_are_not(place, trained):
     assert 1e-7 < place.distance("plain1", "compressed2") < 0.05
-    assert place.distance("plain1", "compressed1") == 0
 
 
 def test_only_one_process_speaks_and_counts_all_images(place, trained):
     said, alone = trained[2].said(), trained[1].said()
-    assert said.count("plain: epoch 2/2") == alone.count("plain: epoch 2/2") > 1
+    assert (alone.count("plain: epoch 2/2"), said.count("plain: epoch 2/2")) == (2, 3)  # and compressed
     assert f"{STEPS // 2} steps of 16 images (4 at once in each of 2 processes), 4 images left over" in said
     assert trained[2].said("out").count("plain2/best.pth: top-1") == 1
     for name in ("plain", "kl"):
