@@ -12,6 +12,7 @@ vain, find that code and end with it. A process that was killed leaves none: the
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import re
@@ -40,6 +41,8 @@ GATHERING = timedelta(minutes=5)
 """How long the first process waits for the last one."""
 PATIENCE = timedelta(minutes=60)
 """How long they wait for one that is alive and says nothing: it may fit a teacher or read a slow disk."""
+EXIT_S = 10
+"""Seconds that a process has to end where torch still waits for one that is gone."""
 WORD_S = 10.0
 """How long they wait for the reason of one that has ended, where all are still there."""
 SAME_S = 1.0
@@ -84,6 +87,10 @@ def begun(device: str, same: Mapping[str, object] | None = None) -> Iterator[Fro
         except Exception as error:
             heard.listening.clear()
             raise _last_word(error, met) from error
+        except KeyboardInterrupt as error:  # Ctrl-C reaches all, and one of them says so
+            if met is None or world.rank() == 0:
+                raise
+            raise SystemExit(128 + getattr(error, "number", signal.SIGINT)) from error
         finally:
             heard.over.set()
             _leave()
@@ -188,6 +195,9 @@ def _open(device: str, size: int) -> Met:
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
     """SIGTERM waits until what is inside is done: torch cannot be imported again after half of it was."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     try:
         yield
@@ -298,6 +308,8 @@ def _close_connections() -> None:
     thread = threading.Thread(target=close, daemon=True)
     thread.start()
     thread.join(2)
+    if thread.is_alive() and hasattr(signal, "alarm"):  # then torch may wait once more when Python ends
+        atexit.register(signal.alarm, EXIT_S)
 
 
 def _leave() -> None:
