@@ -12,10 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from runtime import files
+from runtime.cli.terminal import say
 from runtime.errors import Large2SmallError, UsageError
 from runtime.recorded import HEADER, LOGGER_IDS, SPLIT_LIST, START, UNREADABLE
 
 from .. import recipe as recipes
+from ..processes import world
 from .options import AnyOptions, TrainOptions, run_folder
 
 PICTURED = ("report.html", "val_predictions.npz")
@@ -71,6 +73,11 @@ def with_batch_of_run(options: AnyOptions) -> AnyOptions:
     begun = recipes.read(str(folder / "args.yaml")).get("batch")
     if not isinstance(begun, int) or not images or images % options.batch:
         return options
+    if options.batch * world.announced() != images:
+        say(
+            f"--resume auto: a batch has {images} images in all processes, as the run began; --batch"
+            f" {options.batch} is for {images // options.batch} of them"
+        )
     return replace(options, batch=begun)
 
 

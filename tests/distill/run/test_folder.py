@@ -108,10 +108,11 @@ def test_auto_continues_the_run_in_output(here, words):
     assert [shared_out(options, Path("run"), processes).batch for processes in (1, 2, 4)] == [8, 4, 2]
 
 
-def test_auto_takes_the_batch_of_the_run_that_others_went_on_with(here):
+def test_auto_takes_the_batch_of_the_run_that_others_went_on_with(here, capsys):
     begin(here / "run", batch=8, processes=1)  # of 2 x 4 that one process goes on with
     options = train.parse([*AUTO, "--batch", "4"])
     assert [shared_out(options, Path("run"), processes).batch for processes in (1, 2)] == [8, 4]
+    assert "a batch has 8 images in all processes" in capsys.readouterr().err
     assert train.parse([*AUTO, "--batch", "3"]).batch == 3  # refused when it resumes
 
 
