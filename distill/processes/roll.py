@@ -74,10 +74,18 @@ class Roll:
                 store.wait([f"roll {number}"], LONG)
                 store.set(f"here {number} {self.rank}", "yes")
                 store.add(f"answers {number}", 1)
-                lost = self._absent(store, number)
-                if lost and not self.over.wait(GRACE_S):
-                    end_stuck(store, lost_words(lost))
+                # beside this thread, which has to answer the next call meanwhile
+                threading.Thread(target=self._end_if_stuck, args=(number,), daemon=True).start()
         except RuntimeError:  # the store is gone: the main thread sees to it
+            return
+
+    def _end_if_stuck(self, number: int) -> None:
+        try:
+            store = self.connect()
+            lost = self._absent(store, number)
+            if lost and not self.over.wait(GRACE_S):
+                end_stuck(store, lost_words(lost))
+        except RuntimeError:  # the store is gone, with what was to be asked of it
             return
 
 
