@@ -122,12 +122,7 @@ def _parts(saved: Saved) -> list[_Part]:
         raise UsageError(
             f"{saved.path}: a result of bench {saved.kind}. Expected one of bench {', '.join(KINDS)}"
         )
-    about = saved.need("conditions", dict) if saved.kind == "table" else saved.values
-    warned = [
-        Warned(str(each.get("kind")), str(each.get("text")))
-        for each in (saved.need("warnings", list, about) if about.get("warnings") is not None else [])
-        if isinstance(each, Mapping)
-    ]
+    about, warned = _about(saved), warnings_of(saved)
     if saved.kind == "table":
         rows = [(_row_of(saved, each), each) for each in saved.need("rows", list)]
     else:
@@ -141,6 +136,21 @@ def _parts(saved: Saved) -> list[_Part]:
             saved.made,
         )
         for row, values in rows
+    ]
+
+
+def _about(saved: Saved) -> Mapping[str, Any]:
+    """Where a result tells its conditions."""
+    found: Mapping[str, Any] = saved.need("conditions", dict) if saved.kind == "table" else saved.values
+    return found
+
+
+def warnings_of(saved: Saved) -> list[Warned]:
+    """Reasons not to quote the times of a result."""
+    about = _about(saved)
+    known = saved.need("warnings", list, about) if about.get("warnings") is not None else []
+    return [
+        Warned(str(each.get("kind")), str(each.get("text"))) for each in known if isinstance(each, Mapping)
     ]
 
 

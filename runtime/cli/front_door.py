@@ -49,6 +49,7 @@ COMMANDS = {
     "bench compare": "bench.commands.compare",
     "bench gate": "bench.commands.gate",
     "bench report": "bench.commands.report",
+    "bench card": "bench.commands.card",
     "bench robustness": "bench.commands.robustness",
     "search": "large2small.commands.search",
     "demo": "distill.commands.demo",
