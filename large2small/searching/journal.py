@@ -30,8 +30,11 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Done(Step):
-    """A step without figures."""
+class Exported(Step):
+    """The winner's artifact."""
+
+    int8_top1_percent: float | None
+    """On the export's validation images; None of fp32, which is the student itself."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Trained(Step):
 
 
 KINDS: Mapping[str, type[Step]] = {
-    "done": Done,
+    "exported": Exported,
     "labeled": Labeled,
     "failed": Failed,
     "timed": Timed,

@@ -213,6 +213,7 @@ def _winner(winner: Winner) -> dict[str, Any]:
         "epochs": winner.trained.epochs,
         "top1_percent": winner.trained.top1_percent,
         "images": winner.trained.images,
+        "int8_top1_percent": winner.int8_top1_percent,
         "latency_p50_ms": winner.timed.median_ms,
         "latency_low_ms": winner.timed.low_ms,
         "latency_high_ms": winner.timed.high_ms,
@@ -255,9 +256,11 @@ def _notes(result: Found) -> Iterator[str]:
     yield report.machine(env.fingerprint())
     yield from (f"warning: {each['text']}" for each in result.warnings)
     if winner := result.winner:
+        int8 = winner.int8_top1_percent
+        as_int8 = f", {int8:.2f} % as int8" if int8 is not None else ""
         yield (
             f"winner: {winner.candidate.name}, top-1 {winner.trained.top1_percent:.2f} % after"
-            f" {winner.trained.epochs} epochs (n={winner.trained.images}), {winner.timed.words}:"
-            f" {winner.artifact}, {winner.run}"
+            f" {epochs_in_words(winner.trained.epochs)} (n={winner.trained.images}){as_int8},"
+            f" {winner.timed.words}: {winner.artifact}, {winner.run}"
         )
         yield "to train it again:"

@@ -23,7 +23,7 @@ from runtime.errors import GateError
 
 from . import halving, processes, words
 from .candidates import Candidate
-from .journal import Done, Failed, Journal, Labeled, Timed, Trained
+from .journal import Exported, Failed, Journal, Labeled, Timed, Trained
 from .processes import Finished
 from .times import Clock, in_words
 from .worker import UNTRAINED
@@ -59,6 +59,8 @@ class Winner:
     """Of the trained artifact."""
     result: Path
     """What bench latency saved about it."""
+    int8_top1_percent: float | None = None
+    """Of the artifact; None of fp32, which is as accurate as the student."""
 
 
 class Search:
@@ -295,11 +297,13 @@ class Search:
         artifact, result = self.asked.folder / name, self.asked.folder / "winner.json"
         key = f"{candidate.name}, {epochs_in_words(trained.epochs)}"
         log = self.asked.folder / "winner.log"
-        if not self.journal.find(f"export {key}", Done) or not artifact.is_file():
+        exported = self.journal.find(f"export {key}", Exported)
+        if exported is None or not artifact.is_file():
             with loading(f"exporting {candidate.name}"):
                 made = processes.run(words.export(run / files.BEST, artifact, self.asked.engine), log)
             made.raise_failure(f"export of {run}")
-            self.journal.keep(f"export {key}", Done(made.seconds))
+            top1 = made.printed.get("int8_top1_percent")
+            exported = self.journal.keep(f"export {key}", Exported(made.seconds, top1))
         timed = self.journal.find(f"time winner {key}", Timed)
         if timed is None or not result.is_file():
             with loading(f"timing {artifact.name}", still=True):
@@ -308,7 +312,7 @@ class Search:
                 found.raise_failure(f"timing {artifact}")
             assert isinstance(found, Timed)
             timed = self.journal.keep(f"time winner {key}", found)
-        return Winner(candidate, run, trained, artifact, timed, result)
+        return Winner(candidate, run, trained, artifact, timed, result, exported.int8_top1_percent)
 
     # what several steps need
 

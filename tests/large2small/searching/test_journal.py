@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from large2small.searching.journal import Done, Failed, Labeled, Timed, Trained, opened
+from large2small.searching.journal import Exported, Failed, Labeled, Timed, Trained, opened
 from runtime import ArtifactError, UsageError
 
 SETTINGS = {"training": "distill train --data digits", "engine": "fp32"}
@@ -12,7 +12,7 @@ STEPS = {
     "time a @32": Timed(4.0, 1.25, 1.2, None),
     "train a @32, 3 epochs": Trained(60.5, 71.25, 500, 3),
     "labels 32, 3 epochs": Labeled(10.0, 3),
-    "export a @32, 3 epochs": Done(5.5),
+    "export a @32, 3 epochs": Exported(5.5, None),
     "time b @32": Failed(2.0, "b cannot be built"),
 }
 
