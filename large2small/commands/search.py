@@ -26,7 +26,8 @@ from ..searching import candidates, times
 
 if TYPE_CHECKING:
     from ..searching.result import Found
-    from ..searching.search import Asked, Search, Winner
+    from ..searching.search import Search, Winner
+    from ..searching.steps import Asked
 
 SUMMARY = "find the most accurate student within a limit of latency"
 DESCRIPTION = """Candidates are exported with fresh weights and timed first; what is within the limit is
@@ -172,7 +173,7 @@ def searched(options: Options) -> tuple[Found, Large2SmallError | None]:
 def _asked(options: Options, folder: Path, limit_ms: float) -> Asked:
     from distill.run.folder import with_files
 
-    from ..searching.search import Asked
+    from ..searching.steps import Asked
     from ..searching.words import Engine
 
     values = {each.name: getattr(options, each.name) for each in fields(Recipe)}

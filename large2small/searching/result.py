@@ -22,7 +22,8 @@ from runtime.intervals import wilson
 
 from .candidates import Candidate
 from .journal import Timed, Trained
-from .search import WON, Search, Winner, epochs_in_words
+from .search import Search, Winner, epochs_in_words
+from .steps import WON
 
 NAME = "search.json"
 PAGE = "report.html"
@@ -137,14 +138,14 @@ def _saved(search: Search, point: Point, winner: Winner | None) -> Path | None:
     """The file with the times of a candidate that has some."""
     if winner and point.candidate == winner.candidate:
         return winner.result
-    path = search.latency_file(point.candidate)
+    path = search.steps.latency_file(point.candidate)
     return path if point.timed and path.is_file() else None
 
 
 def _row(search: Search, point: Point, timed: Row | None, ran_on: str) -> Row:
     """The row of bench with the accuracy of the longest training; of one that was not timed what is known."""
     name = f"{point.candidate.name}: {point.outcome}"
-    row = timed or Row(name, str(search.file(point.candidate)), ran_on=ran_on)
+    row = timed or Row(name, str(search.steps.file(point.candidate)), ran_on=ran_on)
     row = replace(row, artifact=name, role="student")
     if not point.trained or not point.interval:
         return row

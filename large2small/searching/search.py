@@ -2,8 +2,8 @@
 
 In:  what is asked for, the candidates, the journal.
 Out: for each candidate its latency, its accuracy and what became of it; the winner's artifact.
-Elsewhere: the schedule (large2small.searching.halving), the commands (large2small.searching.words), tables
-and files of the result (large2small.searching.result).
+Elsewhere: the schedule (large2small.searching.halving), the timing (large2small.searching.timing), the
+commands (large2small.searching.words), tables and files of the result (large2small.searching.result).
 """
 
 from __future__ import annotations
@@ -12,39 +12,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
-from bench import stats
-from bench.results import saved
 from distill.run.options import TrainOptions
 from runtime import files
 from runtime.cli.terminal import loading, say
 from runtime.errors import GateError
 
-from . import halving, processes, words
+from . import halving, processes, timing, words
 from .candidates import Candidate
-from .journal import Exported, Failed, Journal, Labeled, Timed, Trained
+from .journal import Exported, Journal, Labeled, Timed, Trained
 from .processes import Finished
+from .steps import FAILED, WON, Asked, Steps
 from .times import Clock, in_words
-from .worker import UNTRAINED
 
-FAILED, WON = "failed: ", "winner"
-"""What became of a candidate: how the words begin."""
 SAFETY = 1.1
 """What a training may take, as a multiple of what shorter ones took for each epoch."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a search is for."""
-
-    folder: Path
-    training: TrainOptions
-    """Of all candidates: all that is not the student's."""
-    limit_ms: float
-    one_in: int
-    label_top: int
-    engine: words.Engine
 
 
 @dataclass(frozen=True)
@@ -64,12 +45,12 @@ class Winner:
 
 
 class Search:
-    """Steps that are in the journal are not done again."""
+    """The steps of a search in their order."""
 
     def __init__(self, asked: Asked, candidates: Sequence[Candidate], journal: Journal, clock: Clock) -> None:
         self.asked, self.candidates, self.journal, self.clock = asked, candidates, journal, clock
-        self.outcome: dict[Candidate, str] = {}
-        """What became of a candidate, in a few words."""
+        self.steps = Steps(asked, journal, clock)
+        self.outcome = self.steps.outcome
         self.timed: dict[Candidate, Timed] = {}
         self.trained: dict[Candidate, Trained] = {}
         """The longest training of each."""
@@ -77,79 +58,8 @@ class Search:
 
     def run(self) -> Winner:
         """All steps. Raises GateError where no candidate is within the limit, or none could be trained."""
-        self.time_all()
-        return self.finish(self.halve(self.within()))
-
-    # timing
-
-    def time_all(self) -> None:
-        """Time all candidates, untrained."""
-        count = len(self.candidates)
-        for number, candidate in enumerate(self.candidates, 1):
-            timed = self._time(candidate)
-            if timed:
-                self.timed[candidate] = timed
-                over = timed.median_ms > self.asked.limit_ms
-                self.outcome[candidate] = f"over {self.asked.limit_ms:g} ms" if over else "not trained"
-            said = f"{timed.words}{', over the limit' if over else ''}" if timed else self.outcome[candidate]
-            say(f"[{number}/{count}] {candidate.name}: {said}{self.clock.words}")
-
-    def _time(self, candidate: Candidate) -> Timed | None:
-        key = f"time {candidate.name}"
-        known = self.journal.find(key, Timed)
-        if known and self.latency_file(candidate).is_file():
-            return known
-        if failed := self.journal.find(key, Failed):
-            self.outcome[candidate] = f"{FAILED}{failed.reason}"
-            return None
-        if not self.clock.left():
-            self.outcome[candidate] = "not timed: no time left"
-            return None
-        with loading(f"timing {candidate.name}", still=True):
-            found = self._timed_now(candidate)
-        if isinstance(found, Timed):
-            return self.journal.keep(key, found)
-        self._note_failure(key, candidate, found)
-        return None
-
-    def _timed_now(self, candidate: Candidate) -> Timed | Finished:
-        """What was measured, or the process that failed."""
-        file, result = self.file(candidate), self.latency_file(candidate)
-        options = words.training(self.asked.training, candidate, 1, None, file.with_suffix(""))
-        plain = replace(options, **(words.without_teacher() | {"teacher": "none"}))
-        typed = words.typed("train", plain)[1:]
-        command = [UNTRAINED, str(file), self.asked.engine.precision, *typed]
-        try:
-            made = self._run(command, candidate)
-            return made if made.code != 0 else self._measured(file, result, candidate, made.seconds)
-        finally:
-            file.unlink(missing_ok=True)  # its speed is known, and it can do nothing
-
-    def _measured(self, file: Path, result: Path, candidate: Candidate, seconds: float) -> Timed | Finished:
-        """seconds: that the file took."""
-        took = self._run(words.timing(file, result, self.asked.engine), candidate)
-        if took.code != 0:
-            return took
-        taken = stats.NS_PER_MS * np.array(saved.read_durations(saved.read(result)), float)
-        low, high = stats.interval_of_median(taken)
-        return Timed(seconds + took.seconds, stats.percentile(taken, 50) / stats.NS_PER_MS, low, high)
-
-    def within(self) -> list[Candidate]:
-        """The candidates within the limit, the slowest first: it is the likeliest to be the best, if there is
-        not time for all. Raises GateError where there is none.
-        """
-        if not self.timed:
-            first = next(iter(self.outcome.values()))
-            raise GateError(f"none of {len(self.candidates)} candidates could be timed; the first {first}")
-        fastest = min(self.timed, key=lambda each: self.timed[each].median_ms)
-        within = [each for each in self.timed if self.timed[each].median_ms <= self.asked.limit_ms]
-        if not within:
-            raise GateError(
-                f"none of {len(self.timed)} candidates is within {self.asked.limit_ms:g} ms; the fastest,"
-                f" {fastest.name}, takes {self.timed[fastest].words}"
-            )
-        say(f"{len(within)} of {len(self.timed)} timed candidates are within {self.asked.limit_ms:g} ms")
-        return sorted(within, key=lambda each: -self.timed[each].median_ms)
+        self.timed = timing.time_all(self.steps, self.candidates)
+        return self.finish(self.halve(timing.within(self.steps, self.timed)))
 
     # training
 
@@ -189,8 +99,7 @@ class Search:
         """
         key = _training(candidate, epochs)
         known = self.journal.find(key, Trained)
-        if not known and (failed := self.journal.find(key, Failed)):
-            self.outcome[candidate] = f"{FAILED}{failed.reason}"
+        if not known and self.steps.has_failed(key, candidate):
             return None
         if not known:
             known = self._train_now(key, candidate, epochs, spare)
@@ -206,10 +115,10 @@ class Search:
         labels = self.labels_of(candidate)
         with loading(f"training {candidate.name} for {epochs_in_words(epochs)}"):
             options = self.training_of(candidate, epochs, labels)
-            done = self._run(words.train(options), candidate)
+            done = self.steps.run(words.train(options), candidate)
         best = done.printed.get("best")
         if done.code != 0 or not isinstance(best, Mapping):
-            self._note_failure(key, candidate, done)
+            self.steps.note_failure(key, candidate, done)
             return None
         return self.journal.keep(
             key, Trained(done.seconds, best["top1_percent"], int(best["images"]), epochs)
@@ -307,7 +216,7 @@ class Search:
         timed = self.journal.find(f"time winner {key}", Timed)
         if timed is None or not result.is_file():
             with loading(f"timing {artifact.name}", still=True):
-                found = self._measured(artifact, result, candidate, 0.0)
+                found = timing.measured(artifact, result, self.asked.engine, log)
             if isinstance(found, Finished):
                 found.raise_failure(f"timing {artifact}")
             assert isinstance(found, Timed)
@@ -338,29 +247,6 @@ class Search:
 
     def _latencies(self) -> dict[Candidate, float]:
         return {each: timed.median_ms for each, timed in self.timed.items()}
-
-    def _run(self, command: Sequence[str], candidate: Candidate) -> Finished:
-        return processes.run(command, self._place(candidate, ".log"), self.clock.left())
-
-    def file(self, candidate: Candidate) -> Path:
-        """What it was timed as, which is not kept."""
-        return self._place(candidate, ".onnx")
-
-    def _place(self, candidate: Candidate, ending: str) -> Path:
-        return self.asked.folder / "candidates" / f"{candidate.folder}{ending}"
-
-    def latency_file(self, candidate: Candidate) -> Path:
-        """What bench latency saved about it."""
-        return self._place(candidate, ".json")
-
-    def _note_failure(self, key: str, candidate: Candidate, ended: Finished) -> None:
-        """Write down what will fail again; what was only stopped goes on with more time."""
-        if ended.code is None:
-            self.outcome[candidate] = "stopped: no time left"
-            return
-        reason = ended.reason or "it did not print its result"
-        self.outcome[candidate] = f"{FAILED}{reason}"
-        self.journal.keep(key, Failed(ended.seconds, reason))
 
 
 def _training(candidate: Candidate, epochs: int) -> str:

@@ -12,7 +12,8 @@ from large2small.searching import processes
 from large2small.searching.candidates import Candidate
 from large2small.searching.journal import opened
 from large2small.searching.processes import Finished
-from large2small.searching.search import Asked, Search
+from large2small.searching.search import Search
+from large2small.searching.steps import Asked
 from large2small.searching.times import Clock
 from large2small.searching.words import Engine
 from runtime.errors import GateError, UsageError
@@ -242,6 +243,12 @@ def test_a_winner_is_trained_for_as_long_as_there_is_time(search, stage):
     assert winner.candidate.network == "d" and winner.trained.epochs == 4
     assert stage.now <= 200 + HOURS["export"] + HOURS["bench"]
     assert search().run().candidate.network == "c"  # with more time
+
+
+def test_a_trained_winner_is_exported_and_timed_however_little_time_is_left(search, monkeypatch):
+    monkeypatch.setitem(HOURS, "export", 1000.0)
+    found = search(budget=200)
+    assert found.run().timed.median_ms == 4.0 and found.clock.left() == 0
 
 
 def test_more_time_in_a_second_call_goes_on_where_the_first_one_stopped(search, stage):
