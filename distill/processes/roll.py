@@ -11,6 +11,7 @@ one is lost, the thread ends such a process after GRACE_S.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -131,7 +132,9 @@ class StuckWatch:
                     continue
                 if self.roll is None:  # still looking for the others: one of them has a reason to say
                     os._exit(128 + signal.SIGTERM)
-                try:
-                    self.roll.missing(self.roll.connect())  # whoever is stuck ends after it
-                except RuntimeError:  # the store is gone: torchrun ends what is left
-                    return
+                else:
+                    self._call(self.roll)
+
+    def _call(self, roll: Roll) -> None:
+        with contextlib.suppress(RuntimeError):  # the store is gone: torchrun ends what is left
+            roll.missing(roll.connect())  # whoever is stuck ends after it

@@ -1,12 +1,13 @@
 """Who does not answer a roll call is lost; who is busy, or has left in good order, is not."""
 
+import signal
 import threading
 import time
 
 import pytest
 
 from distill.processes import roll
-from distill.processes.roll import Roll
+from distill.processes.roll import Roll, StuckWatch
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +55,40 @@ def test_a_process_that_ends_by_itself_is_let_be(connect, monkeypatch):
     busy.over.set()
     time.sleep(0.3)
     assert not codes
+
+
+@pytest.fixture
+def stuck(monkeypatch):
+    """(a process whose main thread does nothing of SIGTERM, the exit codes it ended with, when it has)."""
+    ended, codes = threading.Event(), []
+    monkeypatch.setattr(roll, "REACTION_S", 0.1)
+    monkeypatch.setattr(roll, "GRACE_S", 0.1)
+    monkeypatch.setattr(roll.os, "_exit", lambda code: (codes.append(code), ended.set()))
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    watch = StuckWatch()
+    yield watch, codes, ended
+    watch.close()
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_sigterm_ends_a_process_that_is_stuck_before_it_has_met_the_others(stuck):
+    _, codes, ended = stuck
+    signal.raise_signal(signal.SIGTERM)
+    assert ended.wait(5) and codes == [143]
+
+
+def test_sigterm_ends_a_process_that_waits_for_a_lost_one(stuck, connect, capsys):
+    """As torchrun sends it to those that are left: the watch calls the roll for the main thread."""
+    watch, codes, ended = stuck
+    watch.roll = Roll(connect, 0, 2)
+    signal.raise_signal(signal.SIGTERM)
+    assert ended.wait(5) and codes == [3]
+    assert capsys.readouterr().err.startswith("error: rank 1 has ended without a word")
+    watch.roll.over.set()
+
+
+def test_sigterm_lets_a_process_be_that_ends_by_itself(stuck, connect):
+    watch, codes, ended = stuck
+    signal.raise_signal(signal.SIGTERM)
+    watch.over.set()
+    assert not ended.wait(0.3) and not codes
