@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from runtime import files
-from runtime.cli.terminal import printable
+from runtime.cli.terminal import printable, screen
 
 UNKNOWN = "–"
 """What is shown for None: not measured, not known."""
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a spreadsheet takes for the beginning of a formula."""
 PIPE_WIDTH = 100
 """Columns of output that goes to a file or a pipe, where rich would assume 80."""
 
@@ -78,9 +80,7 @@ def _short(own: tuple[str, ...], others: Sequence[tuple[str, ...]]) -> str:
 
 def console() -> Any:
     """A rich console on stdout that keeps tables readable when the output is not a terminal."""
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+    return screen(width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def table(title: str, left: Sequence[str], right: Sequence[str]) -> Any:
@@ -104,8 +104,17 @@ def plain_text(lines: str) -> Any:
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """Rows of a Markdown table, the line below the heading included."""
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    """Rows of a Markdown table, the line below the heading included; no cell ends its row."""
+    rows = ([printable(cell).replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def csv_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A row for a CSV file: text that a spreadsheet would take for a formula begins with an apostrophe."""
+    return {
+        name: f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+        for name, value in values.items()
+    }
 
 
 def with_notes(tables: Sequence[Any], notes: Sequence[str]) -> Any:
@@ -113,7 +122,7 @@ def with_notes(tables: Sequence[Any], notes: Sequence[str]) -> Any:
     from rich.console import Group
     from rich.text import Text
 
-    return Group(*tables, *(Text(note) for note in notes))
+    return Group(*tables, *(Text(printable(note)) for note in notes))
 
 
 def require_place(results_file: Path | None, overwrite: bool) -> None:

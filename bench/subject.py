@@ -17,7 +17,7 @@ import runtime
 from runtime import ArtifactError, Predictor, Preprocess, UsageError, env, files
 from runtime.backends import Engine, Settings, registry
 from runtime.cli.settings import Flag
-from runtime.cli.terminal import loading
+from runtime.cli.terminal import loading, printable
 
 if TYPE_CHECKING:
     EngineName = str
@@ -198,7 +198,7 @@ def label(predictor: Predictor, role: str | None = None) -> str:
     words = [role or metadata.role, None if metadata.precision == "unknown" else metadata.precision]
     if metadata.quantization and metadata.quantization.not_for_accuracy:
         words.append("(not for accuracy)")
-    return " ".join(word for word in words if word) or predictor.path.name
+    return printable(" ".join(word for word in words if word) or predictor.path.name)
 
 
 def require_preprocess(predictor: Predictor) -> Preprocess:

@@ -330,7 +330,8 @@ def to_markdown(table: Table) -> str:
         ["---", *("---:" for _ in COLUMNS)],
     ]
     for row, name in zip(table.rows, names(table), strict=True):
-        lines.append([f"{row.artifact} (`{name}`){mark(row)}", *(column.shown(row) for column in COLUMNS)])
+        code = name.replace("`", "'")  # which would end the code span
+        lines.append([f"{row.artifact} (`{code}`){mark(row)}", *(column.shown(row) for column in COLUMNS)])
     return report.markdown(lines) + "\n\n" + "\n".join(f"{line}  " for line in caption(table)) + "\n"
 
 
@@ -339,7 +340,7 @@ def to_csv(table: Table) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(row) for row in table.rows)
+    writer.writerows(report.csv_values(asdict(row)) for row in table.rows)
     return text.getvalue()
 
 
@@ -348,7 +349,7 @@ def classes_csv(found: AccuracyReport) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, ["name", "images", "right", "percent"], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(each.to_dict() for each in found.result.classes)
+    writer.writerows(report.csv_values(each.to_dict()) for each in found.result.classes)
     return text.getvalue()
 
 

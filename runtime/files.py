@@ -63,8 +63,8 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def write_text(path: str | Path, content: str) -> None:
-    """`write_bytes` for UTF-8 text."""
-    write_bytes(path, content.encode())
+    """`write_bytes` for UTF-8 text; of names that the disk holds in another encoding their bytes."""
+    write_bytes(path, content.encode("utf-8", "surrogateescape"))
 
 
 def json_text(value: Any, indent: int | None = None, sort_keys: bool = False) -> str:

@@ -245,7 +245,7 @@ class Predictor:
             or not isinstance(images, (Sequence, np.ndarray))
             or (
                 isinstance(images, np.ndarray)
-                and (images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (1, 3, 4)))
+                and (images.ndim in (0, 2) or (images.ndim == 3 and images.shape[2] in (1, 3, 4)))
             )
         ):
             images = [images]

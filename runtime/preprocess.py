@@ -102,6 +102,8 @@ class Preprocess:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
         """Read the spec from a plain mapping; unknown keys raise UsageError."""
+        if not isinstance(values, Mapping):
+            raise UsageError(f"preprocessing is a {type(values).__name__}: expected a mapping")
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
             raise UsageError(f"preprocessing keys {sorted(unknown)} are unknown to this version")
@@ -144,8 +146,11 @@ class Preprocess:
         return normalized
 
     def batch(self, images: Iterable[Image]) -> np.ndarray:
-        """(N, C, H, W) float32 of N images."""
-        return self.normalize(np.stack([self.pixels(image) for image in images]))
+        """(N, C, H, W) float32 of N images, one or more."""
+        pixels = [self.pixels(image) for image in images]
+        if not pixels:
+            raise UsageError("no images to make a batch of. Give one or more")
+        return self.normalize(np.stack(pixels))
 
 
 def _resize(image: Any, spec: Preprocess, name: str) -> Any:

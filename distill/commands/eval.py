@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from runtime import files
 from runtime.cli import settings
 from runtime.cli.settings import Flag
-from runtime.cli.terminal import in_rows, loading, progress_bar, say
+from runtime.cli.terminal import in_rows, loading, printable, progress_bar, say
 from runtime.errors import GateError
 from runtime.images.summary import balanced_line
 
@@ -92,7 +92,7 @@ def run(options: Options) -> int:
         f"{found.checkpoint}: top-1 {low:.2f} to {high:.2f} % (95 % interval on {result.images} images)"
     )
     lines.append(f"{found.checkpoint}: {balanced_line(found.classes)}")
-    print(in_rows("\n".join(lines), sys.stdout))
+    print(in_rows("\n".join(map(printable, lines)), sys.stdout))
     if not is_finite:
         raise GateError(f"{found.checkpoint}: its logits hold NaN or inf, so these figures say nothing")
     return 0

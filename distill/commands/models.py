@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from runtime import files
 from runtime.cli.settings import Flag
-from runtime.cli.terminal import loading
+from runtime.cli.terminal import loading, screen
 
 if TYPE_CHECKING:
     from ..models.catalog import Entry
@@ -73,7 +73,6 @@ def _cells(each: Entry) -> tuple[str, ...]:
 
 
 def _show(found: Sequence[Entry]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(*HEADINGS, box=None, pad_edge=False)
@@ -81,4 +80,4 @@ def _show(found: Sequence[Entry]) -> None:
     table.columns[1].justify = "right"
     for each in found:
         table.add_row(*_cells(each))
-    Console(highlight=False).print(table)
+    screen().print(table)

@@ -21,7 +21,7 @@ import timm
 import torch
 
 from runtime import files
-from runtime.cli.terminal import progress_bar
+from runtime.cli.terminal import progress_bar, screen
 from runtime.errors import ArtifactError, GateError, UsageError
 from runtime.images import ImageSet
 
@@ -244,7 +244,6 @@ def _shown(side: int | None, ratio: float | None) -> str:
 def print_table(measured: Sequence[Measured], folder: Path, about: str) -> None:
     """Two rows for each network, notes below. about: which images were used."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(
@@ -270,7 +269,7 @@ def print_table(measured: Sequence[Measured], folder: Path, about: str) -> None:
                 name,
                 *(_shown(*pair) for pair in zip(found.sides, found.ratios, strict=True)),
             )
-    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    console = screen(width=None if sys.stdout.isatty() else 100)
     console.print(table)
     for each in measured:
         for note in each.checkpoint.notes:

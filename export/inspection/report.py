@@ -15,10 +15,10 @@ from pathlib import PurePath
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from runtime.cli import terminal
 from runtime.cli.terminal import printable
 
 from .lineage import ABSENT, DIFFERS, MATCHES
@@ -39,7 +39,7 @@ OWN_TABLE = ("lineage", "quantization", "verification", "versions", "engine")
 
 def show(values: Mapping[str, Any]) -> None:
     """Print everything."""
-    screen = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+    screen = terminal.screen(width=None if sys.stdout.isatty() else PIPE_WIDTH)
     about = values["metadata"]
     screen.print(_pairs(values["file"], _head(values)))
     for name in ("engine", "quantization", "verification"):
@@ -50,7 +50,7 @@ def show(values: Mapping[str, Any]) -> None:
     if values["lineage"]:
         screen.print(_lineage(values["lineage"]))
     for warning in values["warnings"]:
-        screen.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
+        screen.print(Text(f"warning: {printable(warning)}", style="yellow"), soft_wrap=True)
 
 
 def show_main(values: Mapping[str, Any]) -> None:
@@ -264,7 +264,7 @@ def _pairs(title: str, rows: list[tuple[str, str]]) -> Table:
     made = _table(title, "", "")
     made.show_header = False
     for row in rows:
-        made.add_row(*map(Text, row))
+        made.add_row(*(Text(printable(cell)) for cell in row))
     return made
 
 

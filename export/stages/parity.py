@@ -27,6 +27,7 @@ from distill.data import eval_loader
 from distill.evaluate import require_readable
 from runtime import files
 from runtime.artifact import first_class_difference
+from runtime.cli import terminal
 from runtime.errors import ArtifactError, GateError
 from runtime.images import FileSet, ImageSet
 from runtime.predictor import Predictor, load
@@ -244,7 +245,6 @@ def compare_decisions(
 def show(values: dict[str, Any]) -> None:
     """The result as a table: a line per step."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     n, exact = values["images"], values["allowed_logit_difference"]
@@ -278,7 +278,7 @@ def show(values: dict[str, Any]) -> None:
         ),
     ):
         table.add_row(*row)
-    screen = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    screen = terminal.screen(width=None if sys.stdout.isatty() else 120)
     screen.print(table)
     screen.print(
         f"top-1 on these images: checkpoint {values['checkpoint_top1_percent']:.2f} %, {values['precision']}"

@@ -11,11 +11,11 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from runtime import files
 from runtime.artifact import Metadata
+from runtime.cli import terminal
 from runtime.intervals import wilson
 from runtime.records import Agreement, Budget, Judged, Quantization, Speed
 
@@ -31,7 +31,7 @@ LOW_AGREEMENT = 90.0
 
 def show(path: Path, meta: Metadata, found: Judged) -> None:
     """Print the result of an export below fp32."""
-    screen = Console(highlight=False)
+    screen = terminal.screen()
     table = Table("", "top-1 %", "drop, points", "agreement %", title=f"{path}", title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from onnx import ModelProto, NodeProto
-from rich.console import Console
 from rich.table import Table
 
 from runtime.artifact import Metadata
+from runtime.cli import terminal
 from runtime.records import EngineRecord
 
 from ..graph.view import View
@@ -220,7 +220,7 @@ def _names(names: Sequence[str]) -> str:
 def show(path: Path, meta: Metadata) -> None:
     """Print what was built: a table of facts, then every warning."""
     built, checked = meta.engine or EngineRecord(), meta.verification.engine
-    screen = Console(highlight=False)
+    screen = terminal.screen()
     table = Table(show_header=False, title=str(path), title_justify="left")
     product = "TensorRT for RTX" if built.flavor == "rtx" else "TensorRT"
     size = (built.plan_bytes or 0) / 1e6

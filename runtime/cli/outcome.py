@@ -184,7 +184,7 @@ def _internal(error: BaseException, as_json: bool) -> int:
 def _report(message: str, code: int, as_json: bool) -> int:
     if not terminal.may_say_errors():
         return code
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {terminal.printable(message)}", file=sys.stderr)
     if as_json:
         print(files.json_text({"error": message, "exit_code": code}))
     return code

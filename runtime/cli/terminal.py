@@ -36,10 +36,28 @@ EMPTIED = "\r\x1b[K"
 
 
 def console() -> Console:
-    """Rich's console on stderr."""
-    from rich.console import Console
+    """Rich's console on stderr, as `screen` makes it."""
+    return screen(stderr=True, highlight=True)
 
-    return Console(stderr=True)
+
+def screen(**settings: Any) -> Console:
+    """Rich's console on stdout with these settings, which lets no control character through but its own,
+    whatever a file or a class is called.
+    """
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
+    class Screen(Console):
+        def render(
+            self, renderable: RenderableType, options: ConsoleOptions | None = None
+        ) -> Iterator[Segment]:
+            for part in super().render(renderable, options):
+                yield part if part.control or part.text.isprintable() else Segment(*_shown(part))
+
+    def _shown(part: Segment) -> tuple[str, Any]:
+        return "\n".join(map(printable, part.text.split("\n"))), part.style
+
+    return Screen(**{"highlight": False} | settings)
 
 
 def is_live(stream: TextIO) -> bool:
@@ -54,9 +72,10 @@ def say(line: str) -> None:
 
 
 def in_rows(text: str, stream: TextIO) -> str:
-    """The text as it is; on a terminal with lines that are too long broken between words, and what belongs
-    below a label in the first column put there.
+    """The text without control characters in its lines; on a terminal with lines that are too long broken
+    between words, and what belongs below a label in the first column put there.
     """
+    text = "\n".join(map(printable, text.split("\n")))
     width = shutil.get_terminal_size().columns
     if not stream.isatty() or width < NARROWEST:
         return text

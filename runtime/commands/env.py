@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from .. import backends, env, files
 from ..backends import registry
 from ..backends.tensorrt import driver
+from ..cli.terminal import screen
 
 SUMMARY = "show what this machine has, and what is missing for what"
 DESCRIPTION = """examples:
@@ -396,6 +397,4 @@ def run(options: Options) -> None:
     if options.json:
         print(files.json_text(values, indent=2))
         return
-    from rich.console import Console
-
-    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False).print(to_rich(values))
+    screen(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(to_rich(values))

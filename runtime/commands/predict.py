@@ -21,7 +21,7 @@ import numpy as np
 from .. import files
 from ..backends import registry
 from ..backends.asked import CHECKPOINTS
-from ..cli import settings
+from ..cli import settings, terminal
 from ..cli.settings import Flag
 from ..cli.terminal import loading, printable
 from ..errors import ArtifactError, DataError, UsageError
@@ -205,11 +205,10 @@ def _print_lines(found: Sequence[Found]) -> None:
 
 def _table_printer(paths: Sequence[str]) -> Printer:
     """A table that goes on from batch to batch: the columns have the same width in each part."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    screen = Console(highlight=False)
+    screen = terminal.screen()
     widest = max(len(printable(path)) for path in paths)
     width = max(5, min(widest, screen.width // 2))
     is_first = [True]

@@ -9,6 +9,7 @@ Elsewhere: folders (runtime.images.folder), making a list of a split (runtime.im
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 from collections.abc import Sequence
@@ -269,7 +270,8 @@ def _cells(text: str) -> list[list[str]]:
     )
     if delimiter is None:  # path label, as many text lists are written; a path may hold blanks
         return [line.rsplit(None, 1) for line in text.splitlines()]
-    return list(csv.reader(text.splitlines(), delimiter=delimiter, skipinitialspace=True))
+    rows = io.StringIO(text, newline="")  # the name of a file may hold a line break
+    return list(csv.reader(rows, delimiter=delimiter, skipinitialspace=True))
 
 
 def _is_table(lines: Sequence[str], delimiter: str) -> bool:

@@ -221,6 +221,15 @@ def test_a_truncated_image_that_was_only_opened_is_named(tmp_path, shape):
         Preprocess()(opened)
 
 
+def test_no_images_and_no_mapping_are_named():
+    for call, words in (
+        (lambda: Preprocess().batch([]), "no images to make a batch of"),
+        (lambda: Preprocess.from_dict(5), "preprocessing is a int: expected a mapping"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            call()
+
+
 def test_a_strip_that_would_become_gigantic_is_refused(tmp_path):
     path = tmp_path / "strip.png"
     Image.new("L", (1, 3000000)).save(path)

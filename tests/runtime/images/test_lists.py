@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime import DataError
-from runtime.images import has_own_split, open_images
+from runtime import DataError, files
+from runtime.images import FolderSet, has_own_split, open_images, split
 from runtime.images.lists import with_columns
 
 
@@ -75,6 +75,22 @@ def test_an_image_that_an_npz_file_does_not_have_is_refused(place, number):
     rows = f"npz:{place}/d.npz[0],0\nnpz:{place}/d.npz[{number}],1\n"
     with pytest.raises(DataError, match=r"does not belong to npz:|npz and image files"):
         open_images(write(place, "a.csv", "path,label\n" + rows), "train")
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\r\nb", "a\x85b", "a\u2028b", "caf\udce9", 'say "hi", you'])
+def test_a_split_of_any_names_is_read_again(place, name):
+    """Written as --val-split writes it."""
+    for label in (name, "ant"):
+        for number in range(4):
+            image(place / "set" / label / f"{name}{number}.png", number + 10 * (label == name))
+    images = FolderSet(place / "set")
+    files.write_text(place / "list.csv", split.to_list(images, split.choose(images, 0.5, 0)))
+    for part in ("train", "val"):
+        found = open_images(str(place / "list.csv"), part)
+        assert found.class_names == images.class_names
+        labels = [found.class_names[label] for label in found.labels]
+        assert [file.parent.name for file in found.files] == labels
+        assert len(found) == 4
 
 
 def test_a_column_of_splits_is_used(place):
