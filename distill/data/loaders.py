@@ -225,7 +225,7 @@ class EpochOrder:
         self.share = range(batch) if share is None else share
         self.epoch = self.start = 0
         self.stride = 1
-        """Every so manieth batch is read, where several processes share whole ones."""
+        """Of so many batches one is read, where several processes share whole ones."""
 
     def __len__(self) -> int:
         return self.size // self.batch

@@ -263,7 +263,7 @@ def resized(preprocess: Preprocess, height: int, width: int) -> Preprocess:
 def read(
     images: ImageSet, indices: Sequence[int], preprocess: Preprocess, batch: int, skip_bad: bool = False
 ) -> Iterator[Tensor | None]:
-    """Batches (n, 3, H, W) float32 of the chosen images. Of several processes each has every so manieth
+    """Batches (n, 3, H, W) float32 of the chosen images. Of n processes each has every n-th
     batch, and None where it has none or none of its images can be read. Raises DataError for an unreadable
     one unless skip_bad.
     """
