@@ -75,9 +75,9 @@ class Draw:
 
     def __init__(self, recipe: Recipe, spec: Preprocess) -> None:
         """Raises UsageError for augmentation that the device does not do."""
+        if not recipe.crop_padding:
+            raise _refusal("random crops of --scale", "Give --crop-padding 4")
         self.steps = [step for step in training_transform(recipe, spec).transforms if _is_drawing(step)]
-        if not any(isinstance(step, transforms.RandomCrop) for step in self.steps):
-            raise _refusal("--scale", "Crop by --crop-padding")
         height, width = spec.input_size[1:]
         self.padding = recipe.crop_padding
         self.padded = Image.new("L", (width + 2 * self.padding, height + 2 * self.padding))
