@@ -115,16 +115,14 @@ class Command(Protocol):
 
 def main(argv: Sequence[str] | None = None, group: str = "") -> int:
     """Run one command and return its exit code; group: the first word, where the program is called by it."""
+    _open_what_is_closed()
     _print_in_any_encoding()
     typed = list(sys.argv[1:] if argv is None else argv)
     words = [group, *typed] if group else typed
     terminal.only_on_terminals("--json" in words)
     beside_another = _is_beside_another()
     terminal.mute(lines=beside_another, errors=beside_another)
-    try:
-        return outcome.run(lambda: _dispatch(words), as_json="--json" in words)
-    except SystemExit as stop:  # --help of a command
-        return int(stop.code or 0)
+    return outcome.run(lambda: _dispatch(words), as_json="--json" in words)
 
 
 def _is_beside_another() -> bool:
@@ -132,6 +130,13 @@ def _is_beside_another() -> bool:
     words, which are the same in all, is said by that one.
     """
     return _processes() > 1 and os.environ.get("LOCAL_RANK", "0").strip() not in ("", "0")
+
+
+def _open_what_is_closed() -> None:
+    """Where the program was started without stdout or stderr, what it prints there goes nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # until the program ends
 
 
 def _print_in_any_encoding() -> None:
@@ -207,6 +212,7 @@ def _meant(asked: str, known: list[str]) -> str:
 
 
 def _run(name: str, words: list[str]) -> int | None:
+    _require_working_folder()
     name, command = chosen(name, words)
     options = options_of(name, command, words)
     if _processes() > 1 and not getattr(command, "SHARES_WORK", False):
@@ -216,6 +222,16 @@ def _run(name: str, words: list[str]) -> int | None:
         )
     code: int | None = command.run(options)
     return code
+
+
+def _require_working_folder() -> None:
+    """Raise UsageError where the folder that the program was started in has been removed: libraries that look
+    for their own files then end the process.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("the working folder was removed. Change to one that is there: cd DIR") from None
 
 
 def _processes() -> int:

@@ -35,17 +35,42 @@ def run(command: Callable[[], int | None], as_json: bool = False) -> int:
     """
     try:
         with _stoppable():
-            return command() or 0
+            return _printed(command)
     except KeyboardInterrupt as error:
         number = error.number if isinstance(error, _Stopped) else signal.SIGINT
         said = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
         return _report(said, 128 + number, as_json)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _is_stdout_closed():  # `distill ... | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _print_nowhere()
             return 0
+        _drop_what_cannot_be_printed()
         ours = as_ours(error)
         return _report(str(ours), ours.exit_code, as_json) if ours else _internal(error, as_json)
+
+
+def _printed(command: Callable[[], int | None]) -> int:
+    """The command's exit code, once what it printed is where it belongs: a full disk or a reader that has
+    gone would otherwise be noticed when the interpreter ends.
+    """
+    try:
+        code = command() or 0
+    except SystemExit as stop:  # --help of a command
+        code = int(stop.code or 0)
+    sys.stdout.flush()
+    return code
+
+
+def _drop_what_cannot_be_printed() -> None:
+    """What stdout still holds and cannot be written, so that nobody stumbles over it again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _print_nowhere()
+
+
+def _print_nowhere() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Stopped(KeyboardInterrupt):
@@ -104,6 +129,10 @@ def as_ours(error: Exception) -> Large2SmallError | None:
     if isinstance(error, ImportError) and (extra := _extra_for(error.name or "")):
         return MissingError(
             f'this command needs {error.name}. Install it: pip install "large2small[{extra}]"'
+        )
+    if isinstance(error, ImportError) and "map segment" in str(error):
+        return MissingError(
+            f"out of memory while libraries are loaded ({error}). Give this process more: ulimit -v"
         )
     if isinstance(error, OSError) and error.errno in files.NO_SPACE:  # raised outside of runtime.files
         return MissingError(f"no space left on the disk ({error}). Free space or choose another place")
@@ -186,5 +215,8 @@ def _report(message: str, code: int, as_json: bool) -> int:
         return code
     print(f"error: {terminal.printable(message)}", file=sys.stderr)
     if as_json:
-        print(files.json_text({"error": message, "exit_code": code}))
+        try:
+            print(files.json_text({"error": message, "exit_code": code}), flush=True)
+        except OSError:  # a full disk may be what went wrong
+            _print_nowhere()
     return code

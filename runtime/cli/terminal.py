@@ -54,6 +54,10 @@ def screen(**settings: Any) -> Console:
             for part in super().render(renderable, options):
                 yield part if part.control or part.text.isprintable() else Segment(*_shown(part))
 
+        def on_broken_pipe(self) -> None:
+            """Nobody reads any more, which runtime.cli.outcome knows; rich itself would end the program."""
+            raise BrokenPipeError
+
     def _shown(part: Segment) -> tuple[str, Any]:
         return "\n".join(map(printable, part.text.split("\n"))), part.style
 

@@ -1,4 +1,4 @@
-"""Names of files and classes end no row of a table that is written, and are no formula of a spreadsheet."""
+"""Names of files and classes end no row of a table that is written, and are not formulas in a spreadsheet."""
 
 import csv
 import io

@@ -6,7 +6,9 @@ import errno
 import json
 import os
 import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -146,3 +148,43 @@ def test_a_process_that_was_forked_meanwhile_ends_by_the_signal_itself():
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
     assert outcome.run(command) == -signal.SIGTERM
+
+
+FULL = Path("/dev/full")
+
+
+def program(words, **streams):
+    """distill WORDS in a process of its own."""
+    command = [sys.executable, "-m", "distill", *words.split()]
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=60, **streams)
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="a disk that is full, on Linux")
+@pytest.mark.parametrize("words", ["--help", "env --json", "eval --help"])
+def test_a_full_disk_behind_stdout_is_one_line(words):
+    with FULL.open("w") as full:
+        done = program(words, stdout=full)
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1)
+    assert "no space left on the disk" in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell of POSIX")
+@pytest.mark.parametrize(
+    ("shell", "code", "said"),
+    [
+        ("{} recipes >&-", 0, ""),
+        ("{} recipes >&- 2>&-", 0, ""),
+        ("{} bench latency no.onnx 2>&-", 2, ""),
+        ("mkdir d; cd d; rmdir ../d; {} eval no.pth", 2, "error: the working folder was removed. "),
+        ("{} env | true; exit ${{PIPESTATUS[0]}}", 0, ""),
+    ],
+)
+def test_streams_and_folders_that_are_not_there(shell, code, said, tmp_path):
+    line = shell.format(f"{sys.executable} -m distill")
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code and done.stderr.startswith(said) and len(done.stderr) < 200
+
+
+def test_too_little_memory_for_the_libraries_is_said():
+    found = outcome.as_ours(ImportError("libtorch.so: failed to map segment from shared object"))
+    assert found.exit_code == 3 and "out of memory while libraries are loaded" in str(found)
