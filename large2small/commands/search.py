@@ -7,6 +7,7 @@ Elsewhere: the steps (large2small.searching.search), tables and files (large2sma
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from distill.recipe import Recipe
 from distill.run.options import TrainOptions, given_data, value_of, with_file
-from runtime import GateError, UsageError, env, files
+from runtime import GateError, MissingError, UsageError, env, files
 from runtime.backends import registry
 from runtime.cli import flags
 from runtime.cli.settings import Flag
@@ -40,6 +41,8 @@ examples:
   {prog} --max-latency 5ms --teacher-ckpt t.pth --data DIR --int8 --engine-backend openvino --budget 2h"""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of all candidates where none is given: those of ImageNet, so that one teacher's answers serve all."""
+EXPORTING = ("onnx", "onnxscript", "onnxslim")
+"""Packages that an export imports besides those of a training."""
 STUDENT = ("student", "student_args", "student_ckpt", "checkpoint_key", "pretrained", "input_size")
 """Settings that the candidates have in the place of one student."""
 
@@ -154,6 +157,7 @@ def searched(options: Options) -> tuple[Found, Large2SmallError | None]:
     limit = 1000 * times.parse(options.max_latency, "--max-latency", "5ms or 800us")
     budget = times.parse(options.budget, "--budget", "2h or 45min") if options.budget else None
     lines = candidates.lines(options.candidates)
+    _require_packages(options.engine_backend)
     folder = Path(options.output).absolute()
     with files.only_one(folder, "is searching"):
         with loading("loading torch"):
@@ -168,6 +172,18 @@ def searched(options: Options) -> tuple[Found, Large2SmallError | None]:
         journal.write()
         search = Search(asked, among, journal, times.Clock(budget, journal.seconds))
         return _run(search, options)
+
+
+def _require_packages(backend: str | None) -> None:
+    """Raise MissingError naming all that every candidate would fail without."""
+    engine = backend or "onnxruntime"
+    needed = dict.fromkeys(EXPORTING, "export") | {engine: "cpu" if engine == "onnxruntime" else engine}
+    missing = {name: extra for name, extra in needed.items() if importlib.util.find_spec(name) is None}
+    if missing:
+        extras = ",".join(dict.fromkeys(missing.values()))
+        raise MissingError(
+            f'a search needs {", ".join(missing)}. Install them: pip install "large2small[{extras}]"'
+        )
 
 
 def _asked(options: Options, folder: Path, limit_ms: float) -> Asked:

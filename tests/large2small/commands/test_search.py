@@ -51,6 +51,21 @@ def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_written(line, said
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.parametrize(
+    ("missing", "line", "extras"),
+    [
+        (["onnx", "onnxslim", "onnxruntime"], FAST, "[export,cpu]"),
+        (["openvino"], [*FAST, "--engine-backend", "openvino"], "[openvino]"),
+    ],
+)
+def test_all_that_is_missing_is_said_at_once(missing, line, extras, tmp_path, monkeypatch, capsys):
+    for name in missing:
+        monkeypatch.setitem(sys.modules, name, None)  # what python does not import and does not find
+    assert typed(*line, output=tmp_path / "s") == 3
+    said = capsys.readouterr().err
+    assert all(name in said for name in missing) and extras in said and not (tmp_path / "s").exists()
+
+
 def test_json_is_one_object_also_without_a_winner(monkeypatch, tmp_path, capsys):
     points = [Point(Candidate("a", (), 32), "over 5 ms", Timed(1.0, 9.0, None, None), None)]
     found = Found(tmp_path, 5.0, points, None, "", 1.0, [], [], "digits")
