@@ -176,8 +176,9 @@ def searched(options: Options) -> tuple[Found, Large2SmallError | None]:
 
 def _require_packages(backend: str | None) -> None:
     """Raise MissingError naming all that every candidate would fail without."""
-    engine = backend or "onnxruntime"
-    needed = dict.fromkeys(EXPORTING, "export") | {engine: "cpu" if engine == "onnxruntime" else engine}
+    needed = dict.fromkeys(EXPORTING, "export") | {"onnxruntime": "cpu"}  # which verifies every export
+    if backend and backend not in needed:
+        needed[backend] = backend
     missing = {name: extra for name, extra in needed.items() if importlib.util.find_spec(name) is None}
     if missing:
         extras = ",".join(dict.fromkeys(missing.values()))
