@@ -8,7 +8,7 @@ MINUTES ?= 5
 # What `make test` and `make quick` run: a test file or folder instead of all of them.
 T ?=
 
-.PHONY: help setup demo test quick test-oldest lint flags fuzz clean
+.PHONY: help setup demo test quick test-oldest lint flags lock fuzz clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,10 @@ lint: setup ## check style and types
 
 flags: setup ## write large2small/flags.py, the keywords of `import large2small`, after a flag has changed
 	$(BIN)/python tests/helpers/python_flags.py
+
+lock: setup ## write requirements.lock, the installed versions of what [cpu] needs, with hashes from the index
+	$(BIN)/python tests/helpers/locked.py > requirements.lock.new
+	mv requirements.lock.new requirements.lock
 
 fuzz: setup ## read mutated files with every reader for MINUTES=5; faults are kept in fuzz-found/
 	PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/python tests/helpers/fuzzer.py --minutes $(MINUTES)
