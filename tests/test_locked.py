@@ -6,7 +6,7 @@ import re
 
 import pytest
 from locked import ROOT, lines
-from lowest_versions import REQUIREMENT, constraints, tomllib
+from lowest_versions import REQUIREMENT, tomllib
 
 LINE = re.compile(r"([\w.-]+)==([\w.]+) --hash=sha256:[0-9a-f]{64}")
 
@@ -30,10 +30,9 @@ def locked():
 
 
 def test_it_names_every_dependency_at_a_version_that_is_allowed(locked):
-    pyproject = (ROOT / "pyproject.toml").read_text()
-    project = tomllib.loads(pyproject)["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["cpu"]]
-    assert len(wanted) >= 4 and constraints(pyproject)
+    assert len(wanted) >= 4
     for each in wanted:
         bound = REQUIREMENT.fullmatch(each)
         assert numbers(locked[normal(bound["name"])]) >= numbers(bound["version"]), each

@@ -55,7 +55,5 @@ if __name__ == "__main__":
     here = {each.metadata["Name"]: each.version for each in metadata.distributions()}
     here.pop("large2small", None)
     chosen = lines(report("\n".join(f"{name}=={version}" for name, version in sorted(here.items()))))
-    python = f"Python {platform.python_version()}"
-    print(
-        "\n".join([HEAD.format(python=python, system=f"{platform.system()} {platform.machine()}"), *chosen])
-    )
+    python, system = f"Python {platform.python_version()}", f"{platform.system()} {platform.machine()}"
+    print("\n".join([HEAD.format(python=python, system=system), *chosen]))
