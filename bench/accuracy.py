@@ -4,8 +4,8 @@ another one.
 In:  an artifact (any `Predictor` with preprocessing) and an `ImageSet`.
 Out: `AccuracyResult`, logits included; `Comparison` of two; `AccuracyReport`, whose `to_dict` is the JSON
 result.
-Elsewhere: speed (bench.latency), reading images (runtime.images), the decision whether a drop is too much
-(export.checks.verify), the flags (bench.commands.accuracy), the table for a person (bench.tables).
+Elsewhere: speed (bench.clock.latency), reading images (runtime.images), the decision whether a drop is
+too much (export.checks.verify), the flags (bench.commands.accuracy), the table for a person (bench.tables).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 In:  plain values; None where nothing was measured.
 Out: short strings; text on stdout.
-Elsewhere: measuring (bench.latency, bench.accuracy), the tables themselves (bench.tables).
+Elsewhere: measuring (bench.clock.latency, bench.accuracy), the tables themselves (bench.tables).
 """
 
 from __future__ import annotations

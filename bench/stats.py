@@ -3,7 +3,7 @@
 In:  durations of single calls, nanoseconds (int64), in the order they were taken. Nothing is clipped or
 thrown away.
 Out: milliseconds, images per second.
-Elsewhere: taking the samples (bench.latency).
+Elsewhere: taking the samples (bench.clock.latency).
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 In:  a path and `RunOptions`.
 Out: a `Predictor`; its `Description`, which is part of every result.
-Elsewhere: what is called (bench.calls), the clock (bench.latency), the engines (runtime.backends.registry).
+Elsewhere: what is called (bench.clock.calls), the clock (bench.clock.latency), the engines
+(runtime.backends.registry).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 In:  what was measured of each artifact: accuracy, and durations of calls that alternated with the others'.
 Out: a `Table` of `Row`s and `Conditions`; the columns of CSV and JSON have the names of the fields.
-Elsewhere: accuracy (bench.accuracy), the clock (bench.latency), the order of measuring and the flags
+Elsewhere: accuracy (bench.accuracy), the clock (bench.clock.latency), the order of measuring and the flags
 (bench.commands.table), how it is shown and written (bench.tables).
 """
 

@@ -2,7 +2,7 @@
 
 In:  a `LatencyResult`, an `AccuracyReport`, a `Comparison` or a `Table`.
 Out: what rich prints; text; files.
-Elsewhere: measuring (bench.latency, bench.accuracy, bench.comparing.race), short forms of
+Elsewhere: measuring (bench.clock.latency, bench.accuracy, bench.comparing.race), short forms of
 numbers (bench.report).
 """
 
@@ -21,12 +21,12 @@ from runtime.images.summary import balanced_line
 
 from . import report
 from .accuracy import AccuracyReport
-from .calls import BOUNDARIES
+from .clock.calls import BOUNDARIES
+from .clock.latency import LatencyResult
 from .comparing.gate import Verdict
 from .comparing.paired import Paired
 from .comparing.race import Against, Comparison
 from .comparing.ratios import LEAST_BLOCKS, LEVEL, Ratio
-from .latency import LatencyResult
 from .table import Origins, Row, Table
 
 

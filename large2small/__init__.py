@@ -29,7 +29,7 @@ from .functions import bench_accuracy, bench_latency, evaluate, export_onnx, exp
 
 if TYPE_CHECKING:
     from bench.accuracy import AccuracyReport as AccuracyReport
-    from bench.latency import LatencyResult as LatencyResult
+    from bench.clock.latency import LatencyResult as LatencyResult
     from distill.evaluate import EvaluationReport as EvaluationReport
     from distill.run.result import RunResult as RunResult
     from export.stages.exported import Exported as Exported
@@ -60,7 +60,7 @@ RESULTS = {
     "AccuracyReport": "bench.accuracy",
     "EvaluationReport": "distill.evaluate",
     "Exported": "export.stages.exported",
-    "LatencyResult": "bench.latency",
+    "LatencyResult": "bench.clock.latency",
     "RunResult": "distill.run.result",
 }
 """What the functions return, for annotations -> the module of each, imported when it is asked for."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from bench.accuracy import AccuracyReport
-    from bench.latency import LatencyResult
+    from bench.clock.latency import LatencyResult
     from distill.evaluate import EvaluationReport
     from distill.run.result import RunResult
     from export.stages.exported import Exported

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import calls, latency, report, stats, subject
+from bench import report, stats, subject
+from bench.clock import calls, latency
 from runtime import env
 
 TARGET_US = 25.0

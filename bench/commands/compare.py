@@ -23,7 +23,8 @@ from runtime.cli.terminal import loading, progress_bar
 from runtime.env import conditions
 from runtime.images import ImageSet, open_images
 
-from .. import accuracy, calls, report, tables
+from .. import accuracy, report, tables
+from ..clock import calls
 from ..comparing.isolated import isolated
 from ..comparing.paired import Paired, paired
 from ..comparing.race import Comparison, Contestant, Effort, play

@@ -2,7 +2,8 @@
 
 In:  `Options`: an artifact, what to feed it and how often.
 Out: the result on stdout, with --json as one JSON object; with --results-file also every single duration.
-Elsewhere: the clock (bench.latency), what is called (bench.calls), the table for a person (bench.tables).
+Elsewhere: the clock (bench.clock.latency), what is called (bench.clock.calls), the table for a person
+(bench.tables).
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from runtime.cli.terminal import loading
 from runtime.env import conditions
 from runtime.images import open_images
 
-from .. import calls, latency, report, stats, tables
+from .. import report, stats, tables
+from ..clock import calls, latency
 from ..measuring import clients, energy, worker
 from ..measuring.cold import ColdStart, cold_start
 from ..measuring.layers import profile, require_profile

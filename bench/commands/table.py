@@ -22,7 +22,8 @@ from runtime.cli.terminal import loading, progress_bar
 from runtime.env import conditions
 from runtime.images import ImageSet, open_images
 
-from .. import accuracy, calls, latency, report, stats, tables
+from .. import accuracy, report, stats, tables
+from ..clock import calls, latency
 from ..results import saved
 from ..results.gathered import gather
 from ..subject import RunOptions, describe, open_artifact, require_preprocess

@@ -2,7 +2,7 @@
 
 In:  limits; what was measured of the artifact and of the one before it.
 Out: a `Verdict` of `Check`s; the same as JUnit's XML.
-Elsewhere: measuring (bench.measuring, bench.comparing.race), the flags (bench.commands.gate).
+Elsewhere: measuring (bench.measuring, bench.comparing.race), the flags (bench.gating.options).
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ import numpy as np
 from runtime.env.conditions import Warned
 
 from .. import stats
-from ..latency import collector_off, measure
+from ..clock.latency import collector_off, measure
 from ..subject import Description
 from . import ratios
 from .ratios import Ratio

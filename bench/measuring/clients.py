@@ -2,7 +2,7 @@
 
 In:  a call that many threads may do; how many clients, for how long.
 Out: `Concurrent`: how long a call then takes, how much longer than alone, images per second of all.
-Elsewhere: one client alone (bench.latency), percentiles (bench.stats).
+Elsewhere: one client alone (bench.clock.latency), percentiles (bench.stats).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from runtime import UsageError
 
 from .. import stats
-from ..latency import collector_off
+from ..clock.latency import collector_off
 
 
 @dataclass(frozen=True, eq=False)

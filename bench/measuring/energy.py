@@ -2,7 +2,7 @@
 
 In:  the counters of this machine; calls that happen between entering and leaving a `Meter`.
 Out: `Energy`: joules by counter, for each image; None where there is no counter, or it cannot be read.
-Elsewhere: the calls (bench.latency), clocks and throttling (runtime.env.conditions).
+Elsewhere: the calls (bench.clock.latency), clocks and throttling (runtime.env.conditions).
 
 A counter counts the whole processor, GPU or board, whatever else runs on it.
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .. import latency
+from ..clock import latency
 
 SYS = Path("/sys")
 MOST_SECONDS = 5.0

@@ -2,7 +2,7 @@
 
 In:  a path, engine flags, batch, boundary, images.
 Out: a contestant in this process, ready for its turns.
-Elsewhere: the calls (bench.calls), whose turn it is (bench.comparing.race), other processes
+Elsewhere: the calls (bench.clock.calls), whose turn it is (bench.comparing.race), other processes
 (bench.comparing.isolated, bench.measuring.elsewhere).
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 from runtime import Predictor, UsageError
 from runtime.images import open_images
 
-from .. import calls
+from ..clock import calls
 from ..comparing.race import Here
 from ..subject import RunOptions, describe, open_artifact
 

@@ -3,8 +3,8 @@ not pay.
 
 In:  two artifacts of the same network, as paths or as file contents.
 Out: `Speed`: int8 time / fp32 time with its interval, and reasons not to believe it; below 1 int8 is faster.
-Elsewhere: latency as users are shown it, with percentiles (bench.latency); two artifacts against each other
-for as long as it takes (bench.comparing.race); against other quantizers (measurements/int8_speed.py).
+Elsewhere: latency as users are shown it, with percentiles (bench.clock.latency); two artifacts against each
+other for as long as it takes (bench.comparing.race); against other quantizers (measurements/int8_speed.py).
 """
 
 from __future__ import annotations

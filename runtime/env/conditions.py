@@ -2,7 +2,7 @@
 
 In:  the moment before and after a measurement; its durations.
 Out: `Warned`, one for each reason, with the figure and the threshold that it crossed.
-Elsewhere: what the machine is (runtime.env), the measurements (bench.latency, bench.comparing.race,
+Elsewhere: what the machine is (runtime.env), the measurements (bench.clock.latency, bench.comparing.race,
 export.checks.speed).
 
 Nothing is left out of a result because of a warning; whoever reads it is told.

@@ -41,7 +41,8 @@ def test_an_unknown_subcommand_suggests_the_nearest(capsys):
     assert cli.main(["latncy"]) == 2
     assert (
         capsys.readouterr().err == "error: no command 'latncy'; did you mean latency? "
-        "Commands: latency, accuracy, table, compare, gate, report, robustness. See distill bench --help\n"
+        "Commands: latency, accuracy, table, compare, gate, report, card, robustness."
+        " See distill bench --help\n"
     )
 
 
@@ -120,7 +121,7 @@ def test_python_m_bench_works_without_torch_timm_and_onnx(student):
 def test_help_imports_no_engine_and_no_other_subcommand():
     code = (
         "import sys, bench.__main__; bench.__main__.main(['--help'])\n"
-        "unwanted = {'onnxruntime', 'rich', 'tyro', 'PIL', 'bench.latency', 'bench.commands.latency'}\n"
+        "unwanted = {'onnxruntime', 'rich', 'tyro', 'PIL', 'bench.clock.latency', 'bench.commands.latency'}\n"
         "sys.exit(', '.join(unwanted & set(sys.modules)) or None)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bench import __main__ as cli
-from bench.commands import gate
+from bench.gating import measured, options, timing
 from bench.measuring.setup import opened
 from runtime import UsageError
 
@@ -61,7 +61,7 @@ def test_a_seeded_slowdown_is_found_between_two_environments(tiny, tmp_path, gat
                 description=here.description, fed=here.fed, turn=lambda calls, _: np.full(calls, taken)
             )
 
-    monkeypatch.setattr(gate, "elsewhere", doubled)
+    monkeypatch.setattr(timing, "elsewhere", doubled)
     code, found = gated(new, "--baseline", old, "--python", sys.executable, seconds=60)
     (check,) = found["checks"]
     assert code == 1 and check["name"] == "slowdown" and check["measured"] == pytest.approx(20)
@@ -106,7 +106,7 @@ def untimed(monkeypatch):
     def forbidden(*_):
         raise AssertionError("timed before it was refused")
 
-    monkeypatch.setattr(gate, "play", forbidden)
+    monkeypatch.setattr(timing, "play", forbidden)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_answers_are_held_against_the_images_before_timing(
     kept.write_text(json.dumps(values))
     code, found = gated(*asked, "--data", tmp_path / "other")
     assert code == 2 and "answers are to other images" in found["error"]
-    monkeypatch.setattr(gate.worker, "peak_bytes", lambda: None)
+    monkeypatch.setattr(measured.worker, "peak_bytes", lambda: None)
     code, found = gated(student, "--max-memory", "1GB")
     assert code == 3 and "does not tell the memory" in found["error"]
 
@@ -228,7 +228,7 @@ def test_what_cannot_be_is_refused_before_measuring(words, said, student, capsys
 
 
 def test_units():
-    assert [gate.parse_time(text) for text in ("5ms", "800us", "0.1s")] == pytest.approx([5, 0.8, 100])
-    assert [gate.parse_bytes(text) for text in ("200MB", "1GiB", "5")] == [200e6, 2**30, 5]
+    assert [options.parse_time(text) for text in ("5ms", "800us", "0.1s")] == pytest.approx([5, 0.8, 100])
+    assert [options.parse_bytes(text) for text in ("200MB", "1GiB", "5")] == [200e6, 2**30, 5]
     with pytest.raises(UsageError):
-        gate.parse_percent("-5%")
+        options.parse_percent("-5%")

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import bench
-from bench import accuracy, calls
+from bench import accuracy
 from bench.accuracy import Answers
+from bench.clock import calls
 from bench.measuring import elsewhere as module
 from bench.measuring import setup as setups
 from bench.measuring import worker

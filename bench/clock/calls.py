@@ -2,7 +2,7 @@
 
 In:  a `Predictor`; images to feed it (real ones, or synthetic ones made here).
 Out: `Calls`.
-Elsewhere: the clock (bench.latency), opening the artifact (bench.subject). Only the public methods of
+Elsewhere: the clock (bench.clock.latency), opening the artifact (bench.subject). Only the public methods of
 `Predictor` are called, as an application does.
 
 The boundaries:

@@ -1,8 +1,8 @@
 """The clock: how long one call takes, at a named timing boundary.
 
-In:  argument-free functions, such as those of bench.calls.
+In:  argument-free functions, such as those of bench.clock.calls.
 Out: durations in nanoseconds, every one kept; a `LatencyResult`, whose `to_dict` is the JSON result.
-Elsewhere: what is called (bench.calls), what percentiles mean (bench.stats), the flags
+Elsewhere: what is called (bench.clock.calls), what percentiles mean (bench.stats), the flags
 (bench.commands.latency), the table for a person (bench.tables).
 """
 
@@ -19,9 +19,9 @@ import numpy as np
 
 from runtime.env.conditions import Warned
 
-from . import stats
+from .. import stats
+from ..subject import Description
 from .calls import BOUNDARIES
-from .subject import Description
 
 SETTLE = 2
 """Untimed calls at the start of each turn of `interleaved`: the previous artifact's threads and cache lines

@@ -9,8 +9,8 @@ import pytest
 
 import runtime
 from bench import __main__ as cli
-from bench import calls as timed
-from bench import latency
+from bench.clock import calls as timed
+from bench.clock import latency
 from bench.commands import latency as command
 from runtime import DataError, MissingError, UsageError
 from runtime.images import open_images

@@ -1,0 +1,1 @@
+"""What is called on an artifact, and the clock around it."""
