@@ -501,6 +501,13 @@ def test_logits_that_are_not_numbers_are_an_error_of_every_call(backend, tmp_pat
         assert np.isnan(predictor.logits(batch, finite=False)).any()
 
 
+def test_a_number_is_not_an_image(student):
+    with runtime.load(student) as predictor:
+        for image in (np.array(3), 5, None, {"a": 1}):
+            with pytest.raises(UsageError, match=r"expected (uint8 \(height|a path)"):
+                predictor.classify(image)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_scores_that_are_not_numbers_are_an_error_and_no_guess(student, bad):
     with runtime.load(student) as predictor:
