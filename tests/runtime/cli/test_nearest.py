@@ -103,7 +103,7 @@ OTHER_PROGRAMS = {
     *("--backend-config", "--model-repository"),  # tritonserver
     *("--format", "--query-compute-apps", "--query-gpu"),  # nvidia-smi
     *("--ipc", "--shm-size"),  # docker
-    *("--master-port", "--nproc-per-node", "--standalone"),  # torchrun
+    *("--master-port", "--max-restarts", "--nproc-per-node", "--standalone"),  # torchrun
     "--get",  # in trtexec's --getPlanVersionOnly
     "--inputs-as-nchw",  # tf2onnx
     "--system-site-packages",  # venv
