@@ -110,9 +110,24 @@ def prepare(
     """
     with loading("opening the loggers"):
         loggers.require(options.tensorboard, options.services)
+    basis = _basis(options, folder, kept)
+    return _job(basis, _taught(basis), make_trainer)
+
+
+@dataclass(frozen=True, eq=False)
+class _Basis:
+    """What there is before the teacher."""
+
+    options: TrainOptions
+    data: Splits
+    tried: Tried
+    plain: Task
+    """The training without a teacher."""
+
+
+def _basis(options: TrainOptions, folder: Path, kept: Path | None) -> _Basis:
     options = shared_out(with_files(options), folder, together.size())
     options, start = opened(options, folder, kept)
-    preprocess = start.preprocess
     device = pick_device(options.device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what runs in fp32
@@ -123,12 +138,27 @@ def prepare(
         say(f"student: {line}")
     tried = try_student(options, start, len(data.train.class_names))
     recipe = recipe_of(options)
-    train = cached(data.train, recipe, preprocess)
-    plain = Task("plain", recipe, folder, train, data.val, preprocess, device, start=start)
+    train = cached(data.train, recipe, start.preprocess)
+    plain = Task("plain", recipe, folder, train, data.val, start.preprocess, device, start=start)
     with torch.random.fork_rng(devices=[]):
         _ = start.checkpoint  # fetched now, not after minutes of fitting a teacher
-    labels = open_labels(recipe, data.train, preprocess) if options.teacher_labels else None
-    source = open_teacher(options, folder, data.train.class_names, preprocess.exif)
+    return _Basis(options, data, tried, plain)
+
+
+@dataclass(frozen=True, eq=False)
+class _Taught:
+    """The teacher or its stored answers, where there are any."""
+
+    labels: Labels | None
+    source: teachers.Source | None
+    teacher: teachers.Teacher | None
+    accuracy: Evaluation | None
+
+
+def _taught(basis: _Basis) -> _Taught:
+    options, data, plain = basis.options, basis.data, basis.plain
+    labels = open_labels(plain.recipe, data.train, plain.preprocess) if options.teacher_labels else None
+    source = open_teacher(options, plain.folder, data.train.class_names, plain.preprocess.exif)
     if options.control and not (source or labels):
         raise UsageError(
             "--control trains the student once more without its teacher, and there is no teacher here. "
@@ -139,37 +169,42 @@ def prepare(
     source, teacher = ready_teacher(options, plain, data, source)
     if teacher and teacher.origin.fitted:  # by each process for itself
         together.copy_from_main(teacher.model.state_dict().values())
-    accuracy = teacher_accuracy(teacher, data.val, options, device) if teacher else None
-    teacher_result = _teacher_result(teacher, accuracy, labels)
+    accuracy = teacher_accuracy(teacher, data.val, options, plain.device) if teacher else None
+    return _Taught(labels, source, teacher, accuracy)
+
+
+def _job(basis: _Basis, taught: _Taught, make_trainer: Callable[[Task], trainers.Trainer]) -> Job:
+    options, data, plain = basis.options, basis.data, basis.plain
+    teacher_result = _teacher_result(taught.teacher, taught.accuracy, taught.labels)
     header = header_of(
-        recipe,
+        plain.recipe,
         data,
-        tried.parameters,
-        preprocess.input_size,
+        basis.tried.parameters,
+        plain.preprocess.input_size,
         _teacher_words(options, teacher_result),
-        device.type,
-        preprocess.exif,
-        tried.layers,
+        plain.device.type,
+        plain.preprocess.exif,
+        basis.tried.layers,
     )
     student = replace(
         plain,
-        role="student" if teacher or labels else "plain",
-        teacher=teacher,
-        labels=labels,
-        lineage=lineage_of(recipe, data, teacher, labels),
-        teacher_classes=accuracy.classes if accuracy else None,
+        role="student" if taught.teacher or taught.labels else "plain",
+        teacher=taught.teacher,
+        labels=taught.labels,
+        lineage=lineage_of(plain.recipe, data, taught.teacher, taught.labels),
+        teacher_classes=taught.accuracy.classes if taught.accuracy else None,
         loggers=options.services,
     )
     require_same_training(student)
     return Job(
         options=options,
-        folder=folder,
+        folder=plain.folder,
         data=data,
         teacher=teacher_result,
         tasks=(student, control_of(student)) if options.control else (student,),
         make_trainer=make_trainer,
         header=header,
-        kept_teacher=source if source and is_kept(source) else None,
+        kept_teacher=taught.source if taught.source and is_kept(taught.source) else None,
     )
 
 
