@@ -71,6 +71,11 @@ class Agreement(Record):
     """Share of images with the same best class, percent."""
     atol: float | None = None
     """Largest difference allowed, as a share of the scale."""
+    float64_max_abs: float | None = None
+    """Largest difference to torch's network in float64, where fp32 was further apart than allowed and only
+    rounding explains it."""
+    torch_float64_max_abs: float | None = None
+    """That of torch's own fp32 logits."""
     batch_sizes: list[int] | None = None
     batch_spread: float | None = None
     """Largest difference between an image alone and the same image in a batch."""

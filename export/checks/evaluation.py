@@ -20,6 +20,7 @@ from runtime.preprocess import Preprocess
 from runtime.records import Judged
 
 from . import samples, verify
+from .rounding import torch_logits
 
 
 class Evaluation:
@@ -53,7 +54,7 @@ class Evaluation:
     def student_logits(self) -> np.ndarray:
         """(N, K) of the torch network."""
         return np.concatenate(
-            [verify.torch_logits(self.student, batch) for batch in self.batches("accuracy of the student")]
+            [torch_logits(self.student, batch) for batch in self.batches("accuracy of the student")]
         )
 
     @cached_property

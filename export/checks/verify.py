@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,8 +24,7 @@ from runtime.errors import GateError
 from runtime.predictor import Predictor, load
 from runtime.records import Agreement, Judged, WorstClass
 
-if TYPE_CHECKING:
-    from torch import nn  # a plan is checked on boards without torch
+from .rounding import Exact
 
 BATCH_SIZES = (1, 2, 16)
 """At which ONNX is compared with torch; 1 and 2 on some images, the largest on all."""
@@ -58,6 +57,10 @@ class Match:
     """Largest |logit| of the reference, at least 1."""
     top1_agreement: float
     """Share of images with the same best class, percent."""
+    float64_max_abs: float | None = None
+    """Largest difference to the network in float64, where only rounding explains `max_abs`."""
+    torch_float64_max_abs: float | None = None
+    """That of torch's own fp32."""
 
     def to_record(self) -> Agreement:
         """For the metadata."""
@@ -105,19 +108,11 @@ class Flips(NamedTuple):
         return 100 * (self.right_to_wrong - self.wrong_to_right) / self.images
 
 
-def torch_logits(network: nn.Module, images: np.ndarray, batch: int = 16) -> np.ndarray:
-    """(N, K) float32 of preprocessed images (N, C, H, W)."""
-    import torch
-
-    with torch.inference_mode():
-        parts = [
-            network(torch.from_numpy(images[i : i + batch])).numpy() for i in range(0, len(images), batch)
-        ]
-    return np.concatenate(parts)
-
-
-def require_equal(reference: np.ndarray, logits: np.ndarray, atol: float, what: str) -> Match:
-    """Raise GateError unless every logit is within `atol` times the logit scale and every top-1 is the same.
+def require_equal(
+    reference: np.ndarray, logits: np.ndarray, atol: float, what: str, exact: Exact | None = None
+) -> Match:
+    """Raise GateError unless every logit is within `atol` times the logit scale and every top-1 is the same;
+    or, with `exact`, unless the logits are as near to float64 as the reference is.
 
     reference, logits (N, K). The scale is max(1, largest |reference|): float32 rounding grows with the
     numbers themselves.
@@ -132,15 +127,31 @@ def require_equal(reference: np.ndarray, logits: np.ndarray, atol: float, what: 
         agreement(reference, logits),
     )
     if found.max_abs > atol * scale or found.top1_agreement < 100:
+        rounding = exact.rounding(reference, logits) if exact else None
+        if rounding and rounding.explains:
+            return replace(
+                found, float64_max_abs=rounding.max_abs, torch_float64_max_abs=rounding.torch_max_abs
+            )
+        from_float64 = (
+            f" From float64 torch is {rounding.torch_max_abs:.3g} away, and this {rounding.max_abs:.3g}."
+            if rounding
+            else ""
+        )
         raise GateError(
             f"{what}: largest logit difference {found.max_abs:.3g} (allowed {atol * scale:.3g} = {atol:g} x"
             f" logit scale {scale:.3g}), same top-1 on {found.top1_agreement:.2f} % of {found.images} images."
-            " Not the same network: report the architecture, or allow more with --atol"
+            f"{from_float64} Not the same network: report the architecture, or allow more with --atol"
         )
     return found
 
 
-def parity(predictor: Predictor, reference: np.ndarray, images: np.ndarray, atol: float) -> Agreement:
+def parity(
+    predictor: Predictor,
+    reference: np.ndarray,
+    images: np.ndarray,
+    atol: float,
+    exact: Exact | None = None,
+) -> Agreement:
     """ONNX against torch at each of BATCH_SIZES, and equal rows for equal images. Raises GateError.
 
     reference (N, K) are the unmerged network's logits for images (N, C, H, W), preprocessed.
@@ -149,12 +160,15 @@ def parity(predictor: Predictor, reference: np.ndarray, images: np.ndarray, atol
     for size in BATCH_SIZES:
         count = len(images) if size == max(BATCH_SIZES) else min(len(images), 8 * size)
         logits = predictor.logits_in_batches(images[:count], size, finite=False)
-        worst.append(require_equal(reference[:count], logits, atol, f"ONNX against torch at batch {size}"))
+        what = f"ONNX against torch at batch {size}"
+        worst.append(require_equal(reference[:count], logits, atol, what, exact))
     spread = require_consistent(predictor, images, atol)
     largest = max(worst, key=lambda found: found.max_abs)
     return replace(
         worst[-1].to_record(),
         max_abs=largest.max_abs,
+        float64_max_abs=largest.float64_max_abs,
+        torch_float64_max_abs=largest.torch_float64_max_abs,
         atol=atol,
         batch_sizes=list(BATCH_SIZES),
         batch_spread=spread,

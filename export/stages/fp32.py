@@ -22,6 +22,7 @@ from runtime.artifact import Metadata
 from runtime.records import Verification
 
 from ..checks import samples, verify
+from ..checks.rounding import Exact, torch_logits
 from ..graph import from_torch, macs
 from .inputs import Inputs
 
@@ -51,13 +52,13 @@ def export_fp32(inputs: Inputs) -> Fp32:
     images = np.concatenate(
         [batch for batch, _ in samples.batches(inputs.evaluation, chosen, preprocess, about="")]
     )
-    reference = verify.torch_logits(student, images)
+    reference, exact = torch_logits(student, images), Exact(student, images)
     merging = verify.require_equal(
-        reference, verify.torch_logits(merged, images), options.atol, "merged against unmerged"
+        reference, torch_logits(merged, images), options.atol, "merged against unmerged", exact
     )
     unchecked = from_torch.write_metadata(model, meta)
     with verify.opened(unchecked, inputs.scratch / "fp32.onnx") as predictor:
-        parity = verify.parity(predictor, reference, images, options.atol)
+        parity = verify.parity(predictor, reference, images, options.atol, exact)
     meta = replace(meta, verification=Verification(merged=merging.to_record(), parity=parity))
     return Fp32(student, model, from_torch.write_metadata(model, meta), meta)
 

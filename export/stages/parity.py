@@ -33,7 +33,8 @@ from runtime.images import FileSet, ImageSet
 from runtime.predictor import Predictor, load
 from runtime.preprocess import Preprocess
 
-from ..checks import samples, verify
+from ..checks import samples
+from ..checks.rounding import torch_logits
 from ..checks.samples import Subset
 from ..options.parity import ParityOptions
 from .fp32 import network_of
@@ -63,7 +64,7 @@ def compare(options: ParityOptions) -> dict[str, Any]:
         chosen = samples.choose(images.labels, options.size or len(images), options.seed)
         student, reference, logits = network_of(checkpoint), [], []
         for pixels in same_pixels(images, chosen, checkpoint.preprocess, spec):
-            reference.append(verify.torch_logits(student, pixels))
+            reference.append(torch_logits(student, pixels))
             logits.append(predictor.logits_in_batches(pixels, finite=False))
         decisions = compare_decisions(
             np.concatenate(reference), np.concatenate(logits), predictor, images, chosen, options
