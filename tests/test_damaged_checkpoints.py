@@ -176,6 +176,32 @@ def contents(path: Path) -> list[range]:
     return found
 
 
+def test_a_part_that_is_marked_as_a_folder_is_refused(place):
+    """torch would read nothing of it, and use what was in memory as weights."""
+    raw = bytearray(Path("good.pth").read_bytes())
+    with zipfile.ZipFile("good.pth") as parts:
+        place_of_list, names = parts.start_dir, [part.filename for part in parts.infolist()]
+    name = next(name for name in names if "/data/" in name).encode()
+    attributes = raw.index(name, place_of_list) - 8  # 4 bytes, then 4 of the part's place, then its name
+    raw[attributes] ^= 0x10
+    Path("folder.pth").write_bytes(raw)
+    with pytest.raises(ArtifactError, match="is marked as a folder"):
+        checkpoints.load("folder.pth")
+
+
+def test_two_parts_of_one_name_are_refused(place):
+    """torch would read one of them in place of the other."""
+    raw = bytearray(Path("good.pth").read_bytes())
+    with zipfile.ZipFile("good.pth") as parts:
+        start, names = parts.start_dir, [part.filename.encode() for part in parts.infolist()]
+    one, other = [name for name in names if b"/data/" in name and name[-2:-1] == b"/"][:2]
+    for begin in (raw.index(one), raw.index(one, start)):  # before the part itself, and in the list
+        raw[begin : begin + len(one)] = other
+    Path("two.pth").write_bytes(raw)
+    with pytest.raises(ArtifactError, match="two parts are called"):
+        checkpoints.load("two.pth")
+
+
 def test_a_flipped_bit_is_refused_or_in_bytes_that_say_nothing(place):
     """Padding, dates and the like are in no checksum; nothing of the content depends on them."""
     raw, inside = Path("good.pth").read_bytes(), contents(Path("good.pth"))

@@ -250,7 +250,8 @@ def test_python_m_distill_from_start_to_kill_to_end(workspace, whole):
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["run"] == str(folder)
-    assert all(line.startswith(("plain: ", "report: ", *HEADER)) for line in done.stderr.splitlines()), (
-        done.stderr
-    )
+    assert all(
+        line.startswith(("training data from ", "plain: ", "report: ", *HEADER))
+        for line in done.stderr.splitlines()
+    ), done.stderr
     assert_same_result(folder, whole)

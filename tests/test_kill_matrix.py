@@ -11,6 +11,7 @@ import importlib
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,6 +88,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path / "disk" / "temporary"))
     monkeypatch.setattr("tempfile.tempdir", None)
+    tempfile.gettempdir()  # leaves a file for a moment, once a process: it is Python that does that
     dice = np.random.default_rng(0)
     for split in ("train", "val"):
         x = dice.integers(0, 256, (8, 16, 16, 3)).astype(np.uint8)

@@ -28,6 +28,8 @@ CODE = ("GLOBAL", "call reduce", "create new object", "Can only build")
 """Words of torch's weights-only reader when it meets a function or class it will not call."""
 FIT, BROKEN = "checksums fit", "broken: "
 """What `checksums` says, or begins with."""
+DOS_FOLDER = 0x10
+"""The attribute of a part of a zip that is a folder."""
 MOST_UNPACKED = 2**26
 """Bytes that the parts of a file may have together in any case."""
 MOST_PACKED = 20
@@ -110,6 +112,8 @@ def checksums(path: Path) -> str | None:
         with zipfile.ZipFile(path) as parts:
             if all(part.CRC == 0 for part in parts.infolist()):
                 return None
+            if odd := _odd_part(parts):
+                return f"{BROKEN}changed since it was written ({odd}). Copy it again from its source"
             damaged = parts.testzip()
     except (zipfile.BadZipFile, RuntimeError, OSError, EOFError, ValueError, zlib.error) as error:
         reason = " ".join(str(error).split())
@@ -120,6 +124,20 @@ def checksums(path: Path) -> str | None:
             " again from its source"
         )
     return FIT
+
+
+def _odd_part(parts: zipfile.ZipFile) -> str:
+    """What is wrong with the list of parts, which no CRC-32 covers; empty where nothing is. Of a part that is
+    marked as a folder torch would read nothing, and of two with one name the other.
+    """
+    names = set()
+    for part in parts.infolist():
+        if part.is_dir() or part.external_attr & DOS_FOLDER:
+            return f"part {part.filename} is marked as a folder"
+        if part.filename in names:
+            return f"two parts are called {part.filename}"
+        names.add(part.filename)
+    return ""
 
 
 def _require_bounded(path: Path) -> None:

@@ -22,7 +22,7 @@ from onnx import numpy_helper
 from export.graph import from_torch
 from export.int8 import quantize
 from export.int8.calibrate import calibrate
-from runtime.artifact import Metadata, read_sidecar, sidecar_of
+from runtime.artifact import Metadata, read_sidecar, seal, sidecar_of
 from runtime.images import open_images
 from runtime.records import Quantization
 
@@ -123,7 +123,7 @@ def test_plan_that_is_less_accurate_than_allowed_is_not_written(run, source, som
     spent = json.loads(entry.value) | {"verification": {"lowered": {"drop": 1.5}}}
     without_metadata(model)
     model.metadata_props.add(key="large2small", value=json.dumps(spent))
-    onnx.save(model, source)
+    source.write_bytes(seal(model.SerializeToString()))
     done = export(run, source, "--data", some_digits, "--timing-cache", "none")
     assert (
         done.returncode == 1
