@@ -11,7 +11,7 @@ from runtime.errors import GateError
 
 
 @pytest.fixture
-def cancelling():
+def canceling():
     """A layer whose sums are a millionth of their terms, and its images (N, C, 1, 1)."""
     chance = np.random.default_rng(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(512, 3))
@@ -31,8 +31,8 @@ def in_another_order(network, images):
     return np.cumsum(terms, axis=2, dtype=np.float32)[:, :, -1] + bias
 
 
-def test_the_same_sums_in_another_order_are_the_same_network(cancelling):
-    network, images = cancelling
+def test_the_same_sums_in_another_order_are_the_same_network(canceling):
+    network, images = canceling
     reference, others = torch_logits(network, images), in_another_order(network, images)
     with pytest.raises(GateError, match="largest logit difference"):
         verify.require_equal(others, reference, 1e-6, "test")
@@ -44,16 +44,16 @@ def test_the_same_sums_in_another_order_are_the_same_network(cancelling):
     assert found.to_record().float64_max_abs == one.max_abs
 
 
-def test_float64_is_worked_out_apart(cancelling):
-    network, images = cancelling
+def test_float64_is_worked_out_apart(canceling):
+    network, images = canceling
     weight, bias = (each.detach().numpy().astype(np.float64) for each in network[1].parameters())
     expected = images.reshape(8, -1).astype(np.float64) @ weight.T + bias
     assert Exact(network, images).logits == pytest.approx(expected, rel=1e-9, abs=1e-9)
     assert next(network.parameters()).dtype == torch.float32
 
 
-def test_another_network_is_not_excused(cancelling):
-    network, images = cancelling
+def test_another_network_is_not_excused(canceling):
+    network, images = canceling
     reference = torch_logits(network, images)
     far = 10 * np.abs(reference - Exact(network, images).logits).max() + 1
     with pytest.raises(GateError, match=r"From float64 torch is .* away, and this .*Not the same network"):
@@ -66,8 +66,8 @@ def test_a_best_class_that_float64_has_not_is_not_excused():
     assert not Rounding(1e-3, 2.1e-3, torch_flips=0, flips=0).explains
 
 
-def test_float64_is_not_computed_where_fp32_agrees(cancelling, monkeypatch):
-    network, images = cancelling
+def test_float64_is_not_computed_where_fp32_agrees(canceling, monkeypatch):
+    network, images = canceling
     monkeypatch.setattr(Exact, "rounding", lambda *_: pytest.fail("computed"))
     logits = torch_logits(network, images)
     assert verify.require_equal(logits, logits, 1e-6, "test", Exact(network, images)).float64_max_abs is None
