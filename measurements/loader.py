@@ -30,10 +30,10 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from timm.data import ImageDataset, create_loader
+from timm.data import ImageDataset, auto_augment, create_loader
 
 from distill.data import TrainLoader, open_data
-from distill.data.augment import timm_settings, training_transform
+from distill.data.augment import operations, posterize, timm_settings, training_transform
 from distill.data.cached import cached
 from distill.data.crops import ResizedCrop
 from distill.data.seeds import seed_all
@@ -96,6 +96,10 @@ def of_timm(folder: Path, recipe: Recipe, spec: Preprocess, device: torch.device
         use_prefetcher=True,
         **timm_settings(recipe, spec),
     ).loader
+    for step in loader.dataset.transform.transforms:
+        for operation in operations(step):
+            if operation.aug_fn is auto_augment.posterize:  # which Pillow 13 refuses now and then
+                operation.aug_fn = posterize
     return lambda _: sum(len(images) for images, _ in loader)
 
 
