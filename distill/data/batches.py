@@ -12,7 +12,7 @@ CPU and on a GPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch import Tensor
 from runtime.errors import Large2SmallError
 from runtime.preprocess import Preprocess
 
+T = TypeVar("T")
 Sample = tuple[Any, int, list[str]] | Large2SmallError
 """(image or None, label, unreadable images passed over), or the error why there is none, as a value: raised
 in a worker, torch would put a traceback into its text. The image is a `Picture`, or for evaluation a tensor
@@ -54,25 +55,33 @@ class Pixels(NamedTuple):
 
 def collate(samples: list[Sample]) -> Batch | Large2SmallError:
     """Readable samples stacked; what could not be read is named. The first error takes the batch's place."""
-    found = sorted_out(samples)
-    if isinstance(found, Large2SmallError):
-        return found
-    images, labels, bad = found
-    return Batch(torch.stack(images) if images else torch.zeros(0), labels, bad)
+    return collated(samples, lambda images, labels, bad: Batch(torch.stack(images), labels, bad))
 
 
 def collate_pictures(samples: list[Sample]) -> Batch | Pixels | Large2SmallError:
     """The same of `Picture`s; a `Batch` where none is readable."""
-    found = sorted_out(samples)
+    return collated(
+        samples,
+        lambda pictures, labels, bad: Pixels(
+            torch.stack([each.pixels for each in pictures]), labels, bad, *patches_of(pictures)
+        ),
+    )
+
+
+def collated(
+    samples: list[Sample], stacked: Callable[[list[Any], Tensor, list[str]], T]
+) -> T | Batch | Large2SmallError:
+    """What `stacked` makes of the readable samples: their images, labels (N,) and what could not be read. An
+    empty `Batch` where none is readable; the first error takes the batch's place.
+    """
+    found = _sorted_out(samples)
     if isinstance(found, Large2SmallError):
         return found
     images, labels, bad = found
-    if not images:
-        return Batch(torch.zeros(0), labels, bad)
-    return Pixels(torch.stack([each.pixels for each in images]), labels, bad, *patches_of(images))
+    return stacked(images, labels, bad) if images else Batch(torch.zeros(0), labels, bad)
 
 
-def sorted_out(samples: list[Sample]) -> tuple[list[Any], Tensor, list[str]] | Large2SmallError:
+def _sorted_out(samples: list[Sample]) -> tuple[list[Any], Tensor, list[str]] | Large2SmallError:
     """Images and labels (N,) of the readable samples, and what could not be read; or the first error."""
     read = []
     for sample in samples:

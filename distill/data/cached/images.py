@@ -24,7 +24,7 @@ from runtime.errors import MissingError, UsageError
 from runtime.images import ImageSet
 from runtime.images.decode import exif_of, orientation
 from runtime.images.order import as_bytes
-from runtime.images.sets import Stamp, Within
+from runtime.images.sets import Within
 from runtime.preprocess import Preprocess
 
 from ...recipe import Recipe
@@ -126,9 +126,6 @@ class CachedSet(Within):
         if kept.orientation != 1:
             found.info["exif"] = exif_of(kept.orientation)
         return found
-
-    def stamp(self, index: int) -> Stamp | None:
-        return self.images.stamp(index)
 
 
 _places: dict[Path, ExitStack] = {}

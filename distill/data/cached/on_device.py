@@ -25,7 +25,7 @@ from runtime.preprocess import Preprocess
 
 from ...recipe import Recipe
 from ..augment import FLAGS, Erased, Key, Patch, training_transform
-from ..batches import Batch, Pixels, Sample, patches_of, sorted_out
+from ..batches import Batch, Pixels, Sample, collated, patches_of
 from ..seeds import hash_seed, seed_all
 from ..sets import StreamSet
 
@@ -60,14 +60,12 @@ class Crops(NamedTuple):
 
 def collate_crops(samples: list[Sample]) -> Batch | Crops | Large2SmallError:
     """Readable samples stacked; what could not be read is named. The first error takes the batch's place."""
-    found = sorted_out(samples)
-    if isinstance(found, Large2SmallError):
-        return found
-    crops, labels, bad = found
-    if not crops:
-        return Batch(torch.zeros(0), labels, bad)
-    chosen = torch.tensor([crop[:4] for crop in crops], dtype=torch.int64)
-    return Crops(chosen, labels, bad, *patches_of(crops))
+    return collated(
+        samples,
+        lambda crops, labels, bad: Crops(
+            torch.tensor([crop[:4] for crop in crops], dtype=torch.int64), labels, bad, *patches_of(crops)
+        ),
+    )
 
 
 class Draw:
